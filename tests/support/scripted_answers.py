@@ -1,0 +1,162 @@
+"""What the scripted server answers: tokens, log-probs and durations as a function of the request alone.
+
+The next token is a hash of everything before it, so an answer does not depend on arrival order, on the server
+that gives it, or on where it was interrupted: a request that goes on from the tokens already made (n = 1) ends with
+the same tokens as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+_MASK = (1 << 64) - 1
+_ODD = 0x9E3779B97F4A7C15
+# The length of an answer is not part of what decides its tokens: a continuation asks for fewer.
+_NOT_HASHED = frozenset({"n", "max_new_tokens", "min_new_tokens"})
+
+Answer = Callable[[list[int], dict[str, Any], int], list[int]]
+FaultKind = Literal["die", "hang", "cut", "half", "status", "delay", "restart", "abort"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong, for which requests.
+
+    die: the server goes away, as by kill -9. hang: never answers. cut: closes the connection without an answer.
+    half: sends half of the answer, then closes. status: answers `status` with `body`. delay: answers after `delay_s`.
+    restart: all connections are cut, the port refuses for `delay_s`, then the server is back with its first version.
+    abort: the answer is given up half-way, as SGLang answers an aborted request.
+    """
+
+    kind: FaultKind
+    path: str = "/generate"
+    skip: int = 0  # matching requests that pass before the first that is hit
+    times: int = 1  # matching requests that are hit; 0 for all from then on
+    status: int = 500
+    body: str = '{"error": {"message": "scripted fault"}}'
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Script:
+    """How a scripted server behaves; times of zero answer at once."""
+
+    vocab_size: int = 512
+    context_length: int = 4096
+    eos_token_id: int = 1
+    first_token_id: int = 2  # smallest id that is ever answered besides the stop token
+    stop_probability: float = 0.05  # that a token is the stop token; 0 for answers of max_new_tokens
+    logprob: float | None = None  # of every token; None for -ln(vocab_size) give or take 0.01
+    latency_s: float = 0.0  # before the first token
+    token_s: float = 0.0  # a token
+    tail_sigma: float = 0.0  # durations are multiplied with a log-normal factor of this sigma, drawn from the request
+    max_running: int | None = None  # samples that decode at a time; the rest waits in a queue
+    load_s: float = 0.0  # a weight update takes
+    health_s: float = 0.0  # /health takes (1.0 on SGLang)
+    weight_version: str = "default"
+    api_key: str | None = None
+    answer: str | None = None  # module:function(input_ids, sampling_params, index) -> token ids, with the stop token
+    faults: tuple[Fault, ...] = field(default=())
+
+    @classmethod
+    def from_json(cls, text: str) -> Script:
+        """A script from a JSON object; raises ValueError that names an unknown key."""
+        values = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"script: unknown keys {unknown}; known are {sorted(known)}")
+        faults = tuple(Fault(**fault) for fault in values.pop("faults", ()))
+        return cls(**values, faults=faults)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer in full, as it would be without interruption."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: dict[str, Any]
+    duration_s: float
+
+
+def _mix(x: int) -> int:
+    """splitmix64's finaliser: a 64-bit hash of a 64-bit number."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+@functools.lru_cache(maxsize=1024)
+def _salt(hashed_params: str, index: int) -> int:
+    return _mix(zlib.crc32(hashed_params.encode()) * _ODD + index)
+
+
+@functools.lru_cache(maxsize=64)
+def _load(path: str) -> Answer:
+    module, _, name = path.partition(":")
+    answer: Answer = getattr(importlib.import_module(module), name)
+    return answer
+
+
+def stop_ids(script: Script, params: dict[str, Any]) -> set[int]:
+    stops = set(params.get("stop_token_ids") or ())
+    return stops if params.get("ignore_eos") else stops | {script.eos_token_id}
+
+
+def _hashed_tokens(script: Script, input_ids: Sequence[int], params: dict[str, Any], index: int) -> list[int]:
+    state = 0
+    for token in input_ids:
+        state = (state * _ODD + token + 1) & _MASK
+    salt = _salt(json.dumps({k: v for k, v in params.items() if k not in _NOT_HASHED}, sort_keys=True), index)
+    stops = stop_ids(script, params)
+    stop_below = int(script.stop_probability * 2**32) if stops else 0
+    stop = min(stops, default=-1)
+    width, low = script.vocab_size - script.first_token_id, script.first_token_id
+    limit, at_least = params.get("max_new_tokens", 128), params.get("min_new_tokens", 0)
+    tokens: list[int] = []
+    while len(tokens) < limit:
+        drawn = _mix(state ^ salt)
+        token = low + (drawn >> 32) % width
+        if drawn & 0xFFFFFFFF < stop_below and len(tokens) >= at_least:
+            token = stop
+        tokens.append(token)
+        if token in stops and len(tokens) > at_least:
+            break
+        state = (state * _ODD + token + 1) & _MASK
+    return tokens
+
+
+def _logprob(script: Script, token: int, position: int) -> float:
+    if script.logprob is not None:
+        return script.logprob
+    return -math.log(script.vocab_size) + (_mix(token * _ODD + position) / 2**63 - 1.0) * 0.01
+
+
+def sample(script: Script, input_ids: list[int], params: dict[str, Any], index: int) -> Sample:
+    """The answer number `index` of n to a request. Depends on nothing but its arguments."""
+    limit = params.get("max_new_tokens", 128)
+    if script.answer is None:
+        tokens = _hashed_tokens(script, input_ids, params, index)
+    else:
+        tokens = _load(script.answer)(input_ids, params, index)[:limit]
+    stops = stop_ids(script, params)
+    if tokens and tokens[-1] in stops:
+        reason: dict[str, Any] = {"type": "stop", "matched": tokens[-1]}
+    else:
+        reason = {"type": "length", "length": limit}
+    start = len(input_ids)
+    duration = script.latency_s + script.token_s * len(tokens)
+    if script.tail_sigma and duration:
+        seed = _mix(sum(input_ids) * _ODD + index + 1)
+        uniform, angle = (seed >> 32) / 2**32, (seed & 0xFFFFFFFF) / 2**32
+        normal = math.sqrt(-2.0 * math.log(1.0 - uniform)) * math.cos(2.0 * math.pi * angle)
+        duration *= math.exp(script.tail_sigma * normal)
+    logprobs = [_logprob(script, token, start + i) for i, token in enumerate(tokens)]
+    return Sample(tokens, logprobs, reason, duration)
