@@ -1,0 +1,1 @@
+"""The contract that launcher, trainer, servers and operator share; pydantic only."""

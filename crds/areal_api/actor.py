@@ -1,0 +1,151 @@
+"""The policy that is trained: model, optimizer, and the algorithm's coefficients."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from areal_api.section import Section
+
+Level = Literal["batch", "group"]
+
+
+class NormConfig(Section):
+    """Normalisation of rewards (over sequences) or advantages (over response tokens): (x − mean) / (std + eps)."""
+
+    mean_level: Level | None = Field("batch", description="What the mean is taken over; null subtracts nothing.")
+    std_level: Level | None = Field(
+        "batch", description="What the standard deviation is taken over; null divides by nothing."
+    )
+    mean_leave1out: bool = Field(False, description="Leave the sample itself out of its mean (RLOO).")
+    std_unbiased: bool = Field(True, description="Divide the variance by N − 1 instead of N.")
+    eps: float = Field(1e-5, gt=0, description="Added to the standard deviation.")
+
+
+class MicroBatchSpec(Section):
+    """How a minibatch is split for the forward and backward passes; the gradient does not depend on it."""
+
+    n_mbs: int = Field(1, ge=1, description="Fewest microbatches of a minibatch.")
+    max_tokens_per_mb: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens of a microbatch; null is one microbatch.",
+        json_schema_extra={"unit": "tokens"},
+    )
+
+
+class OptimizerConfig(Section):
+    """Optimizer and learning-rate schedule."""
+
+    type: Literal["adam", "sgd"] = Field("adam", description="adam is AdamW (decoupled weight decay).")
+    lr: float = Field(1e-3, ge=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam: decay of the first moment.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam: decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="Adam: added to the root of the second moment.")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Shape of the learning rate after warm-up."
+    )
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="Learning rate at the end of the schedule ÷ lr.")
+    warmup_steps_proportion: float = Field(
+        0.001, ge=0, le=1, description="Share of all steps in which the learning rate rises linearly to lr."
+    )
+    gradient_clipping: float = Field(
+        1.0, gt=0, description="Largest norm of the gradient; above it the gradient is scaled down."
+    )
+
+
+class FSDPConfig(Section):
+    """Fully sharded data parallelism."""
+
+    offload_params: bool = Field(False, description="Keep parameters, gradients and optimizer state in host memory.")
+    reshard_after_forward: bool = Field(True, description="Free a layer's gathered parameters after its forward pass.")
+
+
+class TrainEngineConfig(Section):
+    """A model in the trainer."""
+
+    path: str = Field("", description="Hugging Face model: hub name or local directory.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="Type of the computation; master weights and optimizer state are float32."
+    )
+    attn_impl: Literal["flash_attention_2", "sdpa", "eager"] | None = Field(
+        None, description="Attention of the transformers model; null is flash_attention_2 on cuda and sdpa on cpu."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass to save memory."
+    )
+    mb_spec: MicroBatchSpec = Field(default_factory=MicroBatchSpec, description="Split into microbatches.")
+    fsdp: FSDPConfig = Field(default_factory=FSDPConfig, description="Sharding of the model over ranks.")
+
+
+class PPOActorConfig(TrainEngineConfig):
+    """The policy and its update. GRPO and its relatives differ by these keys alone."""
+
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer.")
+    disable_dropout: bool = Field(False, description="Set every dropout probability of the model to 0.")
+    temperature: float = Field(
+        1.0, gt=0, description="Temperature applied to the trainer's logits; equal to gconfig.temperature."
+    )
+    ppo_n_minibatches: int = Field(
+        4, ge=1, description="Optimizer steps a training step: the batch is split into this many minibatches."
+    )
+    eps_clip: float = Field(0.2, gt=0, description="PPO clip range below 1 (and above, without eps_clip_higher).")
+    eps_clip_higher: float | None = Field(None, gt=0, description="PPO clip range above 1 (DAPO's clip-higher).")
+    c_clip: float | None = Field(
+        None, gt=1, description="Dual clip: bound of the loss, in |advantage|, where the advantage is negative."
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="Level of the ratio; sequence is GSPO."
+    )
+    use_decoupled_loss: bool = Field(
+        False, description="Clip against the proximal policy and weigh by proximal ÷ behaviour probability."
+    )
+    recompute_logprob: bool = Field(
+        False, description="Recompute the old log-probs in the trainer instead of taking the server's."
+    )
+    behav_imp_weight_cap: float | None = Field(
+        5.0,
+        gt=1,
+        description="Tokens with a larger proximal ÷ behaviour weight are dropped from the loss; null keeps all.",
+    )
+    reward_scaling: float = Field(10.0, description="Factor on the raw reward after reward_bias.")
+    reward_bias: float = Field(-0.5, description="Added to the raw reward.")
+    reward_clip: float = Field(20.0, gt=0, description="Bound of the absolute scaled reward.")
+    reward_norm: NormConfig | None = Field(None, description="Normalisation of the scaled rewards.")
+    adv_norm: NormConfig | None = Field(None, description="Normalisation of the advantages.")
+    discount: float = Field(1.0, ge=0, le=1, description="γ of generalised advantage estimation.")
+    gae_lambda: float = Field(1.0, ge=0, le=1, description="λ of generalised advantage estimation.")
+    kl_ctl: float = Field(
+        0.0, ge=0, description="Weight of the KL penalty in the reward; above 0 the reference model is loaded."
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="Estimator of the KL divergence to the reference model."
+    )
+    overlong_reward_penalty: bool = Field(
+        False, description="Penalise completions that come near max_new_tokens (DAPO)."
+    )
+    overlong_tokens: int | None = Field(
+        None, ge=1, description="Length of the penalised tail.", json_schema_extra={"unit": "tokens"}
+    )
+    overlong_penalty_factor: float | None = Field(None, gt=0, description="Penalty at max_new_tokens.")
+    mask_no_eos_with_zero: bool = Field(
+        False, description="Give completions that were cut off at their length no reward signal (advantage 0)."
+    )
+    dynamic_sampling: bool = Field(
+        False, description="Reject groups whose rewards are all equal and sample others (DAPO)."
+    )
+    weight_update_mode: Literal["disk", "distributed"] = Field("disk", description="How new weights reach the servers.")
+    max_logprob_diff: float = Field(
+        1.0,
+        gt=0,
+        description="Largest mean |log-prob of the server − log-prob of the trainer| a token on tokens of the current version; above it the run stops.",
+        json_schema_extra={"unit": "nats"},
+    )
+
+    @model_validator(mode="after")
+    def _overlong_is_complete(self) -> Self:
+        if self.overlong_reward_penalty and (self.overlong_tokens is None or self.overlong_penalty_factor is None):
+            raise ValueError("overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both")
+        return self

@@ -1,0 +1,365 @@
+"""The configuration of a run: ``GRPOConfig`` and its sections, under AReaL's names.
+
+Descriptions, units, bounds and defaults stand here once; the custom resource, ``--help`` and the documents are derived.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from areal_api.actor import PPOActorConfig, TrainEngineConfig
+from areal_api.generation import GenerationHyperparameters
+from areal_api.section import Section
+
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+
+
+class ClusterConfig(Section):
+    """Where a run lives."""
+
+    fileroot: str = Field(
+        "runs", min_length=1, description="Directory under which every run has <experiment_name>/<trial_name>/."
+    )
+    n_nodes: int | None = Field(
+        None,
+        ge=1,
+        description="Nodes of the cluster; with n_gpus_per_node, an allocation that needs more GPUs is refused.",
+    )
+    n_gpus_per_node: int | None = Field(
+        None, ge=1, description="GPUs of a node; with n_nodes, an allocation that needs more GPUs is refused."
+    )
+
+
+class RolloutConfig(Section):
+    """Asynchronous rollout: how many episodes run, and how far they may lag behind the weights."""
+
+    max_concurrent_rollouts: int | None = Field(
+        None,
+        ge=1,
+        description="Most episodes that run at a time; null is consumer_batch_size.",
+        json_schema_extra={"unit": "episodes"},
+    )
+    queue_size: int | None = Field(
+        None,
+        ge=1,
+        description="Most finished episodes that wait for the trainer; null sets no bound.",
+        json_schema_extra={"unit": "episodes"},
+    )
+    consumer_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Episodes of a training step; null is train_dataset.batch_size.",
+        json_schema_extra={"unit": "episodes"},
+    )
+    max_head_offpolicyness: int = Field(
+        0,
+        ge=0,
+        description="Weight versions a sample may lag behind the step that trains on it (η); 0 is synchronous.",
+        json_schema_extra={"unit": "versions"},
+    )
+    setup_timeout: float = Field(
+        300.0, gt=0, description="Longest wait until every server answers.", json_schema_extra={"unit": "s"}
+    )
+    request_timeout: float = Field(
+        3600.0, gt=0, description="Longest wait for one request to a server.", json_schema_extra={"unit": "s"}
+    )
+    request_retries: int = Field(
+        3, ge=1, description="Attempts of a request whose server failed, each on another server where there is one."
+    )
+    max_failed_episodes: int = Field(
+        16,
+        ge=0,
+        description="Episodes in a row whose workflow failed before the run stops with the last error.",
+        json_schema_extra={"unit": "episodes"},
+    )
+    dump_to_file: bool = Field(False, description="Write every trained sample to rollouts/ as a JSON line.")
+
+
+class SGLangConfig(Section):
+    """Arguments of the SGLang servers; every key is a field of SGLang's ServerArgs. Others go into servers.args."""
+
+    model_path: str | None = Field(None, description="Model that the servers load; null is actor.path.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="Type of the weights and activations."
+    )
+    context_length: int | None = Field(
+        None, ge=1, description="Longest sequence; null is the model's own.", json_schema_extra={"unit": "tokens"}
+    )
+    mem_fraction_static: float | None = Field(
+        0.9, gt=0, lt=1, description="Share of the device's memory for weights and KV cache."
+    )
+    max_running_requests: int | None = Field(
+        None, ge=1, description="Most requests decoded together; null is SGLang's choice."
+    )
+    max_total_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens in the KV cache; null is by mem_fraction_static on cuda and 65536 on cpu.",
+        json_schema_extra={"unit": "tokens"},
+    )
+    chunked_prefill_size: int | None = Field(
+        None, description="Tokens of a prefill chunk; −1 disables chunking.", json_schema_extra={"unit": "tokens"}
+    )
+    max_prefill_tokens: int | None = Field(
+        None, ge=1, description="Most tokens of a prefill batch.", json_schema_extra={"unit": "tokens"}
+    )
+    attention_backend: str | None = Field(
+        None, description="Attention kernels; null is SGLang's choice on cuda and our batched one on cpu."
+    )
+    sampling_backend: str | None = Field(None, description="Sampling kernels; null is SGLang's choice.")
+    kv_cache_dtype: str | None = Field(None, description="Type of the KV cache; null is SGLang's choice.")
+    random_seed: int | None = Field(
+        None, ge=0, description="Seed of the servers; null is the run's seed plus the server's index."
+    )
+    skip_tokenizer_init: bool = Field(
+        False, description="Run the server without a tokenizer: token ids in and out, no stop texts."
+    )
+    disable_radix_cache: bool = Field(False, description="Do not share the KV cache of common prefixes.")
+    disable_cuda_graph: bool = Field(False, description="Do not capture CUDA graphs.")
+    disable_overlap_schedule: bool = Field(False, description="Do not overlap the scheduler with the model.")
+    disable_custom_all_reduce: bool = Field(False, description="Use NCCL's all-reduce.")
+    enable_mixed_chunk: bool = Field(False, description="Mix prefill and decode in one batch.")
+    schedule_policy: str | None = Field(None, description="Order of waiting requests; null is SGLang's choice.")
+    schedule_conservativeness: float | None = Field(
+        None, gt=0, description="Larger values admit fewer requests at a time."
+    )
+    cpu_offload_gb: int | None = Field(
+        None, ge=0, description="Weights kept in host memory.", json_schema_extra={"unit": "GB"}
+    )
+    trust_remote_code: bool = Field(False, description="Allow model code from the hub.")
+    enable_metrics: bool = Field(True, description="Serve Prometheus metrics at /metrics.")
+    log_level: str = Field("info", description="Log level of the servers.")
+    decode_log_interval: int | None = Field(None, ge=1, description="Decode steps between two log lines.")
+
+
+class DatasetConfig(Section):
+    """A data set: one row a problem."""
+
+    path: str = Field(
+        "",
+        description="Hub name, local file (jsonl, json, parquet, csv), directory saved by datasets, or package.module:function.",
+    )
+    name: str | None = Field(
+        None, description="Configuration of a hub data set; null is main for gsm8k, else the only one."
+    )
+    split: str | None = Field(None, description="Split; null is train for train_dataset and test for valid_dataset.")
+    type: Literal["rl"] = Field("rl", description="What the rows are for.")
+    batch_size: int = Field(
+        1, ge=1, description="Prompts of a batch, over all ranks.", json_schema_extra={"unit": "prompts"}
+    )
+    shuffle: bool = Field(True, description="Draw a new order each epoch, by the run's seed.")
+    num_workers: int = Field(0, ge=0, description="Processes that read the data.")
+    drop_last: bool = Field(True, description="Leave out the last, smaller batch of an epoch.")
+    max_length: int | None = Field(
+        None, ge=1, description="Longer prompts are dropped and counted.", json_schema_extra={"unit": "tokens"}
+    )
+    limit: int | None = Field(None, ge=1, description="Use only the first rows.", json_schema_extra={"unit": "rows"})
+    question_column: str = Field(
+        "question", description="Column with the problem; not needed where the rows have messages."
+    )
+    answer_column: str = Field("answer", description="Column with the reference answer.")
+    instruction: str = Field(
+        "Please put your final answer within \\boxed{}.", description="Line put under the question; empty adds none."
+    )
+
+
+class Frequency(Section):
+    """How often something is done: after so many epochs, steps or seconds, whichever comes first; all null is never."""
+
+    freq_epochs: int | None = Field(
+        None, ge=1, description="Every so many epochs.", json_schema_extra={"unit": "epochs"}
+    )
+    freq_steps: int | None = Field(None, ge=1, description="Every so many steps.", json_schema_extra={"unit": "steps"})
+    freq_secs: float | None = Field(None, gt=0, description="Every so many seconds.", json_schema_extra={"unit": "s"})
+
+
+class RecoverConfig(Frequency):
+    """Recovery checkpoints: what the same command goes on from."""
+
+    mode: Literal["auto", "disabled"] = Field(
+        "auto", description="auto goes on from the last recovery checkpoint; disabled neither writes nor reads any."
+    )
+    freq_epochs: int | None = Field(1, ge=1, description="Every so many epochs.", json_schema_extra={"unit": "epochs"})
+    freq_secs: float | None = Field(600.0, gt=0, description="Every so many seconds.", json_schema_extra={"unit": "s"})
+    keep: int = Field(2, ge=1, description="Recovery checkpoints kept.")
+
+
+class EvaluatorConfig(Frequency):
+    """Evaluation on valid_dataset through the same servers; always done before the first step and after the last."""
+
+
+class WandBConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["online", "offline", "disabled"] = Field("disabled", description="online needs WANDB_API_KEY.")
+    project: str | None = Field(None, description="Project; null is experiment_name.")
+    entity: str | None = Field(None, description="Entity.")
+    name: str | None = Field(None, description="Name of the run; null is trial_name.")
+    group: str | None = Field(None, description="Group of runs.")
+    tags: list[str] = Field(default_factory=list, description="Tags.")
+    notes: str | None = Field(None, description="Notes.")
+
+
+class SwanlabConfig(Section):
+    """SwanLab."""
+
+    mode: Literal["cloud", "local", "offline", "disabled"] = Field(
+        "disabled", description="cloud needs SWANLAB_API_KEY."
+    )
+    project: str | None = Field(None, description="Project; null is experiment_name.")
+    name: str | None = Field(None, description="Name of the run; null is trial_name.")
+    logdir: str | None = Field(None, description="Directory of local logs; null is swanlab/ in the run directory.")
+
+
+class TensorBoardConfig(Section):
+    """TensorBoard."""
+
+    path: str | None = Field(
+        None, description="Directory of the event files, relative to the run directory; null writes none."
+    )
+
+
+class StatsLoggerConfig(Section):
+    """Where the statistics go beside stats.jsonl."""
+
+    wandb: WandBConfig = Field(default_factory=WandBConfig, description="Weights & Biases.")
+    swanlab: SwanlabConfig = Field(default_factory=SwanlabConfig, description="SwanLab.")
+    tensorboard: TensorBoardConfig = Field(default_factory=TensorBoardConfig, description="TensorBoard.")
+
+
+class RewardConfig(Section):
+    """The reward function and the processes that run it."""
+
+    path: str = Field(
+        "areal_trainer.reward.gsm8k:gsm8k_reward_fn",
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="Reward function, package.module:function.",
+    )
+    processes: int = Field(
+        1,
+        ge=0,
+        description="Processes that call the reward function; 0 calls it in the trainer's event loop, without a deadline.",
+    )
+    timeout: float = Field(
+        15.0,
+        gt=0,
+        description="Longest time of one call; a call that takes longer is killed and is an error of its sample.",
+        json_schema_extra={"unit": "s"},
+    )
+
+
+class WorkflowConfig(Section):
+    """How an episode runs."""
+
+    path: str = Field(
+        "areal_trainer.rollout.workflow:RLVRWorkflow",
+        pattern=r"^[\w.]+:[\w.]+$",
+        description="Workflow class, package.module:Class.",
+    )
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="More keyword arguments of its constructor.")
+
+
+class GRPOConfig(Section):
+    """A GRPO run."""
+
+    experiment_name: str = Field(
+        min_length=1, pattern=NAME_PATTERN, description="Name of the experiment; a part of the run directory."
+    )
+    trial_name: str = Field(
+        "trial0",
+        min_length=1,
+        pattern=NAME_PATTERN,
+        description="Name of this run of the experiment; a part of the run directory.",
+    )
+    seed: int = Field(1, ge=0, description="Seed of data order, sampling and initialisation.")
+    total_train_epochs: int = Field(
+        1, ge=1, description="Passes over train_dataset.", json_schema_extra={"unit": "epochs"}
+    )
+    total_train_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after this many steps; null is all of total_train_epochs.",
+        json_schema_extra={"unit": "steps"},
+    )
+    tokenizer_path: str | None = Field(None, description="Tokenizer; null is actor.path.")
+    async_training: bool = Field(
+        True, description="Generate for later steps while training; false waits for each batch."
+    )
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="Where a run lives.")
+    gconfig: GenerationHyperparameters = Field(
+        default_factory=GenerationHyperparameters, description="Sampling in training."
+    )
+    eval_gconfig: GenerationHyperparameters | None = Field(
+        None, description="Sampling in evaluation; null is gconfig with one sample at temperature 0.6."
+    )
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="Asynchronous rollout.")
+    actor: PPOActorConfig = Field(default_factory=PPOActorConfig, description="The policy and its update.")
+    ref: TrainEngineConfig | None = Field(
+        None, description="Reference model of the KL penalty; null is actor's model. Loaded only when actor.kl_ctl > 0."
+    )
+    sglang: SGLangConfig = Field(default_factory=SGLangConfig, description="SGLang servers.")
+    train_dataset: DatasetConfig = Field(default_factory=DatasetConfig, description="Training problems.")
+    valid_dataset: DatasetConfig | None = Field(None, description="Held-out problems; null runs no evaluation.")
+    reward: RewardConfig = Field(default_factory=RewardConfig, description="Reward function.")
+    workflow: WorkflowConfig = Field(default_factory=WorkflowConfig, description="Workflow of an episode.")
+    saver: Frequency = Field(
+        default_factory=Frequency, description="Hugging Face checkpoints; the last step is always saved."
+    )
+    recover: RecoverConfig = Field(default_factory=RecoverConfig, description="Recovery checkpoints.")
+    evaluator: EvaluatorConfig = Field(default_factory=EvaluatorConfig, description="Evaluation.")
+    stats_logger: StatsLoggerConfig = Field(default_factory=StatsLoggerConfig, description="Loggers.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if not self.actor.path:
+            raise ValueError("actor.path is empty; set it to a Hugging Face model (hub name or directory)")
+        if not self.train_dataset.path:
+            raise ValueError("train_dataset.path is empty; set it to a data set (hub name, file or directory)")
+        size = self.rollout.consumer_batch_size
+        if size is not None and size != self.train_dataset.batch_size:
+            raise ValueError(
+                f"rollout.consumer_batch_size is {size}, train_dataset.batch_size {self.train_dataset.batch_size}; "
+                "a step trains on one batch of prompts: make them equal or leave consumer_batch_size out"
+            )
+        if self.actor.temperature != self.gconfig.temperature and not self.gconfig.greedy:
+            raise ValueError(
+                f"actor.temperature is {self.actor.temperature}, gconfig.temperature {self.gconfig.temperature}; "
+                "the trainer's log-probs must be those of the sampling distribution: make them equal"
+            )
+        overlong = self.actor.overlong_tokens
+        if self.actor.overlong_reward_penalty and overlong is not None and overlong > self.gconfig.max_new_tokens:
+            raise ValueError(
+                f"actor.overlong_tokens is {overlong}, above gconfig.max_new_tokens {self.gconfig.max_new_tokens}; lower it"
+            )
+        if self.sglang.skip_tokenizer_init and self.gconfig.stop:
+            raise ValueError(
+                "gconfig.stop needs the server's tokenizer; set sglang.skip_tokenizer_init=false or use stop_token_ids"
+            )
+        if self.train_dataset.batch_size < self.actor.ppo_n_minibatches:
+            raise ValueError(
+                f"actor.ppo_n_minibatches is {self.actor.ppo_n_minibatches}, above train_dataset.batch_size "
+                f"{self.train_dataset.batch_size}; lower it"
+            )
+        return self
+
+    @property
+    def consumer_batch_size(self) -> int:
+        """Episodes of a training step."""
+        return self.rollout.consumer_batch_size or self.train_dataset.batch_size
+
+    @property
+    def max_staleness(self) -> int:
+        """η that is in force: 0 when training is synchronous."""
+        return self.rollout.max_head_offpolicyness if self.async_training else 0
+
+    @property
+    def evaluation(self) -> GenerationHyperparameters:
+        """Sampling parameters in evaluation."""
+        return self.eval_gconfig or self.gconfig.new(n_samples=1, temperature=0.6)
+
+    @property
+    def tokenizer(self) -> str:
+        """Hub name or directory of the tokenizer."""
+        return self.tokenizer_path or self.actor.path

@@ -1,0 +1,85 @@
+"""Names that processes and users rely on: environment variables, and the files of a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from areal_api.config import GRPOConfig
+
+SERVER_ADDRS = "AREAL_LLM_SERVER_ADDRS"  # host:port,host:port
+CONFIG = "AREAL_CONFIG"  # path of the resolved configuration
+RUN_DIR = "AREAL_RUN_DIR"
+API_KEY_FILE = "AREAL_API_KEY_FILE"
+PROGRESS_URL = "AREAL_PROGRESS_URL"  # absent: nothing is pushed
+PROGRESS_TOKEN_FILE = "AREAL_PROGRESS_TOKEN_FILE"
+DEVICE = "AREAL_DEVICE"  # cuda or cpu, as spec.trainer.device says
+
+
+def run_dir(config: GRPOConfig) -> Path:
+    """``<cluster.fileroot>/<experiment_name>/<trial_name>``."""
+    return Path(config.cluster.fileroot) / config.experiment_name / config.trial_name
+
+
+def config_file(run: Path) -> Path:
+    """The resolved configuration."""
+    return run / "config.yaml"
+
+
+def stats_file(run: Path) -> Path:
+    """One JSON line a step."""
+    return run / "stats.jsonl"
+
+
+def summary_file(run: Path) -> Path:
+    """Outcome and final figures."""
+    return run / "summary.json"
+
+
+def reward_plot(run: Path) -> Path:
+    """The learning curve."""
+    return run / "reward.png"
+
+
+def weights_dir(run: Path) -> Path:
+    """Published weights, a directory a version."""
+    return run / "weights"
+
+
+def weights_version_dir(run: Path, version: int) -> Path:
+    """Published weights of one version."""
+    return weights_dir(run) / f"v{version}"
+
+
+def weight_version(version: int) -> str:
+    """What a server says it holds once it has loaded published version ``version``."""
+    return f"v{version}"
+
+
+def recover_dir(run: Path) -> Path:
+    """Recovery checkpoints, a directory a step."""
+    return run / "recover"
+
+
+def recover_step_dir(run: Path, step: int) -> Path:
+    """The recovery checkpoint written after ``step`` steps."""
+    return recover_dir(run) / f"step{step}"
+
+
+def checkpoints_dir(run: Path) -> Path:
+    """Hugging Face checkpoints."""
+    return run / "checkpoints"
+
+
+def checkpoint_dir(run: Path, epoch: int, step: int) -> Path:
+    """The Hugging Face checkpoint after ``step`` steps, in epoch ``epoch``."""
+    return checkpoints_dir(run) / f"epoch{epoch}step{step}"
+
+
+def rollouts_dir(run: Path) -> Path:
+    """Dumped samples."""
+    return run / "rollouts"
+
+
+def logs_dir(run: Path) -> Path:
+    """A log file a process."""
+    return run / "logs"

@@ -1,0 +1,1 @@
+"""`grpo`: runs an experiment on this machine and shows it to a person."""

@@ -1,0 +1,80 @@
+"""A finished sample, as a workflow hands it to the trainer."""
+
+# T tokens of one sequence (prompt, completion, and tool results between turns).
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One sequence with what training needs to know of each token.
+
+    Everything about log-probs is aligned to the token: ``logprobs[t]`` is log p(``input_ids[t]`` | tokens before t).
+    """
+
+    input_ids: NDArray[np.int64]  # [T]
+    loss_mask: NDArray[np.bool_]  # [T] True on tokens that the policy made and that are trained
+    logprobs: NDArray[np.float32]  # [T] of the server that made the token; 0 where loss_mask is False
+    versions: NDArray[np.int32]  # [T] weight version that made the token; −1 on prompt and tool tokens
+    reward: float  # raw task reward
+    prompt_len: int
+    finish_reason: str  # "stop" or "length"
+    prompt: str = ""
+    completion: str = ""
+    task_id: str = ""
+    group: int = -1  # number of the episode, given by the executor; samples of a prompt share it
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.input_ids), len(self.loss_mask), len(self.logprobs), len(self.versions)}
+        if len(lengths) != 1:
+            raise ValueError(
+                "input_ids, loss_mask, logprobs and versions of a Trajectory have different lengths: "
+                f"{len(self.input_ids)}, {len(self.loss_mask)}, {len(self.logprobs)}, {len(self.versions)}"
+            )
+        if not 0 < self.prompt_len <= len(self.input_ids):
+            raise ValueError(
+                f"prompt_len is {self.prompt_len}, outside 1 … {len(self.input_ids)}, the sequence's length"
+            )
+
+    @classmethod
+    def of_lists(
+        cls, *, input_ids: list[int], loss_mask: list[bool], logprobs: list[float], versions: list[int], **rest: Any
+    ) -> Trajectory:
+        """The same from plain lists."""
+        return cls(
+            input_ids=np.asarray(input_ids, dtype=np.int64),
+            loss_mask=np.asarray(loss_mask, dtype=np.bool_),
+            logprobs=np.asarray(logprobs, dtype=np.float32),
+            versions=np.asarray(versions, dtype=np.int32),
+            **rest,
+        )
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def completion_len(self) -> int:
+        """Tokens that are trained."""
+        return int(self.loss_mask.sum())
+
+    @property
+    def head_version(self) -> int:
+        """Weight version of the first trained token; −1 without any."""
+        made = self.versions[self.loss_mask]
+        return int(made[0]) if len(made) else -1
+
+    @property
+    def tail_version(self) -> int:
+        """Weight version of the last trained token; −1 without any."""
+        made = self.versions[self.loss_mask]
+        return int(made[-1]) if len(made) else -1
+
+    def in_group(self, group: int) -> Trajectory:
+        """A copy that belongs to episode ``group``."""
+        return replace(self, group=group)
