@@ -1,0 +1,110 @@
+"""Log-probs and entropy of given tokens without a vocabulary-sized tensor for all of them at once."""
+
+# T tokens, N selected tokens, C tokens of a chunk, H hidden size, V vocabulary
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEFAULT_CHUNK_BYTES = 256 * 2**20
+
+
+def token_logprobs(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    input_ids_T: Tensor,
+    index_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob and entropy (nats, float32 over N) of the tokens at positions `index_N`.
+
+    Token t is judged by the hidden state at t − 1, so an index is ≥ 1 and never the first of its sequence; a padded
+    batch is flattened. Logits are `hidden @ weight.T / temperature`, log-softmax in float32. The log-probs are
+    differentiable in `hidden_TH` and `weight_VH` (also tied to the embedding); the entropy is not. No float32 tensor of
+    the vocabulary exceeds `chunk_bytes` (but at least one token's): where all N tokens fit, the probabilities are kept
+    for the backward pass, otherwise it computes each chunk again. `weight_VH` is a plain (unsharded) tensor.
+    """
+    hidden_NH = hidden_TH.index_select(0, index_N - 1)
+    return _apply(hidden_NH, weight_VH, input_ids_T.index_select(0, index_N), temperature, chunk_bytes)
+
+
+def logits_logprobs(logits_NV: Tensor, targets_N: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The same for logits that are there already: row n judges token `targets_N[n]`. Entropy is not differentiable."""
+    logprobs_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1)
+    with torch.no_grad():
+        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    return logprobs_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1), entropy_N
+
+
+def _apply(
+    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float, chunk_bytes: int
+) -> tuple[Tensor, Tensor]:
+    chunk = max(1, chunk_bytes // (4 * weight_VH.shape[0]))
+    logp_N, entropy_N = _ChunkedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperature, chunk)
+    return logp_N, entropy_N
+
+
+def _logits(hidden_CH: Tensor, weight_VH: Tensor, temperature: float) -> Tensor:
+    logits_CV = torch.mm(hidden_CH, weight_VH.t()).float()
+    return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        tokens = len(targets_N)
+        logp_N = torch.empty(tokens, dtype=torch.float32, device=hidden_NH.device)
+        entropy_N, lse_N = torch.empty_like(logp_N), torch.empty_like(logp_N)
+        kept = None
+        for start in range(0, tokens, chunk):
+            part = slice(start, start + chunk)
+            logits_CV = _logits(hidden_NH[part], weight_VH, temperature)
+            lse_N[part] = torch.logsumexp(logits_CV, dim=-1)
+            target_C = logits_CV.gather(1, targets_N[part].unsqueeze(1)).squeeze(1)
+            logp_N[part] = target_C - lse_N[part]
+            probs_CV = (logits_CV - lse_N[part].unsqueeze(1)).exp_()
+            entropy_N[part] = lse_N[part] - torch.linalg.vecdot(probs_CV, logits_CV)
+            kept = probs_CV if tokens <= chunk else None
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, lse_N, kept if needs_grad else None)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy_N)
+        return logp_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # d logp / d logits = (onehot(target) − softmax) / temperature
+        hidden_NH, weight_VH, targets_N, lse_N, kept = ctx.saved_tensors
+        upstream_N = grads[0] / ctx.temperature
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        tokens = len(targets_N)
+        grad_hidden_NH = torch.empty_like(hidden_NH) if wants_hidden else None
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
+        for start in range(0, tokens, ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            upstream_C1 = upstream_N[part].unsqueeze(1)
+            if kept is not None:
+                grad_CV = kept * -upstream_C1
+            else:
+                logits_CV = _logits(hidden_NH[part], weight_VH, ctx.temperature)
+                grad_CV = logits_CV.sub_(lse_N[part].unsqueeze(1)).exp_().mul_(-upstream_C1)
+            grad_CV.scatter_add_(1, targets_N[part].unsqueeze(1), upstream_C1)
+            grad_CV = grad_CV.to(weight_VH.dtype)
+            if grad_hidden_NH is not None:
+                torch.mm(grad_CV, weight_VH, out=grad_hidden_NH[part])
+            if grad_weight_VH is not None:
+                _accumulate(grad_weight_VH, grad_CV, hidden_NH[part])
+        grad_weight = None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype)
+        return grad_hidden_NH, grad_weight, None, None, None
+
+
+def _accumulate(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
+    if grad_CV.dtype == total_VH.dtype:
+        total_VH.addmm_(grad_CV.t(), hidden_CH)
+    else:
+        total_VH += torch.mm(grad_CV.t(), hidden_CH)

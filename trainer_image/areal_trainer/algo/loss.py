@@ -1,0 +1,123 @@
+"""Policy losses: clipped (PPO, GRPO, DAPO, GSPO) with dual clip and decoupling, and SAPO.
+
+Each returns the SUM of its token losses; the caller divides by the number of response tokens of the whole minibatch
+(all microbatches, all ranks), so that the gradient is the same however the minibatch is cut.
+"""
+
+# B sequences, T tokens, N response tokens
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from areal_trainer.algo.sequences import response_counts
+from areal_trainer.algo.token_stats import Column, Stats, summarize
+
+RatioLevel = Literal["token", "sequence"]
+
+
+def ppo_loss(
+    logp_T: Tensor,
+    *,
+    prox_logp_T: Tensor,
+    behav_logp_T: Tensor | None,
+    advantages_T: Tensor,
+    loss_mask_T: Tensor,
+    cu_seqlens: Tensor,
+    eps_clip: float,
+    eps_clip_higher: float | None = None,
+    c_clip: float | None = None,
+    behav_imp_weight_cap: float | None = None,
+    ratio_level: RatioLevel = "token",
+) -> tuple[Tensor, Stats]:
+    """Sum over the response tokens of max(−A·r, −A·clip(r, 1 − eps_clip, 1 + eps_clip_higher)), and statistics.
+
+    r = exp(logp − prox_logp); `eps_clip_higher` None means `eps_clip`. `ratio_level="sequence"` is GSPO
+    (arXiv:2507.18071) in its token form, GSPO-token: every token has the value exp(mean token log-ratio of its sequence)
+    and the gradient of its own log-prob, which for one advantage a sequence is the gradient of the sequence form.
+    `c_clip` > 1 bounds the loss of tokens with A < 0 by c_clip·|A| (dual clip, arXiv:1912.09729).
+    `behav_logp_T` given means the decoupled loss (AReaL, arXiv:2505.24298): each token's loss times
+    w = exp(prox_logp − behav_logp); tokens with w > `behav_imp_weight_cap` give no loss, but the caller still counts
+    them.
+    """
+    mask = loss_mask_T
+    logp, prox_logp, advantages = logp_T[mask].float(), prox_logp_T[mask].float(), advantages_T[mask].float()
+    ratio = _ratio(logp, prox_logp, response_counts(mask, cu_seqlens), ratio_level)
+    upper = eps_clip if eps_clip_higher is None else eps_clip_higher
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - eps_clip, 1 + upper)
+    losses = torch.maximum(plain, clipped)
+    is_clipped, is_dual = plain < clipped, torch.zeros_like(plain, dtype=torch.bool)
+    if c_clip is not None:
+        bound = c_clip * advantages.abs()
+        is_dual = (advantages < 0) & (losses > bound)
+        losses = torch.where(is_dual, bound, losses)
+    columns: dict[str, Column] = {}
+    if behav_logp_T is not None:
+        losses, columns = _decoupled(losses, prox_logp, behav_logp_T[mask].float(), behav_imp_weight_cap)
+    old_logp = prox_logp if behav_logp_T is None else behav_logp_T[mask]
+    columns |= _common_columns(losses, ratio, logp, prox_logp, old_logp)
+    columns |= {"clip_ratio": (is_clipped, None), "dual_clip_ratio": (is_dual, None)}
+    return losses.sum(), summarize(columns)
+
+
+def sapo_loss(
+    logp_T: Tensor,
+    *,
+    old_logp_T: Tensor,
+    advantages_T: Tensor,
+    loss_mask_T: Tensor,
+    cu_seqlens: Tensor,
+    tau_pos: float = 1.0,
+    tau_neg: float = 1.05,
+    ratio_level: RatioLevel = "token",
+) -> tuple[Tensor, Stats]:
+    """Soft adaptive policy optimisation (arXiv:2511.20347): −A · (4/τ)·σ(τ·(r − 1)) in place of clipping, summed.
+
+    τ is `tau_pos` where A > 0, `tau_neg` elsewhere; r = exp(logp − old_logp). Not to be joined with the decoupled loss.
+    """
+    mask = loss_mask_T
+    logp, old_logp, advantages = logp_T[mask].float(), old_logp_T[mask].float(), advantages_T[mask].float()
+    ratio = _ratio(logp, old_logp, response_counts(mask, cu_seqlens), ratio_level)
+    tau = torch.where(advantages > 0, tau_pos, tau_neg)
+    losses = -advantages * torch.sigmoid(tau * (ratio - 1)) * (4 / tau)
+    return losses.sum(), summarize(_common_columns(losses, ratio, logp, old_logp, old_logp))
+
+
+def _ratio(logp: Tensor, base_logp: Tensor, counts_B: Tensor, level: RatioLevel) -> Tensor:
+    log_ratio = logp - base_logp
+    if level == "token":
+        return log_ratio.exp()
+    with torch.no_grad():
+        sequence = torch.repeat_interleave(torch.arange(len(counts_B), device=logp.device), counts_B)
+        sums_B = log_ratio.new_zeros(len(counts_B)).index_add_(0, sequence, log_ratio)
+        mean = (sums_B / counts_B.clamp(min=1))[sequence]
+    return (mean + (logp - logp.detach())).exp()
+
+
+def _decoupled(
+    losses: Tensor, prox_logp: Tensor, behav_logp: Tensor, cap: float | None
+) -> tuple[Tensor, dict[str, Column]]:
+    log_weight = prox_logp - behav_logp
+    weight = log_weight.exp()
+    kept = torch.ones_like(weight, dtype=torch.bool) if cap is None else weight <= cap
+    columns: dict[str, Column] = {
+        "behave_imp_weight": (weight, kept),
+        "behave_approx_kl": (log_weight, kept),
+        "unclipped_behave_tokens": (kept, None),
+    }
+    # Dropped by `where`, not by a factor 0: an infinite weight times 0 would be NaN.
+    return torch.where(kept, losses * torch.where(kept, weight, 0.0), 0.0), columns
+
+
+def _common_columns(
+    losses: Tensor, ratio: Tensor, logp: Tensor, base_logp: Tensor, old_logp: Tensor
+) -> dict[str, Column]:
+    return {
+        "importance_weight": (ratio, None),
+        "approx_kl": (logp - base_logp, None),
+        "new_logp": (logp, None),
+        "old_logp": (old_logp, None),
+        "actor_loss": (losses, None),
+    }
