@@ -1,0 +1,124 @@
+"""The trainer's end of a collective weight update: a process group of rank 0 and every server rank.
+
+The servers end of it is SGLang's ``init_weights_update_group`` and ``update_weights_from_distributed``; who posts to
+them is the engine. Every method blocks: the engine calls them in a thread while its requests are under way.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+BUCKET_BYTES = 512 << 20  # bounds the memory of an update on trainer and servers
+Tensors = Callable[[], Iterator[tuple[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tensors that go in one broadcast, as one run of bytes."""
+
+    names: list[str]
+    dtypes: list[str]  # "float32", "bfloat16", …
+    shapes: list[list[int]]
+    payload: torch.Tensor  # uint8 [bytes of all tensors, end to end]
+
+    def request(self, group_name: str) -> dict[str, Any]:
+        """Body of ``/update_weights_from_distributed``; flush_cache and weight_version are the engine's."""
+        return {
+            "names": self.names,
+            "dtypes": self.dtypes,
+            "shapes": self.shapes,
+            "group_name": group_name,
+            "load_format": "flattened_bucket",
+        }
+
+
+class Broadcast:
+    """Rank 0's end. One object serves a run; ``connect`` again whenever the set of servers changes."""
+
+    def __init__(
+        self, tensors: Tensors, *, device: torch.device, dtype: torch.dtype, address: str, timeout_s: float
+    ) -> None:
+        """``address``: where the servers reach this process. ``timeout_s``: of joining and of each broadcast."""
+        self.backend = "nccl" if device.type == "cuda" else "gloo"
+        self.address = address
+        self._tensors = tensors
+        self._device = device
+        self._dtype = dtype
+        self._timeout = timedelta(seconds=timeout_s)
+        self._group: Any = None
+        self._generation = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether a group exists."""
+        return self._group is not None
+
+    @property
+    def group_name(self) -> str:
+        """Name of the group of the current (or the next) connection; never used twice."""
+        return f"areal-weights-{self._generation}"
+
+    def plan_group(self) -> tuple[str, int]:
+        """Begin a new connection: (group name, port) for the servers' requests, before ``connect``."""
+        self.close()
+        self._generation += 1
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            self._port = int(probe.getsockname()[1])
+        return self.group_name, self._port
+
+    def connect(self, world_size: int) -> None:
+        """Join the group of ``world_size`` as rank 0; returns when every server has joined, else ``RuntimeError``."""
+        store = dist.TCPStore(
+            "0.0.0.0" if self.address not in ("127.0.0.1", "localhost") else "127.0.0.1",
+            self._port, world_size, is_master=True, timeout=self._timeout, wait_for_workers=False,
+        )  # fmt: skip
+        prefixed = dist.PrefixStore(self.group_name, store)
+        # torch offers no public way to join a group that is not a part of the default group, as every server is.
+        self._group, _ = distributed_c10d._new_process_group_helper(
+            world_size, 0, [], dist.Backend(self.backend), prefixed, group_name=self.group_name, timeout=self._timeout
+        )
+        distributed_c10d._world.pg_group_ranks[self._group] = {rank: rank for rank in range(world_size)}
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The policy's tensors in buckets of bounded size. Collective over the policy's ranks."""
+        held: list[tuple[str, torch.Tensor]] = []
+        size = 0
+        for name, tensor in self._tensors():
+            sent = tensor.detach().to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
+            if held and size + sent.nbytes > BUCKET_BYTES:
+                yield _bucket(held)
+                held, size = [], 0
+            held.append((name, sent))
+            size += sent.nbytes
+        if held:
+            yield _bucket(held)
+
+    def send(self, bucket: Bucket) -> None:
+        """Broadcast one bucket; ``RuntimeError`` when a server is gone or takes longer than the timeout."""
+        dist.broadcast(bucket.payload, src=0, group=self._group)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._group is not None:
+            group, self._group = self._group, None
+            dist.destroy_process_group(group)
+
+
+def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:
+    return Bucket(
+        names=[name for name, _ in tensors],
+        dtypes=[str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
+        shapes=[list(tensor.shape) for _, tensor in tensors],
+        payload=torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in tensors]),
+    )
