@@ -1,0 +1,66 @@
+# Every command of this project. `make setup` needs Python 3.11 or newer and what it installs comes from PyPI.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+# cpu leaves out what sglang needs for CUDA alone; cuda installs it too.
+DEVICE ?= cpu
+# An index of CPU builds of torch, where there is one; without it torch is PyPI's (it runs on a CPU as it is).
+TORCH_INDEX ?=
+
+VENV := .venv
+UV := .bin/uv/bin/uv
+READY := $(VENV)/.ready-$(DEVICE)
+TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
+# One thread a process: trainer and server share a small machine.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo check test bench format generate clean
+.DEFAULT_GOAL := help
+
+help: ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
+
+setup: $(READY) ## Make .venv/ with everything that this project runs on.
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; set PYTHON=python3.11 or newer" >&2; exit 2; }
+	@$(PYTHON) -m venv .bin/uv || \
+	  { rm -rf .bin/uv; echo "Python's venv module is missing: on Debian, apt-get install python3-venv" >&2; exit 2; }
+	@.bin/uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(READY): $(UV) pyproject.toml constraints.txt sglang_image/cpu-excludes.txt
+	@echo "Installing into $(VENV)/ (once; about 7 GB on disk)"
+	@test -x $(VENV)/bin/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --prerelease=allow --compile-bytecode \
+	  --constraints constraints.txt $(if $(filter cpu,$(DEVICE)),--excludes sglang_image/cpu-excludes.txt) \
+	  $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) \
+	  --editable ".[trainer,server,dev]"
+	@touch $@
+
+demo: setup ## Train the tiny model here, on the CPU, from examples/tiny/experiment.yaml.
+	@$(VENV)/bin/grpo run examples/tiny/experiment.yaml config.trial_name=$(TRIAL)
+
+check: setup ## Lint, types, import contracts, generated files.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m areal_api.docs --check
+	$(VENV)/bin/python -m areal_api.crd --check
+
+test: setup ## Run all tests.
+	$(VENV)/bin/pytest
+
+bench: setup ## Run the benchmarks: each prints a ratio against a named baseline.
+	$(VENV)/bin/python -m benchmarks
+
+format: setup ## Format the code.
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+generate: setup ## Write the generated files anew.
+	$(VENV)/bin/python -m areal_api.docs --write
+	$(VENV)/bin/python -m areal_api.crd --write
+
+clean: ## Remove what set-up and runs made.
+	rm -rf $(VENV) .bin runs
