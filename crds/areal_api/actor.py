@@ -99,6 +99,12 @@ class PPOActorConfig(TrainEngineConfig):
     importance_sampling_level: Literal["token", "sequence"] = Field(
         "token", description="Level of the ratio; sequence is GSPO."
     )
+    use_sapo_loss: bool = Field(False, description="Soft gate instead of clipping (SAPO); not with the decoupled loss.")
+    sapo_tau_pos: float = Field(1.0, gt=0, description="SAPO: temperature of the gate where the advantage is positive.")
+    sapo_tau_neg: float = Field(1.05, gt=0, description="SAPO: temperature of the gate where the advantage is negative.")
+    m2_threshold: float | None = Field(
+        None, gt=0, description="M2PO: bound of the second moment of log(proximal ÷ behaviour); null is off."
+    )
     use_decoupled_loss: bool = Field(
         False, description="Clip against the proximal policy and weigh by proximal ÷ behaviour probability."
     )
@@ -148,4 +154,6 @@ class PPOActorConfig(TrainEngineConfig):
     def _overlong_is_complete(self) -> Self:
         if self.overlong_reward_penalty and (self.overlong_tokens is None or self.overlong_penalty_factor is None):
             raise ValueError("overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both")
+        if self.use_sapo_loss and self.use_decoupled_loss:
+            raise ValueError("use_sapo_loss and use_decoupled_loss exclude each other; set one of them to false")
         return self
