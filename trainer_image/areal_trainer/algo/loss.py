@@ -34,16 +34,17 @@ def ppo_loss(
     """Sum over the response tokens of max(−A·r, −A·clip(r, 1 − eps_clip, 1 + eps_clip_higher)), and statistics.
 
     r = exp(logp − prox_logp); `eps_clip_higher` None means `eps_clip`. `ratio_level="sequence"` is GSPO
-    (arXiv:2507.18071) in its token form, GSPO-token: every token has the value exp(mean token log-ratio of its sequence)
-    and the gradient of its own log-prob, which for one advantage a sequence is the gradient of the sequence form.
+    (arXiv:2507.18071) in its token form, GSPO-token: every token has the value exp(mean token log-ratio of its
+    sequence) and the gradient of its own log-prob; with one advantage a sequence that is GSPO's own gradient.
     `c_clip` > 1 bounds the loss of tokens with A < 0 by c_clip·|A| (dual clip, arXiv:1912.09729).
     `behav_logp_T` given means the decoupled loss (AReaL, arXiv:2505.24298): each token's loss times
     w = exp(prox_logp − behav_logp); tokens with w > `behav_imp_weight_cap` give no loss, but the caller still counts
     them.
     """
-    mask = loss_mask_T
-    logp, prox_logp, advantages = logp_T[mask].float(), prox_logp_T[mask].float(), advantages_T[mask].float()
-    ratio = _ratio(logp, prox_logp, response_counts(mask, cu_seqlens), ratio_level)
+    index = loss_mask_T.nonzero().squeeze(1)
+    logp, prox_logp, advantages = logp_T[index].float(), prox_logp_T[index].float(), advantages_T[index].float()
+    old_logp = prox_logp if behav_logp_T is None else behav_logp_T[index].float()
+    ratio = _ratio(logp, prox_logp, response_counts(loss_mask_T, cu_seqlens), ratio_level)
     upper = eps_clip if eps_clip_higher is None else eps_clip_higher
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - eps_clip, 1 + upper)
@@ -55,8 +56,7 @@ def ppo_loss(
         losses = torch.where(is_dual, bound, losses)
     columns: dict[str, Column] = {}
     if behav_logp_T is not None:
-        losses, columns = _decoupled(losses, prox_logp, behav_logp_T[mask].float(), behav_imp_weight_cap)
-    old_logp = prox_logp if behav_logp_T is None else behav_logp_T[mask]
+        losses, columns = _decoupled(losses, prox_logp, old_logp, behav_imp_weight_cap)
     columns |= _common_columns(losses, ratio, logp, prox_logp, old_logp)
     columns |= {"clip_ratio": (is_clipped, None), "dual_clip_ratio": (is_dual, None)}
     return losses.sum(), summarize(columns)
@@ -77,9 +77,9 @@ def sapo_loss(
 
     τ is `tau_pos` where A > 0, `tau_neg` elsewhere; r = exp(logp − old_logp). Not to be joined with the decoupled loss.
     """
-    mask = loss_mask_T
-    logp, old_logp, advantages = logp_T[mask].float(), old_logp_T[mask].float(), advantages_T[mask].float()
-    ratio = _ratio(logp, old_logp, response_counts(mask, cu_seqlens), ratio_level)
+    index = loss_mask_T.nonzero().squeeze(1)
+    logp, old_logp, advantages = logp_T[index].float(), old_logp_T[index].float(), advantages_T[index].float()
+    ratio = _ratio(logp, old_logp, response_counts(loss_mask_T, cu_seqlens), ratio_level)
     tau = torch.where(advantages > 0, tau_pos, tau_neg)
     losses = -advantages * torch.sigmoid(tau * (ratio - 1)) * (4 / tau)
     return losses.sum(), summarize(_common_columns(losses, ratio, logp, old_logp, old_logp))

@@ -16,8 +16,8 @@ def second_moment_mask(
     """Which response tokens to train on.
 
     Those of largest m = (prox_logp − behav_logp)² are left out until the mean of m over the rest, over all ranks, is
-    below `threshold`. Left-out tokens stay in the loss's denominator. Tokens of equal m go together. All are left out when even the smallest m reaches the threshold. Call it once for a
-    minibatch, before it is cut into microbatches.
+    below `threshold`. Left-out tokens stay in the loss's denominator, and tokens of equal m go together. All are left
+    out when even the smallest m reaches the threshold. Call it for a minibatch, before it is cut into microbatches.
     """
     moments_N = (prox_logp_T.float() - behav_logp_T.float())[loss_mask_T].square()
     bits_N = moments_N.contiguous().view(torch.int32).long()

@@ -43,9 +43,10 @@ def normalize(
     Counts are of what is there, so a lost sample changes its own group alone. Where nothing can be compared the result
     is 0: a group (or batch) of one sample, and one whose values are all equal when σ is asked of it.
     """
+    dtype = torch.promote_types(values_N.dtype, torch.float32)
     if mean_level is None and std_level is None:
-        return values_N
-    dtype, values_N = values_N.dtype, values_N.double()
+        return values_N.to(dtype)
+    values_N = values_N.double()
     group_N = group_B[sample_N]
     samples = len(group_B)
     own_count_B = torch.bincount(sample_N, minlength=samples).double()
