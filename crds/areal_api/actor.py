@@ -91,8 +91,8 @@ class PPOActorConfig(TrainEngineConfig):
     ppo_n_minibatches: int = Field(
         4, ge=1, description="Optimizer steps a training step: the batch is split into this many minibatches."
     )
-    eps_clip: float = Field(0.2, gt=0, description="PPO clip range below 1 (and above, without eps_clip_higher).")
-    eps_clip_higher: float | None = Field(None, gt=0, description="PPO clip range above 1 (DAPO's clip-higher).")
+    eps_clip: float = Field(0.2, ge=0, description="PPO clip range below 1 (and above, without eps_clip_higher).")
+    eps_clip_higher: float | None = Field(None, ge=0, description="PPO clip range above 1 (DAPO's clip-higher).")
     c_clip: float | None = Field(
         None, gt=1, description="Dual clip: bound of the loss, in |advantage|, where the advantage is negative."
     )
@@ -101,7 +101,9 @@ class PPOActorConfig(TrainEngineConfig):
     )
     use_sapo_loss: bool = Field(False, description="Soft gate instead of clipping (SAPO); not with the decoupled loss.")
     sapo_tau_pos: float = Field(1.0, gt=0, description="SAPO: temperature of the gate where the advantage is positive.")
-    sapo_tau_neg: float = Field(1.05, gt=0, description="SAPO: temperature of the gate where the advantage is negative.")
+    sapo_tau_neg: float = Field(
+        1.05, gt=0, description="SAPO: temperature of the gate where the advantage is negative."
+    )
     m2_threshold: float | None = Field(
         None, gt=0, description="M2PO: bound of the second moment of log(proximal ÷ behaviour); null is off."
     )
@@ -146,14 +148,17 @@ class PPOActorConfig(TrainEngineConfig):
     max_logprob_diff: float = Field(
         1.0,
         gt=0,
-        description="Largest mean |log-prob of the server − log-prob of the trainer| a token on tokens of the current version; above it the run stops.",
+        description="Largest mean |log-prob of the server − log-prob of the trainer| a token, on tokens of the current "
+        "version; above it the run stops.",
         json_schema_extra={"unit": "nats"},
     )
 
     @model_validator(mode="after")
-    def _overlong_is_complete(self) -> Self:
+    def _variants_are_whole(self) -> Self:
         if self.overlong_reward_penalty and (self.overlong_tokens is None or self.overlong_penalty_factor is None):
             raise ValueError("overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both")
         if self.use_sapo_loss and self.use_decoupled_loss:
             raise ValueError("use_sapo_loss and use_decoupled_loss exclude each other; set one of them to false")
+        if self.use_sapo_loss and self.c_clip is not None:
+            raise ValueError(f"c_clip is {self.c_clip}, and use_sapo_loss clips nothing; leave c_clip out")
         return self

@@ -28,7 +28,7 @@ class ClusterConfig(Section):
         description="Nodes of the cluster; with n_gpus_per_node, an allocation that needs more GPUs is refused.",
     )
     n_gpus_per_node: int | None = Field(
-        None, ge=1, description="GPUs of a node; with n_nodes, an allocation that needs more GPUs is refused."
+        None, ge=0, description="GPUs of a node; with n_nodes, an allocation that needs more GPUs is refused."
     )
 
 
@@ -139,7 +139,8 @@ class DatasetConfig(Section):
 
     path: str = Field(
         "",
-        description="Hub name, local file (jsonl, json, parquet, csv), directory saved by datasets, or package.module:function.",
+        description="Hub name, local file (jsonl, json, parquet, csv), directory saved by datasets, or "
+        "package.module:function.",
     )
     name: str | None = Field(
         None, description="Configuration of a hub data set; null is main for gsm8k, else the only one."
@@ -163,6 +164,13 @@ class DatasetConfig(Section):
     instruction: str = Field(
         "Please put your final answer within \\boxed{}.", description="Line put under the question; empty adds none."
     )
+
+
+class ValidDatasetConfig(DatasetConfig):
+    """The held-out data set: every row of it, in its order."""
+
+    shuffle: bool = Field(False, description="Draw a new order each evaluation, by the run's seed.")
+    drop_last: bool = Field(False, description="Leave out the last, smaller batch.")
 
 
 class Frequency(Section):
@@ -240,7 +248,8 @@ class RewardConfig(Section):
     processes: int = Field(
         1,
         ge=0,
-        description="Processes that call the reward function; 0 calls it in the trainer's event loop, without a deadline.",
+        description="Processes that call the reward function; 0 calls it in the trainer's event loop, without a "
+        "deadline.",
     )
     timeout: float = Field(
         15.0,
@@ -301,7 +310,7 @@ class GRPOConfig(Section):
     )
     sglang: SGLangConfig = Field(default_factory=SGLangConfig, description="SGLang servers.")
     train_dataset: DatasetConfig = Field(default_factory=DatasetConfig, description="Training problems.")
-    valid_dataset: DatasetConfig | None = Field(None, description="Held-out problems; null runs no evaluation.")
+    valid_dataset: ValidDatasetConfig | None = Field(None, description="Held-out problems; null runs no evaluation.")
     reward: RewardConfig = Field(default_factory=RewardConfig, description="Reward function.")
     workflow: WorkflowConfig = Field(default_factory=WorkflowConfig, description="Workflow of an episode.")
     saver: Frequency = Field(
@@ -331,7 +340,8 @@ class GRPOConfig(Section):
         overlong = self.actor.overlong_tokens
         if self.actor.overlong_reward_penalty and overlong is not None and overlong > self.gconfig.max_new_tokens:
             raise ValueError(
-                f"actor.overlong_tokens is {overlong}, above gconfig.max_new_tokens {self.gconfig.max_new_tokens}; lower it"
+                f"actor.overlong_tokens is {overlong}, above gconfig.max_new_tokens {self.gconfig.max_new_tokens}; "
+                "lower it"
             )
         if self.sglang.skip_tokenizer_init and self.gconfig.stop:
             raise ValueError(

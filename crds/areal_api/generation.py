@@ -41,7 +41,8 @@ class GenerationHyperparameters(Section):
     def _lengths_agree(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens {self.max_new_tokens}; lower min_new_tokens"
+                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens {self.max_new_tokens}; "
+                "lower min_new_tokens"
             )
         return self
 

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+UNKNOWN_KEYS = "unknown_keys"  # type of the pydantic error; its context is {"keys": [...], "known": [...]}
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?``, or the known keys where none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
 
 
 class Section(BaseModel):
-    """A part of the configuration. Instances never change; an unknown key is a ``ValueError`` that names the nearest one."""
+    """A part of the configuration. Instances never change; an unknown key is an error that names the nearest one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def keys(cls) -> dict[str, str]:
+        """Names in a file → names of the attributes."""
+        return {field.alias or name: name for name, field in cls.model_fields.items()}
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        known = set(cls.model_fields) | {field.alias for field in cls.model_fields.values() if field.alias}
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-                raise ValueError(f"unknown key {key!r} in {cls.__name__}; {hint}")
+        known = list(cls.keys())
+        unknown = [str(key) for key in values if key not in known]
+        if unknown:
+            text = "; ".join(f"unknown key {key!r} in {cls.__name__}, {nearest(key, known)}" for key in unknown)
+            raise PydanticCustomError(UNKNOWN_KEYS, "{text}", {"text": text, "keys": unknown, "known": known})
         return values
+
+
+class CamelSection(Section):
+    """A section of the custom resource: its keys are camelCase, as everywhere in Kubernetes."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
