@@ -1,0 +1,77 @@
+"""The picture of a run: reward.png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from areal_api import names
+from areal_launcher import record
+from areal_launcher.record import Line
+
+Series = tuple[list[int], list[float]]
+
+
+def series(lines: list[Line], name: str) -> Series:
+    """Steps and values of a statistic, where it is known."""
+    found = [(int(line["step"]), record.value(line, name)) for line in lines]
+    return [step for step, value in found if value is not None], [value for _, value in found if value is not None]
+
+
+def smoothed(values: list[float], window: int) -> list[float]:
+    """Mean over the last ``window`` values at each place."""
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def plot_run(run: Path) -> Path:
+    """Draw reward with evaluation, completion length, entropy and staleness against the step into reward.png; its path.
+
+    ``ValueError`` when the run has no finished step.
+    """
+    lines = record.read_stats(run).lines
+    if not lines:
+        raise ValueError(f"nothing to plot: {names.stats_file(run)} has no finished step")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    (reward, length), (entropy, staleness) = figure.subplots(2, 2, sharex=True)
+    draw_reward(reward, lines)
+    lengths = [(int(line["step"]), found) for line in lines if (found := record.completion_length(line)) is not None]
+    length.plot([step for step, _ in lengths], [found for _, found in lengths], color="tab:green")
+    length.set(title="Completion length", ylabel="tokens (mean)")
+    length.set_ylim(bottom=0)
+    entropy.plot(*series(lines, record.ENTROPY), color="tab:purple")
+    entropy.set(title="Entropy of the policy", ylabel="nats per token", xlabel="step")
+    draw_staleness(staleness, lines)
+    for axes in (reward, length, entropy, staleness):
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.02)
+    figure.suptitle(f"{run.parent.name} / {run.name}")
+    path = names.reward_plot(run)
+    unfinished = path.with_name(f".{path.name}.part")
+    figure.savefig(unfinished, dpi=120, format="png")
+    unfinished.replace(path)
+    return path
+
+
+def draw_reward(axes: Any, lines: list[Line]) -> None:
+    """Reward of the training batches, its running mean, and the evaluations."""
+    steps, rewards = series(lines, record.REWARD)
+    window = max(1, len(steps) // 10)
+    axes.plot(steps, rewards, color="tab:blue", alpha=0.35 if window > 1 else 1.0, label="training batch")
+    if window > 1:
+        axes.plot(steps, smoothed(rewards, window), color="tab:blue", label=f"training, mean of {window} steps")
+    axes.plot(*series(lines, record.EVALUATION), "o-", color="tab:red", markersize=4, label="evaluation")
+    axes.set(title="Task reward", ylabel="reward (mean)")
+    axes.legend(loc="lower right")
+
+
+def draw_staleness(axes: Any, lines: list[Line]) -> None:
+    """How far the samples of a batch lagged behind the weights that trained on them."""
+    axes.plot(*series(lines, record.STALENESS_MAX), color="tab:orange", alpha=0.45, drawstyle="steps-mid", label="most")
+    axes.plot(*series(lines, record.STALENESS), color="tab:orange", label="mean")
+    axes.set(title="Staleness", ylabel="weight versions", xlabel="step")
+    axes.set_ylim(0, 1.25 * max(1.0, axes.get_ylim()[1]))
+    axes.legend(loc="upper right")

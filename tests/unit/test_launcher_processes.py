@@ -1,0 +1,316 @@
+"""Processes of a local run, with small commands in the place of servers and trainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from areal_launcher.fleet import RunError, ServerSpec
+from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec, without_torchrun
+from areal_launcher.processes import HeldPort, Supervised, children, kill_orphans, kill_together
+
+DEADLINE_S = 15.0
+
+# Writes its process id and that of a grandchild in a session of its own, as SGLang's and torchrun's children may be.
+FAMILY = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()} {child.pid}\\n")
+"""
+SERVER = (
+    FAMILY
+    + """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/ready" else 404)
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+"""
+)
+SLEEPER = FAMILY + "time.sleep(600)\n"
+
+
+class Log:
+    """A display that remembers."""
+
+    def __init__(self, on_message: Callable[[str], None] = lambda text: None) -> None:
+        self.said: list[str] = []
+        self.on_message = on_message
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+    def update(self, stats: object, total: int | None) -> None: ...
+
+    def phase(self, text: str) -> None:
+        if text not in self.said:
+            self.message(text)
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+        self.on_message(text)
+
+
+def python(code: str, *args: object) -> list[str]:
+    return [sys.executable, "-S", "-c", code, *map(str, args)]
+
+
+def pids(file: Path) -> list[int]:
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def ports() -> Iterator[list[HeldPort]]:
+    held = [HeldPort("127.0.0.1"), HeldPort("127.0.0.1")]
+    yield held
+    for port in held:
+        port.release()
+
+
+def plan(tmp: Path, trainer: list[str], servers: list[list[str]], ports: list[HeldPort]) -> LocalPlan:
+    specs = [
+        ServerSpec(f"server-{i}", "127.0.0.1", port.number, argv, os.environ, tmp / "logs" / f"server-{i}.log")
+        for i, (argv, port) in enumerate(zip(servers, ports, strict=False))
+    ]
+    return LocalPlan(
+        run=tmp,
+        servers=specs,
+        trainer=TrainerSpec(trainer, os.environ, tmp / "logs" / "trainer.log"),
+        setup_timeout_s=DEADLINE_S,
+        total_steps=None,
+    )
+
+
+def serving(tmp: Path, port: HeldPort) -> list[str]:
+    return python(SERVER, tmp / "pids", port.number)
+
+
+def test_the_trainers_success_ends_the_run_and_every_server(tmp_path: Path, ports: list[HeldPort]) -> None:
+    trainer = python("import time; time.sleep(1.0)")
+    servers = [serving(tmp_path, port) for port in ports]
+    assert LocalRun(plan(tmp_path, trainer, servers, ports), Log()).run() == 0
+    family = pids(tmp_path / "pids")
+    assert len(family) == 4
+    assert not any(alive(pid) for pid in family)
+
+
+def test_the_trainers_failure_carries_its_exit_status_and_last_lines(tmp_path: Path, ports: list[HeldPort]) -> None:
+    trainer = python("print('data set words has no column answer', flush=True); raise SystemExit(7)")
+    with pytest.raises(RunError, match="exit status 7") as failure:
+        LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), Log()).run()
+    assert failure.value.status == 7
+    assert failure.value.lines == ["data set words has no column answer"]
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_a_server_that_cannot_start_is_reported_at_once_with_its_last_lines(
+    tmp_path: Path, ports: list[HeldPort]
+) -> None:
+    broken = python("print('no kernel image'); raise SystemExit(3)")
+    started = time.monotonic()
+    run = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [serving(tmp_path, ports[0]), broken], ports)
+    with pytest.raises(RunError, match="server-1 failed to start: exit status 3") as failure:
+        LocalRun(run, Log()).run()
+    assert time.monotonic() - started < 10
+    assert failure.value.lines == ["no kernel image"]
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_a_command_that_does_not_exist_is_reported(tmp_path: Path, ports: list[HeldPort]) -> None:
+    with pytest.raises(RunError, match="exit status 127") as failure:
+        LocalRun(plan(tmp_path, ["/nowhere/torchrun"], [], ports), Log()).run()
+    assert failure.value.lines == ["cannot start /nowhere/torchrun: No such file or directory"]
+
+
+def test_a_server_that_is_never_ready_is_reported_after_the_deadline(tmp_path: Path, ports: list[HeldPort]) -> None:
+    deaf = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [python(SLEEPER, tmp_path / "pids")], ports)
+    impatient = LocalPlan(**{**vars(deaf), "setup_timeout_s": 0.5})
+    with pytest.raises(RunError, match=r"not ready within rollout.setup_timeout = 0.5 s"):
+        LocalRun(impatient, Log()).run()
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_a_dead_server_is_started_again_on_its_port(tmp_path: Path, ports: list[HeldPort]) -> None:
+    def kill_once(text: str) -> None:
+        if "ready" in text and len(pids(tmp_path / "pids")) == 2:
+            os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
+        elif "server-0 ready" in text:
+            (tmp_path / "done").touch()
+
+    log = Log(kill_once)
+    trainer = python("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)", tmp_path / "done")
+    assert LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), log).run() == 0
+    assert any("server-0 died (exit status 137); restart 1 of 5 in 1 s" in text for text in log.said)
+    assert len(pids(tmp_path / "pids")) == 4
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_torchruns_own_report_is_left_out_of_the_last_lines() -> None:
+    lines = [
+        "ValueError: no column 'answer'",
+        "E1122 13:00:00 99 torch/distributed/elastic/multiprocessing/api.py:1] failed (exitcode: 1) local_rank: 0",
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
+    ]
+    assert without_torchrun(lines) == ["ValueError: no column 'answer'"]
+
+
+def test_a_supervised_command_and_its_orphans_die_with_the_lifeline(tmp_path: Path) -> None:
+    process = Supervised("family", python(SLEEPER, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
+    wait_until(lambda: len(pids(tmp_path / "pids")) == 2, "the family has started")
+    kill_together([process])
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_orphans_of_a_command_that_ended_are_killed(tmp_path: Path) -> None:
+    process = Supervised("family", python(FAMILY, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
+    assert process.wait(DEADLINE_S) == 0
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_a_command_killed_by_a_signal_has_the_shells_exit_status(tmp_path: Path) -> None:
+    process = Supervised("x", python("import os; os.kill(os.getpid(), 11)"), env=os.environ, log=tmp_path / "log")
+    assert process.wait(DEADLINE_S) == 128 + 11
+
+
+def test_the_tail_holds_only_lines_of_this_start(tmp_path: Path) -> None:
+    for word in ("first", "second"):
+        process = Supervised(word, python(f"print('{word}')"), env=os.environ, log=tmp_path / "log")
+        process.wait(DEADLINE_S)
+    assert process.tail() == ["second"]
+    assert "first" in (tmp_path / "log").read_text()
+
+
+def test_a_port_in_use_is_refused_with_its_number() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"cannot use port {number} on 127.0.0.1: Address already in use"):
+            HeldPort("127.0.0.1", number)
+
+
+def test_a_held_port_lets_its_server_listen(ports: list[HeldPort]) -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", ports[0].number))
+        server.listen()
+        socket.create_connection(("127.0.0.1", ports[0].number), timeout=5).close()
+
+
+DRIVER = """
+import os, sys
+from pathlib import Path
+from areal_launcher.fleet import RunError, ServerSpec
+from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec
+from areal_launcher.display import PlainDisplay
+from areal_launcher.processes import HeldPort
+from rich.console import Console
+run, server, trainer = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+port = HeldPort("127.0.0.1")
+python = [sys.executable, "-S", "-c"]
+serve = [*python, server, str(run / "pids"), str(port.number)]
+spec = ServerSpec("server-0", "127.0.0.1", port.number, serve, os.environ, run / "s.log")
+train = TrainerSpec([*python, trainer, str(run / "pids")], os.environ, run / "t.log")
+plan = LocalPlan(run, [spec], train, 15.0, None)
+sys.exit(LocalRun(plan, PlainDisplay(Console())).run())
+"""
+GENTLE = (
+    FAMILY
+    + """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("checkpoint written")))
+time.sleep(600)
+"""
+)
+DEAF = (
+    FAMILY
+    + """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: print("no", flush=True))
+while True:
+    time.sleep(1)
+"""
+)
+
+
+def start_launcher(run: Path, trainer: str) -> subprocess.Popen[str]:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(run), SERVER, trainer], stdout=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: len(pids(run / "pids")) == 4, "server and trainer have started")
+    return launcher
+
+
+def test_killing_the_launcher_leaves_no_process_behind(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, SLEEPER)
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path / "pids")), "all processes are gone")
+
+
+def test_the_first_signal_lets_the_trainer_end_by_itself(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, GENTLE)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGINT)
+    output, _ = launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 0
+    assert "the trainer writes a recovery checkpoint" in output
+    assert "checkpoint written" in (tmp_path / "t.log").read_text()
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_the_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, DEAF)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGTERM)
+    wait_until(lambda: "no" in (tmp_path / "t.log").read_text().split("\n"), "the trainer got the first signal")
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 128 + signal.SIGTERM
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_orphans_of_a_killed_supervisor_are_killed_too(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, SLEEPER)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, text=True)
+    for supervisor in children.stdout.split():
+        os.kill(int(supervisor), signal.SIGKILL)
+    launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 1
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_only_children_that_are_not_spared_are_killed_as_orphans(tmp_path: Path) -> None:
+    others = children()
+    stay, go = (Supervised(n, python("import time; time.sleep(9)"), env=os.environ, log=tmp_path / n) for n in "ab")
+    kill_orphans(others | {stay.pid})
+    assert stay.poll() is None
+    assert go.poll() is not None
+    kill_together([stay])
