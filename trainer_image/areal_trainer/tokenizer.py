@@ -1,0 +1,58 @@
+"""The tokenizer of a model, and its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+
+
+def load_hf_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at ``path``, hub name or directory; one without a padding token pads with its end token.
+
+    Raises ``ValueError`` that names ``path`` where there is none.
+    """
+    directory = Path(path)
+    if not directory.is_dir() and (directory.is_absolute() or path.startswith(".") or path.count("/") > 1):
+        raise ValueError(
+            f"tokenizer {path!r}: there is no such directory; set tokenizer_path (or actor.path) to a model"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"tokenizer {path!r}: {_why(directory)} ({_first_line(error)})") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    return tokenizer
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``ValueError`` where ``tokenizer`` cannot render messages."""
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so messages cannot become a prompt; set "
+            "tokenizer_path to that of an instruction-tuned model, or put a chat_template into tokenizer_config.json"
+        )
+
+
+def prompt_lengths(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[int]:
+    """Tokens of each conversation as a prompt: the chat template with the opening of the answer."""
+    rendered = tokenizer.apply_chat_template(
+        [list(messages) for messages in conversations], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return [len(ids) for ids in rendered["input_ids"]]
+
+
+def _why(directory: Path) -> str:
+    if not directory.is_dir():
+        return "there is no such directory, and the hub has no such model or cannot be reached"
+    files = ", ".join(sorted(entry.name for entry in directory.iterdir())[:12]) or "nothing"
+    return f"the directory holds no tokenizer that transformers can read; it holds {files}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
