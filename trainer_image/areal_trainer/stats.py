@@ -44,15 +44,16 @@ class StatsLogger:
 
         Returns the step of the last line kept, 0 without any. A line that a kill cut off is dropped with them.
         """
-        assert self._file is None, "rewind comes before the first log"
+        assert self._file is None, "rewind comes before the first commit"
         kept = list(_whole_lines(self._path, up_to=step))
         if self._path.exists():
             replace_file(self._path, "".join(kept))
         return int(json.loads(kept[-1])["step"]) if kept else 0
 
-    def log(self, step: int, stats: Mapping[str, float]) -> None:
-        """Write the statistics after ``step`` steps. A number that is not finite is null in ``stats.jsonl``."""
-        line = {"step": step, **{name: value if math.isfinite(value) else None for name, value in stats.items()}}
+    def commit(self, stats: Mapping[str, float]) -> None:
+        """Write the statistics after ``stats["step"]`` steps. A number that is not finite is null in ``stats.jsonl``."""
+        step = int(stats["step"])
+        line = {name: value if math.isfinite(value) else None for name, value in stats.items()}
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8")
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -85,7 +86,7 @@ class Timings:
     >>> timings = Timings()
     >>> with timings.stage("rollout"):
     ...     pass
-    >>> list(timings.take())
+    >>> list(timings.as_stats())
     ['timeperf/rollout']
     """
 
@@ -105,10 +106,9 @@ class Timings:
         """Add ``seconds`` to a stage that was timed elsewhere."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
-    def take(self) -> dict[str, float]:
-        """The stages so far as ``timeperf/<name>``; the next step starts from nothing."""
-        seconds, self._seconds = self._seconds, {}
-        return {f"timeperf/{name}": value for name, value in seconds.items()}
+    def as_stats(self) -> dict[str, float]:
+        """The stages so far as ``timeperf/<name>``."""
+        return {f"timeperf/{name}": seconds for name, seconds in self._seconds.items()}
 
 
 def spread(name: str, values: Iterable[float]) -> dict[str, float]:
