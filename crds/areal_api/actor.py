@@ -101,9 +101,7 @@ class PPOActorConfig(TrainEngineConfig):
     )
     use_sapo_loss: bool = Field(False, description="Soft gate instead of clipping (SAPO); not with the decoupled loss.")
     sapo_tau_pos: float = Field(1.0, gt=0, description="SAPO: temperature of the gate where the advantage is positive.")
-    sapo_tau_neg: float = Field(
-        1.05, gt=0, description="SAPO: temperature of the gate where the advantage is negative."
-    )
+    sapo_tau_neg: float = Field(1.05, gt=0, description="SAPO: temperature of the gate where it is negative.")
     m2_threshold: float | None = Field(
         None, gt=0, description="M2PO: bound of the second moment of log(proximal ÷ behaviour); null is off."
     )

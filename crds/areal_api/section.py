@@ -33,7 +33,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or cls.model_config.get("extra") != "forbid":
             return values
         known = list(cls.keys())
         unknown = [str(key) for key in values if key not in known]

@@ -1,0 +1,218 @@
+"""Keys of AReaL's files that have no meaning here, and why. Three generations of them are about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Why a key has no meaning here. ``only`` holds the values that change nothing; another value is refused."""
+
+    reason: str
+    only: tuple[Any, ...] | None = None
+
+
+def foreign(key: str) -> Foreign | None:
+    """What is known of the dotted ``key`` (a section or a single value), or None where it is not AReaL's."""
+    for pattern, entry in _FOREIGN.items():
+        if fnmatchcase(key, pattern):
+            return entry
+    return None
+
+
+def is_areal_key(key: str) -> bool:
+    """Whether ``key`` or a section above it is one of AReaL's that we lack."""
+    parts = key.split(".")
+    prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return any(prefix in TRANSLATED or foreign(prefix) is not None for prefix in prefixes)
+
+
+# Keys that convert.py gives another name or place here.
+TRANSLATED = frozenset(
+    {
+        "allocation_mode",
+        "n_nodes",
+        "n_gpus_per_node",
+        "checkpointer",
+        "rollout.backend",
+        "actor.backend",
+        "ref.backend",
+        "actor.group_adv_norm",
+        "actor.group_reward_norm",
+        "actor.group_size",
+        "actor.max_new_tokens",
+        "actor.reward_norm.group_size",
+        "actor.adv_norm.group_size",
+        "actor.behave_imp_weight_cap",
+        "actor.behave_imp_weight_mode",
+        "actor.rejection_sampling",
+        "recover.retries",
+        "recover.keep_last_n",
+    }
+)
+
+# Arguments in AReaL's sglang section that SGLang 0.5.23 still has and our section lacks: they go to servers.args.
+SGLANG_ARGUMENTS = frozenset(
+    {
+        "disable_cuda_graph_padding",
+        "enable_nccl_nvls",
+        "disable_outlines_disk_cache",
+        "enable_dp_attention",
+        "enable_torch_compile",
+        "torch_compile_max_bs",
+        "enable_p2p_check",
+        "triton_attention_reduce_in_fp32",
+        "triton_attention_num_kv_splits",
+        "num_continuous_decode_steps",
+        "enable_memory_saver",
+        "allow_auto_truncate",
+        "enable_multimodal",
+        "dp_size",
+        "ep_size",
+        "enable_lora",
+        "max_lora_rank",
+        "max_loaded_loras",
+        "lora_paths",
+        "lora_backend",
+        "log_level_http",
+        "log_requests",
+        "log_requests_level",
+        "show_time_cost",
+        "enable_return_routed_experts",
+    }
+)
+
+_ONE_NAME = "the run's own name and directory hold for every section"
+_PLACES = "resources and placement are servers.* and trainer.* of the experiment"
+_MEGATRON = "the trainer runs FSDP"
+_NO_SUCH = "not supported here"
+_LORA = "LoRA is not supported here"
+_LOSS_SCALE = "no loss scaling: the trainer computes in bfloat16 or float32"
+_FINDING = "servers are found by their addresses, without a name service"
+_NO_ARGUMENT = "SGLang 0.5.23 has no such argument"
+
+
+def _table(
+    groups: Iterable[tuple[str, tuple[Any, ...] | None, Iterable[str]]],
+) -> dict[str, Foreign]:
+    return {pattern: Foreign(reason, only) for reason, only, patterns in groups for pattern in patterns}
+
+
+def _both(*keys: str) -> list[str]:
+    return [f"{section}.{key}" for section in ("actor", "ref") for key in keys]
+
+
+def _all(*keys: str) -> list[str]:
+    sections = ("rollout", "actor", "ref", "saver", "recover", "evaluator", "stats_logger")
+    return [f"{section}.{key}" for section in sections for key in keys]
+
+
+_FOREIGN = _table(
+    [
+        (_ONE_NAME, None, _all("experiment_name", "trial_name", "fileroot")),
+        (_FINDING, None, ["cluster.name_resolve"]),
+        (
+            _PLACES,
+            None,
+            ["cluster.cluster_name", "cluster.gpu_type", "cluster.mount", "cluster.node_name_prefix", "launcher"]
+            + ["cluster.gpu_image", "cluster.cpu_image", "cluster.gpu_infer_image", "scheduler"]
+            + ["rollout.scheduling_spec", *_both("scheduling_spec"), "*_dataset.scheduling_spec"],
+        ),
+        (
+            "servers have GPUs of their own, and the reference model lives in the trainer's ranks",
+            None,
+            ["rollout.scheduling_strategy", *_both("scheduling_strategy")],
+        ),
+        ("a run has servers and a trainer", (False,), ["server_only"]),
+        ("the servers are SGLang", None, ["vllm"]),
+        ("the trainer keeps its GPUs: offloading to the servers' turn is " + _NO_SUCH, (False,), ["enable_offload"]),
+        ("timings of every stage are in stats.jsonl", None, ["perf_tracer"]),
+        ("GRPO has no critic", (None,), ["critic"]),
+        ("distillation is " + _NO_SUCH, (None,), ["teacher"]),
+        ("a step always trains on a whole batch", (False,), ["dynamic_bs"]),
+        ("use total_train_steps", (None,), ["total_train_n_seqs"]),
+        ("beam search gives no log-probs of samples", (False,), ["*gconfig.use_beam_search"]),
+        (_LORA, None, ["*gconfig.lora_name", *_both("lora_rank", "lora_alpha", "target_modules", "peft_type")]),
+        (_LORA, (False,), [*_both("use_lora"), "rollout.use_lora"]),
+        (_LORA, ("", None), _both("init_lora_path")),
+        ("requests are in the log at debug level", None, ["rollout.enable_rollout_tracing"]),
+        ("trajectories are always checked", None, ["rollout.check_trajectory_format"]),
+        ("prompts go to the least loaded server", None, ["rollout.schedule_policy"]),
+        ("the run's tokenizer holds", None, ["rollout.tokenizer_path"]),
+        ("running requests are interrupted at a weight update", None, ["rollout.pause_grace_period"]),
+        ("workflows talk to the engine, not to an OpenAI proxy", (None,), ["rollout.openai", "rollout.agent"]),
+        ("routed experts are not recorded", (False,), ["rollout.return_routed_experts"]),
+        (
+            "AReaL's controllers are not used",
+            None,
+            ["rollout._version", "rollout.admin_api_key", *_both("_version", "admin_api_key", "log_level")]
+            + _both("request_timeout", "setup_timeout"),
+        ),
+        ("training starts from actor.path", (False,), _both("init_from_scratch", "init_critic_from_actor")),
+        ("the policy is no critic", (False,), _both("is_critic")),
+        ("Hugging Face kernels are " + _NO_SUCH, (False,), _both("use_kernels")),
+        ("microbatches are packed without padding", None, _both("pad_to_maximum")),
+        ("gradients are reduced in float32", ("float32",), _both("grad_reduce_dtype")),
+        ("use actor.fsdp.offload_params", (False,), [*_both("offload"), "actor.optimizer.offload"]),
+        (_MEGATRON, None, _both("megatron", "archon")),
+        (
+            "every decoder layer is a shard of its own",
+            None,
+            _both("fsdp.wrap_policy", "fsdp.memory_efficient_load", "fsdp.shard_vision_across_sp"),
+        ),
+        ("optimizer steps are not streamed", (False,), _both("fsdp.per_layer_optim_step")),
+        ("optimizer steps are not streamed", None, _both("fsdp.optim_step_prefetch_layers")),
+        ("tree training is " + _NO_SUCH, (False,), _both("enable_tree_training")),
+        ("tree training is " + _NO_SUCH, (None,), _both("adaptive_tree")),
+        (
+            _LOSS_SCALE,
+            None,
+            [f"actor.optimizer.{key}" for key in ("initial_loss_scale", "min_loss_scale", "loss_scale_window")]
+            + ["actor.optimizer.hysteresis"],
+        ),
+        (
+            "the gradient does not depend on the split into microbatches",
+            None,
+            _both("mb_spec.granularity", "mb_spec.n_mbs_divisor", "mb_spec.packing_algorithm"),
+        ),
+        ("log-probs of the proximal policy are always recomputed", ("recompute",), ["actor.prox_logp_method"]),
+        ("statistics of every step are in stats.jsonl", None, ["actor.log_agent_stats", "actor.log_agent_stats_keys"]),
+        ("advantages are those of GAE over tokens", ("gae",), ["actor.advantage_estimator"]),
+        ("advantages are those of GAE over tokens", ("token",), ["actor.gae_timestep_unit"]),
+        ("advantages are those of GAE over tokens", (1.0,), ["actor.turn_discount"]),
+        ("use reward_norm", (None,), ["actor.group_baseline"]),
+        ("use reward_norm", None, ["actor.group_baseline_leave1out"]),
+        ("gae_lambda is a number", ({}, None), ["actor.gae_lambda_kwargs"]),
+        ("rewards are those of whole sequences", None, ["actor.token_rewards_as_adv"]),
+        ("a lost sample never harms its group's others", (None,), ["actor.min_usable_group_size"]),
+        ("CISPO is " + _NO_SUCH, (False,), ["actor.use_cispo_loss"]),
+        ("the data stay in host memory until a batch is packed", None, ["*_dataset.pin_memory"]),
+        ("data are read in the trainer", None, ["*_dataset.num_dataset_workers"]),
+        ("use an import path (package.module:function) as *_dataset.path", ({}, None), ["*_dataset.dataset_kwargs"]),
+        ("checkpoints are written by the trainer, whole or not at all", None, ["saver.mode"]),
+        ("evaluation always runs before the first step too", None, ["evaluator.eval_before_train"]),
+        ("recovery checkpoints hold the optimizer", (False,), ["recover.no_save_optim", "recover.no_load_optim"]),
+        (
+            "keys are taken from the environment (WANDB_API_KEY, WANDB_BASE_URL, SWANLAB_API_KEY), never from files",
+            None,
+            ["stats_logger.wandb.wandb_api_key", "stats_logger.wandb.wandb_base_url", "stats_logger.swanlab.api_key"],
+        ),
+        (
+            "the logger is given the whole configuration",
+            None,
+            ["stats_logger.wandb.config", "stats_logger.swanlab.config"],
+        ),
+        ("not passed to wandb", None, ["stats_logger.wandb.job_type", "stats_logger.wandb.id_suffix"]),
+        ("Trackio is " + _NO_SUCH, None, ["stats_logger.trackio"]),
+        (
+            _NO_ARGUMENT,
+            None,
+            [f"sglang.{key}" for key in ("enable_ep_moe", "torchao_config", "enable_nan_detection", "cuda_graph_bs")]
+            + ["sglang.cuda_graph_max_bs", "sglang.enable_multithread_load"],
+        ),
+    ]
+)

@@ -1,0 +1,210 @@
+"""``GRPOExperiment``: one experiment, run here by ``grpo run`` and in a cluster by ``kubectl apply``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from areal_api.config import GRPOConfig
+from areal_api.pods import PodSettings
+from areal_api.section import CamelSection
+from areal_api.status import ExperimentStatus
+
+API_VERSION: Literal["areal.dev/v1alpha1"] = "areal.dev/v1alpha1"
+KIND: Literal["GRPOExperiment"] = "GRPOExperiment"
+MAX_NAME_LENGTH = 40  # leaves room for the suffixes of pods and of the labels that a StatefulSet makes of its name
+AccessMode = Literal["ReadWriteMany", "ReadWriteOnce"]
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
+
+
+class Metadata(BaseModel):
+    """Metadata of the object; what Kubernetes adds is kept as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = Field(
+        min_length=1,
+        max_length=MAX_NAME_LENGTH,
+        pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
+        description="Name of the experiment: small letters, digits and hyphens.",
+    )
+    namespace: str | None = Field(None, description="Namespace; null is the current one.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations.")
+
+
+class ServersSpec(PodSettings):
+    """SGLang servers."""
+
+    replicas: int = Field(1, ge=1, description="Servers; may change while the run goes on.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="Most servers that replicas may be raised to during the run; null is replicas."
+    )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs (on cpu: processes) of one server.")
+    args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="More arguments of SGLang, by the names of its ServerArgs; they win over config.sglang.",
+    )
+
+
+class TrainerSpec(PodSettings):
+    """The trainer's ranks, started by torchrun."""
+
+    nodes: int = Field(1, ge=1, description="Pods of the trainer; grpo run takes 1.")
+    processes_per_node: int = Field(1, ge=1, description="Ranks of a pod, a GPU each on cuda.")
+    script: str | None = Field(
+        None,
+        min_length=1,
+        description="Training script (path, or a module's name); null is our own loop. It calls load_expr_config.",
+    )
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks."""
+        return self.nodes * self.processes_per_node
+
+
+class StorageSpec(CamelSection):
+    """The volume that trainer and servers share in a cluster; it holds the run directory."""
+
+    size: str = Field("100Gi", pattern=QUANTITY, description="Size of the volume.")
+    storage_class_name: str | None = Field(None, description="Storage class; null is the cluster's default.")
+    access_modes: list[AccessMode] = Field(
+        ["ReadWriteMany"],
+        min_length=1,
+        max_length=2,
+        description="Access modes; ReadWriteOnce keeps every pod on one node.",
+    )
+    when_deleted: Literal["Retain", "Delete"] = Field(
+        "Retain", description="What happens to the volume when the experiment is deleted."
+    )
+
+
+class RunPolicy(CamelSection):
+    """How a run is stopped, repeated and cleaned up. grpo run heeds backoffLimit and activeDeadlineSeconds."""
+
+    suspend: bool = Field(False, description="Stop the run and free its pods; false goes on from the last checkpoint.")
+    backoff_limit: int = Field(3, ge=0, description="Restarts of a failed trainer; disruptions do not count.")
+    active_deadline_seconds: int | None = Field(
+        None, ge=1, description="Longest time of the run; null sets none.", json_schema_extra={"unit": "s"}
+    )
+    pre_running_deadline_seconds: int | None = Field(
+        None,
+        ge=1,
+        description="Longest time until servers and trainer run, before their GPUs are given back; null sets none.",
+        json_schema_extra={"unit": "s"},
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None,
+        ge=0,
+        description="When a finished experiment is deleted; null keeps it.",
+        json_schema_extra={"unit": "s"},
+    )
+
+
+class ExperimentSpec(CamelSection):
+    """What is to run, and where."""
+
+    config: GRPOConfig = Field(description="The run's configuration, under AReaL's names.")
+    servers: ServersSpec = Field(default_factory=ServersSpec, description="SGLang servers.")
+    trainer: TrainerSpec = Field(default_factory=TrainerSpec, description="The trainer.")
+    storage: StorageSpec = Field(default_factory=StorageSpec, description="Shared volume in a cluster.")
+    run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Stopping, repeating, cleaning up.")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        problems = [*_placement_problems(self), *_gpu_problems(self)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def max_replicas(self) -> int:
+        """Servers whose addresses the trainer knows from the start."""
+        return self.servers.max_replicas or self.servers.replicas
+
+
+def _placement_problems(spec: ExperimentSpec) -> list[str]:
+    """Rules of this function and the next stand in ``rules.py`` for the API server."""
+    servers, trainer = spec.servers, spec.trainer
+    problems: list[str] = []
+    if servers.max_replicas is not None and servers.replicas > servers.max_replicas:
+        problems.append(
+            f"servers.replicas is {servers.replicas}, above servers.maxReplicas {servers.max_replicas}; "
+            "raise maxReplicas"
+        )
+    if "ReadWriteMany" not in spec.storage.access_modes and trainer.nodes > 1:
+        problems.append(
+            f"storage.accessModes is [ReadWriteOnce], trainer.nodes {trainer.nodes}; several nodes need ReadWriteMany"
+        )
+    batch_size = spec.config.train_dataset.batch_size
+    if batch_size % trainer.ranks:
+        problems.append(
+            f"train_dataset.batch_size is {batch_size}, not a multiple of the {trainer.ranks} ranks of the trainer "
+            "(trainer.nodes × trainer.processesPerNode); make it one"
+        )
+    if spec.config.actor.weight_update_mode == "distributed" and servers.device != trainer.device:
+        problems.append(
+            f"actor.weight_update_mode is distributed, servers.device {servers.device}, trainer.device "
+            f"{trainer.device}; a broadcast needs one kind of device: set weight_update_mode=disk"
+        )
+    return problems
+
+
+def _gpu_problems(spec: ExperimentSpec) -> list[str]:
+    cluster, servers, trainer = spec.config.cluster, spec.servers, spec.trainer
+    per_node = cluster.n_gpus_per_node
+    if per_node is None:
+        return []
+    problems: list[str] = []
+    server_gpus = servers.replicas * servers.tensor_parallel if servers.device == "cuda" else 0
+    trainer_gpus = trainer.ranks if trainer.device == "cuda" else 0
+    total = None if cluster.n_nodes is None else cluster.n_nodes * per_node
+    if total is not None and server_gpus + trainer_gpus > total:
+        problems.append(
+            f"{server_gpus + trainer_gpus} GPUs are needed ({server_gpus} by servers, {trainer_gpus} by the trainer), "
+            f"cluster.n_nodes × cluster.n_gpus_per_node is {total}; lower servers.replicas or trainer.processesPerNode"
+        )
+    if trainer_gpus and trainer.processes_per_node > per_node:
+        problems.append(
+            f"trainer.processesPerNode is {trainer.processes_per_node}, above cluster.n_gpus_per_node {per_node}; "
+            "use more trainer.nodes"
+        )
+    if server_gpus and servers.tensor_parallel > per_node:
+        problems.append(
+            f"servers.tensorParallel is {servers.tensor_parallel}, above cluster.n_gpus_per_node {per_node}; "
+            "a server lives on one node: lower it"
+        )
+    return problems
+
+
+class GRPOExperiment(CamelSection):
+    """An experiment: the object of the custom resource, and the file that ``grpo run`` takes."""
+
+    api_version: Literal["areal.dev/v1alpha1"] = Field(API_VERSION, description="Version of this schema.")
+    kind: Literal["GRPOExperiment"] = Field(KIND, description="Kind of the object.")
+    metadata: Metadata = Field(description="Name, labels and annotations.")
+    spec: ExperimentSpec = Field(description="What is to run, and where.")
+    status: ExperimentStatus | None = Field(None, description="Written by the operator.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_config(cls, values: Any) -> Any:
+        """``spec.config.experiment_name`` is ``metadata.name`` where it is left out."""
+        metadata, spec = _dict(values, "metadata"), _dict(values, "spec")
+        config = _dict(spec, "config")
+        if metadata is None or spec is None or config is None or config.get("experiment_name") is not None:
+            return values
+        named = {**config, "experiment_name": metadata.get("name", "")}
+        return {**values, "spec": {**spec, "config": named}}
+
+    @property
+    def name(self) -> str:
+        """``metadata.name``."""
+        return self.metadata.name
+
+
+def _dict(values: Any, key: str) -> dict[str, Any] | None:
+    value = values.get(key) if isinstance(values, dict) else None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,224 @@
+"""Files and overrides → validated models. Errors are ``ConfigError``: file, key, value and fix, ready to print."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from areal_api import names
+from areal_api.areal_keys import is_areal_key
+from areal_api.config import GRPOConfig
+from areal_api.convert import convert
+from areal_api.errors import ConfigError, config_error, problems_of
+from areal_api.experiment import ExperimentSpec, GRPOExperiment
+from areal_api.keys import known, nearest_key
+from areal_api.overrides import Override, parse_override, put
+from areal_api.section import Section
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=GRPOConfig)
+
+_SPEC_SECTIONS = ("servers", "trainer", "storage", "runPolicy")
+
+
+def load_experiment(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), script: str | None = None
+) -> GRPOExperiment:
+    """The experiment of an experiment.yaml, or of AReaL's own file.
+
+    Overrides of an experiment file start at ``spec``; those of AReaL's file at its configuration, where ``servers.``,
+    ``trainer.``, ``storage.`` and ``runPolicy.`` reach the experiment. ``script`` takes the place of
+    ``spec.trainer.script``. What AReaL's file says and has no meaning here is logged as a warning.
+    """
+    data, notes = _read(path, overrides, GRPOConfig)
+    for note in notes:
+        logger.warning("%s: %s", path, note)
+    if script is not None:
+        put(data, "spec.trainer.script", script, source=str(path))
+    return _validated(GRPOExperiment, data, source=str(path), below="spec")
+
+
+def parse_experiment(data: Mapping[str, Any], *, source: str) -> GRPOExperiment:
+    """The experiment of an object as the API server gives it; ``${…}`` in ``spec.config`` is resolved."""
+    spec = data.get("spec")
+    config = spec.get("config") if isinstance(spec, dict) else None
+    if isinstance(spec, dict) and isinstance(config, dict):
+        data = {**data, "spec": {**spec, "config": resolve(config, source=source)}}
+    return _validated(GRPOExperiment, dict(data), source=source)
+
+
+def load_expr_config(argv: Sequence[str], config_cls: type[Config]) -> tuple[Config, str]:
+    """The configuration of a training script, and the path of its file.
+
+    ``argv`` is ``["--config", "gsm8k_grpo.yaml", "actor.path=x", …]``; a leading script name is left out. Without
+    ``--config`` the file is the one in ``AREAL_CONFIG``, where the launcher puts the resolved configuration. An
+    experiment file gives its ``spec.config``. Overrides are as in ``load_experiment``.
+
+    >>> config, path = load_expr_config(["--config", "gsm8k_grpo.yaml", "seed=2"], GRPOConfig)  # doctest: +SKIP
+    """
+    path, overrides = _arguments(argv)
+    data, notes = _read(path, overrides, config_cls)
+    for note in notes:
+        logger.warning("%s: %s", path, note)
+    config = {"experiment_name": data["metadata"].get("name"), **data["spec"]["config"]}
+    return _validated(config_cls, config, source=path), path
+
+
+def config_yaml(config: GRPOConfig) -> str:
+    """The resolved configuration as a file: every key, no interpolation."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping in a YAML file, ``${…}`` unresolved."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; give the path of an experiment or configuration file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a YAML file") from error
+    try:
+        data = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}: {line}not valid YAML: {reason}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict) or not data:
+        raise ConfigError(f"{path}: holds no keys; give an experiment or configuration file")
+    return {str(key): value for key, value in data.items()}
+
+
+def resolve(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """``config`` with every ``${…}`` replaced; keys count from its root, as in AReaL's files."""
+    try:
+        data = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        reason = str(error.msg or error).splitlines()[0]
+        raise ConfigError(f"{source}: {key}{reason}; set the key") from error
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}
+
+
+def is_experiment(data: Mapping[str, Any]) -> bool:
+    """Whether a file is an experiment rather than a bare configuration."""
+    return any(key in data for key in ("apiVersion", "kind", "spec"))
+
+
+def _read(
+    path: str | os.PathLike[str], overrides: Sequence[str], config_cls: type[GRPOConfig]
+) -> tuple[dict[str, Any], list[str]]:
+    """An experiment as plain data, overrides applied and ``${…}`` resolved, and notes on what has no meaning here."""
+    data, source = read_yaml(path), str(path)
+    parsed = [parse_override(text) for text in overrides]
+    if is_experiment(data):
+        return _with_spec_overrides(data, parsed, source=source, config_cls=config_cls), []
+    server_args: set[str] = set()
+    later: list[Override] = []
+    for override in parsed:
+        if override.key.split(".")[0] in _SPEC_SECTIONS:
+            later.append(override)
+            continue
+        if _sglang_argument(override, "sglang.", config_cls):
+            server_args.add(override.key.removeprefix("sglang."))
+        elif not known(config_cls, override.key) and not is_areal_key(override.key):
+            raise _unknown(override, config_cls)
+        put(data, override.key, override.value, source=override.source)
+    experiment, notes = convert(
+        resolve(data, source=source), source=source, config_cls=config_cls, server_args=server_args
+    )
+    for override in later:
+        _put_in_spec(experiment["spec"], override)
+    return experiment, notes
+
+
+def _with_spec_overrides(
+    data: dict[str, Any], overrides: Sequence[Override], *, source: str, config_cls: type[GRPOConfig]
+) -> dict[str, Any]:
+    spec, metadata = data.get("spec"), data.get("metadata")
+    if not isinstance(spec, dict) or not isinstance(spec.get("config"), dict):
+        raise ConfigError(f"{source}: spec.config is missing; put the configuration there")
+    if not isinstance(metadata, dict):
+        raise ConfigError(f"{source}: metadata is missing; set metadata.name")
+    server_args: dict[str, Any] = {}
+    for override in overrides:
+        if _sglang_argument(override, "config.sglang.", config_cls):
+            server_args[override.key] = override
+            put(spec, override.key, override.value, source=override.source)
+        elif override.key.startswith("config.") and known(config_cls, override.key.removeprefix("config.")):
+            put(spec, override.key, override.value, source=override.source)
+        else:
+            _put_in_spec(spec, override)
+    spec["config"] = resolve(spec["config"], source=source)
+    for key, override in server_args.items():
+        argument = key.removeprefix("config.sglang.")
+        value = spec["config"]["sglang"].pop(argument)
+        put(spec, f"servers.args.{argument}", value, source=override.source)
+    return data
+
+
+def _put_in_spec(spec: dict[str, Any], override: Override) -> None:
+    if not known(ExperimentSpec, override.key):
+        raise _unknown(override, ExperimentSpec)
+    put(spec, override.key, override.value, source=override.source)
+
+
+def _sglang_argument(override: Override, prefix: str, config_cls: type[GRPOConfig]) -> bool:
+    """Whether ``+sglang.x=…`` names an argument of SGLang that the configuration has no key for."""
+    argument = override.key.removeprefix(prefix)
+    return (
+        override.added
+        and override.key.startswith(prefix)
+        and "." not in argument
+        and not known(config_cls, f"sglang.{argument}")
+    )
+
+
+def _unknown(override: Override, model: type[Section]) -> ConfigError:
+    near = nearest_key(model, override.key)
+    text = f"{override.source}: unknown key {override.key}; "
+    text += f"did you mean {near}?" if near else "grpo run --help lists the keys"
+    if "sglang." in override.key and not override.added:
+        text += f" To give SGLang an argument that has no key here, write +{override.text}"
+    return ConfigError(text)
+
+
+def _arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
+    rest = list(argv[1:] if argv and argv[0].endswith(".py") else argv)
+    path: str | None = None
+    overrides: list[str] = []
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--config" and rest:
+            path = rest.pop(0)
+        elif argument.startswith("--config="):
+            path = argument.removeprefix("--config=")
+        else:
+            overrides.append(argument)
+    if path is None:
+        path = os.environ.get(names.CONFIG)
+    if not path:
+        raise ConfigError(f"no configuration: give --config FILE (or set {names.CONFIG})")
+    return path, overrides
+
+
+_Model = TypeVar("_Model", bound=Section)
+
+
+def _validated(model: type[_Model], data: dict[str, Any], *, source: str, below: str = "") -> _Model:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise config_error(source, problems_of(error, below=below)) from None

@@ -1,0 +1,51 @@
+"""Plain nested mappings addressed by dotted keys, as the converter works on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Tree = dict[str, Any]
+
+
+def get(tree: Tree, key: str, default: Any = None) -> Any:
+    """The value at the dotted ``key``."""
+    node: Any = tree
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = node[part]
+    return node
+
+
+def pop(tree: Tree, key: str) -> Any:
+    """Take the value at ``key`` out of ``tree``; None where there is none."""
+    *above, last = key.split(".")
+    node = get(tree, ".".join(above)) if above else tree
+    return node.pop(last, None) if isinstance(node, dict) else None
+
+
+def set_in(tree: Tree, key: str, value: Any) -> None:
+    """Set the value at ``key``; sections on the way are made."""
+    *above, last = key.split(".")
+    node = tree
+    for part in above:
+        below = node.get(part)
+        if not isinstance(below, dict):
+            below = node[part] = {}
+        node = below
+    node[last] = value
+
+
+class Notes:
+    """What the converter tells its user: keys, by reason."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, list[str]] = {}
+
+    def add(self, key: str, reason: str) -> None:
+        """Say ``reason`` of ``key``."""
+        self._keys.setdefault(reason, []).append(key)
+
+    def lines(self) -> list[str]:
+        """One line for each reason."""
+        return [f"{', '.join(keys)}: {reason}" for reason, keys in self._keys.items()]
