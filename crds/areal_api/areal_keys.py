@@ -118,9 +118,11 @@ _FOREIGN = _table(
         (
             _PLACES,
             None,
-            ["cluster.cluster_name", "cluster.gpu_type", "cluster.mount", "cluster.node_name_prefix", "launcher"]
-            + ["cluster.gpu_image", "cluster.cpu_image", "cluster.gpu_infer_image", "scheduler"]
-            + ["rollout.scheduling_spec", *_both("scheduling_spec"), "*_dataset.scheduling_spec"],
+            [
+                *("cluster.cluster_name", "cluster.gpu_type", "cluster.mount", "cluster.node_name_prefix", "launcher"),
+                *("cluster.gpu_image", "cluster.cpu_image", "cluster.gpu_infer_image", "scheduler"),
+                *("rollout.scheduling_spec", "*_dataset.scheduling_spec", *_both("scheduling_spec")),
+            ],
         ),
         (
             "servers have GPUs of their own, and the reference model lives in the trainer's ranks",
@@ -149,8 +151,10 @@ _FOREIGN = _table(
         (
             "AReaL's controllers are not used",
             None,
-            ["rollout._version", "rollout.admin_api_key", *_both("_version", "admin_api_key", "log_level")]
-            + _both("request_timeout", "setup_timeout"),
+            [
+                *("rollout._version", "rollout.admin_api_key"),
+                *_both("_version", "admin_api_key", "log_level", "request_timeout", "setup_timeout"),
+            ],
         ),
         ("training starts from actor.path", (False,), _both("init_from_scratch", "init_critic_from_actor")),
         ("the policy is no critic", (False,), _both("is_critic")),

@@ -12,7 +12,7 @@ from areal_api.allocation import Sizes, parse_allocation_mode, parse_part, sprea
 from areal_api.areal_keys import SGLANG_ARGUMENTS, foreign, is_areal_key
 from areal_api.config import GRPOConfig
 from areal_api.convert_actor import convert_actor
-from areal_api.errors import ConfigError, config_error, unknown_key
+from areal_api.errors import ConfigError, config_error, shown, unknown_key
 from areal_api.experiment import API_VERSION, KIND, MAX_NAME_LENGTH
 from areal_api.keys import section_of
 from areal_api.section import Section
@@ -165,7 +165,8 @@ def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> None:
             del tree[name]
         elif entry is not None:
             if entry.only is not None and value not in entry.only:
-                raise ConfigError(f"{key} is {value!r}: {entry.reason}; leave it out or set it to {entry.only[0]!r}")
+                fix = f"leave it out or set it to {shown(entry.only[0])}"
+                raise ConfigError(f"{key} is {shown(value)}: {entry.reason}; {fix}")
             notes.add(key, entry.reason)
             del tree[name]
         elif isinstance(value, dict):
@@ -212,7 +213,9 @@ def _move_server_arguments(config: Tree, spec: Tree, notes: Notes, *, wanted: fr
 
 def _refuse_unknown(config: Tree, config_cls: type[GRPOConfig], *, source: str) -> None:
     """Report unknown keys of all sections together; pydantic would stop at the first section."""
-    problems = list(_unknown(config, config_cls, ""))
+    problems = [unknown_key(key, config_cls) for key in _unknown(config, config_cls, "")]
+    if any(problem.startswith("sglang.") for problem in problems):
+        problems.append("an argument of SGLang that has no key here goes into servers.args, or +sglang.KEY=VALUE")
     if problems:
         raise config_error(source, problems)
 
@@ -221,10 +224,7 @@ def _unknown(tree: Tree, model: type[Section], prefix: str) -> Iterable[str]:
     names = model.keys()
     for key, value in tree.items():
         if key not in names:
-            line = unknown_key([*prefix.split(".")[:-1], key], list(names))
-            if prefix == "sglang.":
-                line += " An argument of SGLang that has no key here goes into servers.args"
-            yield line
+            yield f"{prefix}{key}"
             continue
         below = section_of(model.model_fields[names[key]].annotation)
         if below is not None and isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The policy's section of AReaL's files: normalisation, cap and defaults, which changed from generation to generation."""
+"""The policy's section of AReaL's files: normalisation, cap and defaults, which change between generations."""
 
 from __future__ import annotations
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from areal_api.section import UNKNOWN_KEYS
+from areal_api.keys import nearest_key
+from areal_api.section import UNKNOWN_KEYS, Section
 
 
 class ConfigError(ValueError):
@@ -23,40 +23,42 @@ def config_error(source: str, problems: list[str]) -> ConfigError:
     return ConfigError("\n  ".join([f"{source}: {len(problems)} problems", *problems]))
 
 
-def problems_of(error: ValidationError, *, below: str = "") -> list[str]:
+def problems_of(error: ValidationError, model: type[Section], *, unwritten: Sequence[str] = ()) -> list[str]:
     """A line for each thing that pydantic found, ``actor.optimizer.lr: -1 is below 0; give at least 0``.
 
-    ``below`` is a prefix of keys that the user does not write, as ``spec`` is in overrides.
+    ``unwritten`` are the sections around what the user writes, as ``spec`` and ``config`` are around AReaL's file.
     """
     lines: list[str] = []
     for details in error.errors(include_url=False):
-        lines.extend(_lines(details, below))
+        lines.extend(_lines(details, model, list(unwritten)))
     return lines
 
 
-def _lines(details: ErrorDetails, below: str) -> list[str]:
-    place = [str(part) for part in details["loc"]]
-    if below and place[:1] == [below]:
-        place = place[1:]
+def unknown_key(key: str, model: type[Section], *, written: str | None = None) -> str:
+    """The line about a key that ``model`` lacks; ``written`` is the key as the user wrote it."""
+    near = nearest_key(model, key)
+    text = written or key
+    if near is None:
+        return f"{text}: unknown key; grpo run --help lists the keys"
+    hidden = len(key) - len(text)
+    return f"{text}: unknown key; did you mean {near[hidden:] if near.startswith(key[:hidden]) else near}?"
+
+
+def _lines(details: ErrorDetails, model: type[Section], unwritten: list[str]) -> list[str]:
+    whole = [str(part) for part in details["loc"]]
+    place = list(whole)
+    while unwritten and place[:1] == unwritten[:1]:
+        place, unwritten = place[1:], unwritten[1:]
     context: Mapping[str, Any] = details.get("ctx", {})
     if details["type"] == UNKNOWN_KEYS:
-        return [unknown_key([*place, key], context["known"]) for key in context["keys"]]
+        return [unknown_key(".".join([*whole, key]), model, written=".".join([*place, key])) for key in context["keys"]]
     where = ".".join(place)
     text = _text(details, context)
     return [f"{where}: {text}" if where else text]
 
 
-def unknown_key(place: list[str], known: list[str]) -> str:
-    """The line about one unknown key."""
-    near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-    where = ".".join(place)
-    if near:
-        return f"{where}: unknown key; did you mean {'.'.join([*place[:-1], near[0]])}?"
-    return f"{where}: unknown key; known here: {', '.join(sorted(known))}"
-
-
 def _text(details: ErrorDetails, context: Mapping[str, Any]) -> str:
-    value = _short(details["input"])
+    value = shown(details["input"])
     kind = details["type"]
     if kind == "missing":
         return "is missing; set it"
@@ -69,11 +71,13 @@ def _text(details: ErrorDetails, context: Mapping[str, Any]) -> str:
     for ending in ("_type", "_parsing", "_from_float", "_parsing_size"):
         wanted = _WANTED.get(kind.removesuffix(ending)) if kind.endswith(ending) else None
         if wanted:
-            return f"{value} is not {wanted}; give {wanted}"
+            quote = ", in quotes" if wanted == "text" and isinstance(details["input"], int | float) else ""
+            return f"{value} is not {wanted}; give {wanted}{quote}"
     return f"{value}: {details['msg'][:1].lower()}{details['msg'][1:]}"
 
 
-def _short(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it stands in a file, cut to a line's length."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
@@ -97,7 +101,7 @@ _WANTED = {
     "float": "a number",
     "finite_number": "a finite number",
     "bool": "true or false",
-    "string": "text (quote it where it looks like a number)",
+    "string": "text",
     "list": "a list",
     "dict": "a section (keys and values)",
     "model": "a section (keys and values)",

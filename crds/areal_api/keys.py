@@ -48,11 +48,14 @@ def known(model: type[Section], key: str) -> bool:
 
 
 def nearest_key(model: type[Section], key: str) -> str | None:
-    """The dotted key that was probably meant: the same last part elsewhere, or a similar spelling."""
+    """The dotted key that was probably meant: a similar spelling in its section, the same last part elsewhere, …"""
     names = [name for name, _, _ in fields(model)]
-    last = key.rsplit(".", 1)[-1]
-    same_last = [name for name in names if name.rsplit(".", 1)[-1] == last]
-    if same_last:
-        return difflib.get_close_matches(key, same_last, n=1, cutoff=0)[0]
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    return near[0] if near else None
+    above, _, last = key.rpartition(".")
+    siblings = [name for name in names if name.rpartition(".")[0] == above]
+    same_last = [name for name in names if name.rpartition(".")[2] == last]
+    for candidates, cutoff in ((siblings, 0.85), (same_last, 0.0), (siblings, 0.7), (names, 0.6)):
+        by_text = {name.rpartition(".")[2] if candidates is siblings else name: name for name in candidates}
+        near = difflib.get_close_matches(last if candidates is siblings else key, by_text, n=1, cutoff=cutoff)
+        if near:
+            return by_text[near[0]]
+    return None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,12 +41,10 @@ def load_experiment(
     ``trainer.``, ``storage.`` and ``runPolicy.`` reach the experiment. ``script`` takes the place of
     ``spec.trainer.script``. What AReaL's file says and has no meaning here is logged as a warning.
     """
-    data, notes = _read(path, overrides, GRPOConfig)
-    for note in notes:
-        logger.warning("%s: %s", path, note)
+    read = _read(path, overrides, GRPOConfig)
     if script is not None:
-        put(data, "spec.trainer.script", script, source=str(path))
-    return _validated(GRPOExperiment, data, source=str(path), below="spec")
+        put(read.data, "spec.trainer.script", script, source=str(path))
+    return _validated(GRPOExperiment, read.data, source=str(path), unwritten=read.unwritten)
 
 
 def parse_experiment(data: Mapping[str, Any], *, source: str) -> GRPOExperiment:
@@ -66,9 +66,7 @@ def load_expr_config(argv: Sequence[str], config_cls: type[Config]) -> tuple[Con
     >>> config, path = load_expr_config(["--config", "gsm8k_grpo.yaml", "seed=2"], GRPOConfig)  # doctest: +SKIP
     """
     path, overrides = _arguments(argv)
-    data, notes = _read(path, overrides, config_cls)
-    for note in notes:
-        logger.warning("%s: %s", path, note)
+    data = _read(path, overrides, config_cls).data
     config = {"experiment_name": data["metadata"].get("name"), **data["spec"]["config"]}
     return _validated(config_cls, config, source=path), path
 
@@ -106,7 +104,7 @@ def resolve(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
         data = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        reason = str(error.msg or error).splitlines()[0]
+        reason = re.sub(r"^\w+ (raised )?while resolving interpolation: ", "", str(error.msg or error).splitlines()[0])
         raise ConfigError(f"{source}: {key}{reason}; set the key") from error
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}
@@ -117,14 +115,20 @@ def is_experiment(data: Mapping[str, Any]) -> bool:
     return any(key in data for key in ("apiVersion", "kind", "spec"))
 
 
-def _read(
-    path: str | os.PathLike[str], overrides: Sequence[str], config_cls: type[GRPOConfig]
-) -> tuple[dict[str, Any], list[str]]:
-    """An experiment as plain data, overrides applied and ``${…}`` resolved, and notes on what has no meaning here."""
+@dataclass(frozen=True)
+class _Read:
+    """An experiment as plain data, and the sections around what its file holds."""
+
+    data: dict[str, Any]
+    unwritten: tuple[str, ...]
+
+
+def _read(path: str | os.PathLike[str], overrides: Sequence[str], config_cls: type[GRPOConfig]) -> _Read:
+    """The file with overrides applied and ``${…}`` resolved; what has no meaning here is logged."""
     data, source = read_yaml(path), str(path)
     parsed = [parse_override(text) for text in overrides]
     if is_experiment(data):
-        return _with_spec_overrides(data, parsed, source=source, config_cls=config_cls), []
+        return _Read(_with_spec_overrides(data, parsed, source=source, config_cls=config_cls), ())
     server_args: set[str] = set()
     later: list[Override] = []
     for override in parsed:
@@ -141,7 +145,9 @@ def _read(
     )
     for override in later:
         _put_in_spec(experiment["spec"], override)
-    return experiment, notes
+    for note in notes:
+        logger.warning("%s: %s", source, note)
+    return _Read(experiment, ("spec", "config"))
 
 
 def _with_spec_overrides(
@@ -217,8 +223,8 @@ def _arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
 _Model = TypeVar("_Model", bound=Section)
 
 
-def _validated(model: type[_Model], data: dict[str, Any], *, source: str, below: str = "") -> _Model:
+def _validated(model: type[_Model], data: dict[str, Any], *, source: str, unwritten: Sequence[str] = ()) -> _Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise config_error(source, problems_of(error, below=below)) from None
+        raise config_error(source, problems_of(error, model, unwritten=unwritten)) from None

@@ -23,7 +23,7 @@ def nearest(key: str, known: Iterable[str]) -> str:
 class Section(BaseModel):
     """A part of the configuration. Instances never change; an unknown key is an error that names the nearest one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True)
 
     @classmethod
     def keys(cls) -> dict[str, str]:

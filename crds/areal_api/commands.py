@@ -1,0 +1,107 @@
+"""What starts a server and the trainer: argument vector and environment. Pure; the same here and in a cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from areal_api import names
+from areal_api.experiment import GRPOExperiment
+
+TRAIN_MODULE = "areal_trainer.train"
+SERVER_MODULE = "areal_server.launch"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A process: its arguments, and what is added to the environment."""
+
+    argv: list[str]
+    env: dict[str, str]
+
+
+def server_command(
+    experiment: GRPOExperiment,
+    index: int,
+    *,
+    host: str,
+    port: int,
+    config_file: Path,
+    api_key_file: Path | None,
+    threads: int = 1,
+    gpus: Sequence[int] | None = None,
+    python: str | None = None,
+) -> Command:
+    """Server number ``index``, listening on ``host:port``.
+
+    ``config_file`` is the resolved configuration. ``gpus`` are the devices it may see (None: as it finds them),
+    ``threads`` its compute threads on cpu, ``python`` the interpreter (None: this one).
+    """
+    servers, config = experiment.spec.servers, experiment.spec.config
+    argv = [python or sys.executable, "-m", SERVER_MODULE, "--config", str(config_file), "--device", servers.device]
+    argv += ["--host", host, "--port", str(port), "--index", str(index)]
+    argv += ["--model-path", config.sglang.model_path or config.actor.path]
+    argv += ["--tensor-parallel", str(servers.tensor_parallel)]
+    if servers.args:
+        argv += ["--args", json.dumps(servers.args, sort_keys=True)]
+    if api_key_file is not None:
+        argv += ["--api-key-file", str(api_key_file)]
+    return Command(argv, {**_device_env(servers.device, threads, gpus), **literal_env(servers.env)})
+
+
+def trainer_command(
+    experiment: GRPOExperiment,
+    *,
+    run_dir: Path,
+    server_addrs: Sequence[str],
+    master_port: int,
+    master_addr: str = "127.0.0.1",
+    node_rank: int = 0,
+    api_key_file: Path | None = None,
+    threads: int = 1,
+    gpus: Sequence[int] | None = None,
+    python: str | None = None,
+) -> Command:
+    """torchrun of one node's ranks. The script is told everything by its environment, nothing by arguments.
+
+    ``server_addrs`` are ``host:port`` of all ``maxReplicas`` servers; ``threads`` the compute threads of a rank on cpu.
+    """
+    trainer = experiment.spec.trainer
+    argv = [python or sys.executable, "-m", "torch.distributed.run", "--max-restarts", "0"]
+    argv += ["--nnodes", str(trainer.nodes), "--nproc-per-node", str(trainer.processes_per_node)]
+    argv += ["--node-rank", str(node_rank), "--master-addr", master_addr, "--master-port", str(master_port)]
+    argv += script_arguments(trainer.script)
+    env = {
+        names.SERVER_ADDRS: ",".join(server_addrs),
+        names.CONFIG: str(names.config_file(run_dir)),
+        names.RUN_DIR: str(run_dir),
+        names.DEVICE: trainer.device,
+    }
+    if api_key_file is not None:
+        env[names.API_KEY_FILE] = str(api_key_file)
+    return Command(argv, {**env, **_device_env(trainer.device, threads, gpus), **literal_env(trainer.env)})
+
+
+def script_arguments(script: str | None) -> list[str]:
+    """What torchrun runs: a path ending in .py, or a module by its name."""
+    if script is None:
+        return ["-m", TRAIN_MODULE]
+    return [script] if script.endswith(".py") else ["-m", script]
+
+
+def literal_env(env: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Variables with a value; what refers to the cluster (``valueFrom``) is for the pod."""
+    return {str(entry["name"]): str(entry["value"]) for entry in env if "value" in entry}
+
+
+def _device_env(device: str, threads: int, gpus: Sequence[int] | None) -> dict[str, str]:
+    env = {"PYTHONUNBUFFERED": "1"}
+    if device == "cpu":
+        env["OMP_NUM_THREADS"] = str(threads)
+    elif gpus is not None:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
+    return env
