@@ -51,7 +51,7 @@ class StatsLogger:
         return int(json.loads(kept[-1])["step"]) if kept else 0
 
     def commit(self, stats: Mapping[str, float]) -> None:
-        """Write the statistics after ``stats["step"]`` steps. A number that is not finite is null in ``stats.jsonl``."""
+        """Write the statistics after ``stats["step"]`` steps. What is not finite is null in ``stats.jsonl``."""
         step = int(stats["step"])
         line = {name: value if math.isfinite(value) else None for name, value in stats.items()}
         if self._file is None:
