@@ -1,0 +1,38 @@
+"""What a batch says about the rollout: staleness, rewards, rejections, waiting and speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from areal_trainer.rollout.executor import Counters
+from areal_trainer.trajectory import Trajectory
+
+
+class BatchClock:
+    """Measures from one batch to the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def statistics(
+        self, trajectories: Sequence[Trajectory], counters: Counters, *, step: int, waited_s: float
+    ) -> dict[str, float]:
+        """Figures of one batch, which trains the weights of version ``step``; times since the batch before."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        lags = [step - trajectory.head_version for trajectory in trajectories if trajectory.head_version >= 0]
+        made = sum(trajectory.completion_len for trajectory in trajectories)
+        figures = {
+            "rollout/accepted": float(counters.accepted),
+            "rollout/rejected": float(counters.rejected),
+            "rollout/failed": float(counters.failed),
+            "rollout/wait_s": waited_s,
+            "rollout/tokens_per_second": made / seconds,
+        }
+        if trajectories:
+            figures["rollout/reward"] = sum(trajectory.reward for trajectory in trajectories) / len(trajectories)
+        if lags:
+            figures["staleness/avg"] = sum(lags) / len(lags)
+            figures["staleness/max"] = float(max(lags))
+        return figures
