@@ -1,0 +1,62 @@
+"""Evaluation on ``valid_dataset`` through the run's servers; ``python -m areal_trainer.evaluate`` does only that."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, Protocol
+
+from areal_api.config import GRPOConfig
+from areal_api.load import load_expr_config
+from areal_trainer.data import load_hf_tokenizer, valid_rows
+from areal_trainer.engine import RemoteSGLangEngine
+from areal_trainer.ranks import joined
+from areal_trainer.reward.pool import RewardPool
+from areal_trainer.rollout.workflow import RolloutWorkflow
+from areal_trainer.trajectory import Trajectory
+from areal_trainer.workflows import make_workflow, vocabulary_size
+
+
+class EpisodeEngine(Protocol):
+    """What evaluation needs of the engine."""
+
+    def run_episodes(self, rows: Sequence[dict[str, Any]], workflow: RolloutWorkflow) -> list[list[Trajectory]]:
+        """One episode a row, in the order of the rows; no staleness gate."""
+        ...
+
+
+def evaluate(engine: EpisodeEngine, rows: list[dict[str, Any]], workflow: RolloutWorkflow) -> float:
+    """Mean raw reward over all samples of all rows."""
+    episodes = engine.run_episodes(rows, workflow)
+    rewards = [trajectory.reward for episode in episodes for trajectory in episode]
+    if not rewards:
+        raise ValueError("evaluation got no sample: the workflow rejected every row of valid_dataset")
+    return sum(rewards) / len(rewards)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print ``{"reward": …, "rows": …, "model": …}`` for the model that the servers of AREAL_LLM_SERVER_ADDRS hold."""
+    try:
+        config, _ = load_expr_config(list(arguments), GRPOConfig)
+        if config.valid_dataset is None:
+            raise ValueError("valid_dataset is not set; name the held-out problems, e.g. valid_dataset.path=…")
+        tokenizer = load_hf_tokenizer(config.tokenizer)
+        rows = valid_rows(config.valid_dataset, tokenizer)
+        engine = RemoteSGLangEngine(config.rollout, batch_size=config.consumer_batch_size)
+        with joined("cpu"), closing(RewardPool.of(config.reward)) as pool:
+            engine.initialize(vocab_size=vocabulary_size(config.actor.path))
+            try:
+                reward = evaluate(engine, rows, make_workflow(config, config.evaluation, tokenizer, pool))
+            finally:
+                engine.destroy()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({"reward": reward, "rows": len(rows), "model": config.actor.path}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,31 @@
+"""A polite end: the first SIGTERM or SIGINT lets the step finish and the run write a recovery checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+
+class StopSignal:
+    """Set by SIGTERM and SIGINT. torchrun may send SIGTERM more than once, so a repeat changes nothing."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def install(self) -> None:
+        """Take over the two signals of this process; call on the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._event.is_set()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._event.is_set():
+            logger.info("%s: finishing the step, then writing a recovery checkpoint", signal.Signals(number).name)
+        self._event.set()
