@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from areal_trainer.algo import logprobs
 from areal_trainer.algo.logprobs import logits_logprobs, token_logprobs
 
 VOCABULARY, HIDDEN, TOKENS = 37, 8, 23
@@ -21,8 +22,8 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logprobs = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)[INDEX - 1]
-    return logprobs.gather(1, ids[INDEX, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+    whole = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)[INDEX - 1]
+    return whole.gather(1, ids[INDEX, None])[:, 0], -(whole.exp() * whole).sum(-1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -84,6 +85,20 @@ def test_backward_may_run_twice() -> None:
     logp, _ = token_logprobs(hidden, weight, ids, INDEX)
     first = torch.autograd.grad(logp.sum(), hidden, retain_graph=True)[0]
     torch.testing.assert_close(torch.autograd.grad(logp.sum(), hidden)[0], first)
+
+
+def test_chunks_with_kept_probabilities_give_the_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "_CPU_CHUNK_BYTES", THREE_TOKENS)
+    hidden, weight, ids = inputs(torch.float32)
+    logp, _ = token_logprobs(hidden, weight, ids, INDEX, temperature=0.6)
+    expected, _ = plain(hidden, weight, ids, 0.6)
+    upstream = torch.linspace(-1, 1, len(INDEX))
+    for ours, theirs in zip(
+        torch.autograd.grad(logp, (hidden, weight), upstream),
+        torch.autograd.grad(expected, (hidden, weight), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
 
 
 def test_no_selected_token_gives_empty_log_probs_and_zero_gradients() -> None:
