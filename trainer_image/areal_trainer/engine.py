@@ -74,6 +74,7 @@ class RemoteSGLangEngine:
             total_batches=total_batches,
         )
         self._dump_dir = dump_dir if config.dump_to_file else None
+        self._sharing: Sharing | None = None  # from initialize to destroy
         self._version = 0
         self._updates_under_way = 0
         self._returned_rows: Rows = []
@@ -91,8 +92,9 @@ class RemoteSGLangEngine:
         servers' own as version 0. Raises ``NoServerError`` after ``rollout.setup_timeout``.
         """
         self._sharing = Sharing()
+        self._is_first = self._sharing.rank == 0
         self._version = weights.version if weights else 0
-        if self._sharing.rank != 0:
+        if not self._is_first:
             return
         addresses = _addresses() if addrs is None else addrs
         target = Target(weights.version, weights.path) if weights else Target()
@@ -126,11 +128,14 @@ class RemoteSGLangEngine:
         await self._fleet.start()
 
     def destroy(self) -> None:
-        """Cancel what runs and close all connections; the servers stay."""
-        if self._sharing.rank == 0:
+        """Cancel what runs and close all connections; the servers stay. Nothing to do when it is not initialized."""
+        if self._sharing is None:
+            return
+        if self._is_first:
             self._loop.run(self._disconnect())
             self._loop.close()
         self._sharing.close()
+        self._sharing = None
 
     async def _disconnect(self) -> None:
         await self._executor.close()
@@ -161,14 +166,14 @@ class RemoteSGLangEngine:
         ``WeightUpdateError`` (of an update in the background) instead of waiting for what cannot come.
         """
         started = time.perf_counter()
-        if self._sharing.rank == 0 and self._returned_rows:
+        if self._is_first and self._returned_rows:
             rows, self._returned_rows = self._returned_rows, []
             self._feed(rows, workflow, accept)
         while True:
-            batch, error = self._try_to_take() if self._sharing.rank == 0 else (None, None)
+            batch, error = self._try_to_take() if self._is_first else (None, None)
             if self._agree(error, done=batch is not None):
                 return self._deliver([t for episode in batch or () for t in episode.trajectories], started)
-            gathered = self._sharing.to_first(self._read(dataloader))
+            gathered = self._ranks.to_first(self._read(dataloader))
             if gathered is not None:
                 self._feed([row for rows in gathered for row in rows], workflow, accept)
 
@@ -178,7 +183,7 @@ class RemoteSGLangEngine:
         Rejected and failed episodes are missing from it. Counts as the batch of this step.
         """
         started = time.perf_counter()
-        gathered = self._sharing.to_first(data)
+        gathered = self._ranks.to_first(data)
         trajectories: list[Trajectory] = []
         failure: Exception | None = None
         if gathered is not None:
@@ -221,12 +226,12 @@ class RemoteSGLangEngine:
 
     def pause(self) -> None:
         """Start no further episode until ``resume``; those under way go on."""
-        if self._sharing.rank == 0:
+        if self._is_first:
             self._loop.call(self._executor.pause)
 
     def resume(self) -> None:
         """Start episodes again."""
-        if self._sharing.rank == 0:
+        if self._is_first:
             self._loop.call(self._executor.resume)
 
     # Weights
@@ -236,7 +241,7 @@ class RemoteSGLangEngine:
 
         A server that fails follows by itself from ``update.path``. Raises ``WeightUpdateError`` when none took it.
         """
-        if self._sharing.rank != 0:
+        if not self._is_first:
             self._version = update.version
             return
         self._loop.wait(self.update_weights_async(update))
@@ -262,6 +267,10 @@ class RemoteSGLangEngine:
             self._updates_under_way -= 1
             self._executor.poke()
 
+    def servers_behind(self) -> bool:
+        """Rank 0. Whether a server waits for weights that were broadcast only: the next ones should be on disk too."""
+        return self._loop.call(lambda: any(server.state == "behind" for server in self._fleet.servers))
+
     def get_version(self) -> int:
         """Weight version that the current servers hold."""
         return self._version
@@ -269,7 +278,7 @@ class RemoteSGLangEngine:
     def set_version(self, version: int) -> None:
         """Say that the servers hold ``version`` already; those that say something else get no request."""
         self._version = version
-        if self._sharing.rank == 0:
+        if self._is_first:
             self._loop.call(lambda: self._set_version(version))
 
     def _set_version(self, version: int) -> None:
@@ -291,6 +300,12 @@ class RemoteSGLangEngine:
 
     # Inside
 
+    @property
+    def _ranks(self) -> Sharing:
+        if self._sharing is None:
+            raise RuntimeError("the engine is not initialized; call initialize() first")
+        return self._sharing
+
     def _feed(self, rows: Rows, workflow: RolloutWorkflow, accept: Accept | None) -> None:
         prompts = [Prompt(row, workflow, accept) for row in rows]
         self._loop.call(lambda: self._executor.feed(prompts))
@@ -307,7 +322,7 @@ class RemoteSGLangEngine:
 
     def _agree(self, error: Exception | None, *, done: bool) -> bool:
         """Rank 0's ``done``, on every rank; rank 0's error is raised on every rank."""
-        done, told = self._sharing.from_first((done, None if error is None else f"{type(error).__name__}: {error}"))
+        done, told = self._ranks.from_first((done, None if error is None else f"{type(error).__name__}: {error}"))
         if error is not None:
             raise error
         if told is not None:
@@ -329,16 +344,16 @@ class RemoteSGLangEngine:
     def _deliver(self, trajectories: list[Trajectory], started: float, *, share: bool = True) -> list[Trajectory]:
         """Measure, dump and share out a batch that has left the executor."""
         mine = trajectories
-        if self._sharing.rank == 0:
+        if self._is_first:
             counters, step = self._loop.call(self._executor.account)
             self.statistics = self._clock.statistics(
                 trajectories, counters, step=step, waited_s=time.perf_counter() - started
             )
             if self._dump_dir is not None:
                 dump_samples(trajectories, self._dump_dir, step=step)
-        if share and self._sharing.size > 1:
-            self.statistics = self._sharing.from_first(self.statistics)
-            mine = self._sharing.scatter(shares(trajectories, self._sharing.size) if self._sharing.rank == 0 else None)
+        if share and self._ranks.size > 1:
+            self.statistics = self._ranks.from_first(self.statistics)
+            mine = self._ranks.scatter(shares(trajectories, self._ranks.size) if self._is_first else None)
         return mine
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from areal_api.generation import GenerationHyperparameters
+from areal_trainer.import_path import load_object
 from areal_trainer.rollout.generation import ModelRequest, ModelResponse
 from areal_trainer.rollout.recording import Recording
 from areal_trainer.trajectory import Trajectory
 
 RewardFn = Callable[..., float | Awaitable[float]]
-Score = Callable[..., Awaitable[float]]
-_NOT_FOR_REWARD = frozenset({"messages", "prompt", "input_ids"})
+_GIVEN_OTHERWISE = frozenset({"prompt", "completions", "prompt_ids", "completion_ids"})
 
 
 class GenerationEngine(Protocol):
@@ -42,26 +41,23 @@ class RolloutWorkflow(ABC):
 class RLVRWorkflow(RolloutWorkflow):
     """Ask once, take ``gconfig.n_samples`` answers, let the reward function judge each.
 
-    A row has ``messages`` (roles and contents) or ``prompt`` (plain text); the other columns go to the reward function,
-    which is called as ``reward_fn(prompt, completions, prompt_ids, completion_ids, **columns)``, sync or async. With
-    ``score``, it is ``score(reward_fn, …)`` that is awaited: a pool of processes that calls it there.
+    A row has ``messages`` (roles and contents) or ``prompt`` (plain text). The reward function is called as
+    ``reward_fn(prompt, completions, prompt_ids, completion_ids, **columns)``, with all columns of the row. A sync one
+    runs on the event loop of all episodes, so one that takes its time belongs into ``RewardPool``, whose ``score`` is
+    a reward function too.
     """
 
     def __init__(
         self,
-        reward_fn: RewardFn | str,
+        reward_fn: RewardFn,
         gconfig: GenerationHyperparameters,
         tokenizer: Any,
         *,
-        score: Score | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if score is None and isinstance(reward_fn, str):
-            reward_fn = load_attribute(reward_fn, what="reward.path")
         self.reward_fn = reward_fn
         self.gconfig = with_stop_tokens(gconfig, tokenizer)
         self.tokenizer = tokenizer
-        self._score = score
         self._chat_template_kwargs = chat_template_kwargs or {}
 
     async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
@@ -108,19 +104,13 @@ class RLVRWorkflow(RolloutWorkflow):
         completions: list[str],
         responses: list[ModelResponse],
     ) -> list[float]:
-        columns = {name: value for name, value in data.items() if name not in _NOT_FOR_REWARD}
-        if self._score is not None:
-            calls = [
-                self._score(self.reward_fn, prompt, completion, prompt_ids, response.output_tokens, **columns)
-                for completion, response in zip(completions, responses, strict=True)
-            ]
-            return [float(reward) for reward in await asyncio.gather(*calls)]
-        assert not isinstance(self.reward_fn, str)
-        rewards = []
-        for completion, response in zip(completions, responses, strict=True):
+        columns = {name: value for name, value in data.items() if name not in _GIVEN_OTHERWISE}
+
+        async def judged(completion: str, response: ModelResponse) -> float:
             reward = self.reward_fn(prompt, completion, prompt_ids, response.output_tokens, **columns)
-            rewards.append(float(await reward if inspect.isawaitable(reward) else reward))
-        return rewards
+            return float(await reward if inspect.isawaitable(reward) else reward)
+
+        return await asyncio.gather(*map(judged, completions, responses))
 
 
 def with_stop_tokens(gconfig: GenerationHyperparameters, tokenizer: Any) -> GenerationHyperparameters:
@@ -138,7 +128,7 @@ def task_id_of(data: dict[str, Any]) -> str:
 
 def load_workflow(path: str, /, **arguments: Any) -> RolloutWorkflow:
     """The workflow ``package.module:Class``, constructed with ``arguments``; ``ValueError`` says what is wrong."""
-    found = load_attribute(path, what="workflow.path")
+    found = load_object(path, field="workflow.path")
     if not (inspect.isclass(found) and issubclass(found, RolloutWorkflow)):
         raise ValueError(
             f"workflow.path is {path!r}, which is {found!r}; it must name a subclass of "
@@ -152,22 +142,3 @@ def load_workflow(path: str, /, **arguments: Any) -> RolloutWorkflow:
             "change workflow.kwargs or the constructor"
         ) from error
     return found(**arguments)
-
-
-def load_attribute(path: str, *, what: str) -> Any:
-    """The object ``package.module:name``. Raises ``ValueError`` that names the setting ``what``."""
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ValueError(f"{what} is {path!r}; write package.module:name")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{what} is {path!r}, but there is no module {error.name!r}; install it or add its folder to PYTHONPATH"
-        ) from error
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{what} is {path!r}, but {module_name} has no {name!r}")
-        found = getattr(found, part)
-    return found
