@@ -42,6 +42,9 @@ class LocalPlan:
     trainer: TrainerSpec
     setup_timeout_s: float
     total_steps: int | None
+    work: str = "training"
+    backoff_limit: int = 0  # restarts of a trainer that had finished a step
+    active_deadline_s: float | None = None
 
 
 def without_torchrun(lines: Sequence[str]) -> list[str]:
@@ -79,8 +82,11 @@ class LocalRun:
         self._plan = plan
         self._display = display
         self._stats = record.Stats(names.stats_file(plan.run))
+        self._stats.poll()
+        self._trained = False  # whether the trainer's newest start has finished a step
         self._interrupts = Interrupts()
-        self._stop_at: float | None = None
+        self._started = time.monotonic()
+        self._kill_at: float | None = None
         self._written = ""
         self._others: set[int] = set()
 
@@ -90,26 +96,45 @@ class LocalRun:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         with self._interrupts.caught():
             fleet = Fleet(self._plan.servers, setup_timeout_s=self._plan.setup_timeout_s, say=self._display.message)
-            started = list(fleet.processes)
+            trainers: list[Supervised] = []
             try:
-                spec = self._plan.trainer
-                trainer = Supervised("trainer", spec.argv, env=spec.env, log=spec.log)
-                started.append(trainer)
-                return self._watch(fleet, trainer)
+                return self._train(fleet, trainers)
             finally:
-                kill_together([*fleet.processes, *started])
+                kill_together([*fleet.processes, *trainers])
                 kill_orphans(self._others)
 
+    def _train(self, fleet: Fleet, trainers: list[Supervised]) -> int:
+        """Run the trainer, again where it failed after at least one step; each start is added to ``trainers``."""
+        spec, limit = self._plan.trainer, self._plan.backoff_limit
+        while True:
+            trainer = Supervised("trainer", spec.argv, env=spec.env, log=spec.log)
+            trainers.append(trainer)
+            self._trained = False
+            status = self._watch(fleet, trainer)
+            if status == 0:
+                return 0
+            if self._interrupts.received:
+                return 128 + self._interrupts.received[-1]
+            if self._kill_at is not None:
+                raise RunError(f"stopped after runPolicy.activeDeadlineSeconds = {self._plan.active_deadline_s}")
+            if not self._trained or len(trainers) > limit:
+                raise TrainerFailed(status, trainer)
+            self._display.message(
+                f"the trainer failed (exit status {status}) and goes on from its last recovery checkpoint, "
+                f"restart {len(trainers)} of {limit}; see {spec.log}"
+            )
+
     def _watch(self, fleet: Fleet, trainer: Supervised) -> int:
+        """Look after all processes until the trainer has ended or all is to end at once; the trainer's exit status."""
         while True:
             status = trainer.poll()
-            self._stats.poll()
+            self._trained = bool(self._stats.poll()) or self._trained
             self._display.update(self._stats, self._total_steps())
             if status is not None:
-                return self._ended(status, trainer)
-            if self._interrupted(trainer):
-                return 128 + self._interrupts.received[-1]
-            if self._stop_at is None:
+                return status
+            if self._stopping(trainer):
+                return 128 + signal.SIGKILL
+            if self._kill_at is None:
                 fleet.tick()
                 self._display.phase(self._phase(fleet))
             self._write_state(fleet)
@@ -117,23 +142,17 @@ class LocalRun:
                 kill_orphans(self._others | {process.pid for process in [*fleet.processes, trainer]})
             time.sleep(POLL_S)
 
-    def _interrupted(self, trainer: Supervised) -> bool:
-        """Whether to end at once; the first signal only asks the trainer to."""
-        received = self._interrupts.received
-        if not received:
-            return False
-        if self._stop_at is None:
-            self._stop_at = time.monotonic() + GRACE_S
+    def _stopping(self, trainer: Supervised) -> bool:
+        """Whether to end at once; the first signal, or the end of the run's time, only asks the trainer to."""
+        received, limit = self._interrupts.received, self._plan.active_deadline_s
+        late = limit is not None and time.monotonic() - self._started > limit
+        if self._kill_at is None and (received or late):
+            self._kill_at = time.monotonic() + GRACE_S
             trainer.terminate()
-            self._display.phase("stopping: the trainer writes a recovery checkpoint (again: at once)")
-        return len(received) > 1 or time.monotonic() > self._stop_at
-
-    def _ended(self, status: int, trainer: Supervised) -> int:
-        if status == 0:
-            return 0
-        if self._interrupts.received:
-            return 128 + self._interrupts.received[-1]
-        raise TrainerFailed(status, trainer)
+            self._display.phase("stopping: the trainer finishes its step and writes a recovery checkpoint")
+            if received:
+                self._display.message("the same signal again ends everything at once")
+        return len(received) > 1 or (self._kill_at is not None and time.monotonic() > self._kill_at)
 
     def _total_steps(self) -> int | None:
         said = self._stats.last(record.TOTAL_STEPS)
@@ -142,9 +161,7 @@ class LocalRun:
     def _phase(self, fleet: Fleet) -> str:
         if fleet.ready < len(fleet.servers) and not self._stats.by_step:
             return f"starting servers, {fleet.ready} of {len(fleet.servers)} ready"
-        if not self._stats.by_step:
-            return "first step"
-        return "training"
+        return self._plan.work
 
     def _write_state(self, fleet: Fleet) -> None:
         """Tell ``grpo status`` about the servers."""

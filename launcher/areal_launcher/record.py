@@ -106,6 +106,11 @@ def state_file(run: Path) -> Path:
     return run / "local.json"
 
 
+def read_state(run: Path) -> dict[str, Any]:
+    """What the launcher last wrote."""
+    return dict(json.loads(state_file(run).read_text()))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace a file so that a reader sees the old text or the new one."""
     unfinished = path.with_name(f".{path.name}.part")

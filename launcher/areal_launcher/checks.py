@@ -1,0 +1,147 @@
+"""What is checked before anything starts, so that the first error is the clear one. All raise ``ValueError``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from areal_api.config import GRPOConfig
+from areal_api.experiment import ExperimentSpec
+
+HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+FUNCTION = re.compile(r"^[\w.]+:[\w.]+$")
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+BYTES_OF_TYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
+STATE_BYTES = 12  # a parameter in a recovery checkpoint: float32 weight and Adam's two moments
+WEIGHTS_KEPT = 3  # published versions: two kept and one being written
+LEAST_FREE_BYTES = 256 * 2**20
+
+
+def is_local(path: str) -> bool:
+    """Whether ``path`` can only be meant as a place in the file system, not as a name on the hub."""
+    if Path(path).exists() or not HUB_NAME.match(path) or path.startswith("."):
+        return True
+    return "/" in path and Path(path.split("/")[0]).is_dir()
+
+
+def check_model(key: str, path: str) -> None:
+    """A local model directory has a config.json; names on the hub are left to the hub."""
+    if not is_local(path):
+        return
+    directory = Path(path)
+    if not directory.exists():
+        raise ValueError(f"{key}: no model at {directory.absolute()}; set {key} to a directory or to a name on the hub")
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{key}: {directory.absolute()} has no config.json, so it is no Hugging Face model")
+
+
+def check_dataset(key: str, path: str) -> None:
+    """A local data set exists; names on the hub and functions are left to the trainer."""
+    if FUNCTION.match(path):
+        return
+    if (is_local(path) or path.endswith(DATA_SUFFIXES)) and not Path(path).exists():
+        raise ValueError(
+            f"{key}: no data set at {Path(path).absolute()}; set {key} to a file, a directory or a hub name"
+        )
+
+
+def model_bytes(path: str) -> tuple[int, int]:
+    """Size of a local model's weights, and the number of its parameters; (0, 0) when it is not here."""
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        return 0, 0
+    size = sum(file.stat().st_size for file in directory.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+    said = json.loads((directory / "config.json").read_text())
+    kind = str(said.get("dtype") or said.get("torch_dtype") or "float32")
+    return size, size // BYTES_OF_TYPE.get(kind, 4)
+
+
+def needed_bytes(config: GRPOConfig) -> int:
+    """Room that a run takes at least: published weights, recovery checkpoints and one model."""
+    size, parameters = model_bytes(config.actor.path)
+    recovery = 0 if config.recover.mode == "disabled" else (config.recover.keep + 1) * STATE_BYTES * parameters
+    return LEAST_FREE_BYTES + (WEIGHTS_KEPT + 1) * size + recovery
+
+
+def check_disk(config: GRPOConfig, run: Path) -> None:
+    """The run directory can be made and has room."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cluster.fileroot: cannot make {run.absolute()}: {error.strerror}") from error
+    if not os.access(run, os.W_OK):
+        raise ValueError(f"cluster.fileroot: {run.absolute()} cannot be written by this user")
+    free, needed = shutil.disk_usage(run).free, needed_bytes(config)
+    if free < needed:
+        raise ValueError(
+            f"cluster.fileroot: {run.absolute()} has {free / 2**30:.1f} GiB free, the run needs {needed / 2**30:.1f} "
+            "(weights, recovery checkpoints, model); free some or set cluster.fileroot to another disk"
+        )
+
+
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """Ids of the GPUs that this process may use: by CUDA_VISIBLE_DEVICES where it is set, else by nvidia-smi."""
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        ids = [name.strip() for name in chosen.split(",")]
+        # As CUDA reads it: the list ends at the first id that is none.
+        return ids[: next((i for i, name in enumerate(ids) if name in ("", "-1")), len(ids))]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def needed_gpus(spec: ExperimentSpec) -> tuple[int, int]:
+    """GPUs of the servers and of the trainer."""
+    servers = spec.servers.replicas * spec.servers.tensor_parallel if spec.servers.device == "cuda" else 0
+    return servers, spec.trainer.processes_per_node if spec.trainer.device == "cuda" else 0
+
+
+def check_gpus(spec: ExperimentSpec, gpus: list[str]) -> None:
+    """Every process that wants a GPU gets one of its own."""
+    servers, trainer = needed_gpus(spec)
+    if servers + trainer <= len(gpus):
+        return
+    parts = [f"servers.device is cuda ({servers} GPUs)"] * bool(servers)
+    parts += [f"trainer.device is cuda ({trainer} GPUs)"] * bool(trainer)
+    if not gpus:
+        keys = ["servers.device=cpu"] * bool(servers) + ["trainer.device=cpu"] * bool(trainer)
+        raise ValueError(f"{', '.join(parts)}, but no GPU is visible here; set {' '.join(keys)} to run without")
+    raise ValueError(
+        f"{', '.join(parts)}, but {len(gpus)} GPUs are visible here ({', '.join(gpus)}); "
+        "lower servers.replicas, servers.tensorParallel or trainer.processesPerNode"
+    )
+
+
+def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> None:
+    """All checks of a run on this machine."""
+    config = spec.config
+    if spec.trainer.nodes > 1:
+        raise ValueError(f"trainer.nodes is {spec.trainer.nodes}; a run on this machine has 1: set trainer.nodes=1")
+    check_gpus(spec, gpus)
+    check_model("actor.path", config.actor.path)
+    if config.tokenizer_path:
+        check_tokenizer(config.tokenizer_path)
+    if config.sglang.model_path:
+        check_model("sglang.model_path", config.sglang.model_path)
+    if config.ref is not None and config.ref.path:
+        check_model("ref.path", config.ref.path)
+    check_dataset("train_dataset.path", config.train_dataset.path)
+    if config.valid_dataset is not None:
+        check_dataset("valid_dataset.path", config.valid_dataset.path)
+    check_disk(config, run)
+
+
+def check_tokenizer(path: str) -> None:
+    """A local tokenizer directory exists."""
+    if is_local(path) and not Path(path).exists():
+        raise ValueError(f"tokenizer_path: no tokenizer at {Path(path).absolute()}; leave it out to use actor.path")

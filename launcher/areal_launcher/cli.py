@@ -1,0 +1,197 @@
+"""``grpo``: train, evaluate, convert, and look at runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from areal_launcher import actions
+from areal_launcher.fleet import RunError
+
+USAGE_ERROR = 2
+
+RUN = """\
+Train. EXPERIMENT.yaml is an experiment (kind: GRPOExperiment), or AReaL's own gsm8k_grpo.yaml; --config names it too.
+SCRIPT.py takes the place of the built-in training loop. key=value sets a key: from spec on in an experiment, from the
+top in AReaL's file; +sglang.x=y gives SGLang an argument that has no key.
+
+  grpo run examples/tiny/experiment.yaml config.total_train_steps=20
+  grpo run gsm8k_grpo.py --config gsm8k_grpo.yaml actor.path=Qwen/Qwen3-1.7B +sglang.attention_backend=triton
+
+The same command goes on from the last recovery checkpoint. Ctrl-C lets the trainer write one; again: ends at once."""
+
+EVAL = """\
+Evaluate a Hugging Face checkpoint on valid_dataset through a server, and print its mean reward.
+CHECKPOINT is a directory, a name on the hub, or a run directory, which stands for its newest checkpoint.
+The experiment is the one of the run that CHECKPOINT lies in, unless one is given.
+
+  grpo eval runs/tiny/trial0
+  grpo eval Qwen/Qwen3-1.7B --config gsm8k_grpo.yaml"""
+
+CONVERT = """\
+Write AReaL's own configuration file as an experiment.yaml. What has no meaning here is named on standard error.
+
+  grpo convert gsm8k_grpo.yaml -o experiment.yaml"""
+
+
+def run_parser() -> argparse.ArgumentParser:
+    """``grpo run``."""
+    parser = command_parser("run", RUN)
+    add_experiment(parser, "SCRIPT.py, EXPERIMENT.yaml and key=value, in any order")
+    parser.add_argument("--on", choices=["local"], default="local", help="where to run: local, this machine (default)")
+    add_port(parser)
+    parser.set_defaults(action=lambda chosen: actions.run(actions.Request.of(chosen.items, chosen.config), chosen.port))
+    return parser
+
+
+def eval_parser() -> argparse.ArgumentParser:
+    """``grpo eval``."""
+    parser = command_parser("eval", EVAL)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint, run directory or name on the hub")
+    add_experiment(parser, "EXPERIMENT.yaml and key=value, in any order")
+    add_port(parser)
+    parser.set_defaults(
+        action=lambda chosen: actions.evaluate(
+            chosen.checkpoint, actions.Request.of(chosen.items, chosen.config), chosen.port
+        )
+    )
+    return parser
+
+
+def convert_parser() -> argparse.ArgumentParser:
+    """``grpo convert``."""
+    parser = command_parser("convert", CONVERT)
+    add_experiment(parser, "gsm8k_grpo.yaml and key=value")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    parser.set_defaults(
+        action=lambda chosen: actions.convert(actions.Request.of(chosen.items, chosen.config), chosen.output)
+    )
+    return parser
+
+
+def plot_parser() -> argparse.ArgumentParser:
+    """``grpo plot``."""
+    parser = command_parser("plot", "Draw reward.png: reward with evaluation, completion length, entropy, staleness.")
+    add_run_dir(parser)
+    parser.set_defaults(action=lambda chosen: actions.plot(chosen.run_dir))
+    return parser
+
+
+def status_parser() -> argparse.ArgumentParser:
+    """``grpo status``."""
+    parser = command_parser("status", "Say how a run stands.")
+    add_run_dir(parser)
+    parser.set_defaults(action=lambda chosen: actions.status(chosen.run_dir))
+    return parser
+
+
+def logs_parser() -> argparse.ArgumentParser:
+    """``grpo logs``."""
+    parser = command_parser("logs", "Print the logs of a run.")
+    add_run_dir(parser)
+    parser.add_argument("process", nargs="?", metavar="PROCESS", help="trainer, server-0, … (default: all)")
+    parser.add_argument("-n", "--lines", type=int, default=50, help="last lines of each log (default: 50)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    parser.set_defaults(action=lambda chosen: actions.logs(chosen.run_dir, chosen.process, chosen.lines, chosen.follow))
+    return parser
+
+
+def crd_parser() -> argparse.ArgumentParser:
+    """``grpo crd``."""
+    parser = command_parser("crd", "Print the custom resource definition as YAML, for kubectl apply -f -.")
+    parser.set_defaults(action=lambda chosen: actions.crd())
+    return parser
+
+
+COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
+    "run": (run_parser, "train"),
+    "eval": (eval_parser, "evaluate a checkpoint"),
+    "status": (status_parser, "say how a run stands"),
+    "logs": (logs_parser, "print the logs of a run"),
+    "plot": (plot_parser, "draw the picture of a run"),
+    "convert": (convert_parser, "turn AReaL's gsm8k_grpo.yaml into an experiment.yaml"),
+    "crd": (crd_parser, "print the custom resource definition"),
+}
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser of one command. They are no subparsers: those do not take options between positional arguments."""
+    return argparse.ArgumentParser(
+        prog=f"grpo {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_experiment(parser: argparse.ArgumentParser, what: str) -> None:
+    """Arguments that name an experiment."""
+    parser.add_argument("--config", metavar="FILE", help="experiment.yaml or AReaL's own configuration file")
+    parser.add_argument("items", nargs="*", metavar="ITEM", help=what)
+
+
+def add_port(parser: argparse.ArgumentParser) -> None:
+    """Where the servers listen."""
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="port of the first server; the others follow (default: free ports)"
+    )
+
+
+def add_run_dir(parser: argparse.ArgumentParser) -> None:
+    """Which run."""
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="<fileroot>/<experiment_name>/<trial_name>")
+
+
+def top_parser() -> argparse.ArgumentParser:
+    """``grpo`` itself."""
+    lines = [f"  {name:<9}{text}" for name, (_, text) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="grpo",
+        description="GRPO training of reasoning models.\n\ncommands:\n" + "\n".join(lines),
+        epilog="grpo COMMAND --help tells more; grpo run --help lists every configuration key.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS), help="one of the above")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``grpo``; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = top_parser().parse_args(arguments[:1]).command
+    parser = COMMANDS[command][0]()
+    if command == "run" and {"-h", "--help"} & set(arguments[1:]):
+        return print_run_help(parser)
+    chosen = parser.parse_intermixed_args(arguments[1:])
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return int(chosen.action(chosen))
+    except RunError as error:
+        return report(str(error), lines=error.lines, log=error.log, status=getattr(error, "status", 1))
+    except ValueError as error:
+        return report(str(error), status=USAGE_ERROR)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_run_help(parser: argparse.ArgumentParser) -> int:
+    """The usage of ``grpo run``, then every configuration key."""
+    sys.stdout.write(f"{parser.format_help()}\n{actions.key_help()}\n")
+    return 0
+
+
+def report(message: str, *, lines: Sequence[str] = (), log: Path | None = None, status: int) -> int:
+    """Tell on standard error what went wrong; ``status``."""
+    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for line in lines:
+        errors.print(f"  | {line}", style="dim")
+    errors.print(f"grpo: {message}" + (f" (see {log})" if log else ""), style="bold red")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
