@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
 """
 )
 SLEEPER = FAMILY + "time.sleep(600)\n"
+GENTLE = (
+    FAMILY
+    + """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("checkpoint written")))
+time.sleep(600)
+"""
+)
+DEAF = (
+    FAMILY
+    + """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: print("no", flush=True))
+while True:
+    time.sleep(1)
+"""
+)
 
 
 class Log:
@@ -151,9 +169,8 @@ def test_a_command_that_does_not_exist_is_reported(tmp_path: Path, ports: list[H
 
 def test_a_server_that_is_never_ready_is_reported_after_the_deadline(tmp_path: Path, ports: list[HeldPort]) -> None:
     deaf = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [python(SLEEPER, tmp_path / "pids")], ports)
-    impatient = LocalPlan(**{**vars(deaf), "setup_timeout_s": 0.5})
     with pytest.raises(RunError, match=r"not ready within rollout.setup_timeout = 0.5 s"):
-        LocalRun(impatient, Log()).run()
+        LocalRun(replace(deaf, setup_timeout_s=0.5), Log()).run()
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
@@ -170,6 +187,55 @@ def test_a_dead_server_is_started_again_on_its_port(tmp_path: Path, ports: list[
     assert any("server-0 died (exit status 137); restart 1 of 5 in 1 s" in text for text in log.said)
     assert len(pids(tmp_path / "pids")) == 4
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+# Writes one step a start, and fails until the third.
+FRAGILE = """
+import json, os, sys
+stats, starts = sys.argv[1], sys.argv[2]
+with open(starts, "a") as file:
+    file.write("x")
+count = os.path.getsize(starts)
+if sys.argv[3] == "steps":
+    with open(stats, "a") as file:
+        file.write(json.dumps({"step": count, "time": count}) + "\\n")
+raise SystemExit(0 if count == 3 else 9)
+"""
+
+
+def fragile(tmp: Path, kind: str, backoff_limit: int) -> LocalPlan:
+    trainer = python(FRAGILE, tmp / "stats.jsonl", tmp / "starts", kind)
+    return replace(plan(tmp, trainer, [], []), backoff_limit=backoff_limit)
+
+
+def test_a_trainer_that_fails_after_a_step_is_started_again(tmp_path: Path) -> None:
+    log = Log()
+    assert LocalRun(fragile(tmp_path, "steps", 3), log).run() == 0
+    assert [text.split(";")[0].split(", ")[1] for text in log.said if "failed" in text] == [
+        "restart 1 of 3",
+        "restart 2 of 3",
+    ]
+
+
+def test_a_trainer_is_started_again_no_more_often_than_the_backoff_limit(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="exit status 9"):
+        LocalRun(fragile(tmp_path, "steps", 1), Log()).run()
+    assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_a_trainer_that_fails_before_its_first_step_is_not_started_again(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="exit status 9"):
+        LocalRun(fragile(tmp_path, "none", 3), Log()).run()
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_a_run_past_its_deadline_is_stopped_gently_and_is_an_error(tmp_path: Path) -> None:
+    # torchrun's status after a signal is 1, whatever its ranks returned.
+    trainer = python(GENTLE.replace("sys.exit(print(", "(print(").replace('written"))', 'written"), sys.exit(1))'))
+    late = replace(plan(tmp_path, [*trainer, str(tmp_path / "pids")], [], []), active_deadline_s=1.0)
+    with pytest.raises(RunError, match=r"activeDeadlineSeconds = 1.0"):
+        LocalRun(late, Log()).run()
+    assert "checkpoint written" in (tmp_path / "logs" / "trainer.log").read_text()
 
 
 def test_torchruns_own_report_is_left_out_of_the_last_lines() -> None:
@@ -241,23 +307,6 @@ train = TrainerSpec([*python, trainer, str(run / "pids")], os.environ, run / "t.
 plan = LocalPlan(run, [spec], train, 15.0, None)
 sys.exit(LocalRun(plan, PlainDisplay(Console())).run())
 """
-GENTLE = (
-    FAMILY
-    + """
-import signal
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("checkpoint written")))
-time.sleep(600)
-"""
-)
-DEAF = (
-    FAMILY
-    + """
-import signal
-signal.signal(signal.SIGTERM, lambda *_: print("no", flush=True))
-while True:
-    time.sleep(1)
-"""
-)
 
 
 def start_launcher(run: Path, trainer: str) -> subprocess.Popen[str]:
