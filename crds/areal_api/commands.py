@@ -33,7 +33,7 @@ def server_command(
     config_file: Path,
     api_key_file: Path | None,
     threads: int = 1,
-    gpus: Sequence[int] | None = None,
+    gpus: Sequence[int | str] | None = None,
     python: str | None = None,
 ) -> Command:
     """Server number ``index``, listening on ``host:port``.
@@ -63,7 +63,7 @@ def trainer_command(
     node_rank: int = 0,
     api_key_file: Path | None = None,
     threads: int = 1,
-    gpus: Sequence[int] | None = None,
+    gpus: Sequence[int | str] | None = None,
     python: str | None = None,
 ) -> Command:
     """torchrun of one node's ranks. The script is told everything by its environment, nothing by arguments.
@@ -98,7 +98,7 @@ def literal_env(env: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {str(entry["name"]): str(entry["value"]) for entry in env if "value" in entry}
 
 
-def _device_env(device: str, threads: int, gpus: Sequence[int] | None) -> dict[str, str]:
+def _device_env(device: str, threads: int, gpus: Sequence[int | str] | None) -> dict[str, str]:
     env = {"PYTHONUNBUFFERED": "1"}
     if device == "cpu":
         env["OMP_NUM_THREADS"] = str(threads)

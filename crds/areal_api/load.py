@@ -71,11 +71,6 @@ def load_expr_config(argv: Sequence[str], config_cls: type[Config]) -> tuple[Con
     return _validated(config_cls, config, source=path), path
 
 
-def config_yaml(config: GRPOConfig) -> str:
-    """The resolved configuration as a file: every key, no interpolation."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in a YAML file, ``${…}`` unresolved."""
     try:

@@ -1,0 +1,77 @@
+"""Models → files: the resolved configuration, and an experiment.yaml that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from areal_api.config import GRPOConfig
+from areal_api.experiment import GRPOExperiment
+from areal_api.section import Section
+
+WIDTH = 120
+
+
+def config_yaml(config: GRPOConfig) -> str:
+    """The resolved configuration as a file: every key, no interpolation."""
+    return yaml.safe_dump(_without_interpolation(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+
+
+def experiment_yaml(experiment: GRPOExperiment) -> str:
+    """The experiment as a file that loads again to the same object: what differs from the defaults, with comments."""
+    metadata = experiment.metadata.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+    lines = [f"apiVersion: {experiment.api_version}", f"kind: {experiment.kind}"]
+    lines += [f"metadata: {_flow(metadata)}", "spec:"]
+    hidden = {"experiment_name"} if experiment.spec.config.experiment_name == experiment.metadata.name else set()
+    lines += _section(experiment.spec, "  ", hidden=hidden)
+    return "\n".join(lines) + "\n"
+
+
+def described(field: FieldInfo) -> str:
+    """A field's description with its unit."""
+    extra = field.json_schema_extra
+    unit = extra.get("unit") if isinstance(extra, dict) else None
+    return f"{field.description} ({unit})" if unit else str(field.description)
+
+
+def _section(section: Section, pad: str, *, hidden: set[str]) -> Iterator[str]:
+    for key, name in type(section).keys().items():
+        field, value = type(section).model_fields[name], getattr(section, name)
+        if key in hidden or (not field.is_required() and value == field.get_default(call_default_factory=True)):
+            continue
+        if isinstance(value, Section):
+            below = list(_section(value, f"{pad}  ", hidden=hidden if isinstance(value, GRPOConfig) else set()))
+            yield from _commented(f"{pad}{key}:" if below else f"{pad}{key}: {{}}", described(field), pad)
+            yield from below
+        else:
+            plain = section.model_dump(mode="json", include={name})[name]
+            plain = _without_interpolation(plain) if _is_config(section) else plain
+            yield from _commented(f"{pad}{key}: {_flow(plain)}", described(field), pad)
+
+
+def _is_config(section: Section) -> bool:
+    return type(section).model_config.get("alias_generator") is None
+
+
+def _commented(line: str, comment: str, pad: str) -> Iterator[str]:
+    if len(line) + len(comment) + 4 <= WIDTH:
+        yield f"{line}  # {comment}"
+    else:
+        yield from (f"{pad}# {comment}", line)
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _without_interpolation(value: Any) -> Any:
+    """Texts with ``${`` escaped: what a model holds is resolved already."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, dict):
+        return {key: _without_interpolation(item) for key, item in value.items()}
+    return [_without_interpolation(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,127 @@
+"""Cross-field rules for the API server, in CEL. The models hold the same rules; one table of cases tests both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from areal_api.experiment import MAX_NAME_LENGTH
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``expression`` must hold of the object at the dotted key ``at`` ("" is the whole object)."""
+
+    at: str
+    expression: str
+    message: str
+
+
+def _given(field: str) -> str:
+    # A nullable field may be absent or null; dyn() lets the type checker compare it with null.
+    return f"has({field}) && dyn({field}) != null"
+
+
+_CLUSTER = "self.config.cluster"
+_SERVER_GPUS = "(self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0)"
+_TRAINER_GPUS = "(self.trainer.device == 'cuda' ? self.trainer.nodes * self.trainer.processesPerNode : 0)"
+_PER_NODE = _given(f"{_CLUSTER}.n_gpus_per_node")
+
+RULES = (
+    Rule(
+        "",
+        f"size(self.metadata.name) <= {MAX_NAME_LENGTH}",
+        f"metadata.name has more than {MAX_NAME_LENGTH} characters",
+    ),
+    Rule(
+        "",
+        "!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec.config == oldSelf.spec.config",
+        "spec.config of a run that has started does not change; make a new experiment",
+    ),
+    Rule(
+        "spec.servers",
+        f"!({_given('self.maxReplicas')}) || self.replicas <= self.maxReplicas",
+        "servers.replicas is above servers.maxReplicas; raise maxReplicas",
+    ),
+    Rule(
+        "spec",
+        "self.trainer.nodes == 1 || 'ReadWriteMany' in self.storage.accessModes",
+        "several trainer.nodes need ReadWriteMany in storage.accessModes",
+    ),
+    Rule(
+        "spec",
+        "self.config.train_dataset.batch_size % (self.trainer.nodes * self.trainer.processesPerNode) == 0",
+        "train_dataset.batch_size is not a multiple of the ranks, trainer.nodes × trainer.processesPerNode",
+    ),
+    Rule(
+        "spec",
+        "self.config.actor.weight_update_mode != 'distributed' || self.servers.device == self.trainer.device",
+        "actor.weight_update_mode distributed needs one device for servers and trainer; set it to disk",
+    ),
+    Rule(
+        "spec",
+        f"!({_given(f'{_CLUSTER}.n_nodes')} && {_PER_NODE}) || "
+        f"{_SERVER_GPUS} + {_TRAINER_GPUS} <= {_CLUSTER}.n_nodes * {_CLUSTER}.n_gpus_per_node",
+        "servers and trainer need more GPUs than cluster.n_nodes × cluster.n_gpus_per_node",
+    ),
+    Rule(
+        "spec",
+        f"!({_PER_NODE}) || self.trainer.device != 'cuda' || "
+        f"self.trainer.processesPerNode <= {_CLUSTER}.n_gpus_per_node",
+        "trainer.processesPerNode is above cluster.n_gpus_per_node; use more trainer.nodes",
+    ),
+    Rule(
+        "spec",
+        f"!({_PER_NODE}) || self.servers.device != 'cuda' || self.servers.tensorParallel <= {_CLUSTER}.n_gpus_per_node",
+        "servers.tensorParallel is above cluster.n_gpus_per_node; a server lives on one node",
+    ),
+    Rule("spec.config", "size(self.actor.path) > 0", "actor.path is empty; set it to a Hugging Face model"),
+    Rule("spec.config", "size(self.train_dataset.path) > 0", "train_dataset.path is empty; set it to a data set"),
+    Rule(
+        "spec.config",
+        f"!({_given('self.rollout.consumer_batch_size')}) || "
+        "self.rollout.consumer_batch_size == self.train_dataset.batch_size",
+        "rollout.consumer_batch_size and train_dataset.batch_size differ; make them equal",
+    ),
+    Rule(
+        "spec.config",
+        "self.gconfig.greedy || self.actor.temperature == self.gconfig.temperature",
+        "actor.temperature and gconfig.temperature differ; make them equal",
+    ),
+    Rule(
+        "spec.config",
+        f"!self.actor.overlong_reward_penalty || !({_given('self.actor.overlong_tokens')}) || "
+        "self.actor.overlong_tokens <= self.gconfig.max_new_tokens",
+        "actor.overlong_tokens is above gconfig.max_new_tokens; lower it",
+    ),
+    Rule(
+        "spec.config",
+        f"!self.sglang.skip_tokenizer_init || !({_given('self.gconfig.stop')}) || size(self.gconfig.stop) == 0",
+        "gconfig.stop needs the server's tokenizer; set sglang.skip_tokenizer_init to false",
+    ),
+    Rule(
+        "spec.config",
+        "self.actor.ppo_n_minibatches <= self.train_dataset.batch_size",
+        "actor.ppo_n_minibatches is above train_dataset.batch_size; lower it",
+    ),
+    Rule(
+        "spec.config.gconfig",
+        "self.min_new_tokens <= self.max_new_tokens",
+        "min_new_tokens is above max_new_tokens; lower it",
+    ),
+    Rule(
+        "spec.config.actor",
+        "!self.overlong_reward_penalty || "
+        f"({_given('self.overlong_tokens')} && {_given('self.overlong_penalty_factor')})",
+        "overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both",
+    ),
+    Rule(
+        "spec.config.actor",
+        "!self.use_sapo_loss || !self.use_decoupled_loss",
+        "use_sapo_loss and use_decoupled_loss exclude each other; set one of them to false",
+    ),
+    Rule(
+        "spec.config.actor",
+        f"!self.use_sapo_loss || !({_given('self.c_clip')})",
+        "use_sapo_loss clips nothing; leave c_clip out",
+    ),
+)
