@@ -1,0 +1,151 @@
+"""How the sequences of a microbatch are laid out for one forward pass.
+
+Tokens are packed without padding: every matrix multiplication sees each token once. Sequences with the same prompt (the
+samples of a group) share one copy of it where that costs less; the log-probs and gradients are the same sums.
+Attention works on *segments*: a segment's tokens attend to the tokens before them in the segment and to all of the
+segment's prefix, which is the shared prompt or nothing. ``attention.py`` computes that.
+"""
+
+# B sequences of the batch, T its tokens, P tokens of the pass, N trained tokens of the pass
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from areal_trainer.batch import PackedBatch
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a forward pass in floating-point operations."""
+
+    token: float  # of everything but attention, a token
+    pair: float  # of attention, a pair of query and key
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens ``start … start + length`` of a pass, which come after its tokens ``prefix_start … + prefix_length``."""
+
+    start: int
+    length: int
+    prefix_start: int = 0
+    prefix_length: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """One forward pass."""
+
+    input_ids_P: Tensor
+    position_ids_P: Tensor
+    segments: list[Segment]  # a partition of the P tokens, in order
+    token_N: Tensor  # position of each trained token in the batch
+    source_N: Tensor  # position in the pass of the token before it, whose hidden state predicts it
+    target_N: Tensor  # its id
+
+
+@dataclass(frozen=True)
+class Family:
+    """Sequences of a batch that are kept together; with ``shared`` > 0 that many first tokens of them are one copy."""
+
+    members: tuple[int, ...]
+    shared: int
+    tokens: int  # of a pass that holds the family
+
+
+def families(batch: PackedBatch, *, cost: Cost | None) -> list[Family]:
+    """The sequences grouped by prompt where sharing it costs less, the others each by itself.
+
+    ``cost`` None shares nothing.
+    """
+    if cost is None:
+        return [_alone(batch, index) for index in range(len(batch))]
+    by_prompt: dict[bytes, list[int]] = {}
+    for index, trajectory in enumerate(batch.trajectories):
+        # A prompt with trained tokens would count them once instead of once a sample.
+        trained = trajectory.loss_mask[: trajectory.prompt_len].any()
+        key = b"%d" % index if trained else trajectory.input_ids[: trajectory.prompt_len].tobytes()
+        by_prompt.setdefault(key, []).append(index)
+    result: list[Family] = []
+    for members in by_prompt.values():
+        if _sharing_pays(batch, members, cost):
+            result.append(_together(batch, members))
+        else:
+            result += [_alone(batch, index) for index in members]
+    return result
+
+
+def halved(family: Family, batch: PackedBatch) -> list[Family]:
+    """The family in two."""
+    middle = len(family.members) // 2
+    parts = [list(family.members[:middle]), list(family.members[middle:])]
+    return [_together(batch, part) if len(part) > 1 else _alone(batch, part[0]) for part in parts]
+
+
+def lay_out(batch: PackedBatch, chosen: Sequence[Family]) -> Layout:
+    """The pass over these families. Without any it is one token that nothing is trained on: a rank with nothing to do
+    takes part in the collectives of the others."""
+    if not chosen:
+        empty = torch.empty(0, dtype=torch.int64)
+        one = torch.zeros(1, dtype=torch.int64)
+        return Layout(one, one, [Segment(0, 1)], token_N=empty, source_N=empty, target_N=empty)
+    starts = batch.cu_seqlens.tolist()
+    at_T = np.full(starts[-1], -1, dtype=np.int64)  # position in the pass of each token of the batch
+    ids: list[Indices] = []
+    positions: list[Indices] = []
+    segments: list[Segment] = []
+    size = 0
+
+    def add(sequence: int, begin: int, end: int, prefix_start: int = 0) -> int:
+        nonlocal size
+        ids.append(batch.trajectories[sequence].input_ids[begin:end])
+        positions.append(np.arange(begin, end))
+        segments.append(Segment(size, end - begin, prefix_start, begin))
+        at_T[starts[sequence] + begin : starts[sequence] + end] = np.arange(size, size + end - begin)
+        size += end - begin
+        return segments[-1].start
+
+    for family in chosen:
+        prompt = family.shared
+        prompt_at = add(family.members[0], 0, prompt) if prompt else 0
+        for sequence in family.members:
+            begin, end = starts[sequence], starts[sequence + 1]
+            at_T[begin : begin + prompt] = np.arange(prompt_at, prompt_at + prompt)
+            if end - begin > prompt:
+                add(sequence, prompt, end - begin, prompt_at)
+    token_N = np.flatnonzero((at_T >= 0) & batch.loss_mask_T.numpy())
+    all_ids, all_positions = torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(positions))
+    source_N, target_N = torch.from_numpy(at_T[token_N - 1]), batch.input_ids_T[torch.from_numpy(token_N)]
+    return Layout(all_ids, all_positions, segments, torch.from_numpy(token_N), source_N, target_N)
+
+
+def _alone(batch: PackedBatch, index: int) -> Family:
+    return Family((index,), shared=0, tokens=len(batch.trajectories[index]))
+
+
+def _together(batch: PackedBatch, members: list[int]) -> Family:
+    prompt = batch.trajectories[members[0]].prompt_len
+    rest = sum(len(batch.trajectories[index]) - prompt for index in members)
+    return Family(tuple(members), shared=prompt, tokens=prompt + rest)
+
+
+def _sharing_pays(batch: PackedBatch, members: list[int], cost: Cost) -> bool:
+    # Alone, a sequence's attention is causal and the kernels leave out the half that is masked; after a shared prompt
+    # it needs a mask and they do not.
+    if len(members) < 2:
+        return False
+    prompt = batch.trajectories[members[0]].prompt_len
+    lengths = [len(batch.trajectories[index]) for index in members]
+    saved_tokens = prompt * (len(members) - 1)
+    pairs_alone = sum(length * length for length in lengths) / 2
+    pairs_shared = prompt * prompt / 2 + sum((length - prompt) * length for length in lengths)
+    return cost.token * saved_tokens > cost.pair * (pairs_shared - pairs_alone)
