@@ -71,6 +71,7 @@ def run(request: Request, port: int | None) -> int:
     console = Console(highlight=False)
     directory = names.run_dir(experiment.spec.config)
     with prepared_run(experiment, run=directory, first_port=port) as plan:
+        names.summary_file(directory).unlink(missing_ok=True)  # of the start before this one
         console.print(f"run directory {directory}", markup=False, soft_wrap=True)
         try:
             with display_for(console) as display:
@@ -94,7 +95,7 @@ def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
         log = plan.trainer.log
         log.unlink(missing_ok=True)
         with display_for(console) as display:
-            status = LocalRun(replace(plan, work="evaluation"), display).run()
+            status = LocalRun(replace(plan, first_work="evaluating"), display).run()
     output = log.read_text().splitlines()
     results = [line for line in output if line.startswith("{")]
     if status == 0 and not results:

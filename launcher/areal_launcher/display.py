@@ -57,18 +57,18 @@ def figures(stats: Stats, total: int | None) -> list[tuple[str, str]]:
         return []
     line = stats.lines[-1]
     shown = [("step", f"{line['step']}/{total}" if total else str(line["step"]))]
-    reward, evaluation = record.value(line, record.REWARD), stats.last(record.EVALUATION)
+    reward, evaluations = record.value(line, record.REWARD), record.evaluations(stats.lines)
     rate, staleness = stats.last(record.TOKENS_PER_SECOND), record.value(line, record.STALENESS)
     left = seconds_left(stats, total)
     if reward is not None:
         shown.append(("reward", f"{reward:.3f}"))
-    if evaluation is not None:
-        shown.append(("eval", f"{evaluation:.3f}"))
+    if evaluations:
+        shown.append(("eval", f"{evaluations[-1][1]:.3f}"))
     if rate is not None:
         shown.append(("tok/s", f"{rate:,.0f}"))
     if staleness is not None:
         shown.append(("staleness", f"{staleness:.2f}"))
-    if left is not None:
+    if left:
         shown.append(("left", duration(left)))
     return shown
 
@@ -182,13 +182,6 @@ def display_for(console: Console) -> Display:
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
 
 
-def change(before: float | None, after: float | None) -> str | None:
-    """``0.312 → 0.957``; None when there is nothing to tell."""
-    if before is None or after is None:
-        return None
-    return f"{before:.3f} → {after:.3f}"
-
-
 def closing_rows(run: Path) -> list[tuple[str, str]]:
     """Label and text of the closing table: from summary.json, else from the statistics so far."""
     stats, summary = record.read_stats(run), record.read_summary(run) or {}
@@ -198,6 +191,7 @@ def closing_rows(run: Path) -> list[tuple[str, str]]:
         found = summary.get(name)
         return otherwise if found is None else found
 
+    rewards = [found for line in lines if (found := record.value(line, record.REWARD)) is not None]
     seconds = known("seconds", float(lines[-1]["time"]) if lines else None)
     rate = known("tokens_per_second", stats.last(record.TOKENS_PER_SECOND))
     mean = [found for line in lines if (found := record.value(line, record.STALENESS)) is not None]
@@ -205,8 +199,8 @@ def closing_rows(run: Path) -> list[tuple[str, str]]:
     rows: list[tuple[str, str | None]] = [
         ("outcome", summary.get("outcome")),
         ("steps", str(known("steps", lines[-1]["step"] if lines else 0))),
-        ("reward, first → last", change(*ends(summary, stats, "reward", record.REWARD))),
-        ("evaluation, first → last", change(*ends(summary, stats, "eval", record.EVALUATION))),
+        ("reward, first → last", ends(summary, "reward", rewards)),
+        ("evaluation, first → last", ends(summary, "eval", [reward for _, reward in record.evaluations(lines)])),
         ("time", duration(seconds) if seconds is not None else None),
         ("tokens per second", f"{rate:,.0f}" if rate is not None else None),
         ("staleness", f"{sum(mean) / len(mean):.2f} (at most {max(most or mean):.0f})" if mean else None),
@@ -218,10 +212,12 @@ def closing_rows(run: Path) -> list[tuple[str, str]]:
     return [(label, text) for label, text in rows if text is not None]
 
 
-def ends(summary: dict[str, Any], stats: Stats, prefix: str, name: str) -> tuple[float | None, float | None]:
-    """First and last value, by summary.json where it has them."""
+def ends(summary: dict[str, Any], prefix: str, values: list[float]) -> str | None:
+    """``0.312 → 0.957``: first and last value, by summary.json where it has them; None when there is none."""
     first, last = summary.get(f"{prefix}_first"), summary.get(f"{prefix}_last")
-    return (stats.first(name) if first is None else first, stats.last(name) if last is None else last)
+    if values:
+        first, last = values[0] if first is None else first, values[-1] if last is None else last
+    return None if first is None or last is None else f"{first:.3f} → {last:.3f}"
 
 
 def existing(path: Path) -> str | None:

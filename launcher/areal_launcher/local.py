@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from areal_launcher.supervisor import PR_SET_CHILD_SUBREAPER, prctl
 POLL_S = 0.1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 120.0  # for the trainer's recovery checkpoint after the first signal
-TORCHRUN_FAILURE = ("torch/distributed/elastic", "failed (exitcode")
+WRITTEN_BY_USER = 2  # the trainer's status for a configuration that cannot work: no restart mends it
+TORCHRUN_FAILURE = re.compile(r"torch/distributed/elastic.*failed \(exitcode: (-?\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class LocalPlan:
     trainer: TrainerSpec
     setup_timeout_s: float
     total_steps: int | None
+    first_work: str = "starting the trainer, first step"
     work: str = "training"
     backoff_limit: int = 0  # restarts of a trainer that had finished a step
     active_deadline_s: float | None = None
@@ -50,9 +53,18 @@ class LocalPlan:
 def without_torchrun(lines: Sequence[str]) -> list[str]:
     """The lines before torchrun's own report that a rank failed: the rank's last words stand there."""
     for place, line in enumerate(lines):
-        if all(part in line for part in TORCHRUN_FAILURE):
+        if TORCHRUN_FAILURE.search(line):
             return list(lines[:place])
     return list(lines)
+
+
+def status_of_rank(lines: Sequence[str]) -> int | None:
+    """Exit status of the rank that failed, which torchrun reports but does not pass on; None when it reports none."""
+    found = next((match for line in lines if (match := TORCHRUN_FAILURE.search(line))), None)
+    if found is None:
+        return None
+    status = int(found[1])
+    return 128 - status if status < 0 else status
 
 
 class Interrupts:
@@ -117,10 +129,11 @@ class LocalRun:
                 return 128 + self._interrupts.received[-1]
             if self._kill_at is not None:
                 raise RunError(f"stopped after runPolicy.activeDeadlineSeconds = {self._plan.active_deadline_s}")
-            if not self._trained or len(trainers) > limit:
-                raise TrainerFailed(status, trainer)
+            failure = TrainerFailed(status, trainer)
+            if not self._trained or len(trainers) > limit or failure.status == WRITTEN_BY_USER:
+                raise failure
             self._display.message(
-                f"the trainer failed (exit status {status}) and goes on from its last recovery checkpoint, "
+                f"the trainer failed (exit status {failure.status}) and goes on from its last recovery checkpoint, "
                 f"restart {len(trainers)} of {limit}; see {spec.log}"
             )
 
@@ -161,7 +174,7 @@ class LocalRun:
     def _phase(self, fleet: Fleet) -> str:
         if fleet.ready < len(fleet.servers) and not self._stats.by_step:
             return f"starting servers, {fleet.ready} of {len(fleet.servers)} ready"
-        return self._plan.work
+        return self._plan.work if self._trained else self._plan.first_work
 
     def _write_state(self, fleet: Fleet) -> None:
         """Tell ``grpo status`` about the servers."""
@@ -179,6 +192,7 @@ class TrainerFailed(RunError):
     """The trainer ended with an exit status other than 0."""
 
     def __init__(self, status: int, trainer: Supervised) -> None:
-        lines = without_torchrun(trainer.tail(400))[-20:]
-        super().__init__(f"the trainer failed with exit status {status}", log=trainer.log, lines=lines)
-        self.status = status
+        lines = trainer.tail(400)
+        self.status = status_of_rank(lines) or status
+        shown = without_torchrun(lines)[-20:]
+        super().__init__(f"the trainer failed with exit status {self.status}", log=trainer.log, lines=shown)

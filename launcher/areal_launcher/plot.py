@@ -63,7 +63,15 @@ def draw_reward(axes: Any, lines: list[Line]) -> None:
     axes.plot(steps, rewards, color="tab:blue", alpha=0.35 if window > 1 else 1.0, label="training batch")
     if window > 1:
         axes.plot(steps, smoothed(rewards, window), color="tab:blue", label=f"training, mean of {window} steps")
-    axes.plot(*series(lines, record.EVALUATION), "o-", color="tab:red", markersize=4, label="evaluation")
+    evaluations = record.evaluations(lines)
+    axes.plot(
+        [step for step, _ in evaluations],
+        [reward for _, reward in evaluations],
+        "o-",
+        color="tab:red",
+        markersize=4,
+        label="evaluation",
+    )
     axes.set(title="Task reward", ylabel="reward (mean)")
     axes.legend(loc="lower right")
 

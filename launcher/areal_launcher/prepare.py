@@ -15,11 +15,12 @@ from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_api.render import config_yaml, experiment_yaml
 from areal_launcher.checks import check_experiment, needed_gpus, visible_gpus
 from areal_launcher.fleet import ServerSpec
-from areal_launcher.local import LocalPlan, TrainerSpec
+from areal_launcher.local import GRACE_S, LocalPlan, TrainerSpec
 from areal_launcher.processes import HeldPort
 from areal_launcher.record import RunLock, write_whole
 
 HOST = "127.0.0.1"
+TORCHRUN = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{GRACE_S - 10:.0f}"}  # its own 30 s are short for a checkpoint
 EVALUATE_MODULE = "areal_trainer.evaluate"
 
 
@@ -93,7 +94,7 @@ def plan_run(
     return LocalPlan(
         run=run,
         servers=servers,
-        trainer=TrainerSpec(trainer.argv, environment(trainer), names.logs_dir(run) / "trainer.log"),
+        trainer=TrainerSpec(trainer.argv, {**TORCHRUN, **environment(trainer)}, names.logs_dir(run) / "trainer.log"),
         setup_timeout_s=config.rollout.setup_timeout,
         total_steps=config.total_train_steps,
         # Without recovery checkpoints a restarted trainer would begin again, over its own results.

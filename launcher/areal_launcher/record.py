@@ -15,10 +15,10 @@ Line = dict[str, Any]
 
 REWARD = "task_reward"
 EVALUATION = "eval-rollout/reward"
+EVALUATION_INITIAL = "eval-rollout/reward_initial"  # before the first step, told with it
 STALENESS = "staleness"
 STALENESS_MAX = "staleness/max"
 ENTROPY = "entropy"
-COMPLETION = "completion_len"
 TOKENS_PER_SECOND = "tokens_per_second"
 TOTAL_STEPS = "total_steps"
 
@@ -38,6 +38,18 @@ def completion_length(line: Line) -> float | None:
     if length is None or prompt is None:
         return None
     return length - prompt
+
+
+def evaluations(lines: list[Line]) -> list[tuple[int, float]]:
+    """Steps after which the policy was evaluated, 0 for before the first, and its rewards."""
+    found: list[tuple[int, float]] = []
+    for line in lines:
+        step = int(line["step"])
+        for at, name in ((step - 1, EVALUATION_INITIAL), (step, EVALUATION)):
+            reward = value(line, name)
+            if reward is not None:
+                found.append((at, reward))
+    return found
 
 
 @dataclass

@@ -95,6 +95,11 @@ def test_a_statistic_is_found_with_or_without_prefix_and_avg() -> None:
     assert record.value({"entropy": None}, "entropy") is None
 
 
+def test_the_evaluation_before_the_first_step_counts_as_step_0() -> None:
+    lines = [line(1, **{"eval-rollout/reward_initial": 0.3}), line(2, **{"eval-rollout/reward": 0.6})]
+    assert record.evaluations(lines) == [(0, 0.3), (2, 0.6)]
+
+
 def test_time_left_is_the_pace_of_the_last_steps_times_the_steps_to_come(stats: Stats) -> None:
     append(stats.path, *(line(step) for step in range(1, 6)))
     stats.poll()

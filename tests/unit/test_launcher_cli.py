@@ -36,7 +36,8 @@ with open(run + "/stats.jsonl", "w") as file:
     for step in (1, 2, 3):
         file.write(json.dumps({"step": step, "version": step, "time": step, "task_reward/avg": 0.3 * step}) + "\\n")
 if os.environ.get("BREAK"):
-    raise SystemExit("no column 'answer' in the data set")
+    print("no column 'answer' in the data set")
+    raise SystemExit(5)
 """
 
 
@@ -103,10 +104,10 @@ def test_a_failing_trainer_gives_its_exit_status_and_its_last_line(
     experiment_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BREAK", "1")
-    assert cli.main(["run", str(experiment_path), "runPolicy.backoffLimit=0"]) == 1
+    assert cli.main(["run", str(experiment_path), "runPolicy.backoffLimit=0"]) == 5
     error = capfd.readouterr().err.splitlines()
     assert error[-2] == "  | no column 'answer' in the data set"
-    assert error[-1].startswith("grpo: the trainer failed with exit status 1 (see ")
+    assert error[-1].startswith("grpo: the trainer failed with exit status 5 (see ")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from areal_launcher.fleet import RunError, ServerSpec
-from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec, without_torchrun
+from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec, status_of_rank, without_torchrun
 from areal_launcher.processes import HeldPort, Supervised, children, kill_orphans, kill_together
 
 DEADLINE_S = 15.0
@@ -245,6 +245,9 @@ def test_torchruns_own_report_is_left_out_of_the_last_lines() -> None:
         "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
     ]
     assert without_torchrun(lines) == ["ValueError: no column 'answer'"]
+    assert status_of_rank(lines) == 1
+    assert status_of_rank([lines[1].replace("exitcode: 1", "exitcode: -9")]) == 137
+    assert status_of_rank(lines[:1]) is None
 
 
 def test_a_supervised_command_and_its_orphans_die_with_the_lifeline(tmp_path: Path) -> None:
