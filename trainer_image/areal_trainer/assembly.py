@@ -54,10 +54,6 @@ class Parts:
 def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
     """The parts of a run; closes them at the end. Raises ``ValueError`` for what the configuration asks in vain."""
     with ExitStack() as stack:
-        pool = RewardPool.of(config.reward)
-        stack.callback(pool.close)
-        if ranks.is_first:
-            pool.start()  # its processes import while the model is loaded
         stats = stack.enter_context(_stats_logger(config, run)) if ranks.is_first else None
         tokenizer = load_hf_tokenizer(config.tokenizer)
         loader = train_loader(
@@ -66,7 +62,6 @@ def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
         total_steps = len(loader) * config.total_train_epochs
         if config.total_train_steps is not None:
             total_steps = min(total_steps, config.total_train_steps)
-        policy = Policy(config.actor, device=ranks.device.type, total_steps=total_steps, seed=config.seed)
         engine = RemoteSGLangEngine(
             config.rollout,
             batch_size=config.consumer_batch_size,
@@ -75,6 +70,11 @@ def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
             dump_dir=names.rollouts_dir(run),
         )
         stack.callback(engine.destroy)
+        pool = RewardPool.of(config.reward)
+        stack.callback(pool.close)  # before the engine, on whose event loop it works
+        if ranks.is_first:
+            pool.start()  # its processes import while the model is loaded
+        policy = Policy(config.actor, device=ranks.device.type, total_steps=total_steps, seed=config.seed)
         publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)
         stack.callback(publisher.close)
         yield Parts(

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, Protocol
+from typing import Any
 
 from areal_api.config import GRPOConfig
 from areal_api.load import load_expr_config
@@ -15,19 +15,10 @@ from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.ranks import joined
 from areal_trainer.reward.pool import RewardPool
 from areal_trainer.rollout.workflow import RolloutWorkflow
-from areal_trainer.trajectory import Trajectory
 from areal_trainer.workflows import make_workflow, vocabulary_size
 
 
-class EpisodeEngine(Protocol):
-    """What evaluation needs of the engine."""
-
-    def run_episodes(self, rows: Sequence[dict[str, Any]], workflow: RolloutWorkflow) -> list[list[Trajectory]]:
-        """One episode a row, in the order of the rows; no staleness gate."""
-        ...
-
-
-def evaluate(engine: EpisodeEngine, rows: list[dict[str, Any]], workflow: RolloutWorkflow) -> float:
+def evaluate(engine: RemoteSGLangEngine, rows: list[dict[str, Any]], workflow: RolloutWorkflow) -> float:
     """Mean raw reward over all samples of all rows."""
     episodes = engine.run_episodes(rows, workflow)
     rewards = [trajectory.reward for episode in episodes for trajectory in episode]

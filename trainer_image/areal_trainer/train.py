@@ -56,6 +56,7 @@ def train(parts: Parts, stop: StopSignal) -> Progress:
             trajectories = parts.engine.prepare_batch(parts.loader, parts.workflow, parts.accept)
         stats = train_step(parts, pack(trajectories), timings)
         progress = _after_step(parts, progress, dues, stats, timings, began)
+        timings = Timings()
         if parts.config.recover.mode == "auto" and dues.recover.at(progress.step):
             # After the statistics were written: a checkpoint never stands for a step whose line could be lost.
             with timings.stage("checkpoint_for_recover"):
@@ -119,7 +120,7 @@ def _after_step(
     """Evaluate, save and checkpoint where due, and commit the statistics of the step."""
     step = progress.step + 1
     last = step == parts.total_steps
-    line: dict[str, float] = {"version": step, "total_steps": parts.total_steps}
+    line: dict[str, float] = {"step": step, "version": step, "total_steps": parts.total_steps}
     if dues.evaluate.at(step) | last and parts.valid_rows:
         with timings.stage("eval"):
             progress = replace(progress, eval_last=_evaluate(parts))
@@ -145,10 +146,10 @@ def _after_step(
         "tokens_per_second": stats["n_tokens"] / seconds,
         **stats,
         **parts.engine.statistics,
-        **timings.take(),
+        **timings.as_stats(),
     }
     if parts.stats is not None:
-        parts.stats.log(step, line)
+        parts.stats.commit(line)
     return progress
 
 
