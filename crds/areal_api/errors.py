@@ -85,10 +85,10 @@ def shown(value: Any) -> str:
 _Text = Callable[[str, Mapping[str, Any]], str]
 
 _BOUNDS: dict[str, _Text] = {
-    "greater_than_equal": lambda value, context: f"{value} is below {context['ge']}; give at least {context['ge']}",
-    "greater_than": lambda value, context: f"{value} is not above {context['gt']}; give more than {context['gt']}",
-    "less_than_equal": lambda value, context: f"{value} is above {context['le']}; give at most {context['le']}",
-    "less_than": lambda value, context: f"{value} is not below {context['lt']}; give less than {context['lt']}",
+    "greater_than_equal": lambda value, context: f"{value} is below {context['ge']:g}; give at least {context['ge']:g}",
+    "greater_than": lambda value, context: f"{value} is not above {context['gt']:g}; give more than {context['gt']:g}",
+    "less_than_equal": lambda value, context: f"{value} is above {context['le']:g}; give at most {context['le']:g}",
+    "less_than": lambda value, context: f"{value} is not below {context['lt']:g}; give less than {context['lt']:g}",
     "string_too_short": lambda value, context: f"{value} is shorter than {context['min_length']} characters",
     "string_too_long": lambda value, context: f"{value} is longer than {context['max_length']} characters",
     "too_long": lambda value, context: f"{value} has too many items; give at most {context['max_length']}",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 from pydantic.fields import FieldInfo
 
+from areal_api.actor import NormConfig
 from areal_api.config import GRPOConfig
 from areal_api.experiment import GRPOExperiment
 from areal_api.section import Section
@@ -17,7 +19,8 @@ WIDTH = 120
 
 def config_yaml(config: GRPOConfig) -> str:
     """The resolved configuration as a file: every key, no interpolation."""
-    return yaml.safe_dump(_without_interpolation(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    data = _without_interpolation(config.model_dump(mode="json"))
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def experiment_yaml(experiment: GRPOExperiment) -> str:
@@ -44,6 +47,8 @@ def _section(section: Section, pad: str, *, hidden: set[str]) -> Iterator[str]:
             continue
         if isinstance(value, Section):
             below = list(_section(value, f"{pad}  ", hidden=hidden if isinstance(value, GRPOConfig) else set()))
+            if not below and isinstance(value, NormConfig):  # {} would hide what it stands for
+                below = [f"{pad}  mean_level: {value.mean_level}", f"{pad}  std_level: {value.std_level}"]
             yield from _commented(f"{pad}{key}:" if below else f"{pad}{key}: {{}}", described(field), pad)
             yield from below
         else:
@@ -63,8 +68,19 @@ def _commented(line: str, comment: str, pad: str) -> Iterator[str]:
         yield from (f"{pad}# {comment}", line)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts such as 1e5, which OmegaConf, unlike PyYAML, reads as numbers."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, width=1_000_000, sort_keys=False, allow_unicode=True
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 

@@ -9,7 +9,10 @@ from areal_api.experiment import MAX_NAME_LENGTH
 
 @dataclass(frozen=True)
 class Rule:
-    """``expression`` must hold of the object at the dotted key ``at`` ("" is the whole object)."""
+    """``expression`` must hold of the object at the dotted key ``at`` ("" is the whole object).
+
+    ``at`` has no default: the API server tries rules on the bare default ``{}``, before those below it are filled in.
+    """
 
     at: str
     expression: str
@@ -38,8 +41,8 @@ RULES = (
         "spec.config of a run that has started does not change; make a new experiment",
     ),
     Rule(
-        "spec.servers",
-        f"!({_given('self.maxReplicas')}) || self.replicas <= self.maxReplicas",
+        "spec",
+        f"!({_given('self.servers.maxReplicas')}) || self.servers.replicas <= self.servers.maxReplicas",
         "servers.replicas is above servers.maxReplicas; raise maxReplicas",
     ),
     Rule(
@@ -104,24 +107,29 @@ RULES = (
         "actor.ppo_n_minibatches is above train_dataset.batch_size; lower it",
     ),
     Rule(
-        "spec.config.gconfig",
-        "self.min_new_tokens <= self.max_new_tokens",
-        "min_new_tokens is above max_new_tokens; lower it",
+        "spec.config",
+        "self.gconfig.min_new_tokens <= self.gconfig.max_new_tokens",
+        "gconfig.min_new_tokens is above gconfig.max_new_tokens; lower it",
     ),
     Rule(
-        "spec.config.actor",
-        "!self.overlong_reward_penalty || "
-        f"({_given('self.overlong_tokens')} && {_given('self.overlong_penalty_factor')})",
-        "overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both",
+        "spec.config",
+        f"!({_given('self.eval_gconfig')}) || self.eval_gconfig.min_new_tokens <= self.eval_gconfig.max_new_tokens",
+        "eval_gconfig.min_new_tokens is above eval_gconfig.max_new_tokens; lower it",
     ),
     Rule(
-        "spec.config.actor",
-        "!self.use_sapo_loss || !self.use_decoupled_loss",
-        "use_sapo_loss and use_decoupled_loss exclude each other; set one of them to false",
+        "spec.config",
+        "!self.actor.overlong_reward_penalty || "
+        f"({_given('self.actor.overlong_tokens')} && {_given('self.actor.overlong_penalty_factor')})",
+        "actor.overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both",
     ),
     Rule(
-        "spec.config.actor",
-        f"!self.use_sapo_loss || !({_given('self.c_clip')})",
-        "use_sapo_loss clips nothing; leave c_clip out",
+        "spec.config",
+        "!self.actor.use_sapo_loss || !self.actor.use_decoupled_loss",
+        "actor.use_sapo_loss and actor.use_decoupled_loss exclude each other; set one of them to false",
+    ),
+    Rule(
+        "spec.config",
+        f"!self.actor.use_sapo_loss || !({_given('self.actor.c_clip')})",
+        "actor.use_sapo_loss clips nothing; leave actor.c_clip out",
     ),
 )

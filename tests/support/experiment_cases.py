@@ -1,0 +1,197 @@
+"""Experiments that are accepted or refused, and why: one table for the models and for the API server."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from areal_api.tree import set_in
+
+_BASE: dict[str, Any] = {
+    "apiVersion": "areal.dev/v1alpha1",
+    "kind": "GRPOExperiment",
+    "metadata": {"name": "case"},
+    "spec": {
+        "config": {
+            "actor": {"path": "model", "ppo_n_minibatches": 1},
+            "train_dataset": {"path": "data.jsonl", "batch_size": 8},
+        }
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """The base experiment with ``changes`` (by dotted key). ``problem`` is in the model's message; None: accepted.
+
+    ``rule`` is in the message of the rule that refuses it at the API server; empty where the schema itself does.
+    """
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    rule: str = ""
+
+    def experiment(self) -> dict[str, Any]:
+        """The object."""
+        data = copy.deepcopy(_BASE)
+        for key, value in self.changes.items():
+            set_in(data, key, copy.deepcopy(value))
+        return data
+
+
+_CONFIG, _ACTOR, _CLUSTER = "spec.config", "spec.config.actor", "spec.config.cluster"
+
+CASES = [
+    Case("the smallest experiment"),
+    Case("a name of 40 letters", {"metadata.name": "a" * 40}),
+    Case("a name of 41 letters", {"metadata.name": "a" * 41}, "longer than 40", "metadata.name"),
+    Case("as many servers as allowed", {"spec.servers": {"replicas": 2, "maxReplicas": 2}}),
+    Case(
+        "more servers than allowed",
+        {"spec.servers": {"replicas": 3, "maxReplicas": 2}},
+        "servers.replicas is 3, above servers.maxReplicas 2",
+        "servers.replicas",
+    ),
+    Case("no bound of the servers", {"spec.servers": {"replicas": 3, "maxReplicas": None}}),
+    Case("no servers", {"spec.servers.replicas": 0}, "0 is below 1"),
+    Case("an unknown device", {"spec.servers.device": "tpu"}, "'tpu' is none of 'cuda' or 'cpu'"),
+    Case(
+        "one volume for one node", {"spec.storage.accessModes": ["ReadWriteOnce"], "spec.trainer.processesPerNode": 8}
+    ),
+    Case(
+        "a volume of one node for two",
+        {"spec.storage.accessModes": ["ReadWriteOnce"], "spec.trainer.nodes": 2},
+        "storage.accessModes is [ReadWriteOnce], trainer.nodes 2",
+        "ReadWriteMany",
+    ),
+    Case("several nodes on a shared volume", {"spec.trainer.nodes": 2}),
+    Case("a size that is no quantity", {"spec.storage.size": "big"}, "'big' does not match"),
+    Case(
+        "a batch that the ranks cannot share",
+        {"spec.trainer.processesPerNode": 3},
+        "train_dataset.batch_size is 8, not a multiple of the 3 ranks",
+        "train_dataset.batch_size",
+    ),
+    Case(
+        "a broadcast between devices",
+        {f"{_ACTOR}.weight_update_mode": "distributed", "spec.servers.device": "cpu"},
+        "actor.weight_update_mode is distributed, servers.device cpu, trainer.device cuda",
+        "weight_update_mode",
+    ),
+    Case("weights by disk between devices", {"spec.servers.device": "cpu"}),
+    Case(
+        "all GPUs of the cluster",
+        {
+            _CLUSTER: {"n_nodes": 1, "n_gpus_per_node": 8},
+            "spec.servers.replicas": 4,
+            "spec.trainer.processesPerNode": 4,
+        },
+    ),
+    Case(
+        "more GPUs than the cluster has",
+        {
+            _CLUSTER: {"n_nodes": 1, "n_gpus_per_node": 8},
+            "spec.servers.replicas": 5,
+            "spec.trainer.processesPerNode": 4,
+        },
+        "9 GPUs are needed (5 by servers, 4 by the trainer), cluster.n_nodes × cluster.n_gpus_per_node is 8",
+        "more GPUs",
+    ),
+    Case(
+        "no GPU for the CPU",
+        {_CLUSTER: {"n_nodes": 1, "n_gpus_per_node": 0}, "spec.servers.device": "cpu", "spec.trainer.device": "cpu"},
+    ),
+    Case(
+        "more ranks on a node than GPUs",
+        {f"{_CLUSTER}.n_gpus_per_node": 4, "spec.trainer.processesPerNode": 8},
+        "trainer.processesPerNode is 8, above cluster.n_gpus_per_node 4",
+        "processesPerNode",
+    ),
+    Case(
+        "a server larger than a node",
+        {f"{_CLUSTER}.n_gpus_per_node": 4, "spec.servers.tensorParallel": 8},
+        "servers.tensorParallel is 8, above cluster.n_gpus_per_node 4",
+        "tensorParallel",
+    ),
+    Case("no model", {f"{_ACTOR}.path": ""}, "actor.path is empty", "actor.path"),
+    Case("no data", {f"{_CONFIG}.train_dataset.path": ""}, "train_dataset.path is empty", "train_dataset.path"),
+    Case("a batch named twice alike", {f"{_CONFIG}.rollout.consumer_batch_size": 8}),
+    Case(
+        "a batch named twice",
+        {f"{_CONFIG}.rollout.consumer_batch_size": 4},
+        "rollout.consumer_batch_size is 4, train_dataset.batch_size 8",
+        "consumer_batch_size",
+    ),
+    Case(
+        "another temperature in the trainer",
+        {f"{_CONFIG}.gconfig.temperature": 0.5},
+        "actor.temperature is 1.0, gconfig.temperature 0.5",
+        "temperature",
+    ),
+    Case("one temperature", {f"{_CONFIG}.gconfig.temperature": 0.5, f"{_ACTOR}.temperature": 0.5}),
+    Case("no temperature where sampling is greedy", {f"{_CONFIG}.gconfig": {"temperature": 0.5, "greedy": True}}),
+    Case(
+        "the whole overlong penalty",
+        {
+            f"{_ACTOR}.overlong_reward_penalty": True,
+            f"{_ACTOR}.overlong_tokens": 4,
+            f"{_ACTOR}.overlong_penalty_factor": 1.0,
+        },
+    ),
+    Case(
+        "half an overlong penalty",
+        {f"{_ACTOR}.overlong_reward_penalty": True},
+        "overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor",
+        "overlong_reward_penalty",
+    ),
+    Case(
+        "a penalised tail longer than the completion",
+        {
+            f"{_ACTOR}.overlong_reward_penalty": True,
+            f"{_ACTOR}.overlong_tokens": 40,
+            f"{_ACTOR}.overlong_penalty_factor": 1.0,
+            f"{_CONFIG}.gconfig.max_new_tokens": 32,
+        },
+        "actor.overlong_tokens is 40, above gconfig.max_new_tokens 32",
+        "overlong_tokens",
+    ),
+    Case(
+        "stop texts without a tokenizer",
+        {f"{_CONFIG}.sglang.skip_tokenizer_init": True, f"{_CONFIG}.gconfig.stop": ["."]},
+        "gconfig.stop needs the server's tokenizer",
+        "gconfig.stop",
+    ),
+    Case("no tokenizer and no stop texts", {f"{_CONFIG}.sglang.skip_tokenizer_init": True}),
+    Case(
+        "more minibatches than prompts",
+        {f"{_ACTOR}.ppo_n_minibatches": 9},
+        "actor.ppo_n_minibatches is 9, above train_dataset.batch_size 8",
+        "ppo_n_minibatches",
+    ),
+    Case(
+        "a shortest completion above the longest",
+        {f"{_CONFIG}.gconfig": {"min_new_tokens": 9, "max_new_tokens": 8}},
+        "min_new_tokens is 9, above max_new_tokens 8",
+        "min_new_tokens",
+    ),
+    Case(
+        "SAPO with the decoupled loss",
+        {f"{_ACTOR}.use_sapo_loss": True, f"{_ACTOR}.use_decoupled_loss": True},
+        "use_sapo_loss and use_decoupled_loss exclude each other",
+        "use_sapo_loss",
+    ),
+    Case(
+        "SAPO with a dual clip",
+        {f"{_ACTOR}.use_sapo_loss": True, f"{_ACTOR}.c_clip": 3.0},
+        "use_sapo_loss clips nothing",
+        "use_sapo_loss",
+    ),
+    Case("SAPO", {f"{_ACTOR}.use_sapo_loss": True}),
+    Case("no cap", {f"{_ACTOR}.behav_imp_weight_cap": None}),
+    Case("a cap of 1", {f"{_ACTOR}.behav_imp_weight_cap": 1.0}, "1.0 is not above 1"),
+    Case(
+        "free-form parts", {"spec.servers.args": {"a": {"b": [1]}}, "spec.servers.resources": {"limits": {"cpu": "2"}}}
+    ),
+]

@@ -1,0 +1,95 @@
+"""The configuration models: AReaL's defaults, frozen, unknown keys refused."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from areal_api.actor import NormConfig, PPOActorConfig
+from areal_api.config import GRPOConfig, SGLangConfig, ValidDatasetConfig
+from areal_api.generation import GenerationHyperparameters
+from areal_api.keys import fields, nearest_key
+
+
+def config(**changes: object) -> GRPOConfig:
+    data = {"experiment_name": "e", "actor": {"path": "m", "ppo_n_minibatches": 1}, "train_dataset": {"path": "d"}}
+    return GRPOConfig.model_validate({**data, **changes})
+
+
+def test_defaults_are_areals() -> None:
+    actor, gconfig = PPOActorConfig(), GenerationHyperparameters()
+    assert (actor.reward_bias, actor.reward_scaling, actor.reward_clip) == (-0.5, 10.0, 20.0)
+    assert (actor.eps_clip, actor.ppo_n_minibatches, actor.behav_imp_weight_cap) == (0.2, 4, 5.0)
+    assert (actor.discount, actor.gae_lambda, actor.kl_estimator) == (1.0, 1.0, "k1")
+    assert (actor.optimizer.lr, actor.optimizer.weight_decay, actor.optimizer.beta2) == (1e-3, 0.01, 0.999)
+    assert (gconfig.n_samples, gconfig.max_new_tokens, gconfig.top_k) == (1, 16384, 100_000_000)
+    assert NormConfig() == NormConfig(mean_level="batch", std_level="batch", std_unbiased=True, eps=1e-5)
+    assert (config().rollout.setup_timeout, config().rollout.request_retries) == (300.0, 3)
+
+
+def test_held_out_problems_are_taken_in_order_and_all() -> None:
+    assert (ValidDatasetConfig().shuffle, ValidDatasetConfig().drop_last) == (False, False)
+    assert (config().train_dataset.shuffle, config().train_dataset.drop_last) == (True, True)
+
+
+def test_a_configuration_never_changes() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        config().actor.path = "other"  # type: ignore[misc]
+
+
+def test_unknown_keys_are_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValidationError, match=r"unknown key 'pth' in PPOActorConfig, did you mean 'path'\?"):
+        config(actor={"pth": "m"})
+
+
+def test_every_unknown_key_of_a_section_is_named() -> None:
+    with pytest.raises(ValidationError, match=r"'n_sample'.*'n_samples'.*'topp'.*'top_p'"):
+        GenerationHyperparameters.model_validate({"n_sample": 1, "topp": 1})
+
+
+def test_every_key_is_described() -> None:
+    assert [key for key, field, _ in fields(GRPOConfig) if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("actor.lr", "actor.optimizer.lr"),
+        ("actor.pth", "actor.path"),
+        ("gconfg.top_p", "gconfig.top_p"),
+        ("n_samples", "gconfig.n_samples"),
+        ("rollout.max_head_offpolicynes", "rollout.max_head_offpolicyness"),
+        ("zzz", None),
+    ],
+)
+def test_the_nearest_key_is_the_one_that_was_meant(key: str, meant: str | None) -> None:
+    assert nearest_key(GRPOConfig, key) == meant
+
+
+def test_a_step_trains_on_one_batch_of_prompts() -> None:
+    assert config(train_dataset={"path": "d", "batch_size": 6}).consumer_batch_size == 6
+
+
+def test_synchronous_training_has_no_staleness() -> None:
+    rollout = {"max_head_offpolicyness": 2}
+    assert config(rollout=rollout).max_staleness == 2
+    assert config(rollout=rollout, async_training=False).max_staleness == 0
+
+
+def test_evaluation_samples_once_at_a_lower_temperature() -> None:
+    evaluation = config(gconfig={"n_samples": 4, "max_new_tokens": 7}).evaluation
+    assert (evaluation.n_samples, evaluation.temperature, evaluation.max_new_tokens) == (1, 0.6, 7)
+
+
+def test_new_parameters_are_validated() -> None:
+    with pytest.raises(ValidationError, match="above max_new_tokens 4"):
+        GenerationHyperparameters(max_new_tokens=8).new(min_new_tokens=5, max_new_tokens=4)
+
+
+def test_a_number_is_accepted_where_a_text_is_wanted() -> None:
+    assert config(trial_name=3).trial_name == "3"
+
+
+def test_the_sglang_section_has_no_translated_names() -> None:
+    assert {"model_path", "mem_fraction_static", "attention_backend"} < set(SGLangConfig.keys())
+    assert all(key == name for key, name in SGLangConfig.keys().items())
