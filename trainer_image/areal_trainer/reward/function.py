@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -95,6 +96,13 @@ def address_of(function: RewardFunction) -> FunctionAddress:
             "import it: put it into a module, or set reward.processes=0"
         )
     return FunctionAddress(ANY_SCRIPT, function.__qualname__, os.path.abspath(script))
+
+
+def explained(error: Exception) -> str:
+    """What the user's function raised, and where."""
+    frames = error.__traceback__.tb_next if error.__traceback__ else None  # without ours
+    trace = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    return f"it raised {type(error).__name__}: {error}\n{trace}\n"
 
 
 def checked_reward(value: Any) -> float:

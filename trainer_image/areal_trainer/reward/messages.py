@@ -49,7 +49,10 @@ def frame(message: Any) -> bytes:
 
 def receive(inbox: BinaryIO) -> Any:
     """The next message, None at the end."""
-    header = inbox.read(HEADER.size)
+    try:
+        header = inbox.read(HEADER.size)
+    except ConnectionError:  # closed with answers unread
+        return None
     if len(header) < HEADER.size:
         return None
     return pickle.loads(inbox.read(HEADER.unpack(header)[0]))

@@ -11,7 +11,6 @@ import collections
 import inspect
 import itertools
 import logging
-import traceback
 from typing import Any, Self
 
 from areal_api.config import RewardConfig
@@ -23,6 +22,7 @@ from areal_trainer.reward.function import (
     check_columns,
     check_signature,
     checked_reward,
+    explained,
     load_reward_function,
 )
 from areal_trainer.reward.process import Call, WorkerProcess
@@ -109,7 +109,7 @@ class RewardPool:
         except TimeoutError as error:
             raise RewardError(f"it took more than reward.timeout = {self.timeout_s:g} s", **sample) from error
         except Exception as error:
-            raise RewardError(traceback.format_exc(), **sample) from error
+            raise RewardError(explained(error), **sample) from error
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()

@@ -53,6 +53,7 @@ class WorkerProcess:
         self._socket: socket.socket | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of reader and writer
         self._concurrent = False
 
     @property
@@ -86,6 +87,7 @@ class WorkerProcess:
         if self._reader is not None:
             return None
         assert self._socket is not None
+        self._loop = asyncio.get_running_loop()
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
         try:
             ready: Ready = await self._receive(START_TIMEOUT_S)
@@ -125,7 +127,7 @@ class WorkerProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        if self._writer is not None:
+        if self._writer is not None and self._loop is not None and not self._loop.is_closed():
             self._writer.close()
         elif self._socket is not None:
             self._socket.close()

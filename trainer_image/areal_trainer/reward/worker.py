@@ -16,11 +16,10 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from functools import reduce
 from typing import Any
 
-from areal_trainer.reward.function import ANY_SCRIPT, FunctionAddress, RewardFunction, checked_reward
+from areal_trainer.reward.function import ANY_SCRIPT, FunctionAddress, RewardFunction, checked_reward, explained
 from areal_trainer.reward.messages import Answer, Hello, Ready, frame, receive
 
 
@@ -32,15 +31,18 @@ def main() -> None:
         hello: Hello = receive(inbox)
         try:
             function = _find(hello.address)
-        except Exception:  # noqa: BLE001  # the user's module may raise anything; the trainer reports it
-            channel.sendall(frame(Ready(problem=traceback.format_exc(), concurrent=False)))
+        except Exception as error:  # noqa: BLE001  # the user's module may raise anything; the trainer reports it
+            channel.sendall(frame(Ready(problem=explained(error), concurrent=False)))
             return
         concurrent = inspect.iscoroutinefunction(function)
         channel.sendall(frame(Ready(problem=None, concurrent=concurrent)))
         serve = _serve_side_by_side if concurrent else _serve_in_turn
         with asyncio.Runner() as runner:
             while (calls := receive(inbox)) is not None:
-                serve(function, calls, channel=channel, runner=runner, timeout_s=hello.timeout_s)
+                try:
+                    serve(function, calls, channel=channel, runner=runner, timeout_s=hello.timeout_s)
+                except ConnectionError:  # the trainer has gone
+                    return
 
 
 def _serve_in_turn(
@@ -58,8 +60,8 @@ def _serve_in_turn(
             if inspect.isawaitable(value):  # of a function that is not declared async
                 value = runner.run(_wait(value))
             answer = Answer(number, checked_reward(value), seconds=time.perf_counter() - began)
-        except Exception:  # noqa: BLE001  # the user's function may raise anything; it becomes a RewardError
-            answer = Answer(number, problem=traceback.format_exc(), seconds=time.perf_counter() - began)
+        except Exception as error:  # noqa: BLE001  # the user's function may raise anything; it becomes a RewardError
+            answer = Answer(number, problem=explained(error), seconds=time.perf_counter() - began)
         channel.sendall(frame(answer))
 
 
@@ -76,9 +78,9 @@ def _serve_side_by_side(
             async with asyncio.timeout(timeout_s):
                 answer = Answer(number, checked_reward(await function(**arguments)))
         except TimeoutError:
-            answer = Answer(number, problem=f"the reward function took more than reward.timeout = {timeout_s:g} s")
-        except Exception:  # noqa: BLE001  # as above
-            answer = Answer(number, problem=traceback.format_exc())
+            answer = Answer(number, problem=f"it took more than reward.timeout = {timeout_s:g} s")
+        except Exception as error:  # noqa: BLE001  # as above
+            answer = Answer(number, problem=explained(error))
         channel.sendall(frame(answer))
 
     async def every() -> None:
