@@ -274,7 +274,9 @@ class GRPOConfig(Section):
     """A GRPO run."""
 
     experiment_name: str = Field(
-        min_length=1, pattern=NAME_PATTERN, description="Name of the experiment; a part of the run directory."
+        min_length=1,
+        pattern=NAME_PATTERN,
+        description="Part of the run directory; metadata.name of an experiment file that leaves it out.",
     )
     trial_name: str = Field(
         "trial0",
@@ -326,6 +328,10 @@ class GRPOConfig(Section):
             raise ValueError("actor.path is empty; set it to a Hugging Face model (hub name or directory)")
         if not self.train_dataset.path:
             raise ValueError("train_dataset.path is empty; set it to a data set (hub name, file or directory)")
+        if self.ref is not None and not self.ref.path:
+            raise ValueError(
+                "ref.path is empty; set it to a Hugging Face model, or leave ref out for that of actor.path"
+            )
         size = self.rollout.consumer_batch_size
         if size is not None and size != self.train_dataset.batch_size:
             raise ValueError(

@@ -78,6 +78,11 @@ RULES = (
         "servers.tensorParallel is above cluster.n_gpus_per_node; a server lives on one node",
     ),
     Rule("spec.config", "size(self.actor.path) > 0", "actor.path is empty; set it to a Hugging Face model"),
+    Rule(
+        "spec.config",
+        f"!({_given('self.ref')}) || size(self.ref.path) > 0",
+        "ref.path is empty; set it, or leave ref out for the model of actor.path",
+    ),
     Rule("spec.config", "size(self.train_dataset.path) > 0", "train_dataset.path is empty; set it to a data set"),
     Rule(
         "spec.config",

@@ -117,6 +117,15 @@ CASES = [
     ),
     Case("no model", {f"{_ACTOR}.path": ""}, "actor.path is empty", "actor.path"),
     Case("no data", {f"{_CONFIG}.train_dataset.path": ""}, "train_dataset.path is empty", "train_dataset.path"),
+    Case("a reference without a model", {f"{_CONFIG}.ref": {"dtype": "float32"}}, "ref.path is empty", "ref.path"),
+    Case("no reference", {f"{_CONFIG}.ref": None}),
+    Case(
+        "a shortest evaluated completion above the longest",
+        {f"{_CONFIG}.eval_gconfig": {"min_new_tokens": 9, "max_new_tokens": 8}},
+        "min_new_tokens is 9, above max_new_tokens 8",
+        "eval_gconfig.min_new_tokens",
+    ),
+    Case("evaluation of its own", {f"{_CONFIG}.eval_gconfig": {"greedy": True}}),
     Case("a batch named twice alike", {f"{_CONFIG}.rollout.consumer_batch_size": 8}),
     Case(
         "a batch named twice",

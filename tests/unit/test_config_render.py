@@ -30,7 +30,7 @@ AWKWARD = Case(
         "spec.config.actor.adv_norm": {},
         "spec.config.actor.optimizer.lr": 1e-7,
         "spec.config.actor.behav_imp_weight_cap": None,
-        "spec.config.ref": {},
+        "spec.config.ref.path": "reference",
         "spec.servers.env": [{"name": "A", "value": "${HOME}"}],
         "spec.servers.args": {"deep": {"list": [1, "x"]}},
         "metadata.labels": {"team": "a"},
