@@ -50,6 +50,9 @@ def _convert_norms(config: Tree, notes: Notes, *, generation: str) -> None:
         for key, given in (("group_adv_norm", by_group is not None), ("adv_norm", not isinstance(switch, dict))):
             if given:
                 notes.add(f"actor.{key}", level_text)
+    for key in ("reward_norm.mean_level", "reward_norm.std_level", "adv_norm.mean_level", "adv_norm.std_level"):
+        if str(get(config, f"actor.{key}")).lower() == "none" and get(config, f"actor.{key}", ...) is not ...:
+            set_in(config, f"actor.{key}", None)  # the text none and null are the same to AReaL
     by_group = pop(config, "actor.group_reward_norm")
     if by_group is not None:
         if by_group and get(config, "actor.reward_norm") is None:

@@ -168,7 +168,7 @@ Overrides follow the file: `actor.path=Qwen/Qwen3-1.7B`. After an experiment fil
 `storage.` and `runPolicy.` reach the experiment. Values are YAML. `${actor.path}` in a value stands for another key,
 counted from the root of the configuration. A key that does not exist is an error; `+sglang.KEY=VALUE` alone may name
 one that is not below, an argument of SGLang's `ServerArgs`, and is the same as `servers.args.KEY=VALUE`.
-`null` is a value of the keys that allow it. Of `freq_epochs`, `freq_steps` and `freq_secs` the first that is due counts.
+`null` is a value of the keys that allow it. Of `freq_epochs`, `freq_steps` and `freq_secs` the first due counts.
 """
 
 

@@ -63,7 +63,7 @@ def _text(details: ErrorDetails, context: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "is missing; set it"
     if kind == "literal_error":
-        return f"{value} is none of {context['expected']}"
+        return f"{value} is not one of {context['expected']}; give one of them"
     if kind == "value_error":
         return str(context["error"])
     if kind in _BOUNDS:

@@ -56,7 +56,7 @@ CASES = [
     ),
     Case("no bound of the servers", {"spec.servers": {"replicas": 3, "maxReplicas": None}}),
     Case("no servers", {"spec.servers.replicas": 0}, "0 is below 1"),
-    Case("an unknown device", {"spec.servers.device": "tpu"}, "'tpu' is none of 'cuda' or 'cpu'"),
+    Case("an unknown device", {"spec.servers.device": "tpu"}, "'tpu' is not one of 'cuda' or 'cpu'"),
     Case(
         "one volume for one node", {"spec.storage.accessModes": ["ReadWriteOnce"], "spec.trainer.processesPerNode": 8}
     ),

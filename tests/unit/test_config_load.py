@@ -132,7 +132,7 @@ def test_a_bare_configuration_is_one_server_and_one_rank(bare: Path) -> None:
         ("servers.max_replicas=2", "override servers.max_replicas=2: unknown key servers.max_replicas; "
                                    "did you mean servers.maxReplicas?"),
         ("config.actor.optimizer.lr=-1", "spec.config.actor.optimizer.lr: -1 is below 0; give at least 0"),
-        ("config.actor.optimizer.type=adamw", "spec.config.actor.optimizer.type: 'adamw' is none of 'adam' or 'sgd'"),
+        ("config.actor.optimizer.type=adamw", "spec.config.actor.optimizer.type: 'adamw' is not one of 'adam' or 'sgd'; give one of them"),
         ("config.seed=x", "spec.config.seed: 'x' is not a whole number; give a whole number"),
         ("config.seed=1.5", "spec.config.seed: 1.5 is not a whole number; give a whole number"),
         ("config.async_training=maybe", "spec.config.async_training: 'maybe' is not true or false; give true or false"),
@@ -198,7 +198,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_another_kind_of_object_is_refused(experiment: Path) -> None:
     experiment.write_text(EXPERIMENT.replace("kind: GRPOExperiment", "kind: Job"))
-    assert error_of(experiment) == "kind: 'Job' is none of 'GRPOExperiment'"
+    assert error_of(experiment) == "kind: 'Job' is not one of 'GRPOExperiment'; give one of them"
 
 
 def test_a_script_reads_the_same_configuration(experiment: Path) -> None:

@@ -261,3 +261,8 @@ def test_a_name_that_no_object_can_have_is_kept_in_the_configuration() -> None:
 def test_overrides_of_areals_own_keys_are_taken() -> None:
     experiment = load_experiment(FILES / "v03.yaml", ["allocation_mode=sglang:d2+fsdp:d2", "cluster.n_nodes=1"])
     assert (experiment.spec.servers.replicas, experiment.spec.trainer.ranks) == (2, 2)
+
+
+def test_the_text_none_is_null_in_a_level() -> None:
+    data = with_change("actor.reward_norm", {"mean_level": "group", "std_level": "none"})
+    assert convert(data)[0]["spec"]["config"]["actor"]["reward_norm"] == {"mean_level": "group", "std_level": None}
