@@ -132,7 +132,8 @@ def test_a_bare_configuration_is_one_server_and_one_rank(bare: Path) -> None:
         ("servers.max_replicas=2", "override servers.max_replicas=2: unknown key servers.max_replicas; "
                                    "did you mean servers.maxReplicas?"),
         ("config.actor.optimizer.lr=-1", "spec.config.actor.optimizer.lr: -1 is below 0; give at least 0"),
-        ("config.actor.optimizer.type=adamw", "spec.config.actor.optimizer.type: 'adamw' is not one of 'adam' or 'sgd'; give one of them"),
+        ("config.actor.optimizer.type=adamw", "spec.config.actor.optimizer.type: 'adamw' is not one of 'adam' or "
+                                               "'sgd'; give one of them"),
         ("config.seed=x", "spec.config.seed: 'x' is not a whole number; give a whole number"),
         ("config.seed=1.5", "spec.config.seed: 1.5 is not a whole number; give a whole number"),
         ("config.async_training=maybe", "spec.config.async_training: 'maybe' is not true or false; give true or false"),
