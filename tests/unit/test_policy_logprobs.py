@@ -63,7 +63,7 @@ def test_a_shared_prompt_goes_through_the_model_once(tmp_path: Path) -> None:
 
 
 def test_a_prompt_is_shared_where_that_costs_less() -> None:
-    # Masked pairs then cost more than the few prompt tokens that are saved: with prompts of p and completions of c tokens,
+    # Masked pairs can cost more than the prompt tokens that are saved: with prompts of p and completions of c tokens,
     # two samples have (c² − p²/2) · pair more to pay for p tokens saved.
     batch = pack(random_trajectories(groups=2, samples=2, longest=40))
     assert [family.shared > 0 for family in families(batch, cost=Cost(token=1.0, pair=100.0))] == [False] * 4

@@ -147,7 +147,7 @@ class Policy(ReferenceModel):
             dist.barrier()
 
     def state_dict(self) -> dict[str, Any]:
-        """Collective: model, optimizer and schedule for torch.distributed.checkpoint; any number of ranks may load it."""
+        """Collective: model, optimizer and schedule for torch.distributed.checkpoint, for any number of ranks."""
         self._fill_optimizer_state()
         model = self.model.causal_lm
         return {

@@ -1,0 +1,108 @@
+"""What the tests of the policy do on two ranks, and on one to compare: ``torchrun … policy_ranks.py MODEL OUT``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from areal_api.generation import GenerationHyperparameters
+from areal_trainer.batch import pack
+from areal_trainer.grpo import compute_advantages
+from areal_trainer.policy import Policy
+from areal_trainer.ranks import joined
+from areal_trainer.trajectory import Trajectory
+from support.tiny_policy import actor_config, random_trajectories
+
+NORM = {"mean_level": "group", "std_level": "group"}
+SGD = {
+    "type": "sgd",
+    "lr": 0.1,
+    "gradient_clipping": 0.5,
+}
+SCENARIOS: dict[str, dict[str, Any]] = {
+    # name → how many of the sequences rank 0 has, and what differs in the configuration
+    "uneven": {"first": 9, "optimizer": SGD, "mb_spec": {"max_tokens_per_mb": 40}},
+    "empty": {"first": 12, "optimizer": SGD},
+    "sequence_level": {"first": 5, "optimizer": SGD, "importance_sampling_level": "sequence"},
+    "checkpointed": {"first": 6, "optimizer": SGD, "gradient_checkpointing": True},
+    "adam": {"first": 7, "optimizer": {"lr": 1e-2, "eps": 1e-2}},
+    "bfloat16": {"first": 6, "optimizer": SGD, "dtype": "bfloat16"},
+}
+
+
+def make_policy(model: Path, name: str, **changes: Any) -> Policy:
+    settings = {key: value for key, value in SCENARIOS[name].items() if key != "first"}
+    norms = {"reward_norm": NORM, "adv_norm": {"mean_level": "batch", "std_level": "batch"}}
+    config = actor_config(model, use_decoupled_loss=True, **(norms | settings | changes))
+    return Policy(config, device="cpu", total_steps=10, seed=1)
+
+
+def train(policy: Policy, trajectories: Sequence[Trajectory], *, steps: int = 1) -> dict[str, float]:
+    """Steps on the same data; the statistics of the last."""
+    batch = pack(trajectories)
+    numbers: dict[str, float] = {}
+    for _ in range(steps):
+        prox_logp_T = policy.logprobs(batch)
+        advantages_T, numbers = compute_advantages(
+            batch, policy.config, GenerationHyperparameters(), logp_T=prox_logp_T, ref_logp_T=None, reduce=_all_reduce
+        )
+        numbers |= policy.update(batch, advantages_T=advantages_T, prox_logp_T=prox_logp_T)
+    return numbers
+
+
+def weights(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in policy.named_full_tensors()}
+
+
+def load(policy: Policy, directory: Path) -> None:
+    state = policy.state_dict()
+    dcp.load(state, checkpoint_id=directory)
+    policy.load_state_dict(state)
+
+
+def _all_reduce(values: torch.Tensor) -> torch.Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def _my_part(trajectories: list[Trajectory], first: int) -> list[Trajectory]:
+    return trajectories[:first] if dist.get_rank() == 0 else trajectories[first:]
+
+
+def main(model: Path, out: Path) -> None:
+    with joined("cpu") as ranks:
+        trajectories = random_trajectories()
+        for name, scenario in SCENARIOS.items():
+            policy = make_policy(model, name)
+            numbers = train(policy, _my_part(trajectories, scenario["first"]))
+            full = weights(policy)
+            if ranks.is_first:
+                torch.save(full, out / f"{name}.pt")
+                (out / f"{name}.json").write_text(json.dumps(numbers))
+        # The last policy but one is that of Adam: saved after one step, then trained on.
+        policy = make_policy(model, "adam")
+        train(policy, _my_part(trajectories, 7))
+        dcp.save(policy.state_dict(), checkpoint_id=out / "of_two")
+        policy.save_hf(out / "hf")
+        train(policy, _my_part(trajectories, 7))
+        full = weights(policy)
+        if ranks.is_first:
+            torch.save(full, out / "of_two_continued.pt")
+        policy = make_policy(model, "adam")
+        load(policy, out / "of_one")
+        train(policy, _my_part(trajectories, 7))
+        full = weights(policy)
+        if ranks.is_first:
+            torch.save(full, out / "of_one_continued.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,89 @@
+"""Two ranks over gloo do what one rank does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from areal_trainer.batch import pack
+from support import policy_ranks
+from support.policy_ranks import load, make_policy, train, weights
+from support.tiny_policy import plain_logprobs, plain_model, random_trajectories, save_tiny_model
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks wrote, beside the model; one rank's checkpoint lies in ``of_one``."""
+    folder = tmp_path_factory.mktemp("ranks")
+    save_tiny_model(folder / "model")
+    policy = make_policy(folder / "model", "adam")
+    train(policy, random_trajectories())
+    dcp.save(policy.state_dict(), checkpoint_id=folder / "of_one", no_dist=True)
+    train(policy, random_trajectories())
+    torch.save(weights(policy), folder / "continued.pt")
+    script = Path(policy_ranks.__file__)
+    run = subprocess.run(
+        [*TORCHRUN, str(script), str(folder / "model"), str(folder)],
+        env=os.environ | {"PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", ["uneven", "empty", "sequence_level", "checkpointed", "adam"])
+def test_two_ranks_make_the_update_of_one(folder: Path, name: str) -> None:
+    policy = make_policy(folder / "model", name)
+    before = weights(policy)
+    numbers = train(policy, random_trajectories())
+    assert_same(torch.load(folder / f"{name}.pt"), weights(policy))
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in weights(policy).items())
+    of_two = json.loads((folder / f"{name}.json").read_text())
+    assert of_two == pytest.approx(numbers, abs=2e-5)
+
+
+def test_one_rank_goes_on_from_the_checkpoint_of_two(folder: Path) -> None:
+    policy = make_policy(folder / "model", "adam")
+    load(policy, folder / "of_two")
+    train(policy, random_trajectories())
+    assert_same(weights(policy), torch.load(folder / "of_two_continued.pt"))
+
+
+def test_two_ranks_go_on_from_the_checkpoint_of_one(folder: Path) -> None:
+    assert_same(torch.load(folder / "of_one_continued.pt"), torch.load(folder / "continued.pt"))
+
+
+def test_two_ranks_save_a_checkpoint_that_transformers_loads(folder: Path) -> None:
+    trajectories = random_trajectories()
+    policy = make_policy(folder / "model", "adam")
+    load(policy, folder / "of_two")
+    model = plain_model(folder / "hf")
+    with torch.no_grad():
+        expected = torch.cat([plain_logprobs(model, trajectory) for trajectory in trajectories])
+    torch.testing.assert_close(policy.logprobs(pack(trajectories)), expected, atol=1e-5, rtol=0)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_exact_masters(folder: Path) -> None:
+    of_two = json.loads((folder / "bfloat16.json").read_text())
+    policy = make_policy(folder / "model", "bfloat16", dtype="float32")
+    numbers = train(policy, random_trajectories())
+    assert of_two["grpo_actor/new_logp/avg"] == pytest.approx(numbers["grpo_actor/new_logp/avg"], rel=0.02)
+    assert of_two["grpo_actor/grad_norm"] == pytest.approx(numbers["grpo_actor/grad_norm"], rel=0.2)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in torch.load(folder / "bfloat16.pt").values())
