@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,13 +64,15 @@ class PromptLoader(StatefulDataLoader):
     def __init__(self, problems: Dataset, batches: GlobalBatches, *, num_workers: int) -> None:
         # A generator of its own: otherwise each epoch would draw from torch's global one, and a resumed run would
         # see other random numbers than an undisturbed one.
-        super().__init__(
-            problems,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=as_list,
-            generator=torch.Generator().manual_seed(batches.seed),
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 under torch 2.14
+            super().__init__(
+                problems,
+                batch_sampler=batches,
+                num_workers=num_workers,
+                collate_fn=as_list,
+                generator=torch.Generator().manual_seed(batches.seed),
+            )
         self._batches = batches
 
     @property
