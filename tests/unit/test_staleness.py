@@ -4,10 +4,10 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.rollout_fakes import ToldWorkflow, settle
 
 from areal_trainer.rollout.executor import Episode, Executor, Prompt
 from areal_trainer.rollout.staleness import StalenessGate
+from support.rollout_fakes import ToldWorkflow, settle
 
 
 def test_capacity_is_what_staleness_and_concurrency_leave():
