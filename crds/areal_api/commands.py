@@ -12,6 +12,7 @@ from typing import Any
 from areal_api import names
 from areal_api.experiment import GRPOExperiment
 
+TORCHRUN_MODULE = "torch.distributed.run"
 TRAIN_MODULE = "areal_trainer.train"
 SERVER_MODULE = "areal_server.launch"
 
@@ -26,7 +27,7 @@ class Command:
 
 def server_command(
     experiment: GRPOExperiment,
-    index: int,
+    index: int | str,
     *,
     host: str,
     port: int,
@@ -36,7 +37,7 @@ def server_command(
     gpus: Sequence[int | str] | None = None,
     python: str | None = None,
 ) -> Command:
-    """Server number ``index``, listening on ``host:port``.
+    """Server number ``index`` (or a reference to a variable that holds it), listening on ``host:port``.
 
     ``config_file`` is the resolved configuration. ``gpus`` are the devices it may see (None: as it finds them),
     ``threads`` its compute threads on cpu, ``python`` the interpreter (None: this one).
@@ -71,19 +72,43 @@ def trainer_command(
     ``server_addrs`` are ``host:port`` of all ``maxReplicas`` servers; ``threads`` the compute threads of a rank on cpu.
     """
     trainer = experiment.spec.trainer
-    argv = [python or sys.executable, "-m", "torch.distributed.run", "--max-restarts", "0"]
+    argv = [python or sys.executable, "-m", TORCHRUN_MODULE, "--max-restarts", "0"]
     argv += ["--nnodes", str(trainer.nodes), "--nproc-per-node", str(trainer.processes_per_node)]
     argv += ["--node-rank", str(node_rank), "--master-addr", master_addr, "--master-port", str(master_port)]
     argv += script_arguments(trainer.script)
+    env = trainer_env(
+        experiment,
+        run_dir=run_dir,
+        config_file=names.config_file(run_dir),
+        server_addrs=server_addrs,
+        api_key_file=api_key_file,
+        threads=threads,
+        gpus=gpus,
+    )
+    return Command(argv, env)
+
+
+def trainer_env(
+    experiment: GRPOExperiment,
+    *,
+    run_dir: Path,
+    config_file: Path,
+    server_addrs: Sequence[str],
+    api_key_file: Path | None,
+    threads: int = 1,
+    gpus: Sequence[int | str] | None = None,
+) -> dict[str, str]:
+    """What a rank is told by its environment, less torchrun's own variables."""
+    trainer = experiment.spec.trainer
     env = {
         names.SERVER_ADDRS: ",".join(server_addrs),
-        names.CONFIG: str(names.config_file(run_dir)),
+        names.CONFIG: str(config_file),
         names.RUN_DIR: str(run_dir),
         names.DEVICE: trainer.device,
     }
     if api_key_file is not None:
         env[names.API_KEY_FILE] = str(api_key_file)
-    return Command(argv, {**env, **_device_env(trainer.device, threads, gpus), **literal_env(trainer.env)})
+    return {**env, **_device_env(trainer.device, threads, gpus), **literal_env(trainer.env)}
 
 
 def script_arguments(script: str | None) -> list[str]:

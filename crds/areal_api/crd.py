@@ -47,6 +47,7 @@ _COLUMNS = (
     ("Staleness", "number", ".status.staleness", 1),
     ("Tokens/s", "number", ".status.tokensPerSecond", 1),
     ("Restarts", "integer", ".status.restarts", 1),
+    ("Message", "string", ".status.message", 1),
 )
 
 

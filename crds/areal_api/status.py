@@ -32,7 +32,7 @@ class Condition(StatusSection):
 class ServersStatus(StatusSection):
     """Servers of the run."""
 
-    ready: int = Field(0, ge=0, description="Servers that hold the current weights and take requests.")
+    ready: int = Field(0, ge=0, description="Servers that take requests.")
     desired: int = Field(0, ge=0, description="Servers that are wanted.")
     summary: str = Field("", description="ready/desired.")
     selector: str = Field("", description="Label selector of the server pods, for autoscalers.")
@@ -44,8 +44,16 @@ class ExperimentStatus(StatusSection):
     phase: Phase = Field("Pending", description="State; Succeeded and Failed stay.")
     conditions: list[Condition] = Field(default_factory=list, description="Aspects of the state, by type.")
     observed_generation: int | None = Field(None, description="Generation of the spec that was looked at.")
+    message: str = Field("", description="A sentence about the state: what it waits for, or why the run ended.")
     attempt: int = Field(0, ge=0, description="Number of the current attempt; a restart begins a new one.")
     restarts: int = Field(0, ge=0, description="Restarts that count against runPolicy.backoffLimit.")
+    disruptions: int = Field(
+        0, ge=0, description="Restarts after disruptions (preemption, lost node, deleted pod); they do not count."
+    )
+    attempt_since: str | None = Field(None, description="When the current attempt began.")
+    active_since: str | None = Field(
+        None, description="When the run started or was resumed; runPolicy.activeDeadlineSeconds counts from here."
+    )
     start_time: str | None = Field(None, description="When the first attempt started.")
     completion_time: str | None = Field(None, description="When the run succeeded or failed.")
     step: int | None = Field(None, ge=0, description="Training steps done.")
