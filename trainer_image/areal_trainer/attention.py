@@ -112,11 +112,14 @@ def segment_attention(
     for bucket in segments.buckets:
         q = _rows(q_PE, bucket.queries_RQ, size)
         k, v = _rows(k_PE, bucket.keys_RK, size), _rows(v_PE, bucket.keys_RK, size)
-        if k.shape[1] != heads:
-            k, v = k.repeat_interleave(heads // k.shape[1], 1), v.repeat_interleave(heads // v.shape[1], 1)
         mask = bucket.mask(sliding_window, query.dtype)
+        grouped = k.shape[1] != heads
+        if grouped and mask is not None and q.device.type != "cpu":
+            # CUDA's kernels with a mask know no groups of heads, and PyTorch would fall back on its slow formula.
+            k, v = k.repeat_interleave(heads // k.shape[1], 1), v.repeat_interleave(heads // v.shape[1], 1)
+            grouped = False
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout, enable_gqa=grouped
         )
         results.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
     result_PE = F.embedding(segments.result_P, torch.cat(results))

@@ -126,10 +126,9 @@ def _statistics(
     )
     stats |= summarize({"advantages": (advantages_T, mask_T), "kl_rewards": (kl_rewards_T, mask_T)})
     stats = merged_over_ranks(stats)
-    numbers = {f"{PREFIX}{name}": value for name, value in report(stats).items()}
     # The reward itself, for every reader of a run, stands without the prefix.
-    numbers |= {
-        name: numbers.pop(f"{PREFIX}{name}") for name in ("task_reward/avg", "task_reward/min", "task_reward/max")
+    numbers = {
+        name if name.startswith("task_reward/") else f"{PREFIX}{name}": value for name, value in report(stats).items()
     }
     numbers["n_tokens"] = float(stats["seq_len"][0])
     numbers["n_seqs"] = float(stats["seq_len"][1])
