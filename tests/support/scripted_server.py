@@ -98,7 +98,7 @@ class ScriptedServer:
 
     async def _listen(self) -> None:
         self._service = ScriptedService(self.script, die=self._die_soon, restart=self._restart_soon)
-        self._runner = web.ServerRunner(web.Server(self._service.handle, access_log=None))
+        self._runner = web.ServerRunner(web.Server(self._service.handle, access_log=None), shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port, reuse_address=True, backlog=4096)
         await site.start()
