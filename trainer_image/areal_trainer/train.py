@@ -177,7 +177,8 @@ def _resume(parts: Parts) -> Progress:
     if parts.stats is not None:
         parts.stats.rewind(step)
     if checkpoint is None:
-        parts.engine.initialize(vocab_size=parts.vocab_size)
+        # Written although the servers start with them: one that outlived an earlier trainer holds newer weights.
+        parts.engine.initialize(vocab_size=parts.vocab_size, weights=parts.publisher.write(0))
         return Progress()
     loop = load_loop(checkpoint)
     load_state(checkpoint, parts.policy)

@@ -1,0 +1,139 @@
+"""A synchronous run that is killed again and again ends bit-equal to one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from support.forked_trainer import ForkedTrainer, Kill
+from support.scripted_server import Script, ScriptedServer
+from support.tiny_policy import VOCABULARY, save_tiny_model
+from transformers import AutoTokenizer
+
+STEPS = 12
+CLOCKS = ("time", "seconds_per_step", "tokens_per_second", "timeperf/", "rollout/wait_s", "rollout/tokens_per_second")
+# Where files are written, renamed and removed, a step is trained, and weights go to a server; and how many calls of it
+# about two steps make, so that a kill strikes before the run is over.
+POINTS = {
+    "os.fsync": 12,
+    "os.fdatasync": 2,
+    "pathlib.Path.rename": 4,
+    "shutil.rmtree": 4,
+    "torch.save": 2,
+    "torch.distributed.checkpoint.save": 1,
+    "areal_trainer.weights.save_file": 2,
+    "areal_trainer.train.train_step": 2,
+    "areal_trainer.policy.Policy.update": 2,
+    "areal_trainer.rollout.servers.Fleet.load_from_disk": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Iterator[ForkedTrainer]:
+    with ForkedTrainer() as forked:
+        yield forked
+
+
+def configuration(where: Path, *, asynchronous: bool) -> dict[str, object]:
+    model = save_tiny_model(where / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(model)
+    rows = [{"messages": [{"role": "user", "content": f"w{n} w{n + 1}"}], "answer": str(n)} for n in range(24)]
+    data = where / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "experiment_name": "kills",
+        "total_train_epochs": 4,
+        "total_train_steps": STEPS,
+        "async_training": asynchronous,
+        "gconfig": {"n_samples": 2, "max_new_tokens": 6},
+        "rollout": {"max_head_offpolicyness": 2, "setup_timeout": 30},
+        "actor": {
+            "path": str(model),
+            "dtype": "float32",
+            "ppo_n_minibatches": 2,
+            "use_decoupled_loss": True,
+            "behav_imp_weight_cap": None,
+            "max_logprob_diff": 1e6,
+            "optimizer": {"lr": 0.01, "lr_scheduler_type": "cosine"},
+        },
+        "sglang": {"dtype": "float32"},
+        "train_dataset": {"path": str(data), "batch_size": 4, "instruction": ""},
+        "reward": {"path": "support.rewards:token_parity", "processes": 0},
+        "recover": {"freq_steps": 2},
+    }
+
+
+def environment(config: dict[str, object], where: Path, server: ScriptedServer) -> dict[str, str]:
+    where.mkdir()
+    file = where / "given.yaml"
+    file.write_text(yaml.safe_dump(config | {"cluster": {"fileroot": str(where)}}))
+    return {
+        "AREAL_CONFIG": str(file),
+        "AREAL_RUN_DIR": str(where / "run"),
+        "AREAL_LLM_SERVER_ADDRS": server.address,
+        "AREAL_DEVICE": "cpu",
+    }
+
+
+def learned(where: Path) -> list[dict[str, object]]:
+    """Every step's statistics but for the clocks."""
+    lines = [json.loads(line) for line in (where / "run" / "stats.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith(CLOCKS)} for line in lines]
+
+
+def run_with_kills(trainer: ForkedTrainer, env: dict[str, str], log: Path, kills: list[Kill]) -> int:
+    """Run until an end that is not a kill; returns how many kills struck."""
+    struck = 0
+    for kill in kills:
+        status = trainer.run(env, kill, log=log)
+        assert status in (0, -9), log.read_text()[-4000:]
+        if status == 0:
+            return struck
+        struck += 1
+    assert trainer.run(env, log=log) == 0, log.read_text()[-4000:]
+    return struck
+
+
+def test_a_synchronous_run_killed_at_many_points_is_bit_equal_to_an_undisturbed_one(
+    trainer: ForkedTrainer, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, asynchronous=False)
+    seed = int(os.environ.get("SEED") or random.randrange(2**32))
+    print(f"SEED={seed}")
+    choose = random.Random(seed)
+    kills = [Kill(function, choose.randint(1, calls)) for function, calls in POINTS.items()]
+    choose.shuffle(kills)
+    with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
+        calm = environment(config, tmp_path / "calm", server)
+        assert trainer.run(calm, log=tmp_path / "calm.log") == 0, (tmp_path / "calm.log").read_text()[-4000:]
+    with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
+        killed = environment(config, tmp_path / "killed", server)
+        struck = run_with_kills(trainer, killed, tmp_path / "killed.log", kills)
+    assert struck >= len(POINTS) // 2
+    assert learned(tmp_path / "killed") == learned(tmp_path / "calm")
+    assert [line["step"] for line in learned(tmp_path / "killed")] == list(range(1, STEPS + 1))
+    files = [tmp_path / run / "run/weights" / f"v{STEPS}" / "model.safetensors" for run in ("calm", "killed")]
+    calm_weights, killed_weights = map(load_file, files)
+    assert all(calm_weights[name].equal(killed_weights[name]) for name in calm_weights)
+
+
+def test_an_asynchronous_run_killed_at_many_points_repeats_and_loses_no_step(
+    trainer: ForkedTrainer, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, asynchronous=True)
+    choose = random.Random(7)
+    kills = [Kill(function, choose.randint(1, calls)) for function, calls in list(POINTS.items())[:5]]
+    with ScriptedServer(Script(vocab_size=VOCABULARY, token_s=0.002)) as server:
+        env = environment(config, tmp_path / "killed", server)
+        assert run_with_kills(trainer, env, tmp_path / "killed.log", kills) >= 2
+    lines = learned(tmp_path / "killed")
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert max(float(str(line["staleness/max"])) for line in lines) <= 2

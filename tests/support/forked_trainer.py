@@ -1,0 +1,105 @@
+"""Trainers that start at once and die where a test says: forks of a process that has imported everything.
+
+``ForkedTrainer().run(environment, kill)`` runs ``areal_trainer.train`` in a fresh fork and returns its exit status.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL at the ``call``-th call (from 1) of ``function``, e.g. ``os.fsync``: before it does anything."""
+
+    function: str
+    call: int
+
+
+class ForkedTrainer:
+    """The process that forks; a context manager."""
+
+    def __enter__(self) -> Self:
+        tests = str(Path(__file__).parent.parent)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "support.forked_trainer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]), OMP_NUM_THREADS="1"),
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def run(self, environment: dict[str, str], kill: Kill | None = None, *, log: Path) -> int:
+        """Exit status of one trainer, negative for a signal; its output is added to ``log``."""
+        order = {"environment": environment, "kill": asdict(kill) if kill else None, "log": str(log)}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+def _serve() -> None:
+    from areal_trainer import train
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os._exit(_train(train, order))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _train(train: Any, order: dict[str, Any]) -> int:
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(order["environment"])
+    if order["kill"] is not None:
+        _arm(**order["kill"])
+    try:
+        return int(train.main([]))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+
+
+def _arm(function: str, call: int) -> None:
+    owner_name, _, name = function.rpartition(".")
+    try:
+        owner = importlib.import_module(owner_name)
+    except ModuleNotFoundError:
+        module, _, klass = owner_name.rpartition(".")
+        owner = getattr(importlib.import_module(module), klass)
+    original, left = getattr(owner, name), call
+
+    def deadly(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, deadly)
+
+
+if __name__ == "__main__":
+    _serve()
