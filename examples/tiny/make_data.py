@@ -1,0 +1,203 @@
+"""Write the problems of the tiny example: `python examples/tiny/make_data.py` makes data/train.jsonl and data/test.jsonl.
+
+One JSON line a problem, in GSM8K's form: `question`, and an `answer` that ends in `#### N`. The same bytes come out on
+every machine and every Python: the only source of chance is `random.Random(seed).random()`, the one method whose
+sequence Python promises to keep.
+
+A problem is a calculation (12 + 5 - 3) told as a story about people and things. The calculation alone decides
+whether the problem is for training or held out, so no held-out calculation occurs in training under other names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+NAMES = ("Ann", "Ben", "Eva", "Ida", "Kim", "Leo", "Lou", "Max", "Mia", "Sam", "Tom", "Zoe")
+THINGS = ("apples", "balls", "books", "cakes", "cards", "coins", "eggs", "keys", "kites", "pens", "shells", "stamps")
+HOLDERS = ("bags", "boxes", "jars", "packs")
+GAINS = ("buys", "finds", "gets", "makes", "wins", "picks up")
+LOSSES = ("drops", "loses", "sells", "uses", "gives away", "throws out")
+LARGEST_NUMBER = 59  # of any number in a problem or its solution: each is one token of the tiny tokenizer
+
+DEFAULT_SEED = 20240607
+TRAIN_PROBLEMS = 6144
+TEST_PROBLEMS = 256
+_TEST_SHARE = 0.1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, and its solution as steps `left op right = result`; the last result is the answer."""
+
+    question: str
+    steps: tuple[str, ...]
+
+    @property
+    def calculation(self) -> str:
+        """What is to be worked out, without the story around it: two problems with the same one are the same problem."""
+        return "; ".join(self.steps)
+
+    @property
+    def held_out(self) -> bool:
+        digest = hashlib.sha256(self.calculation.encode()).digest()
+        return int.from_bytes(digest[:4], "big") < _TEST_SHARE * 2**32
+
+    def json_line(self) -> str:
+        result = self.steps[-1].rsplit(" ", 1)[1]
+        answer = " ".join(f"{step}." for step in self.steps) + f"\n#### {result}"
+        return json.dumps({"question": self.question, "answer": answer}) + "\n"
+
+
+class _Chance:
+    """Draws that need nothing of `random.Random` but `random()`."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        """A whole number, low ≤ n ≤ high."""
+        return low + int(self._random.random() * (high - low + 1))
+
+    def one_of(self, choices: Sequence[T]) -> T:
+        return choices[self.integer(0, len(choices) - 1)]
+
+    def two_of(self, choices: Sequence[T]) -> tuple[T, T]:
+        first = self.integer(0, len(choices) - 1)
+        second = (first + self.integer(1, len(choices) - 1)) % len(choices)
+        return choices[first], choices[second]
+
+
+def calculate(left: int, operation: str, right: int) -> int:
+    if operation == "+":
+        return left + right
+    if operation == "-":
+        return left - right
+    if operation == "*":
+        return left * right
+    raise ValueError(f"operation {operation!r} is none of + - *")
+
+
+def _solve(start: int, *operations: tuple[str, int]) -> tuple[str, ...] | None:
+    """The steps from `start` on; None where a number would leave 1…LARGEST_NUMBER."""
+    steps: list[str] = []
+    value = start
+    for operation, operand in operations:
+        result = calculate(value, operation, operand)
+        if not 1 <= result <= LARGEST_NUMBER:
+            return None
+        steps.append(f"{value} {operation} {operand} = {result}")
+        value = result
+    return tuple(steps)
+
+
+def _change(chance: _Chance) -> tuple[str, str]:
+    """A verb, and the operation that it stands for."""
+    return (chance.one_of(GAINS), "+") if chance.integer(0, 1) else (chance.one_of(LOSSES), "-")
+
+
+def _one_change(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
+    who, what = chance.one_of(NAMES), chance.one_of(THINGS)
+    (verb, operation), start, operand = _change(chance), chance.integer(3, 20), chance.integer(2, 10)
+    question = f"{who} has {start} {what}. {who} {verb} {operand}. How many {what} does {who} have now?"
+    return question, _solve(start, (operation, operand))
+
+
+def _two_changes(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
+    who, what, start = chance.one_of(NAMES), chance.one_of(THINGS), chance.integer(3, 20)
+    (verb_1, operation_1), operand_1 = _change(chance), chance.integer(2, 10)
+    (verb_2, operation_2), operand_2 = _change(chance), chance.integer(2, 10)
+    question = (
+        f"{who} has {start} {what}. {who} {verb_1} {operand_1} and {verb_2} {operand_2}. "
+        f"How many {what} does {who} have now?"
+    )
+    return question, _solve(start, (operation_1, operand_1), (operation_2, operand_2))
+
+
+def _holders(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
+    who, what, holder = chance.one_of(NAMES), chance.one_of(THINGS), chance.one_of(HOLDERS)
+    many, each = chance.integer(2, 7), chance.integer(2, 7)
+    question = f"{who} has {many} {holder} of {each} {what}. How many {what} does {who} have?"
+    return question, _solve(many, ("*", each))
+
+
+def _holders_and_change(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
+    who, what, holder = chance.one_of(NAMES), chance.one_of(THINGS), chance.one_of(HOLDERS)
+    many, each = chance.integer(2, 7), chance.integer(2, 7)
+    (verb, operation), operand = _change(chance), chance.integer(2, 10)
+    question = (
+        f"{who} has {many} {holder} of {each} {what}. {who} {verb} {operand} {what}. "
+        f"How many {what} does {who} have now?"
+    )
+    return question, _solve(many, ("*", each), (operation, operand))
+
+
+def _comparison(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
+    (who, other), what = chance.two_of(NAMES), chance.one_of(THINGS)
+    start, operand = chance.integer(3, 20), chance.integer(2, 10)
+    relation, operation = (("more", "+"), ("fewer", "-"))[chance.integer(0, 1)]
+    question = (
+        f"{who} has {start} {what}. {other} has {operand} {relation} than {who}. How many {what} does {other} have?"
+    )
+    return question, _solve(start, (operation, operand))
+
+
+def _comparison_and_total(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
+    (who, other), what = chance.two_of(NAMES), chance.one_of(THINGS)
+    start, operand = chance.integer(3, 15), chance.integer(2, 10)
+    relation, operation = (("more", "+"), ("fewer", "-"))[chance.integer(0, 1)]
+    question = f"{who} has {start} {what}. {other} has {operand} {relation}. How many {what} do {who} and {other} have?"
+    return question, _solve(start, (operation, operand), ("+", start))
+
+
+_STORIES = (_one_change, _two_changes, _two_changes, _holders, _holders_and_change, _comparison, _comparison_and_total)
+
+
+def problems(seed: int) -> Iterator[Problem]:
+    """Problems without end, no question twice."""
+    chance = _Chance(seed)
+    seen: set[str] = set()
+    while True:
+        question, steps = chance.one_of(_STORIES)(chance)
+        if steps is not None and question not in seen:
+            seen.add(question)
+            yield Problem(question, steps)
+
+
+def make_splits(*, seed: int, train: int, test: int) -> tuple[list[Problem], list[Problem]]:
+    """The first `train` problems that are for training, and the first `test` that are held out."""
+    splits: tuple[list[Problem], list[Problem]] = ([], [])
+    sizes = (train, test)
+    for problem in problems(seed):
+        if len(splits[problem.held_out]) < sizes[problem.held_out]:
+            splits[problem.held_out].append(problem)
+        if all(len(split) == size for split, size in zip(splits, sizes, strict=True)):
+            break
+    return splits
+
+
+def write_splits(folder: Path, *, seed: int = DEFAULT_SEED) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = make_splits(seed=seed, train=TRAIN_PROBLEMS, test=TEST_PROBLEMS)
+    for name, split in (("train", train), ("test", test)):
+        (folder / f"{name}.jsonl").write_bytes("".join(problem.json_line() for problem in split).encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write train.jsonl and test.jsonl of the tiny word-problem task.")
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "data")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    arguments = parser.parse_args()
+    write_splits(arguments.folder, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
