@@ -182,7 +182,9 @@ class Fleet:
         assert target.path is not None
         await self.control(server, "/pause_generation", {"mode": "retract"})
         try:
-            body = {"model_path": str(target.path.absolute()), "weight_version": names.weight_version(target.version)}
+            # What is no directory here is a name that the servers find at the hub.
+            path = target.path.absolute() if target.path.exists() else target.path
+            body = {"model_path": str(path), "weight_version": names.weight_version(target.version)}
             await self.control(server, "/update_weights_from_disk", body, timeout_s=self.load_timeout_s)
             await self.check_version(server, target)
         finally:
