@@ -6,13 +6,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
+    "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<say>{% endif %}"
 )
 
 
 def word_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """Knows no word but its special ones: lengths count, ids do not."""
-    tokenizer = Tokenizer(models.WordLevel({"<unknown>": 0, "<end>": 1, "<answer>": 2}, unk_token="<unknown>"))
+    tokenizer = Tokenizer(models.WordLevel({"<unknown>": 0, "<end>": 1, "<say>": 2}, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unknown>", eos_token="<end>", chat_template=chat_template
