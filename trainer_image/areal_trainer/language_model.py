@@ -13,11 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.initialization import no_init_weights
 
 from areal_api.actor import TrainEngineConfig
 from areal_trainer import attention
@@ -125,6 +127,7 @@ class LanguageModel(nn.Module):
         layers = [m for m in self.causal_lm.modules() if type(m).__name__ in (self.causal_lm._no_split_modules or ())]
         policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         mesh = init_device_mesh(self.device.type, (_world_size(),))
+        whole = self.causal_lm.state_dict() if _is_first() else {}
         offload = CPUOffloadPolicy() if config.fsdp.offload_params else OffloadPolicy()
         for layer in layers:
             fully_shard(
@@ -135,6 +138,9 @@ class LanguageModel(nn.Module):
                 reshard_after_forward=config.fsdp.reshard_after_forward,
             )
         fully_shard(self, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        if _world_size() > 1:
+            from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            set_model_state_dict(self.causal_lm, whole, options=from_first)
         for buffer in self.buffers():
             buffer.data = buffer.data.to(self.device)
 
@@ -173,9 +179,17 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
     AttentionInterface.register(attention.NAME, attention.segment_attention)
     try:
         config = AutoConfig.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, attn_implementation=implementation
-        )
+        if _is_first():
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=torch.float32, attn_implementation=implementation
+            )
+        else:
+            # Memory that is never written takes none: only rank 0 holds the whole model, until it is sharded.
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=torch.float32, attn_implementation=implementation
+                )
+            model.tie_weights()
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{section}.path is {path!r}, where no model can be loaded: {reason}") from error
@@ -211,6 +225,10 @@ def _varlen(layout: Layout, device: torch.device) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _world_size() -> int:
