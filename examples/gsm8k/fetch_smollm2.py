@@ -95,6 +95,7 @@ def convert(gguf: Path, output: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
+    (aside / "model.safetensors").chmod(0o644)  # safetensors makes it its owner's alone
     shutil.rmtree(output, ignore_errors=True)
     aside.rename(output)
 

@@ -18,6 +18,7 @@ from areal_trainer.reward.messages import HEADER, Answer, Hello, Ready, frame
 
 START_TIMEOUT_S = 120.0  # until the reward's module is imported
 GRACE_S = 1.0  # for a process that keeps the deadlines of its calls itself
+STALL_S = 0.2  # to read what came in while the trainer itself stood still (SIGSTOP, a starved machine)
 
 
 @dataclass(eq=False)
@@ -54,6 +55,7 @@ class WorkerProcess:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # that of reader and writer
+        self._header: bytes | None = None  # of a message that has not come whole
         self._concurrent = False
 
     @property
@@ -112,7 +114,7 @@ class WorkerProcess:
         seconds = 0.0
         try:
             while pending:
-                answer: Answer = await self._receive(deadline_s)
+                answer = await self._answer(deadline_s)
                 pending.pop(answer.call).finish(answer)
                 seconds += answer.seconds
         except TimeoutError:
@@ -131,7 +133,7 @@ class WorkerProcess:
             self._writer.close()
         elif self._socket is not None:
             self._socket.close()
-        self._process = self._socket = self._reader = self._writer = None
+        self._process = self._socket = self._reader = self._writer = self._header = None
 
     def _blame(self, pending: dict[int, Call], reason: str) -> list[Call]:
         """Fail the call that ended the process; the others are to be done again.
@@ -147,11 +149,22 @@ class WorkerProcess:
         calls[0].fail(reason)
         return calls[1:]
 
+    async def _answer(self, deadline_s: float) -> Answer:
+        try:
+            answer: Answer = await self._receive(deadline_s)
+        except TimeoutError:
+            answer = await self._receive(STALL_S)
+        return answer
+
     async def _receive(self, deadline_s: float) -> Any:
+        """The next message. After a ``TimeoutError`` the next call goes on where this one stopped."""
         assert self._reader is not None
         async with asyncio.timeout(deadline_s):
-            header = await self._reader.readexactly(HEADER.size)
-            return pickle.loads(await self._reader.readexactly(HEADER.unpack(header)[0]))
+            if self._header is None:
+                self._header = await self._reader.readexactly(HEADER.size)
+            body = await self._reader.readexactly(HEADER.unpack(self._header)[0])
+        self._header = None
+        return pickle.loads(body)
 
     def _ending(self) -> str:
         assert self._process is not None
