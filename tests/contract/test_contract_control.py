@@ -1,0 +1,111 @@
+"""Readiness, health, information, authorisation, errors, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from support.real_server import RealServer, real_server
+
+from .conftest import KEY, Server, request
+
+PROMPT = [5, 9, 14, 33, 21]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+async def test_health_and_readiness_need_no_key(server: Server, path: str) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=30.0) as stranger:
+        assert (await stranger.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/generate", "/update_weights_from_disk", "/pause_generation", "/abort_request"])
+@pytest.mark.parametrize("header", [None, "Bearer wrong", KEY])
+async def test_nothing_else_goes_without_the_key(server: Server, path: str, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=30.0, headers=headers) as stranger:
+        response = await stranger.post(path, json={})
+        assert response.status_code == 401
+        assert response.json() == {"error": "Unauthorized"}
+        assert (await stranger.get("/model_info")).status_code == 401
+
+
+async def test_an_unknown_route_is_404(server: Server) -> None:
+    assert (await server.get("/no_such_route")).status_code == 404
+
+
+async def test_a_body_that_is_no_json_is_a_client_error(server: Server) -> None:
+    response = await server.client.post("/generate", content=b"{", headers={"Content-Type": "application/json"})
+    assert 400 <= response.status_code < 500
+
+
+async def test_a_control_request_without_a_body_is_a_client_error(server: Server) -> None:
+    assert 400 <= (await server.client.post("/pause_generation")).status_code < 500
+    assert (await server.get("/ready")).status_code == 200
+
+
+async def test_the_cache_can_be_flushed_when_nothing_runs(server: Server) -> None:
+    assert (await server.post("/flush_cache", {})).status_code == 200
+
+
+async def test_flushing_is_refused_while_something_runs(server: Server) -> None:
+    await server.start(PROMPT, max_new_tokens=400, ignore_eos=True)
+    assert (await server.post("/flush_cache", {})).status_code == 400
+
+
+async def test_loads_count_what_runs(server: Server) -> None:
+    await server.start(PROMPT, max_new_tokens=400, ignore_eos=True)
+    assert await server.running() == 1
+
+
+async def test_model_info_names_path_and_version(server: Server) -> None:
+    info = (await server.get("/model_info")).json()
+    assert isinstance(info["model_path"], str)
+    assert isinstance(info["weight_version"], str)
+
+
+# The process
+
+
+@pytest.mark.real
+async def test_metrics_are_served(sglang: Server) -> None:
+    await sglang.generate(PROMPT, max_new_tokens=2)
+    text = (await sglang.get("/metrics/")).text
+    assert "sglang:num_running_reqs" in text
+    assert "sglang:generation_tokens_total" in text
+
+
+@pytest.mark.real
+def test_the_key_is_neither_in_the_arguments_nor_in_the_log(sglang: Server, real_process: RealServer) -> None:
+    process = psutil.Process(real_process.process.pid)
+    for member in [process, *process.children(recursive=True)]:
+        assert KEY not in " ".join(member.cmdline())
+        assert KEY not in " ".join(member.environ().values())
+    log = real_process.log.read_text(errors="replace")
+    assert "server_args=" in log
+    assert KEY not in log
+
+
+@pytest.mark.real
+def test_the_batched_attention_serves(real_process: RealServer) -> None:
+    assert "'attention_backend': 'areal_padded'" in real_process.log.read_text(errors="replace")
+
+
+@pytest.mark.real
+def test_a_killed_server_leaves_no_process_behind(tmp_path: Path, model: Path) -> None:
+    """And one that has no key answers everybody."""
+    with real_server(tmp_path / "killed", model, max_total_tokens=4096) as server:
+        body = request(PROMPT, max_new_tokens=2, ignore_eos=True)
+        assert len(httpx.post(f"http://{server.address}/generate", json=body, timeout=60.0).json()["output_ids"]) == 2
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(children) >= 2
+        os.kill(server.process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 20.0
+        while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+            assert time.monotonic() < deadline, f"still there 20 s after the kill: {children}"
+            time.sleep(0.1)

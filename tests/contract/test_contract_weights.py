@@ -1,0 +1,202 @@
+"""Weight updates: from files and by a collective; who made which token."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from areal_trainer.broadcast import Broadcast
+from support.reference_logprobs import output_logprobs
+
+from .conftest import Server
+
+PROMPT = [5, 9, 14, 33, 21]
+LONG = 400
+
+
+async def update(server: Server, path: Path, version: str, **more: Any) -> None:
+    body = {"model_path": str(path), "weight_version": version, **more}
+    response = await server.post("/update_weights_from_disk", body)
+    assert response.status_code == 200, response.text
+    assert response.json()["success"] is True
+
+
+def worst(models: dict[str, Path], answer: dict[str, Any]) -> float:
+    """Largest difference to transformers, each token under the weights that the answer says made it."""
+    ids, meta = answer["output_ids"], answer["meta_info"]
+    found = [logprob for logprob, _, _ in meta["output_token_logprobs"]]
+    differences = []
+    for span in meta["weight_versions"]:
+        expected = output_logprobs(models[span["version"]], PROMPT, ids)
+        differences += [abs(found[i] - expected[i]) for i in range(span["start"], span["end"])]
+    assert len(differences) == len(ids)
+    return max(differences)
+
+
+async def test_an_update_from_disk_sets_the_version(server: Server, other_model: Path) -> None:
+    await update(server, other_model, "v1")
+    assert await server.version() == "v1"
+    answer = await server.generate(PROMPT, max_new_tokens=2, ignore_eos=True)
+    assert answer["meta_info"]["weight_versions"] == [{"version": "v1", "start": 0, "end": 2}]
+
+
+async def test_a_path_without_a_model_is_refused_and_nothing_changes(server: Server, tmp_path: Path) -> None:
+    before = await server.version()
+    body = {"model_path": str(tmp_path / "nothing"), "weight_version": "v9"}
+    response = await server.post("/update_weights_from_disk", body)
+    assert response.status_code == 400
+    assert response.json()["success"] is False
+    assert response.json()["message"]
+    assert await server.version() == before
+    assert len((await server.generate(PROMPT, max_new_tokens=2, ignore_eos=True))["output_ids"]) == 2
+
+
+async def test_an_update_waits_for_running_requests(server: Server, model: Path) -> None:
+    task = await server.start(PROMPT, max_new_tokens=100, ignore_eos=True)
+    await update(server, model, "v2")
+    assert task.done()
+    assert (await task).json()["meta_info"]["weight_versions"][-1]["version"] != "v2"
+
+
+async def test_an_update_during_a_pause_does_not_wait_and_the_answer_tells_both_versions(
+    server: Server, model: Path
+) -> None:
+    await update(server, model, "v3")
+    task = await server.start(PROMPT, max_new_tokens=LONG, ignore_eos=True)
+    await asyncio.sleep(0.2)
+    await server.post("/pause_generation", {"mode": "retract"})
+    await update(server, model, "v4")
+    assert not task.done()
+    await server.post("/continue_generation", {})
+    meta = (await task).json()["meta_info"]
+    first, second = meta["weight_versions"]
+    assert (first["version"], first["start"]) == ("v3", 0)
+    assert (second["version"], second["end"]) == ("v4", LONG)
+    assert 0 < first["end"] == second["start"] < LONG
+    assert meta["weight_version"] == "v4"
+
+
+async def test_an_aborted_answer_names_the_weights_that_made_it(server: Server, model: Path) -> None:
+    await update(server, model, "v5")
+    task = await server.start(PROMPT, max_new_tokens=LONG, ignore_eos=True)
+    await asyncio.sleep(0.1)
+    await server.post("/pause_generation", {"mode": "abort"})
+    await update(server, model, "v6")
+    meta = (await task).json()["meta_info"]
+    assert [span["version"] for span in meta["weight_versions"]] == ["v5"]
+    assert meta["weight_versions"][0]["end"] == meta["completion_tokens"]
+
+
+async def test_the_version_can_be_set_by_itself(server: Server) -> None:
+    response = await server.post("/update_weight_version", {"new_version": "v7", "abort_all_requests": False})
+    assert response.status_code == 200
+    assert await server.version() == "v7"
+
+
+# What needs a model
+
+
+@pytest.mark.real
+async def test_new_weights_from_disk_make_the_tokens(sglang: Server, model: Path, other_model: Path) -> None:
+    """Also where the prompt is in the cache of the old weights."""
+    await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+    await update(sglang, other_model, "v1")
+    answer = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+    assert worst({"v1": other_model}, answer) < 1e-4
+
+
+@pytest.mark.real
+async def test_requests_under_way_go_on_rightly_under_new_weights_from_disk(
+    sglang: Server, model: Path, other_model: Path
+) -> None:
+    tasks = [await sglang.start(PROMPT, max_new_tokens=LONG, ignore_eos=True) for _ in range(4)]
+    await asyncio.sleep(0.3)
+    await sglang.post("/pause_generation", {"mode": "retract"})
+    await update(sglang, other_model, "v1")
+    await sglang.post("/continue_generation", {})
+    for task in tasks:
+        answer = (await task).json()
+        assert [span["version"] for span in answer["meta_info"]["weight_versions"]] == ["default", "v1"]
+        assert worst({"default": model, "v1": other_model}, answer) < 1e-4
+
+
+@pytest.fixture
+def broadcast(other_model: Path) -> Broadcast:
+    weights = AutoModelForCausalLM.from_pretrained(other_model, dtype=torch.float32)
+    tied = "lm_head.weight"  # one tensor with the embedding: sent once
+    return Broadcast(
+        lambda: ((name, tensor) for name, tensor in weights.state_dict().items() if name != tied),
+        device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=30.0,
+    )  # fmt: skip
+
+
+async def join(server: Server, broadcast: Broadcast) -> None:
+    name, port = broadcast.plan_group()
+    body = {
+        "master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2,
+        "group_name": name, "backend": "gloo",
+    }  # fmt: skip
+    joined = asyncio.create_task(server.post("/init_weights_update_group", body))
+    await asyncio.to_thread(broadcast.connect, 2)
+    assert (await joined).json()["success"] is True
+
+
+async def send(server: Server, broadcast: Broadcast, version: str) -> None:
+    assert (await server.post("/begin_weight_update", {"selector": "all"})).status_code == 200
+    buckets = list(broadcast.buckets())
+    for i, bucket in enumerate(buckets):
+        last = i == len(buckets) - 1
+        body = {
+            **bucket.request(broadcast.group_name),
+            "flush_cache": last,
+            "weight_version": version if last else None,
+        }
+        received = asyncio.create_task(server.post("/update_weights_from_distributed", body))
+        await asyncio.to_thread(broadcast.send, bucket)
+        response = await received
+        assert response.status_code == 200, response.text
+    assert (await server.post("/end_weight_update", {})).status_code == 200
+
+
+@pytest.mark.real
+async def test_a_collective_update_reaches_requests_under_way(
+    sglang: Server, model: Path, other_model: Path, broadcast: Broadcast
+) -> None:
+    await join(sglang, broadcast)
+    try:
+        task = await sglang.start(PROMPT, max_new_tokens=LONG, ignore_eos=True)
+        await asyncio.sleep(0.3)
+        await sglang.post("/pause_generation", {"mode": "retract"})
+        await send(sglang, broadcast, "v1")
+        await sglang.post("/continue_generation", {})
+        answer = (await task).json()
+        assert await sglang.version() == "v1"
+        assert [span["version"] for span in answer["meta_info"]["weight_versions"]] == ["default", "v1"]
+        assert worst({"default": model, "v1": other_model}, answer) < 1e-4
+        fresh = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+        assert worst({"v1": other_model}, fresh) < 1e-4
+    finally:
+        await sglang.post("/destroy_weights_update_group", {"group_name": broadcast.group_name})
+        broadcast.close()
+
+
+@pytest.mark.real
+async def test_a_collective_update_outside_begin_and_end_is_refused_at_once(
+    sglang: Server, broadcast: Broadcast
+) -> None:
+    """It must not come to the broadcast, in which the trainer would wait for a server that does not take part."""
+    await join(sglang, broadcast)
+    try:
+        bucket = next(broadcast.buckets())
+        body = {**bucket.request(broadcast.group_name), "flush_cache": True, "weight_version": "v1"}
+        response = await asyncio.wait_for(sglang.post("/update_weights_from_distributed", body), 10.0)
+        assert response.status_code == 400
+        assert await sglang.version() == "default"
+    finally:
+        await sglang.post("/destroy_weights_update_group", {"group_name": broadcast.group_name})
+        broadcast.close()
