@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,14 @@ def test_a_sequence_longer_than_a_microbatch_is_refused_by_name(tmp_path: Path) 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"actor\.path is '.*nothing'"):
         policy_of(tmp_path / "nothing")
+
+
+def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path)
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"final_logit_softcapping": 30.0}))
+    with pytest.raises(ValueError, match="has final_logit_softcapping, which the trainer does not compute"):
+        policy_of(path)
 
 
 def test_flash_attention_on_the_cpu_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,21 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     assert_same(weights(plain), weights(checkpointed), 1e-6)
 
 
+def test_dropout_is_there_unless_disabled(tmp_path: Path) -> None:
+    batch = pack(random_trajectories())
+    plain, dropping = save_tiny_model(tmp_path / "a"), save_tiny_model(tmp_path / "b", attention_dropout=0.5)
+    policies = [
+        policy_of(plain, optimizer=SGD),
+        policy_of(dropping, optimizer=SGD, disable_dropout=True),
+        policy_of(dropping, optimizer=SGD),
+    ]
+    for policy in policies:
+        policy.update(batch, advantages_T=random_advantages(batch))
+    none, disabled, active = (weights(policy) for policy in policies)
+    assert_same(none, disabled, 0)
+    assert not torch.allclose(none["model.norm.weight"], active["model.norm.weight"])
+
+
 def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     batch = pack(random_trajectories())

@@ -50,7 +50,9 @@ class LanguageModel(nn.Module):
         if config.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.cost = self._cost() if self.attention == attention.NAME else None
-        self.sharded = _world_size() > 1 or self.dtype != torch.float32 or config.fsdp.offload_params
+        # On a CPU everything is in host memory already.
+        self.offloads = config.fsdp.offload_params and device.type == "cuda"
+        self.sharded = _world_size() > 1 or self.dtype != torch.float32 or self.offloads
         if self.sharded:
             self._shard(config, section)
         else:
@@ -123,12 +125,15 @@ class LanguageModel(nn.Module):
 
     def _shard(self, config: TrainEngineConfig, section: str) -> None:
         if not dist.is_initialized():
-            raise RuntimeError(f"{section}.dtype {config.dtype} needs a process group; start the trainer by torchrun")
+            raise RuntimeError(
+                f"{section}.dtype {config.dtype} (or offload_params) is FSDP's work and needs a process group; "
+                "enter areal_trainer.ranks.joined first"
+            )
         layers = [m for m in self.causal_lm.modules() if type(m).__name__ in (self.causal_lm._no_split_modules or ())]
         policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         mesh = init_device_mesh(self.device.type, (_world_size(),))
         whole = self.causal_lm.state_dict() if _is_first() else {}
-        offload = CPUOffloadPolicy() if config.fsdp.offload_params else OffloadPolicy()
+        offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
         for layer in layers:
             fully_shard(
                 layer,
