@@ -35,7 +35,9 @@ class ForkedTrainer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=dict(os.environ, PYTHONPATH=os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]), OMP_NUM_THREADS="1"),
+            env=dict(
+                os.environ, PYTHONPATH=os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]), OMP_NUM_THREADS="1"
+            ),
         )
         return self
 
@@ -48,7 +50,8 @@ class ForkedTrainer:
     def run(self, environment: dict[str, str], kill: Kill | None = None, *, log: Path) -> int:
         """Exit status of one trainer, negative for a signal; its output is added to ``log``."""
         order = {"environment": environment, "kill": asdict(kill) if kill else None, "log": str(log)}
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
@@ -73,13 +76,7 @@ def _train(train: Any, order: dict[str, Any]) -> int:
     os.environ.update(order["environment"])
     if order["kill"] is not None:
         _arm(**order["kill"])
-    try:
-        return int(train.main([]))
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        return 1
+    return int(train.main([]))
 
 
 def _arm(function: str, call: int) -> None:

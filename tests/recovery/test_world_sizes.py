@@ -1,0 +1,55 @@
+"""Two ranks over gloo: a run trains, learns the same from any number of ranks, and goes on with another number."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.recovery_runs import configuration, environment, learned
+from support.scripted_server import Script, ScriptedServer
+from support.tiny_policy import VOCABULARY
+
+TESTS = Path(__file__).parent.parent
+
+
+def torchrun(env: dict[str, str], *, ranks: int, log: Path) -> int:
+    """Exit status of a trainer of so many ranks."""
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    with log.open("a") as output:
+        return subprocess.run(
+            [*command, "-m", "areal_trainer.train"],
+            env={**os.environ, **env, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+            timeout=240,
+            check=False,
+        ).returncode
+
+
+def test_two_ranks_learn_what_one_rank_learns_and_one_goes_on_from_two(tmp_path: Path) -> None:
+    config = configuration(tmp_path, asynchronous=False)
+    config["actor"] = {**config["actor"], "ppo_n_minibatches": 1}  # which samples share a minibatch depends on the ranks
+    with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
+        one = environment(config | {"total_train_steps": 4}, tmp_path / "one", server)
+        assert torchrun(one, ranks=1, log=tmp_path / "one.log") == 0, (tmp_path / "one.log").read_text()[-3000:]
+    with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
+        two = environment(config | {"total_train_steps": 2}, tmp_path / "two", server)
+        log = tmp_path / "two.log"
+        assert torchrun(two, ranks=2, log=log) == 0, log.read_text()[-3000:]
+        given = Path(two["AREAL_CONFIG"])
+        given.write_text(yaml.safe_dump(yaml.safe_load(given.read_text()) | {"total_train_steps": 4}))
+        assert torchrun(two, ranks=1, log=log) == 0, log.read_text()[-3000:]
+    alone, together = learned(tmp_path / "one"), learned(tmp_path / "two")
+    assert [line["step"] for line in together] == [1, 2, 3, 4]
+    for name in ("task_reward/avg", "grpo_actor/actor_loss/avg", "grpo_actor/grad_norm", "n_tokens"):
+        assert [line[name] for line in together] == pytest.approx([line[name] for line in alone], rel=1e-4, abs=1e-6)
+    summary = json.loads((tmp_path / "two/run/summary.json").read_text())
+    assert summary["outcome"] == "succeeded"
+    assert summary["steps"] == 4
