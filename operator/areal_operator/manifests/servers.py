@@ -1,0 +1,127 @@
+"""The servers: a StatefulSet with stable names, and the budget that keeps drains from taking them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from areal_api import children, names
+from areal_api.commands import server_command
+from areal_operator.manifests.base import Build, Manifest, owned
+from areal_operator.manifests.pod import (
+    API_KEY_FILE,
+    CONFIG_FILE,
+    compute_threads,
+    container,
+    environment,
+    mounts,
+    pod_template,
+)
+
+PYTHON = "python3"
+GRACE_S = 120  # SGLang answers what it has begun before it ends
+START_S = 3600  # loading a model may take this long
+UPDATE_S = 600  # a weight update may keep a server from answering this long
+
+
+def server_set(build: Build, replicas: int) -> Manifest:
+    """The servers. OnDelete: an edit of the spec never takes a server away from a running trainer."""
+    labels = children.component_labels(build.name, children.SERVER)
+    servers = build.experiment.spec.servers
+    return owned(
+        build,
+        api_version="apps/v1",
+        kind="StatefulSet",
+        name=children.servers(build.name),
+        labels=labels,
+        body={
+            "spec": {
+                "replicas": replicas,
+                "serviceName": children.servers(build.name),
+                "podManagementPolicy": "Parallel",
+                "updateStrategy": {"type": "OnDelete"},
+                "selector": {"matchLabels": labels},
+                "template": _spread(
+                    build, pod_template(build, servers, labels=labels, containers={"containers": [_server(build)]})
+                ),
+            }
+        },
+    )
+
+
+def disruption_budget(build: Build) -> Manifest:
+    """Drains take one server at a time."""
+    labels = children.component_labels(build.name, children.SERVER)
+    return owned(
+        build,
+        api_version="policy/v1",
+        kind="PodDisruptionBudget",
+        name=children.servers(build.name),
+        labels=labels,
+        body={"spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}}},
+    )
+
+
+def _server(build: Build) -> Manifest:
+    servers = build.experiment.spec.servers
+    index = f"$({names.SERVER_INDEX})"
+    command = server_command(
+        build.experiment,
+        index,
+        host="0.0.0.0",
+        port=children.SERVER_PORT,
+        config_file=Path(CONFIG_FILE),
+        api_key_file=Path(API_KEY_FILE),
+        threads=compute_threads(servers, servers.tensor_parallel),
+        python=PYTHON,
+    )
+    ordinal = {"fieldRef": {"fieldPath": "metadata.labels['apps.kubernetes.io/pod-index']"}}
+    result = container(
+        servers,
+        name="server",
+        image=build.image("server"),
+        command=command.argv,
+        env=environment(build, servers, command.env, [{"name": names.SERVER_INDEX, "valueFrom": ordinal}]),
+        gpus=servers.tensor_parallel,
+    )
+    result["command"] = [index if word == f"${index}" else word for word in result["command"]]
+    return {
+        **result,
+        "volumeMounts": mounts(build, servers),
+        "ports": [{"name": "http", "containerPort": children.SERVER_PORT, "protocol": "TCP"}],
+        **_probes(),
+    }
+
+
+def _probes() -> dict[str, Any]:
+    """/ready answers at once. /health generates a token: it proves that the scheduler lives, and waits in an update."""
+
+    def get(path: str, *, period: int, timeout: int, failures: int) -> Manifest:
+        return {
+            "httpGet": {"path": path, "port": "http"},
+            "periodSeconds": period,
+            "timeoutSeconds": timeout,
+            "failureThreshold": failures,
+        }
+
+    return {
+        "startupProbe": get("/ready", period=5, timeout=5, failures=START_S // 5),
+        "readinessProbe": get("/ready", period=5, timeout=5, failures=3),
+        "livenessProbe": get("/health", period=30, timeout=25, failures=UPDATE_S // 30),
+    }
+
+
+def _spread(build: Build, template: Manifest) -> Manifest:
+    """Servers on different nodes where there is room, unless the user or the volume says where they go."""
+    spec: Manifest = {**template["spec"], "terminationGracePeriodSeconds": GRACE_S}
+    if not build.experiment.spec.servers.topology_spread_constraints:
+        selector = {"matchLabels": children.component_labels(build.name, children.SERVER)}
+        spec["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": selector,
+            }
+        ]
+    return {**template, "spec": spec}

@@ -1,0 +1,135 @@
+"""Children that servers and trainer share: configuration, key, volume, account, network policy."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+from areal_api import children
+from areal_operator.manifests.base import Build, Manifest, owned, owner_reference
+
+CONFIG_KEY = "config.yaml"
+API_KEY = "api-key"
+UNITS = {
+    "": 1.0,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "P": 1e15,
+    "Ki": 2.0**10,
+    "Mi": 2.0**20,
+    "Gi": 2.0**30,
+    "Ti": 2.0**40,
+    "Pi": 2.0**50,
+}
+
+
+def config_map(build: Build) -> Manifest:
+    """The resolved configuration under a name of its digest: a pod never sees it change."""
+    return owned(
+        build,
+        api_version="v1",
+        kind="ConfigMap",
+        name=build.config_map,
+        labels=children.labels(build.name),
+        body={"immutable": True, "data": {CONFIG_KEY: build.config}},
+    )
+
+
+def api_key_secret(build: Build) -> Manifest:
+    """The key of the run's servers."""
+    return owned(
+        build,
+        api_version="v1",
+        kind="Secret",
+        name=children.api_key_secret(build.name),
+        labels=children.labels(build.name),
+        body={"immutable": True, "type": "Opaque", "data": {API_KEY: encoded(build.api_key)}},
+    )
+
+
+def service_account(build: Build) -> Manifest:
+    """The account of the pods. It may do nothing; its only token is the one for progress reports."""
+    return owned(
+        build,
+        api_version="v1",
+        kind="ServiceAccount",
+        name=children.service_account(build.name),
+        labels=children.labels(build.name),
+        body={"automountServiceAccountToken": False},
+    )
+
+
+def volume_claim(build: Build, existing: dict[str, Any] | None) -> Manifest:
+    """The shared volume. What of an existing claim cannot change is left as it is; it grows, and never shrinks."""
+    storage = build.experiment.spec.storage
+    spec: dict[str, Any] = {
+        "accessModes": list(storage.access_modes),
+        "resources": {"requests": {"storage": storage.size}},
+    }
+    if storage.storage_class_name is not None:
+        spec["storageClassName"] = storage.storage_class_name
+    if existing is not None:
+        found = existing["spec"]
+        spec["accessModes"] = found["accessModes"]
+        spec.pop("storageClassName", None)
+        if found.get("storageClassName") is not None:
+            spec["storageClassName"] = found["storageClassName"]
+        has = found["resources"]["requests"]["storage"]
+        if quantity(has) > quantity(storage.size):
+            spec["resources"]["requests"]["storage"] = has
+    metadata: dict[str, Any] = {
+        "name": children.volume_claim(build.name),
+        "namespace": build.namespace,
+        "labels": children.labels(build.name),
+    }
+    if storage.when_deleted == "Delete":
+        metadata["ownerReferences"] = [owner_reference(build)]
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def network_policy(build: Build) -> Manifest:
+    """Only pods of the same experiment reach its pods."""
+    peers = {"podSelector": {"matchLabels": children.labels(build.name)}}
+    return owned(
+        build,
+        api_version="networking.k8s.io/v1",
+        kind="NetworkPolicy",
+        name=children.network_policy(build.name),
+        labels=children.labels(build.name),
+        body={"spec": {**peers, "policyTypes": ["Ingress"], "ingress": [{"from": [peers]}]}},
+    )
+
+
+def headless_service(build: Build, name: str, component: str, port: int) -> Manifest:
+    """DNS names of the pods of one kind, from their start on: a server that loads is waited for by its name."""
+    return owned(
+        build,
+        api_version="v1",
+        kind="Service",
+        name=name,
+        labels=children.component_labels(build.name, component),
+        body={
+            "spec": {
+                "clusterIP": "None",
+                "publishNotReadyAddresses": True,
+                "selector": children.component_labels(build.name, component),
+                "ports": [{"name": "http" if component == children.SERVER else "torchrun", "port": port}],
+            }
+        },
+    )
+
+
+def encoded(text: str) -> str:
+    """``text`` as a Secret holds it."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def quantity(text: str) -> float:
+    """The number of a size as ``10Gi``; raises ``ValueError`` for anything else."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGTP]i|[kMGTP]?)", str(text))
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write one as 10Gi")
+    return float(match[1]) * UNITS[match[2]]

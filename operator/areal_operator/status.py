@@ -1,0 +1,121 @@
+"""Conditions and figures of the status: pure functions of what is observed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from areal_api import children
+from areal_api.experiment import GRPOExperiment
+from areal_api.status import Condition, ExperimentStatus, ServersStatus
+from areal_operator.clock import show
+from areal_operator.diagnosis import Why, claim_problem, component_problem
+from areal_operator.observed import Observed, is_active, is_leaving, is_ready
+
+Truth = Literal["True", "False", "Unknown"]
+ACCEPTED, STORAGE, SERVERS, TRAINER = "Accepted", "StorageReady", "ServersReady", "TrainerRunning"
+SUSPENDED, SUCCEEDED = "Suspended", "Succeeded"
+SUSPENDING = "Suspending"
+# Written by the other field manager, from what trainers report.
+PROGRESS_FIELDS = ("step", "totalSteps", "progress", "version", "reward", "evalReward", "staleness", "tokensPerSecond")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a condition is to say."""
+
+    type: str
+    truth: Truth
+    why: Why
+
+
+def find(conditions: Sequence[Condition], kind: str) -> Condition | None:
+    """A condition by its type."""
+    return next((condition for condition in conditions if condition.type == kind), None)
+
+
+def with_findings(
+    before: Sequence[Condition], findings: Sequence[Finding], *, now: datetime, generation: int
+) -> list[Condition]:
+    """``before`` with ``findings`` in their places; a transition is when a condition's status changes."""
+    result = {condition.type: condition for condition in before}
+    for finding in findings:
+        old = result.get(finding.type)
+        since = old.last_transition_time if old is not None and old.status == finding.truth else None
+        result[finding.type] = Condition(
+            type=finding.type,
+            status=finding.truth,
+            reason=finding.why.reason,
+            message=finding.why.message,
+            last_transition_time=since or show(now),
+            observed_generation=generation,
+        )
+    return list(result.values())
+
+
+def storage(experiment: GRPOExperiment, observed: Observed) -> Finding:
+    """Whether the volume is bound."""
+    claim = observed.get("PersistentVolumeClaim", children.volume_claim(experiment.name))
+    why = claim_problem(claim, observed)
+    if why is not None:
+        return Finding(STORAGE, "False", why)
+    return Finding(STORAGE, "True", Why("Bound", "the volume is bound"))
+
+
+def servers(experiment: GRPOExperiment, observed: Observed, *, known: int) -> Finding:
+    """Whether all servers that are asked for take requests. ``known`` is how many the trainer has addresses of."""
+    wanted, pods = experiment.spec.servers.replicas, observed.pods(children.SERVER)
+    ready = sum(is_ready(pod) for pod in pods)
+    owner = observed.get("StatefulSet", children.servers(experiment.name))
+    if wanted > known:
+        text = (
+            f"{ready} of {wanted} servers are ready; the trainer knows the addresses of {known} until its next "
+            "attempt: set servers.maxReplicas before a run that is to grow"
+        )
+        return Finding(SERVERS, "False", Why("BeyondMaxReplicas", text))
+    if ready == wanted and len(pods) == wanted:
+        return Finding(SERVERS, "True", Why("Ready", f"{ready} of {wanted} servers are ready"))
+    if len(pods) > wanted:
+        text = f"{len(pods) - wanted} servers drain; {ready} of {wanted} are ready"
+        return Finding(SERVERS, "True" if ready >= wanted else "False", Why("Draining", text))
+    problem = component_problem(observed, owner, [pod for pod in pods if not is_ready(pod)])
+    if problem is not None:
+        return Finding(
+            SERVERS, "False", Why(problem.reason, f"{ready} of {wanted} servers are ready; {problem.message}")
+        )
+    return Finding(SERVERS, "False", Why("Starting", f"{ready} of {wanted} servers are ready, others are starting"))
+
+
+def trainer(experiment: GRPOExperiment, observed: Observed, *, attempt: int) -> Finding:
+    """Whether all pods of the current attempt run."""
+    wanted = experiment.spec.trainer.nodes
+    pods = [pod for pod in observed.trainer_pods(attempt) if not is_leaving(pod)]
+    running = sum(is_ready(pod) for pod in pods)
+    if running == wanted:
+        return Finding(TRAINER, "True", Why("Running", f"attempt {attempt}: {running} of {wanted} pods run"))
+    job = observed.get("Job", children.trainer_job(experiment.name, attempt))
+    problem = component_problem(observed, job, pods)
+    if problem is not None:
+        return Finding(TRAINER, "False", Why(problem.reason, f"attempt {attempt}: {problem.message}"))
+    text = f"attempt {attempt}: {running} of {wanted} pods run, others are starting"
+    return Finding(TRAINER, "False", Why("Starting", text))
+
+
+def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: int) -> ServersStatus:
+    """Figures for the columns and for autoscalers."""
+    ready = sum(is_ready(pod) for pod in observed.pods(children.SERVER))
+    labels = children.component_labels(experiment.name, children.SERVER)
+    return ServersStatus(ready=ready, desired=desired, summary=f"{ready}/{desired}", selector=children.selector(labels))
+
+
+def ending_pods(observed: Observed, component: str | None = None) -> list[str]:
+    """Names of pods that may still run something."""
+    return [str(pod["metadata"]["name"]) for pod in observed.pods(component) if is_active(pod)]
+
+
+def status_to_write(status: ExperimentStatus) -> dict[str, object]:
+    """The status as the operator applies it: without what trainers report."""
+    data = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {key: value for key, value in data.items() if key not in PROGRESS_FIELDS}
