@@ -24,6 +24,7 @@ from areal_launcher.prepare import evaluation_of, experiment_file, prepared_run
 
 YAML_SUFFIXES = (".yaml", ".yml")
 FOLLOW_S = 0.2
+PLAIN_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,16 @@ class Request:
         return load_experiment(self.path, self.overrides, self.script)
 
 
+def console_for(*, stderr: bool = False) -> Console:
+    """Where a command writes; wide enough for paths where there is no terminal to ask."""
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+
+
 def run(request: Request, port: int | None) -> int:
     """Train on this machine."""
     experiment = request.load()
-    console = Console(highlight=False)
+    console = console_for()
     directory = names.run_dir(experiment.spec.config)
     with prepared_run(experiment, run=directory, first_port=port) as plan:
         names.summary_file(directory).unlink(missing_ok=True)  # of the start before this one
@@ -89,17 +96,17 @@ def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
     if request.path is None and directory is not None:
         request = Request(experiment_file(directory), request.script, request.overrides)
     experiment = evaluation_of(request.load(), model)
-    console = Console(stderr=True, highlight=False)
+    console = console_for(stderr=True)
     at = (directory or names.run_dir(experiment.spec.config)) / "eval" / Path(model).name
     with prepared_run(experiment, run=at, first_port=port) as plan:
         log = plan.trainer.log
         log.unlink(missing_ok=True)
         with display_for(console) as display:
             status = LocalRun(replace(plan, first_work="evaluating"), display).run()
-    output = log.read_text().splitlines()
-    results = [line for line in output if line.startswith("{")]
+    printed = log.read_text().splitlines()
+    results = [line for line in printed if line.startswith("{")]
     if status == 0 and not results:
-        raise RunError("the evaluation printed no result", log=log, lines=output[-20:])
+        raise RunError("the evaluation printed no result", log=log, lines=printed[-20:])
     if results:
         print(results[-1])
     return status
@@ -152,7 +159,7 @@ def existing_run(directory: Path) -> Path:
 def status(directory: Path) -> int:
     """Print how a run stands."""
     existing_run(directory)
-    console = Console(highlight=False)
+    console = console_for()
     pid, stats = record.launcher_pid(directory), record.read_stats(directory)
     if pid is None:
         if record.read_summary(directory) is None:

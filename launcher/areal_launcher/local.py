@@ -132,8 +132,10 @@ class LocalRun:
             failure = TrainerFailed(status, trainer)
             if not self._trained or len(trainers) > limit or failure.status == WRITTEN_BY_USER:
                 raise failure
+            checkpoint = any(names.recover_dir(self._plan.run).glob("step*"))
+            after = "goes on from its last recovery checkpoint" if checkpoint else "begins again, without a checkpoint"
             self._display.message(
-                f"the trainer failed (exit status {failure.status}) and goes on from its last recovery checkpoint, "
+                f"the trainer failed (exit status {failure.status}) and {after}, "
                 f"restart {len(trainers)} of {limit}; see {spec.log}"
             )
 
@@ -142,14 +144,16 @@ class LocalRun:
         while True:
             status = trainer.poll()
             self._trained = bool(self._stats.poll()) or self._trained
-            self._display.update(self._stats, self._total_steps())
+            if self._kill_at is None:
+                self._display.phase(self._phase(fleet))
+            if self._trained:
+                self._display.update(self._stats, self._total_steps())
             if status is not None:
                 return status
             if self._stopping(trainer):
                 return 128 + signal.SIGKILL
             if self._kill_at is None:
                 fleet.tick()
-                self._display.phase(self._phase(fleet))
             self._write_state(fleet)
             if any(process.lost for process in fleet.processes):
                 kill_orphans(self._others | {process.pid for process in [*fleet.processes, trainer]})

@@ -69,13 +69,25 @@ def kill_all(pids: list[int], signum: int = signal.SIGKILL) -> None:
 def kill_tree(root: int) -> list[int]:
     """Kill everything below this process, what forks meanwhile included; those that the kernel holds are returned."""
     deadline = time.monotonic() + KILL_TIMEOUT_S
-    while left := descendants(root):
-        if time.monotonic() > deadline:
-            return left
+    while True:
+        left = descendants(root)
         kill_all(left)
         reap()
+        # A dead process whose threads are still leaving is a zombie that cannot be waited for yet.
+        if not left and not has_children():
+            return []
+        if time.monotonic() > deadline:
+            return left
         time.sleep(0.002)
-    return []
+
+
+def has_children() -> bool:
+    """Whether this process has children, zombies included."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def reap() -> dict[int, int]:

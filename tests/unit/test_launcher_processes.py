@@ -211,7 +211,7 @@ def fragile(tmp: Path, kind: str, backoff_limit: int) -> LocalPlan:
 def test_a_trainer_that_fails_after_a_step_is_started_again(tmp_path: Path) -> None:
     log = Log()
     assert LocalRun(fragile(tmp_path, "steps", 3), log).run() == 0
-    assert [text.split(";")[0].split(", ")[1] for text in log.said if "failed" in text] == [
+    assert [text.split(";")[0].split(", ")[-1] for text in log.said if "failed" in text] == [
         "restart 1 of 3",
         "restart 2 of 3",
     ]
