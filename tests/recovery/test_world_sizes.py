@@ -35,7 +35,8 @@ def torchrun(env: dict[str, str], *, ranks: int, log: Path) -> int:
 
 def test_two_ranks_learn_what_one_rank_learns_and_one_goes_on_from_two(tmp_path: Path) -> None:
     config = configuration(tmp_path, asynchronous=False)
-    config["actor"] = {**config["actor"], "ppo_n_minibatches": 1}  # which samples share a minibatch depends on the ranks
+    # Which samples share a minibatch depends on the ranks, and a learning rate that falls on the number of steps.
+    config["actor"] |= {"ppo_n_minibatches": 1, "optimizer": {"lr": 0.01}}
     with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
         one = environment(config | {"total_train_steps": 4}, tmp_path / "one", server)
         assert torchrun(one, ranks=1, log=tmp_path / "one.log") == 0, (tmp_path / "one.log").read_text()[-3000:]
