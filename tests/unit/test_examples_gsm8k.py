@@ -76,11 +76,10 @@ def test_every_reference_solution_is_right_by_our_reward() -> None:
         assert gsm8k_reward_fn("", row["answer"], [], [], row["answer"]) == 1.0
 
 
-def test_short_reward_takes_up_to_half_for_length() -> None:
-    reward = module("short_reward").short_reward
-    right = [reward("", r"\boxed{5}", [], list(range(n)), answer="#### 5") for n in (1, 128, 192, 256, 900)]
-    assert right == [1.0, 1.0, 0.75, 0.5, 0.5]
-    assert reward("", r"\boxed{6}", [], [1], answer="#### 5") == 0.0
+def test_format_reward_gives_a_fifth_for_a_wrong_number() -> None:
+    reward = module("format_reward").format_reward
+    completions = ["The answer is 5.", "The answer is 6 apples.", "The answer is unknown.", "It is 5."]
+    assert [reward("", text, [], [], answer="2 + 3\n#### 5") for text in completions] == [1.0, 0.2, 0.0, 0.0]
 
 
 def test_reward_of_the_script_compares_letters() -> None:
