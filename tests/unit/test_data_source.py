@@ -191,6 +191,15 @@ def test_hub_that_cannot_be_reached_is_an_error_that_says_so(monkeypatch: pytest
     assert asked == {"path": "openai/gsm8k", "name": "main", "split": "train"}
 
 
+def test_misspelt_directory_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no such directory"):
+        load_hf_tokenizer("models/tiny")
+    with pytest.raises(ValueError, match="no such file or directory"):
+        problems("models/rows")
+
+
 def test_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such directory"):
         load_hf_tokenizer(str(tmp_path / "missing"))

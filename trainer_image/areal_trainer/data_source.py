@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from areal_api.config import DatasetConfig
-from areal_trainer.import_path import load_object
+from areal_trainer.import_path import load_object, names_a_file
 
 Row = dict[str, Any]
 FUNCTION = re.compile(r"[\w.]+:[\w.]+")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Rows(Protocol):
@@ -50,7 +49,7 @@ def read_source(config: DatasetConfig, *, split: str, section: str, tokenizer: A
             return _read_directory(path, split)
         if FUNCTION.fullmatch(config.path):
             return _call(config, split=split, section=section, tokenizer=tokenizer)
-        if path.suffix in READERS or path.is_absolute() or not HUB_NAME.fullmatch(config.path):
+        if path.suffix in READERS or names_a_file(config.path):
             raise ValueError(f"there is no such file or directory (searched from {Path.cwd()})")
         return _from_hub(config, split)
     except ValueError as error:

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from areal_trainer.import_path import names_a_file
+
 Message = dict[str, Any]
 
 
@@ -17,7 +19,7 @@ def load_hf_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises ``ValueError`` that names ``path`` where there is none.
     """
     directory = Path(path)
-    if not directory.is_dir() and (directory.is_absolute() or path.startswith(".") or path.count("/") > 1):
+    if not directory.is_dir() and names_a_file(path):
         raise ValueError(
             f"tokenizer {path!r}: there is no such directory; set tokenizer_path (or actor.path) to a model"
         )
