@@ -14,7 +14,9 @@ import pytest
 from areal_api.load import load_experiment
 from areal_trainer.data import train_problems, valid_rows
 from areal_trainer.reward.gsm8k import extract_solution, gsm8k_reward_fn
-from support.word_tokenizer import word_tokenizer
+from support.scripted_server import Script, ScriptedServer
+from support.tiny_policy import VOCABULARY, save_tiny_model
+from support.word_tokenizer import CHAT_TEMPLATE, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "gsm8k"
@@ -103,3 +105,45 @@ def test_data_of_the_script_is_dealt_out_to_ranks(tmp_path: Path, monkeypatch: p
     assert [part.column_names for part in parts] == [["answer", "messages"]] * 2
     assert [row["answer"] for part in parts for row in part] == whole["answer"]
     assert whole[0]["messages"][0]["content"].endswith(config.instruction)
+
+
+@pytest.mark.usefixtures("_in_the_repository")
+@pytest.mark.parametrize("async_training", [False, True])
+def test_script_trains_evaluates_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, async_training: bool
+) -> None:
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    model = save_tiny_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
+    with ScriptedServer(Script(vocab_size=VOCABULARY, first_token_id=3)) as server:
+        monkeypatch.setenv("AREAL_LLM_SERVER_ADDRS", server.address)
+        monkeypatch.setenv("AREAL_DEVICE", "cpu")
+        monkeypatch.setenv("AREAL_RUN_DIR", str(tmp_path / "run"))
+        overrides = {
+            "actor.path": model,
+            "actor.max_logprob_diff": 1e9,  # the server makes its log-probs up
+            "gconfig.max_new_tokens": 8,
+            "total_train_steps": 2,
+            "valid_dataset.limit": 3,
+            "async_training": str(async_training).lower(),
+        }
+        arguments = [
+            "--config",
+            str(EXAMPLE / "cpu.yaml"),
+            *(f"config.{key}={value}" for key, value in overrides.items()),
+        ]
+        module("gsm8k_grpo").main(arguments)
+        assert server.weight_version == "v2"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["task_reward/avg"] == 0.0 for line in lines)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["outcome"] == "succeeded"
+    assert (summary["steps"], summary["eval_first"], summary["eval_last"]) == (2, 0.0, 0.0)
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    AutoModelForCausalLM.from_pretrained(checkpoint)
