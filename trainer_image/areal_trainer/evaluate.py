@@ -36,10 +36,11 @@ def main(arguments: Sequence[str]) -> int:
         tokenizer = load_hf_tokenizer(config.tokenizer)
         rows = valid_rows(config.valid_dataset, tokenizer)
         engine = RemoteSGLangEngine(config.rollout, batch_size=config.consumer_batch_size)
-        with joined("cpu"), closing(RewardPool.of(config.reward)) as pool:
+        with joined("cpu"):
             engine.initialize(vocab_size=vocabulary_size(config.actor.path))
             try:
-                reward = evaluate(engine, rows, make_workflow(config, config.evaluation, tokenizer, pool))
+                with closing(RewardPool.of(config.reward)) as pool:  # before the engine, on whose event loop it works
+                    reward = evaluate(engine, rows, make_workflow(config, config.evaluation, tokenizer, pool))
             finally:
                 engine.destroy()
     except ValueError as error:
