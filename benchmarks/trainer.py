@@ -1,145 +1,156 @@
-"""Trainer tokens/s beside a bare forward and backward pass of the same batch: `python benchmarks/trainer.py`.
+"""Trainer: tokens a second of ``Policy.update``, beside the bare transformers model on the same batch."""
 
-The task of the figures: a Qwen3 of 0.8 M parameters, 32 prompts × 8 samples, at most 20 new tokens. In one run:
-- update: all that `Policy.update` does, packing to optimizer step and statistics
-- same passes, bare: only forward and backward of the very passes that update makes, then the optimizer step
-- plain, padded: transformers' own model on a padded rectangle, log-softmax of all logits, backward, optimizer step
-"""
+# B sequences, S positions of a padded batch, T tokens of the batch, N trained tokens
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
-from areal_api.actor import PPOActorConfig
+from areal_api.actor import OptimizerConfig, PPOActorConfig
+from areal_trainer import attention
+from areal_trainer.attention import SegmentIndex
 from areal_trainer.batch import PackedBatch, pack
-from areal_trainer.passes import microbatches, minibatches
+from areal_trainer.layout import families, lay_out
 from areal_trainer.policy import Policy
-from areal_trainer.trajectory import Trajectory
+from benchmarks.measure import Comparison, by_turns, rate
+from benchmarks.models import random_groups, save_qwen3
 
-VOCABULARY = 256
+
+@dataclass(frozen=True)
+class Size:
+    """A model and a batch of prompts with 8 samples each."""
+
+    layers: int
+    hidden: int
+    vocabulary: int
+    prompts: int
+    prompt_tokens: int
+    new_tokens: tuple[int, int]
 
 
-def make_model(directory: Path) -> None:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
+SIZES = (
+    Size(layers=4, hidden=128, vocabulary=256, prompts=32, prompt_tokens=24, new_tokens=(10, 20)),
+    Size(layers=6, hidden=512, vocabulary=4096, prompts=2, prompt_tokens=96, new_tokens=(32, 160)),
+)
+SMALL = (Size(layers=1, hidden=64, vocabulary=64, prompts=2, prompt_tokens=4, new_tokens=(2, 6)),)
+SAMPLES = 8
+OPTIMIZER = OptimizerConfig(lr=1e-6, weight_decay=0.01, beta2=0.99)
+
+
+def run(*, small: bool, rounds: int) -> list[Comparison]:
+    """Two sizes (the tiny task's and a larger one), each beside two baselines."""
+    disable_progress_bar()
+    return [comparison for size in (SMALL if small else SIZES) for comparison in _compare(size, rounds)]
+
+
+def _compare(size: Size, rounds: int) -> list[Comparison]:
+    batch = pack(
+        random_groups(
+            prompts=size.prompts,
+            samples=SAMPLES,
+            prompt_tokens=size.prompt_tokens,
+            new_tokens=size.new_tokens,
+            vocabulary=size.vocabulary,
+        )
     )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-
-
-def make_batch(prompts: int, samples: int, longest: int) -> PackedBatch:
-    chance = np.random.default_rng(0)
-    trajectories = []
-    for group in range(prompts):
-        prompt = chance.integers(0, VOCABULARY, chance.integers(18, 33))
-        for _ in range(samples):
-            completion = chance.integers(0, VOCABULARY, min(longest, 3 + int(chance.geometric(0.09))))
-            made = np.arange(len(prompt) + len(completion)) >= len(prompt)
-            trajectories.append(
-                Trajectory(
-                    input_ids=np.concatenate([prompt, completion]),
-                    loss_mask=made,
-                    logprobs=np.where(made, -5.5, 0).astype(np.float32),
-                    versions=np.where(made, 0, -1).astype(np.int32),
-                    reward=float(chance.integers(0, 2)),
-                    prompt_len=len(prompt),
-                    finish_reason="stop",
-                    group=group,
-                )
-            )
-    return pack(trajectories)
-
-
-def bare_passes(policy: Policy, batch: PackedBatch) -> Callable[[], None]:
-    (units,) = minibatches(batch, 1, cost=policy.model.cost)
-    layouts = microbatches(batch, units, policy.config.mb_spec, field="actor.mb_spec")
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-6, fused=True)
-
-    def step() -> None:
-        for layout in layouts:
-            policy.model(layout)[0].mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def plain_padded(path: Path, batch: PackedBatch) -> Callable[[], None]:
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    ids = torch.zeros(len(batch), max(batch.lengths), dtype=torch.int64)
-    mask = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, trajectory in enumerate(batch.trajectories):
-        ids[row, : len(trajectory)] = torch.from_numpy(trajectory.input_ids)
-        mask[row, : len(trajectory)] = torch.from_numpy(trajectory.loss_mask)
-
-    def step() -> None:
-        # Padding comes after the sequence, so causal attention hides it without a mask.
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        logprobs = torch.log_softmax(logits, -1).gather(2, ids[:, 1:, None]).squeeze(2)
-        logprobs[mask[:, 1:]].mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def seconds(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The quickest of the repeats, the loops taking turns so that a busy machine is busy for all."""
-    best = dict.fromkeys(steps, float("inf"))
-    for _ in range(repeats):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            best[name] = min(best[name], time.perf_counter() - began)
-    return best
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=8)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    batch = make_batch(prompts=32, samples=8, longest=20)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory)
-        make_model(path)
+    advantages_T = torch.where(batch.loss_mask_T, torch.randn(len(batch.input_ids_T)), 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        parameters = save_qwen3(Path(folder), layers=size.layers, hidden=size.hidden, vocabulary=size.vocabulary)
         config = PPOActorConfig(
-            path=str(path), dtype="float32", ppo_n_minibatches=1, use_decoupled_loss=True, max_logprob_diff=100.0
+            path=folder,
+            dtype="float32",
+            ppo_n_minibatches=1,
+            use_decoupled_loss=True,
+            max_logprob_diff=100.0,
+            optimizer=OPTIMIZER,
         )
         policy = Policy(config, device="cpu", total_steps=1000, seed=0)
-        prox_logp_T, advantages_T = policy.logprobs(batch), torch.randn(len(batch.input_ids_T)) * batch.loss_mask_T
-        steps = {
-            "logprobs": lambda: policy.logprobs(batch),
-            "update": lambda: policy.update(batch, advantages_T=advantages_T, prox_logp_T=prox_logp_T),
-            "same passes, bare": bare_passes(policy, batch),
-            "plain, padded": plain_padded(path, batch),
-        }
-        found = seconds(steps, arguments.repeats)
-    tokens = sum(batch.lengths)
-    for name, took in found.items():
-        print(f"{name:20} {took:7.3f} s {tokens / took:9.0f} tokens/s")
-    ratios = {name: found[name] / found["update"] for name in ("same passes, bare", "plain, padded")}
-    print(json.dumps({"tokens": tokens, "seconds": found, "update_beside": ratios}))
+        same = _SameLayout(folder, policy, batch, advantages_T)
+        padded = _Padded(folder, batch, advantages_T)
+    prox_logp_T = policy.logprobs(batch)
+    tokens = len(batch.input_ids_T)
+
+    def ours() -> float:
+        return rate(tokens, lambda: policy.update(batch, advantages_T=advantages_T, prox_logp_T=prox_logp_T))
+
+    work = f"{parameters / 1e6:.1f} M parameters, {len(batch)} sequences, {tokens} tokens, fp32, 1 thread"
+    comparisons = []
+    for name, baseline, goal in (
+        ("bare model, the same packed pass", same, 0.95),
+        ("bare model, sequences padded to a rectangle", padded, None),
+    ):
+        mine, theirs = by_turns(ours, lambda step=baseline: rate(tokens, step.step), rounds=rounds)  # type: ignore[misc]
+        comparisons.append(Comparison("trainer", work, "tokens/s", mine, name, theirs, goal=goal))
+    return comparisons
 
 
-if __name__ == "__main__":
-    main()
+class _Bare:
+    """Forward, log-softmax, policy gradient, backward, AdamW: what cannot be left out."""
+
+    def __init__(self, path: str, implementation: str) -> None:
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=implementation
+        ).train()
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=OPTIMIZER.lr, fused=True)
+
+    def logits(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of logits, the tokens that they judge, and their weights."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """One update."""
+        logits_NV, target_N, weight_N = self.logits()
+        logp_N = torch.log_softmax(logits_NV, -1).gather(1, target_N.unsqueeze(1)).squeeze(1)
+        (-(logp_N * weight_N).sum() / len(target_N)).backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+class _SameLayout(_Bare):
+    """On the policy's own layout (prompts shared, nothing padded), which is made beforehand."""
+
+    def __init__(self, path: str, policy: Policy, batch: PackedBatch, advantages_T: Tensor) -> None:
+        super().__init__(path, attention.NAME)
+        self._layout = lay_out(batch, families(batch, cost=policy.model.cost))
+        self._segments = SegmentIndex.of(self._layout.segments, torch.device("cpu"))
+        self._weight_N = advantages_T[self._layout.token_N]
+
+    def logits(self) -> tuple[Tensor, Tensor, Tensor]:
+        layout = self._layout
+        hidden_PH = self.model.base_model(
+            input_ids=layout.input_ids_P.unsqueeze(0),
+            position_ids=layout.position_ids_P.unsqueeze(0),
+            use_cache=False,
+            segments=self._segments,
+        ).last_hidden_state[0]
+        return self.model.get_output_embeddings()(hidden_PH[layout.source_N]), layout.target_N, self._weight_N
+
+
+class _Padded(_Bare):
+    """As most would write it: one row a sequence, padded on the right, PyTorch's causal attention."""
+
+    def __init__(self, path: str, batch: PackedBatch, advantages_T: Tensor) -> None:
+        super().__init__(path, "sdpa")
+        ends = batch.cu_seqlens.tolist()
+        rows = [slice(a, b) for a, b in pairwise(ends)]
+        self._ids_BS = pad_sequence([batch.input_ids_T[row] for row in rows], batch_first=True)
+        mask_BS = pad_sequence([batch.loss_mask_T[row] for row in rows], batch_first=True)[:, 1:]
+        self._at = mask_BS.nonzero(as_tuple=True)
+        self._weight_N = advantages_T[batch.loss_mask_T]
+
+    def logits(self) -> tuple[Tensor, Tensor, Tensor]:
+        hidden_BSH = self.model.base_model(input_ids=self._ids_BS, use_cache=False).last_hidden_state
+        return (
+            self.model.get_output_embeddings()(hidden_BSH[:, :-1][self._at]),
+            self._ids_BS[:, 1:][self._at],
+            self._weight_N,
+        )

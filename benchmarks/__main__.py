@@ -1,0 +1,35 @@
+"""``python -m benchmarks [NAME ...]``: run all benchmarks, or those that are named."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from benchmarks.measure import machine
+
+NAMES = ("rollout", "trainer", "weights", "executor", "peers")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the comparisons; the exit status is 0 whatever they show."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default all")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side (default 5)")
+    parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in NAMES:
+            parser.error(f"{name!r} is no benchmark; known are {', '.join(NAMES)}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported by a benchmark
+    print(machine(), flush=True)
+    for name in options.names or NAMES:
+        for comparison in importlib.import_module(f"benchmarks.{name}").run(small=options.small, rounds=options.rounds):
+            print(comparison.report(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

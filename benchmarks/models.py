@@ -1,0 +1,67 @@
+"""Random models and batches of stated sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from areal_trainer.trajectory import Trajectory
+
+
+def save_qwen3(directory: Path, *, layers: int, hidden: int, vocabulary: int, seed: int = 0) -> int:
+    """Write a randomly initialised Qwen3 with tied embeddings and a tokenizer; returns its number of parameters."""
+    torch.manual_seed(seed)
+    heads = max(2, hidden // 64)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2,
+            head_dim=hidden // heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+        )
+    )
+    model.save_pretrained(directory)
+    words = {f"w{number}": number for number in range(vocabulary)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), unk_token="w0", eos_token="w1"
+    )
+    tokenizer.save_pretrained(directory)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def random_groups(
+    *, prompts: int, samples: int, prompt_tokens: int, new_tokens: tuple[int, int], vocabulary: int
+) -> list[Trajectory]:
+    """Groups of samples whose completions have any length in ``new_tokens``; the log-probs are those of a random
+    model."""
+    chance = np.random.default_rng(0)
+    trajectories = []
+    for group in range(prompts):
+        prompt = chance.integers(2, vocabulary, prompt_tokens).tolist()
+        for _ in range(samples):
+            completion = chance.integers(2, vocabulary, chance.integers(new_tokens[0], new_tokens[1] + 1)).tolist()
+            trajectories.append(_trajectory(prompt, completion, -float(np.log(vocabulary)), group))
+    return trajectories
+
+
+def _trajectory(prompt: list[int], completion: list[int], logprob: float, group: int) -> Trajectory:
+    made = [False] * len(prompt) + [True] * len(completion)
+    return Trajectory.of_lists(
+        input_ids=prompt + completion,
+        loss_mask=made,
+        logprobs=[logprob * is_made for is_made in made],
+        versions=[is_made - 1 for is_made in made],
+        reward=float(sum(completion) % 2),
+        prompt_len=len(prompt),
+        finish_reason="stop",
+        group=group,
+    )
