@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
-import orjson
+import msgspec
 from yarl import URL
 
+T = TypeVar("T")
 CONNECT_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 4.0  # SGLang closes an idle connection after 5 s; a request must not meet the closing
 
@@ -48,19 +49,31 @@ class Client:
         """Close all connections."""
         await self._session.close()
 
-    async def post(
-        self, url: URL, body: dict[str, Any], *, timeout_s: float, deadlines: set[asyncio.Timeout] | None = None
-    ) -> Any:
-        """The decoded answer. ``deadlines`` holds its deadline meanwhile, so that it can be given up early."""
-        return await self._request("POST", url, orjson.dumps(body), timeout_s, deadlines)
+    async def post(self, url: URL, body: dict[str, Any], *, timeout_s: float) -> Any:
+        """The decoded answer; None for an empty one."""
+        text = await self._request("POST", url, msgspec.json.encode(body), timeout_s, None)
+        return _decode(url, text, _ANY) if text else None
+
+    async def ask(
+        self,
+        url: URL,
+        body: dict[str, Any],
+        decoder: msgspec.json.Decoder[T],
+        *,
+        timeout_s: float,
+        deadlines: set[asyncio.Timeout],
+    ) -> T:
+        """The answer as ``decoder`` makes it. ``deadlines`` holds its deadline meanwhile: it can be given up early."""
+        text = await self._request("POST", url, msgspec.json.encode(body), timeout_s, deadlines)
+        return _decode(url, text, decoder)
 
     async def get(self, url: URL, *, timeout_s: float) -> Any:
         """The decoded answer."""
-        return await self._request("GET", url, None, timeout_s, None)
+        return _decode(url, await self._request("GET", url, None, timeout_s, None), _ANY)
 
     async def _request(
         self, method: str, url: URL, data: bytes | None, timeout_s: float, deadlines: set[asyncio.Timeout] | None
-    ) -> Any:
+    ) -> bytes:
         deadline = asyncio.timeout(timeout_s)
         if deadlines is not None:
             deadlines.add(deadline)
@@ -75,16 +88,19 @@ class Client:
             if deadlines is not None:
                 deadlines.discard(deadline)
         if status == 200:
-            return _decode(url, text)
+            return text
         raise _error_of(url, status, text)
 
 
-def _decode(url: URL, text: bytes) -> Any:
-    if not text:
-        return None
+_ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
+def _decode(url: URL, text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        return decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise ServerRefusedError(f"{url}: not an answer of SGLang's: {error}: {text[:200]!r}") from error
+    except msgspec.DecodeError as error:
         raise ServerLostError(f"{url}: the answer is not JSON ({error}): {text[:200]!r}") from error
 
 

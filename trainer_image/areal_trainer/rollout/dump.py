@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import orjson
+import msgspec
 
 from areal_trainer.trajectory import Trajectory
 
@@ -19,7 +19,7 @@ def dump_samples(trajectories: Iterable[Trajectory], directory: Path, *, step: i
     lines = []
     for trajectory in trajectories:
         lines.append(
-            orjson.dumps(
+            msgspec.json.encode(
                 {
                     "task_id": trajectory.task_id or str(trajectory.group),
                     "sample_idx": seen[trajectory.group],
@@ -30,10 +30,9 @@ def dump_samples(trajectories: Iterable[Trajectory], directory: Path, *, step: i
                     "reward": trajectory.reward,
                     "prompt": trajectory.prompt,
                     "completion": trajectory.completion,
-                },
-                option=orjson.OPT_APPEND_NEWLINE,
+                }
             )
         )
         seen[trajectory.group] += 1
-    target.write_bytes(b"".join(lines))
+    target.write_bytes(b"".join(line + b"\n" for line in lines))
     return target

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
+
+import msgspec
 
 from areal_api.generation import GenerationHyperparameters
 
@@ -43,6 +45,46 @@ class ModelResponse:
         return len(self.output_tokens)
 
 
+class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
+    """[logprob, token id, …]; untracked by the garbage collector, of which there are millions."""
+
+    logprob: float
+    token: int
+
+
+class FinishReason(msgspec.Struct):
+    """Why an answer ends."""
+
+    type: Literal["stop", "length", "abort"]
+
+
+class Span(msgspec.Struct):
+    """The tokens ``start`` … ``end`` − 1 of an answer were made by ``version``."""
+
+    version: str
+    start: int
+    end: int
+
+
+class Meta(msgspec.Struct):
+    """What we read of ``meta_info``."""
+
+    finish_reason: FinishReason
+    weight_version: str = ""
+    weight_versions: list[Span] | None = None
+    output_token_logprobs: list[TokenLogprob] | None = None
+
+
+class Answer(msgspec.Struct):
+    """What we read of a sample in SGLang's answer to /generate."""
+
+    meta_info: Meta
+
+
+ONE_ANSWER = msgspec.json.Decoder(Answer)
+ANSWERS = msgspec.json.Decoder(list[Answer])
+
+
 class WrongVersionError(Exception):
     """A server answered with weights that it is not known to hold."""
 
@@ -56,20 +98,18 @@ class Draft:
     versions: list[int] = field(default_factory=list)
     stop_reason: StopReason | None = None
 
-    def extend(self, answer: dict[str, Any], *, oldest: int, newest: int, limit: int) -> None:
+    def extend(self, answer: Answer, *, oldest: int, newest: int, limit: int) -> None:
         """Append what a server made. Raises ``WrongVersionError``, and appends nothing, where a token was made by
         weights outside ``oldest`` … ``newest``. ``limit``: tokens that were asked for."""
-        meta = answer["meta_info"]
-        made = meta.get("output_token_logprobs") or []
+        meta = answer.meta_info
+        made = meta.output_token_logprobs or []
         versions = _versions(meta, len(made), oldest=oldest, newest=newest)
-        self.tokens += [entry[1] for entry in made]
-        self.logprobs += [entry[0] for entry in made]
+        self.tokens += [entry.token for entry in made]
+        self.logprobs += [entry.logprob for entry in made]
         self.versions += versions
-        reason = meta["finish_reason"]["type"]
-        if reason in ("stop", "length"):
-            self.stop_reason = cast(StopReason, reason)
-        elif reason != "abort":
-            raise ValueError(f"a server answered with finish_reason {reason!r}; known are stop, length and abort")
+        reason = meta.finish_reason.type
+        if reason != "abort":
+            self.stop_reason = reason
         elif len(made) >= limit:
             self.stop_reason = "length"
 
@@ -133,16 +173,16 @@ def check_token_ids(input_ids: list[int], vocab_size: int | None) -> None:
         )
 
 
-def _versions(meta: dict[str, Any], count: int, *, oldest: int, newest: int) -> list[int]:
-    spans = meta.get("weight_versions") or [{"version": meta.get("weight_version", ""), "start": 0, "end": count}]
+def _versions(meta: Meta, count: int, *, oldest: int, newest: int) -> list[int]:
+    spans = meta.weight_versions or [Span(meta.weight_version, 0, count)]
     versions: list[int] = []
     for span in spans:
-        version = weight_version_number(span["version"])
+        version = weight_version_number(span.version)
         if version is None or not oldest <= version <= newest:
             raise WrongVersionError(
-                f"it says {span['version']!r}, not v{oldest}{'' if oldest == newest else f' … v{newest}'}"
+                f"it says {span.version!r}, not v{oldest}{'' if oldest == newest else f' … v{newest}'}"
             )
-        versions += [version] * (span["end"] - span["start"])
+        versions += [version] * (span.end - span.start)
     if len(versions) != count:
         raise ValueError(f"an answer has {count} log-probs, but weight_versions cover {len(versions)} tokens")
     return versions

@@ -8,6 +8,9 @@ from typing import Any
 
 from areal_trainer.rollout.client import Client, ServerBusyError, ServerError, ServerLostError
 from areal_trainer.rollout.generation import (
+    ANSWERS,
+    ONE_ANSWER,
+    Answer,
     Draft,
     ModelRequest,
     ModelResponse,
@@ -104,13 +107,9 @@ class Sampler:
         held = server.version
         server.load += len(drafts)
         try:
-            answers = await self._client.post(
-                server.generate_url, body, timeout_s=self._timeout_s, deadlines=server.deadlines
-            )
+            answers = await self._answers(server, body, single=len(drafts) == 1)
         finally:
             server.load -= len(drafts)
-        if len(drafts) == 1:
-            answers = [answers]
         if len(answers) != len(drafts):
             raise ServerError(f"{server.address} answered with {len(answers)} samples for {len(drafts)}")
         # Weights that were loaded meanwhile are as good as those that were there when it was sent.
@@ -120,6 +119,12 @@ class Sampler:
             part.extend(answer, oldest=held, newest=newest, limit=limit)
         for draft, part in zip(drafts, parts, strict=True):  # all samples of an answer count, or none
             draft.append(part)
+
+    async def _answers(self, server: Server, body: dict[str, Any], *, single: bool) -> list[Answer]:
+        limits: Any = {"timeout_s": self._timeout_s, "deadlines": server.deadlines}
+        if single:
+            return [await self._client.ask(server.generate_url, body, ONE_ANSWER, **limits)]
+        return await self._client.ask(server.generate_url, body, ANSWERS, **limits)
 
 
 def _name(request: ModelRequest) -> str:

@@ -105,12 +105,14 @@ class RLVRWorkflow(RolloutWorkflow):
         responses: list[ModelResponse],
     ) -> list[float]:
         columns = {name: value for name, value in data.items() if name not in _GIVEN_OTHERWISE}
-
-        async def judged(completion: str, response: ModelResponse) -> float:
-            reward = self.reward_fn(prompt, completion, prompt_ids, response.output_tokens, **columns)
-            return float(await reward if inspect.isawaitable(reward) else reward)
-
-        return await asyncio.gather(*map(judged, completions, responses))
+        rewards = [
+            self.reward_fn(prompt, completion, prompt_ids, response.output_tokens, **columns)
+            for completion, response in zip(completions, responses, strict=True)
+        ]
+        # All of them are under way before the first is waited for.
+        pending = [reward for reward in rewards if isinstance(reward, Awaitable)]
+        judged = iter(await asyncio.gather(*pending)) if pending else iter(())
+        return [float(next(judged) if isinstance(reward, Awaitable) else reward) for reward in rewards]
 
 
 def with_stop_tokens(gconfig: GenerationHyperparameters, tokenizer: Any) -> GenerationHyperparameters:
