@@ -146,8 +146,7 @@ class PPOActorConfig(TrainEngineConfig):
     max_logprob_diff: float = Field(
         1.0,
         gt=0,
-        description="Largest mean |log-prob of the server − log-prob of the trainer| a token, on tokens of the current "
-        "version; above it the run stops.",
+        description="Largest mean |log-prob of the server − log-prob of the trainer| a token; above it the run stops.",
         json_schema_extra={"unit": "nats"},
     )
 
@@ -155,6 +154,10 @@ class PPOActorConfig(TrainEngineConfig):
     def _variants_are_whole(self) -> Self:
         if self.overlong_reward_penalty and (self.overlong_tokens is None or self.overlong_penalty_factor is None):
             raise ValueError("overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both")
+        if self.m2_threshold is not None and not (self.use_decoupled_loss or self.recompute_logprob):
+            raise ValueError(
+                "m2_threshold needs the trainer's own log-probs; set use_decoupled_loss or recompute_logprob"
+            )
         if self.use_sapo_loss and self.use_decoupled_loss:
             raise ValueError("use_sapo_loss and use_decoupled_loss exclude each other; set one of them to false")
         if self.use_sapo_loss and self.c_clip is not None:

@@ -137,4 +137,9 @@ RULES = (
         f"!self.actor.use_sapo_loss || !({_given('self.actor.c_clip')})",
         "actor.use_sapo_loss clips nothing; leave actor.c_clip out",
     ),
+    Rule(
+        "spec.config",
+        f"!({_given('self.actor.m2_threshold')}) || self.actor.use_decoupled_loss || self.actor.recompute_logprob",
+        "actor.m2_threshold needs the trainer's own log-probs; set actor.use_decoupled_loss or actor.recompute_logprob",
+    ),
 )

@@ -198,6 +198,12 @@ CASES = [
         "use_sapo_loss",
     ),
     Case("SAPO", {f"{_ACTOR}.use_sapo_loss": True}),
+    Case(
+        "M2PO without the trainer's log-probs",
+        {f"{_ACTOR}.m2_threshold": 0.04, f"{_ACTOR}.use_decoupled_loss": False},
+        "m2_threshold needs the trainer's own log-probs",
+        "m2_threshold",
+    ),
     Case("no cap", {f"{_ACTOR}.behav_imp_weight_cap": None}),
     Case("a cap of 1", {f"{_ACTOR}.behav_imp_weight_cap": 1.0}, "1.0 is not above 1"),
     Case(

@@ -74,7 +74,13 @@ def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
         stack.callback(pool.close)  # before the engine, on whose event loop it works
         if ranks.is_first:
             pool.start()  # its processes import while the model is loaded
-        policy = Policy(config.actor, device=ranks.device.type, total_steps=total_steps, seed=config.seed)
+        policy = Policy(
+            config.actor,
+            device=ranks.device.type,
+            total_steps=total_steps,
+            seed=config.seed,
+            tokenizer_path=config.tokenizer,
+        )
         publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)
         stack.callback(publisher.close)
         yield Parts(

@@ -25,7 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from areal_api.actor import PPOActorConfig, TrainEngineConfig
-from areal_trainer.algo.loss import ppo_loss
+from areal_trainer.algo.loss import ppo_loss, sapo_loss
+from areal_trainer.algo.m2po import second_moment_mask
 from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
 from areal_trainer.batch import PackedBatch
 from areal_trainer.language_model import LanguageModel, disable_dropout
@@ -37,7 +38,10 @@ from areal_trainer.tokenizer import load_hf_tokenizer
 logger = logging.getLogger(__name__)
 
 PREFIX = "grpo_actor/"
-LOGPROB_DIFF = "rollout_logprob_diff"
+LOGPROB_DIFF = (
+    "rollout_logprob_diff"  # over all trained tokens; those of older versions differ by what was learned since
+)
+CURRENT_DIFF = "rollout_logprob_diff_current"  # over the tokens that the current version made: rounding alone
 
 
 class ReferenceModel:
@@ -71,7 +75,10 @@ class Policy(ReferenceModel):
 
     section = "actor"
 
-    def __init__(self, config: PPOActorConfig, *, device: str, total_steps: int, seed: int) -> None:
+    def __init__(
+        self, config: PPOActorConfig, *, device: str, total_steps: int, seed: int, tokenizer_path: str | None = None
+    ) -> None:
+        """``tokenizer_path``: saved with the model; by default the one of ``config.path``."""
         if config.dtype == "float16":
             raise ValueError("actor.dtype float16 cannot hold small gradients; set bfloat16 or float32")
         super().__init__(config, device=device, temperature=config.temperature)
@@ -81,6 +88,7 @@ class Policy(ReferenceModel):
             disable_dropout(self.model)
         self.model.requires_grad_(True)
         self.config = config
+        self.tokenizer_path = tokenizer_path or config.path
         self.version = 0
         """Weight version of the parameters; the training loop sets it."""
         self._total_steps = total_steps
@@ -142,7 +150,7 @@ class Policy(ReferenceModel):
             directory.mkdir(parents=True, exist_ok=True)
             self.model.causal_lm.save_pretrained(directory, state_dict=tensors)
             self.model.save_config(directory)
-            load_hf_tokenizer(self.config.path).save_pretrained(directory)
+            load_hf_tokenizer(self.tokenizer_path).save_pretrained(directory)
         if dist.is_initialized():
             dist.barrier()
 
@@ -171,10 +179,11 @@ class Policy(ReferenceModel):
         tokens = over_ranks(mine)
         # FSDP averages gradients over ranks, so a sum over ranks needs the factor len(tokens).
         scale = len(tokens) / max(1.0, float(tokens.sum()))
+        kept_T = self._kept(batch, layouts, prox_logp_T)
         stats, differences = [], []
         for layout in layouts:
             logp_N, entropy_N = self.model(layout)
-            loss, loss_stats = self._loss(batch, layout, logp_N, advantages_T, prox_logp_T)
+            loss, loss_stats = self._loss(batch, layout, logp_N, advantages_T, prox_logp_T, kept_T)
             (loss * scale).backward()
             stats.append(loss_stats | summarize({"entropy": (entropy_N, None)}))
             if prox_logp_T is None:
@@ -183,20 +192,56 @@ class Policy(ReferenceModel):
                 differences.append(self._difference(batch, logp_T, here_T))
         return stats, differences
 
+    def _kept(self, batch: PackedBatch, layouts: list[Layout], prox_logp_T: Tensor | None) -> Tensor:
+        """Tokens that take part in the loss of a minibatch: all that are trained, less what M2PO leaves out."""
+        threshold = self.config.m2_threshold
+        if threshold is None or prox_logp_T is None:
+            return batch.loss_mask_T
+        here_T = torch.zeros_like(batch.loss_mask_T)
+        for layout in layouts:
+            here_T[layout.token_N] = True
+        return second_moment_mask(
+            prox_logp_T,
+            batch.behav_logp_T,
+            here_T,
+            threshold=threshold,
+            reduce=lambda sums: over_ranks(sums).sum(0),
+        )
+
     def _loss(
-        self, batch: PackedBatch, layout: Layout, logp_N: Tensor, advantages_T: Tensor, prox_logp_T: Tensor | None
+        self,
+        batch: PackedBatch,
+        layout: Layout,
+        logp_N: Tensor,
+        advantages_T: Tensor,
+        prox_logp_T: Tensor | None,
+        kept_T: Tensor,
     ) -> tuple[Tensor, Stats]:
         """Sum of the token losses of a pass."""
-        config, token_N = self.config, layout.token_N
-        behav_logp_N = batch.behav_logp_T[token_N].to(logp_N.device)
-        old_logp_N = behav_logp_N if prox_logp_T is None else prox_logp_T[token_N].to(logp_N.device)
+        config, token_N, device = self.config, layout.token_N, logp_N.device
+        behav_logp_N = batch.behav_logp_T[token_N].to(device)
+        old_logp_N = behav_logp_N if prox_logp_T is None else prox_logp_T[token_N].to(device)
+        advantages_N = advantages_T[token_N].to(device)
+        kept_N = kept_T[token_N].to(device)
+        cu_seqlens = torch.searchsorted(token_N, batch.cu_seqlens.long()).to(device)
+        if config.use_sapo_loss:
+            return sapo_loss(
+                logp_N,
+                old_logp_T=old_logp_N,
+                advantages_T=advantages_N,
+                loss_mask_T=kept_N,
+                cu_seqlens=cu_seqlens,
+                tau_pos=config.sapo_tau_pos,
+                tau_neg=config.sapo_tau_neg,
+                ratio_level=config.importance_sampling_level,
+            )
         return ppo_loss(
             logp_N,
             prox_logp_T=old_logp_N,
             behav_logp_T=behav_logp_N if config.use_decoupled_loss else None,
-            advantages_T=advantages_T[token_N].to(logp_N.device),
-            loss_mask_T=torch.ones(len(token_N), dtype=torch.bool, device=logp_N.device),
-            cu_seqlens=torch.searchsorted(token_N, batch.cu_seqlens.long()).to(logp_N.device),
+            advantages_T=advantages_N,
+            loss_mask_T=kept_N,
+            cu_seqlens=cu_seqlens,
             eps_clip=config.eps_clip,
             eps_clip_higher=config.eps_clip_higher,
             c_clip=config.c_clip,
@@ -221,21 +266,24 @@ class Policy(ReferenceModel):
         return norm_value
 
     def _difference(self, batch: PackedBatch, logp_T: Tensor, where_T: Tensor) -> Stats:
-        """|server − trainer| on those tokens that the current version made."""
-        current_T = where_T & batch.loss_mask_T & (batch.versions_T == self.version)
-        return summarize({LOGPROB_DIFF: ((batch.behav_logp_T - logp_T).abs(), current_T)})
+        """|server − trainer| on trained tokens, and on those of them that the current version made."""
+        difference_T, trained_T = (batch.behav_logp_T - logp_T).abs(), where_T & batch.loss_mask_T
+        current_T = trained_T & (batch.versions_T == self.version)
+        return summarize({LOGPROB_DIFF: (difference_T, trained_T), CURRENT_DIFF: (difference_T, current_T)})
 
     def _checked(self, mine: Stats) -> Stats:
         stats = merged_over_ranks(mine)
-        total, count, _, largest = stats[LOGPROB_DIFF].tolist()
-        # Written so that NaN counts as absurd.
-        if count and not total / count <= self.config.max_logprob_diff:
-            raise RuntimeError(
-                f"servers and trainer disagree: on {count:.0f} tokens of version {self.version} their log-probs differ "
-                f"by {total / count:.3g} nats a token (at most {largest:.3g}), above actor.max_logprob_diff "
-                f"{self.config.max_logprob_diff}. Check that the servers run this model (sglang.model_path, tokenizer) "
-                "in a type like actor.dtype, and sample at actor.temperature"
-            )
+        for name, which in ((CURRENT_DIFF, f"tokens of version {self.version}"), (LOGPROB_DIFF, "trained tokens")):
+            total, count, _, largest = stats[name].tolist()
+            # Written so that NaN counts as absurd.
+            if count and not total / count <= self.config.max_logprob_diff:
+                raise RuntimeError(
+                    f"servers and trainer disagree: on {count:.0f} {which} their log-probs differ by "
+                    f"{total / count:.3g} nats a token (at most {largest:.3g}), above actor.max_logprob_diff "
+                    f"{self.config.max_logprob_diff}. Check that the servers run this model (sglang.model_path, "
+                    "tokenizer) in a type like actor.dtype and sample at actor.temperature, and that the policy has "
+                    "not run away (actor.optimizer.lr)"
+                )
         return stats
 
     def _fill_optimizer_state(self) -> None:

@@ -67,5 +67,6 @@ def joined(device: str) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     try:
         yield Ranks(rank, world_size, place)
+        dist.barrier()  # a rank that leaves early takes the store of the others with it
     finally:
         dist.destroy_process_group()
