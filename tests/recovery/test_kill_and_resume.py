@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,3 +87,28 @@ def test_an_asynchronous_run_killed_at_many_points_repeats_and_loses_no_step(
     lines = learned(tmp_path / "killed")
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert max(float(str(line["staleness/max"])) for line in lines) <= 2
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        Kill("areal_trainer.rollout.sampler.Sampler.sample", 14, signal.SIGTERM),  # rank 0 waits for rollouts
+        Kill("areal_trainer.policy.Policy.update", 4, signal.SIGTERM),
+    ],
+    ids=["waiting", "training"],
+)
+def test_a_run_asked_to_end_checkpoints_first_and_goes_on_bit_equal(
+    trainer: ForkedTrainer, tmp_path: Path, moment: Kill
+) -> None:
+    config = configuration(tmp_path, asynchronous=False) | {"total_train_steps": 6, "recover": {"freq_steps": 100}}
+    with ScriptedServer(Script(vocab_size=VOCABULARY, latency_s=0.05)) as server:
+        calm, ended = (environment(config, tmp_path / name, server) for name in ("calm", "ended"))
+        log = tmp_path / "log"
+        assert trainer.run(calm, log=log) == 0, log.read_text()[-4000:]
+        assert trainer.run(ended, moment, log=log) == 143, log.read_text()[-4000:]
+        done = len(learned(tmp_path / "ended"))
+        assert done in (3, 4)
+        assert (tmp_path / f"ended/run/recover/step{done}").is_dir()
+        assert json.loads((tmp_path / "ended/run/summary.json").read_text())["outcome"] == "stopped"
+        assert trainer.run(ended, log=log) == 0, log.read_text()[-4000:]
+    assert learned(tmp_path / "ended") == learned(tmp_path / "calm")

@@ -19,10 +19,11 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL at the ``call``-th call (from 1) of ``function``, e.g. ``os.fsync``: before it does anything."""
+    """A signal at the ``call``-th call (from 1) of ``function``, e.g. ``os.fsync``: before it does anything."""
 
     function: str
     call: int
+    number: int = signal.SIGKILL
 
 
 class ForkedTrainer:
@@ -79,7 +80,7 @@ def _train(train: Any, order: dict[str, Any]) -> int:
     return int(train.main([]))
 
 
-def _arm(function: str, call: int) -> None:
+def _arm(function: str, call: int, number: int) -> None:
     owner_name, _, name = function.rpartition(".")
     try:
         owner = importlib.import_module(owner_name)
@@ -92,7 +93,7 @@ def _arm(function: str, call: int) -> None:
         nonlocal left
         left -= 1
         if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return original(*arguments, **keywords)
 
     setattr(owner, name, deadly)

@@ -18,7 +18,7 @@ from areal_api import names
 from areal_api.config import RolloutConfig
 from areal_trainer.rollout.client import Client
 from areal_trainer.rollout.dump import dump_samples
-from areal_trainer.rollout.executor import Accept, Episode, Executor, Prompt, RolloutError, run_prompts
+from areal_trainer.rollout.executor import Accept, Episode, Executor, Interrupted, Prompt, RolloutError, run_prompts
 from areal_trainer.rollout.generation import ModelRequest, ModelResponse
 from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.publishing import publish
@@ -224,6 +224,11 @@ class RemoteSGLangEngine:
         assert episodes is not None
         return self._deliver([t for episode in episodes for t in episode.trajectories], started, share=False)
 
+    def interrupt(self) -> None:
+        """``prepare_batch`` raises ``Interrupted`` on every rank from now on. A signal handler may call it."""
+        if self._is_first:
+            self._loop.loop.call_soon_threadsafe(self._executor.stop, Interrupted())
+
     def pause(self) -> None:
         """Start no further episode until ``resume``; those under way go on."""
         if self._is_first:
@@ -325,6 +330,8 @@ class RemoteSGLangEngine:
         done, told = self._ranks.from_first((done, None if error is None else f"{type(error).__name__}: {error}"))
         if error is not None:
             raise error
+        if told is not None and told.startswith(Interrupted.__name__):
+            raise Interrupted
         if told is not None:
             raise RolloutError(f"on rank 0: {told}")
         return done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 logger = logging.getLogger(__name__)
@@ -15,11 +16,18 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._wake: Callable[[], None] | None = None
 
     def install(self) -> None:
         """Take over the two signals of this process; call on the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+
+    def wakes(self, wake: Callable[[], None]) -> None:
+        """Have a signal also call ``wake``, which ends a wait; at once where the signal has come already."""
+        self._wake = wake
+        if self.requested():
+            wake()
 
     def requested(self) -> bool:
         """Whether a signal has come."""
@@ -29,3 +37,5 @@ class StopSignal:
         if not self._event.is_set():
             logger.info("%s: finishing the step, then writing a recovery checkpoint", signal.Signals(number).name)
         self._event.set()
+        if self._wake is not None:
+            self._wake()

@@ -24,6 +24,7 @@ from areal_trainer.checkpoint import Due, load_loop, load_state, recovery_checkp
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.ranks import Ranks, joined
+from areal_trainer.rollout.executor import Interrupted
 from areal_trainer.stats import Timings, write_summary
 from areal_trainer.stop import StopSignal
 
@@ -46,14 +47,18 @@ class Progress:
 def train(parts: Parts, stop: StopSignal) -> Progress:
     """Train until the last step or until ``stop`` is set; returns how far the run is. Goes on from a checkpoint."""
     progress = _resume(parts)
+    stop.wakes(parts.engine.interrupt)
     if progress.step == 0 and parts.valid_rows:
         reward = _evaluate(parts)
         progress = replace(progress, eval_first=reward, eval_last=reward)
     dues, timings = _Dues.of(parts), Timings()
     while progress.step < parts.total_steps:
         began = time.monotonic()
-        with timings.stage("rollout"):
-            trajectories = parts.engine.prepare_batch(parts.loader, parts.workflow, parts.accept)
+        try:
+            with timings.stage("rollout"):
+                trajectories = parts.engine.prepare_batch(parts.loader, parts.workflow, parts.accept)
+        except Interrupted:
+            break
         stats = train_step(parts, pack(trajectories), timings)
         progress = _after_step(parts, progress, dues, stats, timings, began)
         timings = Timings()

@@ -28,6 +28,10 @@ class RolloutError(Exception):
     """Rollout cannot go on: too many episodes failed in a row, or nothing could ever finish."""
 
 
+class Interrupted(Exception):
+    """The run was asked to end: nobody waits for the next batch any more."""
+
+
 @dataclass
 class Prompt:
     """A row that waits for its episode."""
