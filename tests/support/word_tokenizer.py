@@ -5,9 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<say>{% endif %}"
-)
+CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}<say>{% endif %}"
 
 
 def word_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
