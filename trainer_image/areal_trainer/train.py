@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,14 @@ class Progress:
     eval_last: float | None = None
 
 
-def train(parts: Parts, stop: StopSignal) -> Progress:
-    """Train until the last step or until ``stop`` is set; returns how far the run is. Goes on from a checkpoint."""
-    progress = _resume(parts)
+def train(parts: Parts, progress: Progress, stop: StopSignal) -> Iterator[Progress]:
+    """Train from ``progress`` until the last step or until ``stop`` is set; yields how far the run is, step by step."""
     stop.wakes(parts.engine.interrupt)
     if progress.step == 0 and parts.valid_rows:
         reward = _evaluate(parts)
         progress = replace(progress, eval_first=reward, eval_last=reward)
     dues, timings = _Dues.of(parts), Timings()
+    dues.recovered_at = progress.step or -1
     while progress.step < parts.total_steps:
         began = time.monotonic()
         try:
@@ -61,6 +61,7 @@ def train(parts: Parts, stop: StopSignal) -> Progress:
             break
         stats = train_step(parts, pack(trajectories), timings)
         progress = _after_step(parts, progress, dues, stats, timings, began)
+        yield progress
         timings = Timings()
         if parts.config.recover.mode == "auto" and dues.recover.at(progress.step):
             # After the statistics were written: a checkpoint never stands for a step whose line could be lost.
@@ -72,7 +73,6 @@ def train(parts: Parts, stop: StopSignal) -> Progress:
     parts.publisher.wait()
     if parts.config.recover.mode == "auto" and dues.recovered_at != progress.step:
         _save_recovery(parts, progress)
-    return progress
 
 
 def train_step(parts: Parts, batch: PackedBatch, timings: Timings) -> dict[str, float]:
@@ -174,8 +174,8 @@ def _save_recovery(parts: Parts, progress: Progress) -> None:
     save_recovery(parts.run, step=progress.step, policy=parts.policy, loop=loop, keep=parts.config.recover.keep)
 
 
-def _resume(parts: Parts) -> Progress:
-    """The newest recovery checkpoint restored everywhere, servers included; or the beginning."""
+def resume(parts: Parts) -> Progress:
+    """Connect the engine, and restore the newest recovery checkpoint everywhere, servers included, if there is one."""
     found = recovery_checkpoints(parts.run) if parts.config.recover.mode == "auto" else []
     found = parts.ranks.from_first(found)
     step, checkpoint = found[-1] if found else (0, None)
@@ -197,20 +197,32 @@ def _resume(parts: Parts) -> Progress:
 
 
 def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSignal) -> str:
-    """Train and write ``summary.json``; returns the outcome: succeeded, or stopped by a signal."""
+    """Train and write ``summary.json``; returns the outcome: succeeded, or stopped by a signal.
+
+    Raises ``ValueError`` only for what a user wrote, before the first step; whatever goes wrong later is summarised as
+    failed and raised.
+    """
     with assemble(config, run=run, ranks=ranks) as parts:
-        progress = train(parts, stop)
+        progress = resume(parts)
+        try:
+            for progress in train(parts, progress, stop):  # noqa: B007, B020  the last one is what the summary tells
+                pass
+        except Exception as error:
+            _summarise(run, ranks, progress, outcome="failed", error=f"{type(error).__name__}: {error}")
+            if isinstance(error, ValueError):
+                raise RuntimeError(f"after step {progress.step}: {error}") from error
+            raise
         outcome = "succeeded" if progress.step >= parts.total_steps else "stopped"
-        if ranks.is_first:
-            write_summary(run, _summary(progress, outcome))
+        _summarise(run, ranks, progress, outcome=outcome)
     return outcome
 
 
-def _summary(progress: Progress, outcome: str) -> dict[str, Any]:
-    figures = asdict(progress)
-    tokens, steps = figures.pop("tokens"), figures.pop("step")
-    speed = tokens / progress.seconds if progress.seconds else 0.0
-    return {"outcome": outcome, "steps": steps, **figures, "tokens_per_second": speed}
+def _summarise(run: Path, ranks: Ranks, progress: Progress, **rest: str) -> None:
+    if ranks.is_first:
+        figures = asdict(progress)
+        tokens, steps = figures.pop("tokens"), figures.pop("step")
+        speed = tokens / progress.seconds if progress.seconds else 0.0
+        write_summary(run, {**rest, "steps": steps, **figures, "tokens_per_second": speed})
 
 
 def main(arguments: Sequence[str]) -> int:
