@@ -47,10 +47,11 @@ class Comparison:
 
 
 def by_turns(
-    ours: Callable[[], float], baseline: Callable[[], float], *, rounds: int
+    ours: Callable[[], float], baseline: Callable[[], float], *, rounds: int, warm_up: bool = True
 ) -> tuple[list[float], list[float]]:
-    """What both return, over ``rounds``; who goes first alternates. A first, unmeasured round warms both up."""
-    ours(), baseline()
+    """What both return, over ``rounds``; who goes first alternates. ``warm_up``: a first round is not counted."""
+    if warm_up:
+        ours(), baseline()
     results: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         sides = [(results[0], ours), (results[1], baseline)]

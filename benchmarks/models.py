@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from areal_trainer.trajectory import Trajectory
@@ -30,12 +30,16 @@ def save_qwen3(directory: Path, *, layers: int, hidden: int, vocabulary: int, se
         )
     )
     model.save_pretrained(directory)
-    words = {f"w{number}": number for number in range(vocabulary)}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), unk_token="w0", eos_token="w1"
-    )
-    tokenizer.save_pretrained(directory)
+    word_tokenizer(vocabulary).save_pretrained(directory)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """One token a word: w0, w1, …"""
+    words = {f"w{number}": number for number in range(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w1")
 
 
 def random_groups(
