@@ -15,7 +15,7 @@ TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed")
 class StatusSection(CamelSection):
     """A part of the status. Unknown keys are ignored, so that an older operator reads what a newer one wrote."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
 
 class Condition(StatusSection):

@@ -18,6 +18,7 @@ MEMORY = re.compile(r"out of memory|cannot allocate memory", re.IGNORECASE)
 # What the trainer says of something that a user wrote, or torchrun of a rank that ended because of it.
 INVALID = re.compile(r"^error: |exitcode\s*: 2 ")
 BACK_OFF = re.compile(r"\bback-off \S+ ")  # "back-off 5m0s restarting …": the time would change the status every time
+UNBOUND = "unbound immediate PersistentVolumeClaims"
 LONGEST = 600
 
 
@@ -44,8 +45,9 @@ def pod_problem(pod: Object, observed: Observed) -> Why | None:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     scheduled = condition_of(pod, "PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
-        reason = scheduled.get("reason") or "Unschedulable"
-        return Why(reason, _short(f"pod {name}: {scheduled.get('message') or 'is not scheduled'}"))
+        said = str(scheduled.get("message") or "is not scheduled")
+        reason = "VolumePending" if UNBOUND in said else scheduled.get("reason") or "Unschedulable"
+        return Why(reason, _short(f"pod {name}: {said}"))
     if status.get("reason") == "Evicted":
         return Why("Evicted", _short(f"pod {name}: {status.get('message') or 'was evicted'}"))
     for container in _containers(pod):

@@ -22,7 +22,7 @@ from areal_operator.observed import Object, Observed, Subject, condition_of, is_
 from areal_operator.settings import Settings
 from areal_operator.status import Finding
 
-RETRY_S, LONGEST_RETRY_S = 10.0, 360.0
+LONGEST_RETRY_S = 360.0
 SERVER_KINDS = ("StatefulSet", "PodDisruptionBudget")
 KEPT_KINDS = ("ConfigMap", "PersistentVolumeClaim", "Pod")  # never pruned: pods and claims go with others, or stay
 
@@ -153,7 +153,7 @@ def _after_failure(view: View, failure: Failure) -> Plan:
     limit = 0 if spec.config.recover.mode == "disabled" else spec.run_policy.backoff_limit
     if not failure.disruption and (failure.final or status.restarts >= limit):
         return _end(view, "Failed", _last_failure(view, failure, limit))
-    delay_s = 0.0 if failure.disruption else min(LONGEST_RETRY_S, RETRY_S * 2.0**status.restarts)
+    delay_s = 0.0 if failure.disruption else min(LONGEST_RETRY_S, view.settings.retry_s * 2.0**status.restarts)
     left_s = (failure.at + timedelta(seconds=delay_s) - view.now).total_seconds()
     counted = "it does not count" if failure.disruption else f"restart {status.restarts + 1} of {limit}"
     text = f"attempt {status.attempt} failed: {failure.why.message}"

@@ -28,6 +28,7 @@ class Settings:
     workers: int = 4
     resync_s: float = 300.0
     waiting_s: float = 15.0  # how often the events of something that waits are read again
+    retry_s: float = 10.0  # from a failure to the next attempt; it doubles with each
 
     @classmethod
     def of(cls, env: Mapping[str, str]) -> Settings:
@@ -41,6 +42,9 @@ class Settings:
             progress_url=(env.get("AREAL_OPERATOR_URL") or "").rstrip("/") or None,
             port=_number(env, "AREAL_OPERATOR_PORT", 8080),
             workers=_number(env, "AREAL_OPERATOR_WORKERS", 4),
+            resync_s=_number(env, "AREAL_OPERATOR_RESYNC_SECONDS", 300),
+            waiting_s=_number(env, "AREAL_OPERATOR_WAITING_SECONDS", 15),
+            retry_s=_number(env, "AREAL_OPERATOR_RETRY_SECONDS", 10),
         )
 
     def image(self, kind: Literal["trainer", "server"], device: Device, asked: str | None) -> str:

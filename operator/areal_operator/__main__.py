@@ -1,0 +1,43 @@
+"""``python -m areal_operator``: runs until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from areal_operator.operate import operate
+from areal_operator.settings import Settings
+
+
+async def _main(settings: Settings) -> None:
+    stop, watching = asyncio.Event(), asyncio.Event()
+
+    async def catch_signals() -> None:
+        await watching.wait()  # kopf has set its own handlers by now; it would end without giving up the Lease
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    async with asyncio.TaskGroup() as group:
+        catching = group.create_task(catch_signals())
+        await operate(settings, stop, watching)
+        catching.cancel()
+
+
+def main() -> int:
+    """Run; the exit status is 2 for a setting that cannot be used."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        settings = Settings.of(os.environ)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    asyncio.run(_main(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

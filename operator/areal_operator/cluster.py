@@ -1,0 +1,220 @@
+"""The API server: reads, server-side apply, deletes. One HTTP session, kopf's own library and credentials."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import kopf
+
+from areal_api.crd import PLURAL
+from areal_api.experiment import API_VERSION, KIND
+from areal_operator.observed import Object, Warned
+
+logger = logging.getLogger(__name__)
+TIMEOUT_S = 30.0
+LOGIN_S = 60.0  # how long credentials are used before they are read again: the kubelet renews tokens
+MANAGER = "areal-operator"
+PROGRESS_MANAGER = "areal-operator-progress"
+PAGE = 500
+
+# Children in the order in which they depend on one another: the watched kinds.
+CHILD_KINDS: dict[str, tuple[str, str]] = {
+    "ConfigMap": ("v1", "configmaps"),
+    "Secret": ("v1", "secrets"),
+    "ServiceAccount": ("v1", "serviceaccounts"),
+    "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
+    "Service": ("v1", "services"),
+    "Pod": ("v1", "pods"),
+    "NetworkPolicy": ("networking.k8s.io/v1", "networkpolicies"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "StatefulSet": ("apps/v1", "statefulsets"),
+    "Job": ("batch/v1", "jobs"),
+}
+KINDS: dict[str, tuple[str, str]] = {
+    **CHILD_KINDS,
+    KIND: (API_VERSION, PLURAL),
+    "Event": ("v1", "events"),
+    "Lease": ("coordination.k8s.io/v1", "leases"),
+}
+
+
+class ApiError(Exception):
+    """The API server refused a request. ``status`` is its HTTP status, the text its message."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Objects of one kind, and the version of the list."""
+
+    items: list[Object]
+    version: int
+
+
+class Cluster:
+    """A connection to the API server; to be used as an asynchronous context."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+        self._login: kopf.ConnectionInfo | None = None
+        self._ssl: ssl.SSLContext | None = None
+        self._logged_in_at = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """An object, or None where there is none."""
+        try:
+            return await self._request("GET", path_of(kind, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, kind: str, namespace: str | None, selector: str = "", fields: str = "") -> Listed:
+        """Objects of a kind, in one namespace or in all."""
+        items: list[Object] = []
+        query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields, "continue": ""}
+        while True:
+            page = await self._request("GET", path_of(kind, namespace), query=query)
+            items += [{**item, "kind": kind} for item in page["items"]]
+            query["continue"] = page["metadata"].get("continue", "")
+            if not query["continue"]:
+                return Listed(items, int(page["metadata"]["resourceVersion"]))
+
+    async def apply(self, manifest: Object, *, subresource: str = "", manager: str = MANAGER) -> Object:
+        """Server-side apply: the fields of ``manifest``, and of this manager no others."""
+        metadata = manifest["metadata"]
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"], subresource)
+        query = {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
+        return await self._request("PATCH", path, query=query, body=manifest, kind="application/apply-patch+yaml")
+
+    async def create(self, manifest: Object) -> Object:
+        """Make an object that must not exist yet."""
+        path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
+        return await self._request("POST", path, query={"fieldManager": MANAGER}, body=manifest)
+
+    async def replace(self, manifest: Object) -> Object:
+        """Replace an object as it was read; refused with 409 where it changed since."""
+        metadata = manifest["metadata"]
+        return await self._request(
+            "PUT", path_of(manifest["kind"], metadata["namespace"], metadata["name"]), body=manifest
+        )
+
+    async def delete(self, kind: str, namespace: str, name: str, *, uid: str) -> None:
+        """Delete the object with this uid; what depends on it goes after it. Gone already is fine."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            await self._request("DELETE", path_of(kind, namespace, name), body=body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
+    async def warnings(self, namespace: str, uids: set[str]) -> Sequence[Warned]:
+        """Warning events about the objects with these uids, newest last."""
+        listed = await self.list("Event", namespace, fields="type=Warning")
+        found = [event for event in listed.items if (event.get("involvedObject") or {}).get("uid") in uids]
+        found.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
+        return [Warned(event["involvedObject"]["uid"], event["reason"], event.get("message", "")) for event in found]
+
+    async def review_token(self, token: str, audience: str) -> str | None:
+        """The user that a token stands for, if it is valid for ``audience``."""
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [audience]},
+        }
+        review = await self._request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body=body)
+        status = review.get("status") or {}
+        if not status.get("authenticated") or audience not in (status.get("audiences") or ()):
+            return None
+        return str(status["user"]["username"])
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        kind: str = "application/json",
+    ) -> Any:
+        assert self._session is not None, "the cluster is used outside its context"
+        login = self._credentials()
+        async with self._session.request(
+            method,
+            f"{(login.server or '').rstrip('/')}{path}",
+            params={key: value for key, value in (query or {}).items() if value},
+            json=body,
+            headers={**login.as_http_headers(), "Content-Type": kind, "User-Agent": MANAGER},
+            ssl=self._ssl or True,
+        ) as response:
+            if response.status == 401:
+                self._logged_in_at = 0.0
+            if response.status >= 400:
+                raise await _error_of(response)
+            return await response.json()
+
+    def _credentials(self) -> kopf.ConnectionInfo:
+        if self._login is None or time.monotonic() - self._logged_in_at > LOGIN_S:
+            login = read_credentials()
+            if login != self._login:
+                self._login, self._ssl = login, login.as_ssl_context()
+            self._logged_in_at = time.monotonic()
+        assert self._login is not None
+        return self._login
+
+
+def read_credentials() -> kopf.ConnectionInfo:
+    """The account of this pod, else the current context of the kubeconfig; raises ``ValueError`` without either."""
+    settings = kopf.OperatorSettings()
+    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    if found is None:
+        raise ValueError("there is neither a service account nor a kubeconfig; set KUBECONFIG to one")
+    return found
+
+
+def path_of(kind: str, namespace: str | None, name: str = "", subresource: str = "") -> str:
+    """The path of an object, or of all of a kind."""
+    version, plural = KINDS[kind]
+    parts = ["/api" if version == "v1" else "/apis", version]
+    parts += ["namespaces", namespace] if namespace is not None else []
+    parts += [part for part in (plural, name, subresource) if part]
+    return "/".join(parts)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether to ask again soon may help: the server is away or overloaded."""
+    if isinstance(error, ApiError):
+        return error.status >= 500 or error.status in (401, 429)
+    return isinstance(error, (aiohttp.ClientError, asyncio.TimeoutError, OSError))
+
+
+async def _error_of(response: aiohttp.ClientResponse) -> ApiError:
+    try:
+        status = await response.json(content_type=None)
+    except ValueError:
+        status = None
+    if not isinstance(status, dict):
+        return ApiError(response.status, response.reason or "", f"HTTP status {response.status}")
+    return ApiError(response.status, str(status.get("reason", "")), str(status.get("message", "")))

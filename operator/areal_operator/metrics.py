@@ -1,0 +1,88 @@
+"""What the operator tells Prometheus about itself and about the experiments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from areal_operator.observed import Object
+from areal_operator.store import Key
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+EXPERIMENT_GAUGES = {
+    "areal_experiment_step": ("Training steps done.", "step"),
+    "areal_experiment_total_steps": ("Training steps of the run.", "totalSteps"),
+    "areal_experiment_reward": ("Mean task reward of the last step.", "reward"),
+    "areal_experiment_eval_reward": ("Mean task reward of the last evaluation.", "evalReward"),
+    "areal_experiment_staleness_versions": ("Mean weight versions that the last batch lagged.", "staleness"),
+    "areal_experiment_tokens_per_second": ("Trained tokens a second.", "tokensPerSecond"),
+    "areal_experiment_restarts": ("Restarts that count.", "restarts"),
+    "areal_experiment_disruptions": ("Restarts that do not count.", "disruptions"),
+}
+
+
+class Metrics:
+    """The operator's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.reconciles = Counter("areal_operator_reconciles", "Reconciles.", ["outcome"], registry=self.registry)
+        self.seconds = Histogram(
+            "areal_operator_reconcile_seconds", "Time of a reconcile.", buckets=BUCKETS, registry=self.registry
+        )
+        self.last_event_at = time.monotonic()
+
+    def watch(
+        self,
+        *,
+        queue_depth: Callable[[], int],
+        leads: Callable[[], bool],
+        experiments: Callable[[], Mapping[Key, Object]],
+    ) -> None:
+        """Add gauges that are read when they are asked for."""
+        self.registry.register(_State(self, queue_depth, leads, experiments))
+
+
+class _State(Collector):
+    def __init__(
+        self,
+        metrics: Metrics,
+        queue_depth: Callable[[], int],
+        leads: Callable[[], bool],
+        experiments: Callable[[], Mapping[Key, Object]],
+    ) -> None:
+        self._metrics = metrics
+        self._queue_depth = queue_depth
+        self._leads = leads
+        self._experiments = experiments
+
+    def collect(self) -> Iterable[Metric]:
+        age_s = time.monotonic() - self._metrics.last_event_at
+        yield GaugeMetricFamily(
+            "areal_operator_queue_depth", "Experiments that wait for a worker.", self._queue_depth()
+        )
+        yield GaugeMetricFamily("areal_operator_leader", "1 where this operator holds the Lease.", int(self._leads()))
+        yield GaugeMetricFamily("areal_operator_last_watch_event_age_seconds", "Since anything was heard.", age_s)
+        experiments = {key: body.get("status") or {} for key, body in self._experiments().items()}
+        phases = GaugeMetricFamily(
+            "areal_experiment_phase", "1 for the phase that it is in.", labels=["namespace", "name", "phase"]
+        )
+        for key, status in experiments.items():
+            phases.add_metric([*key, status.get("phase", "Pending")], 1)
+        yield phases
+        for name, (text, field) in EXPERIMENT_GAUGES.items():
+            yield self._family(name, text, {key: status.get(field) for key, status in experiments.items()})
+        for part in ("ready", "desired"):
+            values = {key: (status.get("servers") or {}).get(part) for key, status in experiments.items()}
+            yield self._family(f"areal_experiment_servers_{part}", f"Servers that are {part}.", values)
+
+    def _family(self, name: str, text: str, values: Mapping[Key, float | None]) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, text, labels=["namespace", "name"])
+        for key, value in values.items():
+            if value is not None:
+                family.add_metric(list(key), value)
+        return family

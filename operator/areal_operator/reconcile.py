@@ -1,0 +1,233 @@
+"""One reconcile: look, plan, write the status, then act. It may be cut off anywhere; the next one goes on."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from areal_api import children
+from areal_api.errors import ConfigError
+from areal_api.experiment import API_VERSION, KIND
+from areal_api.load import parse_experiment
+from areal_api.status import ExperimentStatus
+from areal_operator import transitions
+from areal_operator.cluster import MANAGER, ApiError, Cluster, is_transient
+from areal_operator.diagnosis import Why
+from areal_operator.manifests.base import Manifest, digest
+from areal_operator.manifests.shared import API_KEY
+from areal_operator.observed import Object, Observed, Subject
+from areal_operator.plan import Plan, plan, refused
+from areal_operator.settings import Settings
+from areal_operator.status import SERVERS, STORAGE, TRAINER, find, status_to_write
+from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, slim
+
+logger = logging.getLogger(__name__)
+EXPLAINED_BY_EVENTS = ("Starting", "Creating", "VolumePending")
+TAKEN_S = 2.0  # how soon to look again whether the objects of an earlier experiment of this name are gone
+
+
+class Reconciler:
+    """Brings what is in the cluster to what an experiment asks for, and says in its status how far that is."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: Store,
+        *,
+        settings: Settings,
+        root_key: bytes,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._settings = settings
+        self._root_key = root_key
+        self._now = now
+        self._applied: dict[Key, dict[tuple[str, str], tuple[str, str]]] = {}  # digest asked for, fingerprint got
+        self._refusals: dict[Key, Why] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Reconcile one experiment; returns after how many seconds to look again, None to wait for news."""
+        namespace, name = key
+        body = await self._cluster.get(KIND, namespace, name)
+        if body is None or body["metadata"].get("deletionTimestamp") is not None:
+            self._forget(key)
+            return None
+        try:
+            subject = subject_of(body)
+        except ConfigError as error:
+            await self._say_refused(body, str(error))
+            return None
+        decided = await self._plan(key, subject)
+        await self._write_status(subject, decided.status)
+        if decided.delete:
+            await self._cluster.delete(KIND, namespace, name, uid=subject.uid)
+            return None
+        refusal = await self._act(key, subject, decided)
+        if refusal == self._refusals.get(key):
+            return decided.requeue_after_s if refusal is None else min(TAKEN_S, decided.requeue_after_s or TAKEN_S)
+        if refusal is None:
+            del self._refusals[key]
+        else:
+            self._refusals[key] = refusal
+        return 0.0  # the status is to say it
+
+    async def _plan(self, key: Key, subject: Subject) -> Plan:
+        """The plan; where something waits and nothing says why, once more with the warnings about it."""
+        observed = Observed(self._store.objects(key, subject.uid))
+        api_key, refusal = self._api_key(subject, observed), self._refusals.get(key)
+
+        def decide(observed: Observed) -> Plan:
+            return plan(subject, observed, self._now(), settings=self._settings, api_key=api_key, refusal=refusal)
+
+        decided = decide(observed)
+        if not _waits_in_silence(decided.status):
+            return decided
+        uids = {str(obj["metadata"]["uid"]) for found in observed.objects.values() for obj in found}
+        warnings = await self._cluster.warnings(subject.namespace, uids) if uids else []
+        return decide(replace(observed, warnings=warnings)) if warnings else decided
+
+    async def _write_status(self, subject: Subject, status: ExperimentStatus) -> None:
+        if status == subject.status:
+            return
+        await self._apply_status(subject.namespace, subject.name, subject.uid, status)
+        for transition in transitions.between(subject.status, status):
+            logger.info("%s/%s: %s: %s", subject.namespace, subject.name, transition.reason, transition.message)
+            await self._post(subject, transition)
+
+    async def _act(self, key: Key, subject: Subject, decided: Plan) -> Why | None:
+        """Remove and apply; what the API server said against an object, if it did."""
+        for kind, name in decided.prune:
+            found = self._store.get(key, kind, name)
+            if found is not None:
+                await self._cluster.delete(kind, subject.namespace, name, uid=found["metadata"]["uid"])
+        for manifest in decided.objects:
+            taken = await self._apply(key, subject, manifest)
+            if taken is not None:
+                return taken
+        return None
+
+    async def _apply(self, key: Key, subject: Subject, manifest: Manifest) -> Why | None:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        wanted, known = digest(manifest), self._store.get(key, kind, name)
+        applied = self._applied.setdefault(key, {})
+        if known is not None and applied.get((kind, name)) == (wanted, known[FINGERPRINT]):
+            return None
+        if known is None or not _is_ours(known, subject):
+            existing = await self._cluster.get(kind, subject.namespace, name)
+            if existing is not None and not _is_ours({**existing, "kind": kind}, subject):
+                return Why("NameTaken", f"{kind} {name} exists and is not this experiment's; delete or rename one")
+        try:
+            made = await self._cluster.apply(manifest)
+        except ApiError as error:
+            if is_transient(error):
+                raise
+            logger.warning("%s/%s: %s %s is refused: %s", *key, kind, name, error)
+            return Why("Refused", f"{kind} {name}: {error}"[:1000])
+        self._store.put(made)
+        applied[kind, name] = (wanted, slim(made)[FINGERPRINT])
+        return None
+
+    async def _say_refused(self, body: Object, problem: str) -> None:
+        metadata = body["metadata"]
+        status = status_of(body)
+        said = refused(status, problem, now=self._now(), generation=metadata["generation"])
+        if said != status:
+            await self._apply_status(metadata["namespace"], metadata["name"], metadata["uid"], said)
+
+    async def _apply_status(self, namespace: str, name: str, uid: str, status: ExperimentStatus) -> None:
+        metadata = {"name": name, "namespace": namespace, "uid": uid}  # never the status of one that took its name
+        manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status_to_write(status)}
+        await self._cluster.apply(manifest, subresource="status")
+
+    async def _post(self, subject: Subject, transition: transitions.Transition) -> None:
+        now = self._now().isoformat(timespec="seconds").replace("+00:00", "Z")
+        about = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": subject.name,
+            "namespace": subject.namespace,
+            "uid": subject.uid,
+        }
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{subject.name}.{uuid.uuid4().hex[:16]}", "namespace": subject.namespace},
+            "involvedObject": about,
+            "type": transition.type,
+            "reason": transition.reason,
+            "message": transition.message[:1000],
+            "source": {"component": MANAGER},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            await self._cluster.create(event)
+        except ApiError as error:
+            logger.warning("%s/%s: the event %s is refused: %s", *subject_key(subject), transition.reason, error)
+
+    def _api_key(self, subject: Subject, observed: Observed) -> str:
+        """The key in the Secret that is there, else the one that belongs to this experiment: the same every time."""
+        secret = observed.get("Secret", children.api_key_secret(subject.name))
+        if secret is not None:
+            try:
+                return base64.b64decode(secret["data"][API_KEY], validate=True).decode()
+            except (KeyError, binascii.Error, UnicodeDecodeError):
+                logger.warning("%s/%s: the Secret of the API key is damaged and made anew", *subject_key(subject))
+        return hmac.new(self._root_key, subject.uid.encode(), hashlib.sha256).hexdigest()
+
+    def _forget(self, key: Key) -> None:
+        self._applied.pop(key, None)
+        self._refusals.pop(key, None)
+        self._store.forget(key)
+
+
+def subject_of(body: Object) -> Subject:
+    """The experiment in an object of the API server; raises ``ConfigError`` that says what is wrong with it."""
+    metadata = body["metadata"]
+    plain = {key: value for key, value in body.items() if key != "status"}
+    experiment = parse_experiment(plain, source=metadata["name"])
+    return Subject(experiment, metadata["namespace"], metadata["uid"], metadata["generation"], status_of(body))
+
+
+def status_of(body: Object) -> ExperimentStatus:
+    """The status in an object; an empty one where it holds what no operator wrote."""
+    try:
+        return ExperimentStatus.model_validate(body.get("status") or {})
+    except ValidationError as error:
+        logger.warning("%s: the status is unreadable and begun anew: %s", body["metadata"]["name"], error)
+        return ExperimentStatus()
+
+
+def subject_key(subject: Subject) -> Key:
+    """The key of an experiment."""
+    return subject.namespace, subject.name
+
+
+def _waits_in_silence(status: ExperimentStatus) -> bool:
+    if status.phase not in ("Starting", "Running"):
+        return False
+    found: Sequence[str] = [
+        condition.reason
+        for kind in (STORAGE, SERVERS, TRAINER)
+        if (condition := find(status.conditions, kind)) is not None and condition.status != "True"
+    ]
+    return any(reason in EXPLAINED_BY_EVENTS for reason in found)
+
+
+def _is_ours(obj: Object, subject: Subject) -> bool:
+    """Whether an object may be applied: this experiment owns it. A volume claim without an owner may be used."""
+    owner = owner_uid(obj)
+    if obj["kind"] == "PersistentVolumeClaim":
+        return owner in (None, subject.uid)
+    return owner == subject.uid

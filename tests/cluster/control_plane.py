@@ -1,0 +1,204 @@
+"""A Kubernetes control plane on loopback: etcd, API server, controller manager and scheduler. No nodes, no Docker."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import yaml
+
+BUILD = Path(__file__).parent / "build.sh"
+ADMIN = "admin"
+START_S = 60.0
+
+
+class BuildError(Exception):
+    """The binaries cannot be had; the text says what is missing."""
+
+
+def binaries() -> Path:
+    """The folder of the binaries; builds them where they are missing. Raises ``BuildError``."""
+    built = subprocess.run([str(BUILD)], capture_output=True, text=True, check=False, timeout=1800)
+    if built.returncode:
+        raise BuildError(built.stderr.strip().splitlines()[-1] if built.stderr.strip() else "the build failed")
+    return Path(built.stdout.strip())
+
+
+class ControlPlane:
+    """Starts and stops the components; ``kubeconfig`` and ``token`` give access to them."""
+
+    def __init__(self, folder: Path, bin_dir: Path) -> None:
+        self._folder = folder
+        self._bin = bin_dir
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, list[str]] = {}
+        self._tokens: dict[str, str] = {ADMIN: secrets.token_hex(16)}
+        self._etcd_port, self._etcd_peer_port, self._port = free_ports(3)
+        self.url = f"https://127.0.0.1:{self._port}"
+
+    @property
+    def ca(self) -> Path:
+        """The certificate of the API server."""
+        return self._folder / "apiserver.crt"
+
+    def token(self, user: str = ADMIN) -> str:
+        """The bearer token of a user."""
+        return self._tokens[user]
+
+    def add_user(self, user: str) -> None:
+        """Let a user in; before ``start``. What it may do is for RBAC to say."""
+        self._tokens[user] = secrets.token_hex(16)
+
+    def start(self) -> None:
+        """Start everything and wait until the API server is ready."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._write_files()
+        peer, client = f"http://127.0.0.1:{self._etcd_peer_port}", f"http://127.0.0.1:{self._etcd_port}"
+        self._commands = {
+            "etcd": [
+                f"--data-dir={self._folder / 'etcd'}",
+                f"--listen-client-urls={client}",
+                f"--advertise-client-urls={client}",
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                f"--initial-cluster=default={peer}",
+                "--unsafe-no-fsync",
+                "--log-level=error",
+            ],
+            "kube-apiserver": [
+                f"--etcd-servers={client}",
+                "--bind-address=127.0.0.1",
+                f"--secure-port={self._port}",
+                f"--cert-dir={self._folder}",
+                f"--token-auth-file={self._folder / 'tokens.csv'}",
+                "--authorization-mode=RBAC",
+                "--service-cluster-ip-range=10.96.0.0/16",
+                "--service-account-issuer=https://kubernetes.default.svc",
+                f"--service-account-key-file={self._folder / 'sa.pub'}",
+                f"--service-account-signing-key-file={self._folder / 'sa.key'}",
+                "--enable-priority-and-fairness=false",
+            ],
+            "kube-controller-manager": [
+                f"--kubeconfig={self.kubeconfig()}",
+                f"--service-account-private-key-file={self._folder / 'sa.key'}",
+                "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-certificatesigningrequest-signing-controller",
+                "--leader-elect=false",
+                "--secure-port=0",
+                "--kube-api-qps=200",
+                "--kube-api-burst=400",
+            ],
+            "kube-scheduler": [
+                f"--kubeconfig={self.kubeconfig()}",
+                "--leader-elect=false",
+                "--secure-port=0",
+            ],
+        }
+        self._launch("etcd")
+        self._launch("kube-apiserver")
+        self._wait_ready()
+        self._launch("kube-controller-manager")
+        self._launch("kube-scheduler")
+
+    def stop(self) -> None:
+        """Stop everything."""
+        for name in reversed(list(self._processes)):
+            self._end(name)
+
+    def restart_api_server(self) -> None:
+        """Kill the API server and start it again."""
+        self._end("kube-apiserver")
+        self._launch("kube-apiserver")
+        self._wait_ready()
+
+    def stop_api_server(self) -> None:
+        """Kill the API server."""
+        self._end("kube-apiserver")
+
+    def kubeconfig(self, user: str = ADMIN) -> Path:
+        """A kubeconfig of a user."""
+        path = self._folder / f"{user}.kubeconfig"
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [
+                {"name": "c", "cluster": {"server": self.url, "certificate-authority": str(self.ca)}},
+            ],
+            "users": [{"name": user, "user": {"token": self.token(user)}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": user, "namespace": "default"}}],
+            "current-context": "c",
+        }
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def kubectl(self, *arguments: str, user: str = ADMIN) -> str:
+        """Run kubectl; returns what it prints. Raises ``CalledProcessError``."""
+        command = [str(self._bin / "kubectl"), f"--kubeconfig={self.kubeconfig(user)}", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def _write_files(self) -> None:
+        groups = {ADMIN: ',"system:masters"'}
+        lines = [f"{token},{user},{user}{groups.get(user, '')}" for user, token in self._tokens.items()]
+        (self._folder / "tokens.csv").write_text("\n".join(lines) + "\n")
+        command = [str(self._bin / "kubeadm"), "init", "phase", "certs", "sa", f"--cert-dir={self._folder}"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    def _launch(self, name: str) -> None:
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [str(self._bin / name), *self._commands[name]],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env={**os.environ, "GOGC": "200", "GOMAXPROCS": "2"},
+            )
+
+    def _end(self, name: str) -> None:
+        process = self._processes.pop(name, None)
+        if process is None:
+            return
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + START_S
+        while True:
+            problem = self._not_ready()
+            if problem is None:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the API server was not ready after {START_S:.0f} s: {problem}; see {self._folder}")
+            time.sleep(0.1)
+
+    def _not_ready(self) -> str | None:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise BuildError(f"{name} ended with {process.returncode}; see {self._folder / name}.log")
+        if not self.ca.exists():
+            return "it has no certificate yet"
+        request = urllib.request.Request(f"{self.url}/readyz", headers={"Authorization": f"Bearer {self.token()}"})
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca))
+            with urllib.request.urlopen(request, context=context, timeout=2.0):
+                return None
+        except (urllib.error.URLError, OSError) as error:
+            return str(error)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

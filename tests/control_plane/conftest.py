@@ -1,0 +1,90 @@
+"""A control plane, nodes that are played, and an operator, for the session; a namespace for each test."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from areal_api.crd import FILE
+from cluster.control_plane import BuildError, ControlPlane, binaries
+from support.experiments import Experiment, Namespace
+from support.fake_kubelet import FakeKubelet
+from support.kube_api import Api
+from support.operator_process import NAMESPACE, USER, OperatorProcess, grant
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    try:
+        bin_dir = binaries()
+    except (BuildError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"no Kubernetes to test against: {error}")
+    plane = ControlPlane(tmp_path_factory.mktemp("plane"), bin_dir)
+    plane.add_user(USER)
+    try:
+        plane.start()
+        plane.kubectl("apply", "--server-side", "-f", str(FILE))
+        plane.kubectl("wait", "--for=condition=Established", f"-f={FILE}", "--timeout=20s")
+        plane.kubectl("create", "namespace", NAMESPACE)
+        rights = tmp_path_factory.mktemp("rights") / "rights.yaml"
+        rights.write_text(yaml.safe_dump_all(grant()))
+        plane.kubectl("apply", "-f", str(rights))
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture(scope="session")
+def api(plane: ControlPlane) -> Api:
+    return Api(plane.url, plane.ca, plane.token())
+
+
+@pytest.fixture(scope="session")
+def kubelet(api: Api) -> Iterator[FakeKubelet]:
+    kubelet = FakeKubelet(api)
+    kubelet.start()
+    yield kubelet
+    kubelet.stop()
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("operators")
+
+
+@pytest.fixture(scope="session")
+def operator(plane: ControlPlane, logs: Path) -> Iterator[OperatorProcess]:
+    """The operator that most tests share; one that stops it starts it again."""
+    operator = OperatorProcess(plane, logs)
+    operator.start()
+    yield operator
+    operator.stop()
+
+
+@pytest.fixture
+def namespace(api: Api, kubelet: FakeKubelet, request: pytest.FixtureRequest) -> Iterator[Namespace]:
+    """An empty namespace that asks for Pod Security "restricted"."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    api.create({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}})
+    yield Namespace(api, kubelet, name)
+    kubelet.stuck.discard(name)
+    for body in api.list("GRPOExperiment", name):
+        api.delete("GRPOExperiment", name, body["metadata"]["name"])
+
+
+@pytest.fixture
+def experiment(namespace: Namespace, operator: OperatorProcess) -> Experiment:
+    """The smallest experiment, not made yet, with an operator at work."""
+    return Experiment(namespace)
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """These tests run last: an operator that is killed disturbs nobody."""
+    items.sort(key=lambda item: "restart" in item.path.name)
