@@ -39,15 +39,7 @@ class Flag:
     default: Any = None
 
 
-@dataclass(frozen=True)
-class ServerCommand:
-    """What SGLang is started with; the API key is in neither, SGLang gets it in memory."""
-
-    argv: list[str]
-    env: dict[str, str]
-
-
-def server_command(
+def server_arguments(
     sglang: SGLangConfig,
     extra: Mapping[str, Any],
     *,
@@ -59,13 +51,11 @@ def server_command(
     port: int,
     random_seed: int,
     flags: Mapping[str, Flag],
-    environ: Mapping[str, str],
-) -> ServerCommand:
-    """SGLang's argument vector and what its processes need in their environment.
+) -> list[str]:
+    """SGLang's argument vector; the API key is not in it, SGLang gets that in memory.
 
     `extra` is servers.args: fields of ServerArgs by their names, which win over `sglang`. `flags` are those that this
-    SGLang knows (`launch.sglang_flags`), `environ` what the caller's environment has: it is kept where it says
-    something. Raises ValueError that names field, value and fix.
+    SGLang knows (`launch.sglang_flags`). Raises ValueError that names field, value and fix.
     """
     arguments = _arguments(sglang, device) | {
         "model_path": model_path,
@@ -80,8 +70,28 @@ def server_command(
         if name in _OWNED:
             raise ValueError(f"servers.args.{name}: {value!r} cannot be set here; it comes from {_OWNED[name]}")
         arguments[name] = value
-    argv = [word for name, value in arguments.items() for word in _words(name, value, flags)]
-    return ServerCommand(argv, _environment(device, environ))
+    return [word for name, value in arguments.items() for word in _words(name, value, flags)]
+
+
+def server_environment(device: Device, environ: Mapping[str, str]) -> dict[str, str]:
+    """What SGLang's processes need in their environment besides `environ`, which is kept where it says something."""
+    if device == "cuda":
+        return {}
+    defaults = {
+        "OMP_NUM_THREADS": "1",
+        # glibc gives large tensors back to the system when they are freed, and takes and clears pages for the next
+        # one: 8 % of a decode step. Let it keep them.
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**33),
+        "MALLOC_TOP_PAD_": str(2**26),
+    }
+    env = {name: value for name, value in defaults.items() if name not in environ}
+    path = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if str(STAND_INS) not in path:
+        env["PYTHONPATH"] = os.pathsep.join([str(STAND_INS), *path])
+    if environ.get("SGLANG_USE_CPU_ENGINE") != "1":
+        env["SGLANG_USE_CPU_ENGINE"] = "1"
+    return env
 
 
 def _arguments(sglang: SGLangConfig, device: Device) -> dict[str, Any]:
@@ -127,19 +137,3 @@ def _words(name: str, value: Any, flags: Mapping[str, Flag]) -> list[str]:
         return [flag.option, *map(str, values)] if values else []
     text = json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
     return [f"{flag.option}={text}"]  # with "=", so that a value may begin with a dash
-
-
-def _environment(device: Device, environ: Mapping[str, str]) -> dict[str, str]:
-    if device == "cuda":
-        return {}
-    python_path = os.pathsep.join(filter(None, [str(STAND_INS), environ.get("PYTHONPATH", "")]))
-    defaults = {
-        "OMP_NUM_THREADS": "1",
-        # glibc gives large tensors back to the system when they are freed, and takes and clears pages for the next
-        # one: 8 % of a decode step. Let it keep them.
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**33),
-        "MALLOC_TOP_PAD_": str(2**26),
-    }
-    env = {name: value for name, value in defaults.items() if name not in environ}
-    return env | {"SGLANG_USE_CPU_ENGINE": "1", "PYTHONPATH": python_path}

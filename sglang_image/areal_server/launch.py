@@ -15,23 +15,35 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 
 from areal_api import names
 from areal_api.config import GRPOConfig
-from areal_server.arguments import STAND_INS, Device, Flag, ServerCommand, server_command
+from areal_server.arguments import Device, Flag, server_arguments, server_environment
 
 logger = logging.getLogger(__name__)
 
 
-def sglang_flags() -> dict[str, Flag]:
-    """The fields of this SGLang's ServerArgs that its command line takes."""
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, where argparse prints SGLang's usage of 400 lines and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"SGLang refuses {message}")
+
+
+def sglang_parser() -> argparse.ArgumentParser:
+    """This SGLang's own command line; parse_args raises ValueError for a value that it does not take."""
     from sglang.srt.server_args import ServerArgs
 
-    parser = argparse.ArgumentParser()
+    parser = _Parser(prog="sglang")
     ServerArgs.add_cli_args(parser)
+    return parser
+
+
+def sglang_flags(parser: argparse.ArgumentParser) -> dict[str, Flag]:
+    """The fields of ServerArgs that the command line takes."""
     flags: dict[str, Flag] = {}
     for action in parser._actions:  # argparse has no public way to ask for them
         kind: Literal["switch", "either", "value", "list"] = "value"
@@ -66,6 +78,15 @@ def check_machine(device: Device, tensor_parallel: int, host: str, port: int) ->
         )
 
 
+def check_model(path: str) -> None:
+    """Raise ValueError for a local path without a model; SGLang takes a minute to say so. Names of the hub pass."""
+    local = Path(path)
+    if local.is_dir() and not (local / "config.json").is_file():
+        raise ValueError(f"model path {path}: there is no config.json in it; it must be a Hugging Face checkpoint")
+    if not local.exists() and (local.is_absolute() or path.startswith(".") or len(local.parts) > 2):
+        raise ValueError(f"model path {path}: no such directory; set actor.path (or sglang.model_path) to a model")
+
+
 def read_key(path: str | None) -> str | None:
     """The API key in a file; None without a file. Raises ValueError for an empty one."""
     if path is None:
@@ -90,15 +111,20 @@ def _keep_out_of_logs(secret: str) -> None:
     logging.setLogRecordFactory(redacted)
 
 
-def serve(command: ServerCommand, api_key: str | None) -> None:
+def _prepare_sglang() -> argparse.ArgumentParser:
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()  # they add to what the command line takes
+    return sglang_parser()
+
+
+def serve(argv: list[str], api_key: str | None) -> None:
     """Run SGLang in this process until it is told to end."""
     from sglang.launch_server import run_server
-    from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
-    load_plugins()
-    server_args: Any = prepare_server_args(command.argv)
+    server_args: Any = prepare_server_args(argv)
     if api_key is not None:
         # In memory only: arguments can be read by everybody who may list processes, and SGLang logs all of them.
         server_args.api_key = api_key
@@ -133,13 +159,15 @@ def main(argv: list[str] | None = None) -> None:
         api_key = read_key(options.api_key_file)
         check_machine(options.device, options.tensor_parallel, options.host, options.port)
         model_path = options.model_path or config.sglang.model_path or config.actor.path
-        if options.device == "cpu":
-            # SGLang decides by these while it is imported.
-            sys.path.insert(0, str(STAND_INS))
-            os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-        if Path(model_path).is_dir():
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing to ask the hub for
-        command = server_command(
+        check_model(model_path)
+        environment = server_environment(options.device, os.environ)
+        if Path(model_path).is_dir() and "HF_HUB_OFFLINE" not in os.environ:
+            environment["HF_HUB_OFFLINE"] = "1"  # nothing to ask the hub for
+        if environment:
+            # Some of it is read when a process begins: begin again with it, as the same process.
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **environment})
+        parser = _prepare_sglang()
+        arguments = server_arguments(
             config.sglang,
             options.args,
             device=options.device,
@@ -149,14 +177,13 @@ def main(argv: list[str] | None = None) -> None:
             host=options.host,
             port=options.port,
             random_seed=config.seed + options.index,
-            flags=sglang_flags(),
-            environ=os.environ,
+            flags=sglang_flags(parser),
         )
+        parser.parse_args(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"areal_server.launch: {error}")
-    os.environ.update(command.env)
-    logger.info("starting sglang %s", " ".join(command.argv))
-    serve(command, api_key)
+    logger.info("starting sglang %s", " ".join(arguments))
+    serve(arguments, api_key)
 
 
 if __name__ == "__main__":

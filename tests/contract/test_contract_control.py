@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -94,6 +95,25 @@ def test_the_key_is_neither_in_the_arguments_nor_in_the_log(sglang: Server, real
 @pytest.mark.real
 def test_the_batched_attention_serves(real_process: RealServer) -> None:
     assert "'attention_backend': 'areal_padded'" in real_process.log.read_text(errors="replace")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_server_that_does_nothing_takes_no_processor(
+    sglang: Server, real_process: RealServer, paused: bool
+) -> None:
+    if paused:
+        await sglang.post("/pause_generation", {"mode": "retract"})
+    process = psutil.Process(real_process.process.pid)
+    members = [process, *process.children(recursive=True)]
+
+    def used() -> float:
+        return sum(sum(member.cpu_times()[:2]) for member in members)
+
+    await asyncio.sleep(0.5)
+    before = used()
+    await asyncio.sleep(2.0)
+    assert used() - before < 0.5
 
 
 @pytest.mark.real

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from typing import Any
 
 
@@ -21,6 +22,8 @@ def register() -> None:
     register_attention_backend(CPU_ATTENTION)(PaddedAttnBackend)
     add_attention_backend_choices([CPU_ATTENTION])
     HookRegistry.register("sglang.srt.entrypoints.engine._set_envs_and_config", _fork_children, HookType.AFTER)
+    paused = "sglang.srt.managers.scheduler.Scheduler._record_scheduler_state_for_paused_engine"
+    HookRegistry.register(paused, _rest_while_paused, HookType.AFTER)
 
 
 def _fork_children(result: Any, *args: Any, **kwargs: Any) -> None:
@@ -30,3 +33,11 @@ def _fork_children(result: Any, *args: Any, **kwargs: Any) -> None:
     apiece. Without CUDA a fork is as good: nothing runs in the first process yet but the import of modules.
     """
     multiprocessing.set_start_method("fork", force=True)
+
+
+def _rest_while_paused(result: Any, *args: Any, **kwargs: Any) -> None:
+    """Look for requests every 2 ms while paused, where SGLang looks without end: --sleep-on-idle leaves that out.
+
+    A pause is when weights are updated, and the trainer that sends them wants the processor.
+    """
+    time.sleep(0.002)
