@@ -5,8 +5,10 @@
 import asyncio
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
@@ -17,7 +19,7 @@ from areal_trainer.rollout.publishing import WeightUpdateError
 from areal_trainer.rollout.sampler import GenerationError
 from areal_trainer.rollout.servers import NoServerError
 from areal_trainer.rollout.workflow import RLVRWorkflow
-from areal_trainer.weights import WeightUpdate
+from areal_trainer.weights import WeightUpdate, publish_to_disk
 from support.rollout_fakes import CharTokenizer
 from support.scripted_answers import sample as scripted_sample
 from support.scripted_server import Fault, Script, ScriptedServer
@@ -31,6 +33,15 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(fleet_module, "LONGEST_BACKOFF_S", 0.05)
     monkeypatch.setattr(fleet_module, "PROBE_PERIOD_S", 0.05)
     monkeypatch.setattr(fleet_module, "PROBE_TIMEOUT_S", 0.2)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A directory of weights as the trainer publishes it."""
+    policy = SimpleNamespace(
+        named_full_tensors=lambda: iter([("a.weight", torch.ones(4))]), save_model_config=lambda directory: None
+    )
+    return publish_to_disk(policy, run=tmp_path, version=0, dtype=torch.float32, writes=True)
 
 
 @contextmanager
@@ -293,28 +304,28 @@ def test_a_server_left_paused_by_a_killed_trainer_is_continued():
 # Weights
 
 
-def test_an_update_reaches_every_server_and_later_tokens_say_so(tmp_path):
+def test_an_update_reaches_every_server_and_later_tokens_say_so(published):
     with ScriptedServer() as first, ScriptedServer() as second, engine_on(first, second) as engine:
-        engine.update_weights(WeightUpdate(1, tmp_path))
+        engine.update_weights(WeightUpdate(1, published))
         assert (first.weight_version, second.weight_version) == ("v1", "v1")
         assert engine.get_version() == 1
         assert generate(engine)[0].output_versions == [1] * 40
         assert first.counts["/continue_generation"] >= 2
 
 
-def test_servers_load_side_by_side(tmp_path):
+def test_servers_load_side_by_side(published):
     slow = Script(load_s=0.3)
     with ScriptedServer(slow) as first, ScriptedServer(slow) as second, engine_on(first, second) as engine:
         started = time.monotonic()
-        engine.update_weights(WeightUpdate(1, tmp_path))
+        engine.update_weights(WeightUpdate(1, published))
         assert 0.3 <= time.monotonic() - started < 0.5
 
 
-def test_a_request_that_runs_across_an_update_tells_which_weights_made_which_token(tmp_path):
+def test_a_request_that_runs_across_an_update_tells_which_weights_made_which_token(published):
     with ScriptedServer(Script(token_s=0.01)) as server, engine_on(server) as engine:
         request = start_generating(engine)
         time.sleep(0.15)
-        engine.update_weights(WeightUpdate(1, tmp_path))
+        engine.update_weights(WeightUpdate(1, published))
         [response] = request.result(5)
         assert response.output_tokens == expected().tokens
         assert server.counts["/generate"] == 1
@@ -323,49 +334,49 @@ def test_a_request_that_runs_across_an_update_tells_which_weights_made_which_tok
         assert response.output_versions == [0] * change + [1] * (40 - change)
 
 
-def test_requests_made_during_an_update_wait_and_get_the_new_weights(tmp_path):
+def test_requests_made_during_an_update_wait_and_get_the_new_weights(published):
     with ScriptedServer(Script(load_s=0.2)) as server, engine_on(server) as engine:
-        update = engine.update_weights_async(WeightUpdate(1, tmp_path))
+        update = engine.update_weights_async(WeightUpdate(1, published))
         eventually(lambda: server.counts.get("/update_weights_from_disk", 0) == 1)
         assert engine.get_version() == 0
         assert generate(engine)[0].output_versions == [1] * 40
         update.result(5)
 
 
-def test_a_refused_update_is_an_error_and_the_server_goes_on(tmp_path):
+def test_a_refused_update_is_an_error_and_the_server_goes_on(published):
     with ScriptedServer() as server, engine_on(server) as engine:
         with pytest.raises(WeightUpdateError, match=r"no server took weights v1.*does not exist"):
-            engine.update_weights(WeightUpdate(1, tmp_path / "missing"))
+            engine.update_weights(WeightUpdate(1, published / "missing"))
         assert server.counts["/continue_generation"] >= server.counts["/pause_generation"]
 
 
-def test_an_update_that_changes_nothing_is_noticed(tmp_path):
+def test_an_update_that_changes_nothing_is_noticed(published):
     lying = Fault("status", path="/update_weights_from_disk", status=200, body='{"success": true}', times=0)
     with ScriptedServer(Script(faults=(lying,))) as server, engine_on(server) as engine:
         with pytest.raises(WeightUpdateError, match="says that it holds 'v0' after loading v1"):
-            engine.update_weights(WeightUpdate(1, tmp_path))
+            engine.update_weights(WeightUpdate(1, published))
 
 
-def test_a_server_that_dies_in_an_update_does_not_stop_the_other(tmp_path):
+def test_a_server_that_dies_in_an_update_does_not_stop_the_other(published):
     dying = Script(faults=(Fault("die", path="/update_weights_from_disk"),))
     with ScriptedServer(dying) as first, ScriptedServer() as second, engine_on(first, second) as engine:
-        engine.update_weights(WeightUpdate(1, tmp_path))
+        engine.update_weights(WeightUpdate(1, published))
         assert state_of(engine, first) == "gone"
         assert generate(engine)[0].output_versions == [1] * 40
         first.restart()
         eventually(lambda: first.weight_version == "v1" and state_of(engine, first) == "current")
 
 
-def test_an_update_waits_for_a_single_server_that_restarts_in_it(tmp_path):
+def test_an_update_waits_for_a_single_server_that_restarts_in_it(published):
     restarting = Script(faults=(Fault("restart", path="/update_weights_from_disk", delay_s=0.2),))
     with ScriptedServer(restarting) as server, engine_on(server) as engine:
-        engine.update_weights(WeightUpdate(1, tmp_path))
+        engine.update_weights(WeightUpdate(1, published))
         assert server.weight_version == "v1"
 
 
-def test_a_restarted_server_is_brought_up_to_date_before_it_gets_requests(tmp_path):
+def test_a_restarted_server_is_brought_up_to_date_before_it_gets_requests(published):
     with ScriptedServer() as first, ScriptedServer() as second, engine_on(first, second) as engine:
-        engine.update_weights(WeightUpdate(3, tmp_path))
+        engine.update_weights(WeightUpdate(3, published))
         first.restart()
         for _ in range(12):
             assert generate(engine)[0].output_versions == [3] * 40
@@ -373,25 +384,25 @@ def test_a_restarted_server_is_brought_up_to_date_before_it_gets_requests(tmp_pa
         assert first.weight_version == "v3"
 
 
-def test_an_answer_made_with_base_weights_after_a_restart_is_thrown_away(tmp_path, monkeypatch):
+def test_an_answer_made_with_base_weights_after_a_restart_is_thrown_away(published, monkeypatch):
     monkeypatch.setattr(fleet_module, "PROBE_PERIOD_S", 3600)  # only the answer can tell
     with ScriptedServer() as server, engine_on(server) as engine:
-        engine.update_weights(WeightUpdate(2, tmp_path))
+        engine.update_weights(WeightUpdate(2, published))
         server.restart()
         assert generate(engine)[0].output_versions == [2] * 40
         assert server.weight_version == "v2"
 
 
-def test_a_restart_at_version_0_is_noticed_too(tmp_path):
+def test_a_restart_at_version_0_is_noticed_too():
     with ScriptedServer() as server, engine_on(server) as engine:
         server.restart()
         eventually(lambda: server.weight_version == "v0")
         assert generate(engine)[0].output_versions == [0] * 40
 
 
-def test_another_runs_v5_is_not_taken_for_ours(tmp_path):
+def test_another_runs_v5_is_not_taken_for_ours(published):
     with ScriptedServer(Script(weight_version="v5")) as server:
-        with engine_on(server, weights=WeightUpdate(5, tmp_path)) as engine:
+        with engine_on(server, weights=WeightUpdate(5, published)) as engine:
             assert engine.get_version() == 5
             assert server.counts["/update_weights_from_disk"] == 1
 
@@ -437,7 +448,7 @@ def loader(count=12, batch=2):
     return [data[i : i + batch] for i in range(0, count, batch)]
 
 
-def test_synchronous_training_takes_the_loaders_batches_in_order(tmp_path):
+def test_synchronous_training_takes_the_loaders_batches_in_order(published):
     with ScriptedServer(Script(token_s=0.001, tail_sigma=1.0)) as server, engine_on(server) as engine:
         data, taken = loader(), []
         for step in range(8):  # an epoch has 6
@@ -445,11 +456,11 @@ def test_synchronous_training_takes_the_loaders_batches_in_order(tmp_path):
             assert [t.versions.max() for t in batch] == [step] * 4
             taken += [t.prompt for t in batch[::2]]
             assert engine.statistics["staleness/max"] == 0
-            engine.update_weights(WeightUpdate(step + 1, tmp_path))
+            engine.update_weights(WeightUpdate(step + 1, published))
         assert taken == [f"{i % 12:03d}" for i in range(16)]
 
 
-def test_asynchronous_training_keeps_the_bound_on_staleness(tmp_path):
+def test_asynchronous_training_keeps_the_bound_on_staleness(published):
     script = Script(token_s=0.001, tail_sigma=1.5)
     with ScriptedServer(script) as first, ScriptedServer(script) as second:
         with engine_on(first, second, max_head_offpolicyness=2, max_concurrent_rollouts=16) as engine:
@@ -457,15 +468,15 @@ def test_asynchronous_training_keeps_the_bound_on_staleness(tmp_path):
             for step in range(12):
                 batch = engine.prepare_batch(loader(), workflow())
                 lags += [step - t.head_version for t in batch]
-                engine.update_weights(WeightUpdate(step + 1, tmp_path))
+                engine.update_weights(WeightUpdate(step + 1, published))
             assert max(lags) in (1, 2)
             assert min(lags) >= 0
 
 
-def test_an_update_in_the_background_lets_the_next_batch_begin(tmp_path):
+def test_an_update_in_the_background_lets_the_next_batch_begin(published):
     with ScriptedServer(Script(load_s=0.2)) as server, engine_on(server, max_head_offpolicyness=1) as engine:
         engine.prepare_batch(loader(), workflow())
-        update = engine.update_weights_async(WeightUpdate(1, tmp_path))
+        update = engine.update_weights_async(WeightUpdate(1, published))
         batch = engine.prepare_batch(loader(), workflow())  # made ahead, by the old weights
         assert not update.done()
         assert {t.head_version for t in batch} == {0}
@@ -473,15 +484,15 @@ def test_an_update_in_the_background_lets_the_next_batch_begin(tmp_path):
         assert {t.head_version for t in batch} == {1}
 
 
-def test_a_failed_update_in_the_background_ends_the_run(tmp_path):
+def test_a_failed_update_in_the_background_ends_the_run(published):
     with ScriptedServer() as server, engine_on(server) as engine:
         engine.prepare_batch(loader(), workflow())
-        engine.update_weights_async(WeightUpdate(1, tmp_path / "missing"))
+        engine.update_weights_async(WeightUpdate(1, published / "missing"))
         with pytest.raises(WeightUpdateError, match="does not exist"):
             engine.prepare_batch(loader(), workflow())
 
 
-def test_a_batch_survives_the_death_of_a_server_in_the_midst(tmp_path):
+def test_a_batch_survives_the_death_of_a_server_in_the_midst():
     script = Script(token_s=0.002)
     with ScriptedServer(script) as first, ScriptedServer(script) as second:
         with engine_on(first, second, consumer_batch_size=8) as engine:
@@ -490,29 +501,29 @@ def test_a_batch_survives_the_death_of_a_server_in_the_midst(tmp_path):
             assert [t.prompt for t in batch[::2]] == [f"{i:03d}" for i in range(8)]
 
 
-def test_a_resumed_run_trains_the_rows_that_were_read_and_not_consumed(tmp_path):
+def test_a_resumed_run_trains_the_rows_that_were_read_and_not_consumed(published):
     with ScriptedServer() as server:
         with engine_on(server, max_head_offpolicyness=2) as engine:
             taken = [t.prompt for t in engine.prepare_batch(loader(), workflow())[::2]]
             state = engine.state_dict()
         ahead = [row["prompt"] for row in state["rows"]]
         assert sorted(taken + ahead) == [f"{i:03d}" for i in range(len(taken + ahead))]
-        with engine_on(server, max_head_offpolicyness=2, weights=WeightUpdate(1, tmp_path)) as engine:
+        with engine_on(server, max_head_offpolicyness=2, weights=WeightUpdate(1, published)) as engine:
             engine.load_state_dict(state)
             assert engine.state_dict()["rows"] == state["rows"]
             again = []
             for step in range(1, 4):
                 again += [t.prompt for t in engine.prepare_batch(loader()[len(taken + ahead) // 2 :], workflow())[::2]]
-                engine.update_weights(WeightUpdate(step + 1, tmp_path))
+                engine.update_weights(WeightUpdate(step + 1, published))
             assert set(again) <= {*ahead, *(f"{i:03d}" for i in range(len(taken + ahead), 12))}
             assert len(set(again)) == len(again)
 
 
-def test_rollout_batch_generates_now_and_counts_as_the_batch_of_the_step(tmp_path):
+def test_rollout_batch_generates_now_and_counts_as_the_batch_of_the_step(published):
     with ScriptedServer() as server, engine_on(server) as engine:
         batch = engine.rollout_batch(rows(2), workflow())
         assert [t.prompt for t in batch] == ["000", "000", "001", "001"]
-        engine.update_weights(WeightUpdate(1, tmp_path))
+        engine.update_weights(WeightUpdate(1, published))
         assert {t.head_version for t in engine.prepare_batch(loader(), workflow())} == {1}
 
 
@@ -547,3 +558,19 @@ def test_an_empty_loader_is_refused():
 def test_an_engine_without_a_batch_size_is_refused():
     with pytest.raises(ValueError, match=r"rollout\.consumer_batch_size is null"):
         RemoteSGLangEngine(RolloutConfig())
+
+
+def test_a_restarted_server_is_not_given_files_that_were_damaged_since(published):
+    with ScriptedServer() as first, ScriptedServer() as second:
+        with engine_on(first, second) as engine:
+            engine.update_weights(WeightUpdate(1, published))
+            weights = published / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-1])
+            second.kill()
+            second.restart()
+            deadline = time.monotonic() + 5
+            while "bytes, the manifest says" not in engine._fleet.states():
+                assert time.monotonic() < deadline, engine._fleet.states()
+                time.sleep(0.02)
+            assert second.counts.get("/update_weights_from_disk", 0) == 0
+            assert len(generate(engine)) == 1

@@ -344,7 +344,7 @@ class RemoteSGLangEngine:
         if rows is None:
             self._rows = iter(loader)
             rows = next(self._rows, None)
-        if not rows:
+        if rows is None:
             raise ValueError("the data loader gives no rows; train_dataset is smaller than a batch, or empty")
         return list(rows)
 

@@ -17,6 +17,7 @@ from yarl import URL
 
 from areal_api import names
 from areal_trainer.rollout.client import Client, ServerBusyError, ServerError, ServerLostError, ServerRefusedError
+from areal_trainer.weights import verify_published
 
 logger = logging.getLogger(__name__)
 
@@ -302,12 +303,20 @@ class Fleet:
         elif said == wanted and (server.version == target.version or target.path is None or target.version == 0):
             pass  # else another trainer's v<N>: the same number, perhaps not the same weights
         elif target.path is not None:
+            await self._check_files(target.path)
             await self.load_from_disk(server, target)
             return
         else:
             raise ServerRefusedError(f"it says {said!r}, not {wanted!r}, and {wanted} was not published to disk")
         server.version = target.version
         await self.control(server, "/continue_generation", {})
+
+    async def _check_files(self, path: Path) -> None:
+        """Refuse files that are not as they were published: SGLang dies of a corrupt one, or says that it loaded it."""
+        try:
+            await asyncio.to_thread(verify_published, path)
+        except (OSError, ValueError) as error:
+            raise ServerRefusedError(f"published weights cannot be loaded: {error}") from error
 
 
 async def _woken(event: asyncio.Event, timeout_s: float) -> bool:
