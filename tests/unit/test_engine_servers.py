@@ -416,6 +416,13 @@ def test_weights_of_an_unknown_version_need_a_directory_to_load_from():
         pass
 
 
+def test_a_run_that_begins_again_gives_servers_the_base_model_back(tmp_path):
+    with ScriptedServer(Script(weight_version="v7")) as server:
+        with engine_on(server, weights=WeightUpdate(0, path=tmp_path)) as engine:  # no manifest: not of this run
+            assert server.counts["/update_weights_from_disk"] == 1
+            assert generate(engine)[0].output_versions == [0] * 40
+
+
 def test_a_server_without_a_directory_to_load_from_is_told_of():
     with ScriptedServer() as first, ScriptedServer() as second, engine_on(first, second) as engine:
         engine._loop.run(

@@ -40,18 +40,21 @@ async def publish(fleet: Fleet, update: WeightUpdate) -> None:
         for server in servers:
             if server.updating:
                 fleet.settle(server, ServerLostError("the update was given up"))
-    await _need_one(fleet, target, [error for error in errors if error is not None])
+    failures = [error for error in errors if error is not None]
+    await _need_one(fleet, target, failures, by_broadcast=update.broadcast is not None)
 
 
-async def _need_one(fleet: Fleet, target: Target, errors: list[ServerError]) -> None:
+async def _need_one(fleet: Fleet, target: Target, errors: list[ServerError], *, by_broadcast: bool) -> None:
+    """Return once a server holds the target; raise where none ever will."""
     if any(server.ready for server in fleet.servers):
         return
     what = f"no server took weights {names.weight_version(target.version)}"
-    refusals = [error for error in errors if not isinstance(error, ServerLostError | ServerBusyError)]
-    if refusals:
-        raise WeightUpdateError(f"{what}: {'; '.join(map(str, refusals))}")
     if target.path is None:
-        raise WeightUpdateError(f"{what} and there is no directory to load them from: {fleet.states()}")
+        told = "; ".join(map(str, errors)) or fleet.states()
+        raise WeightUpdateError(f"{what} by broadcast, and they are in no directory: {told}")
+    refusals = [error for error in errors if not isinstance(error, ServerLostError | ServerBusyError)]
+    if refusals and not by_broadcast:  # what was refused once would be refused again
+        raise WeightUpdateError(f"{what}: {'; '.join(map(str, refusals))}")
     try:
         await fleet.wait_for_one()
     except NoServerError as error:
@@ -139,7 +142,7 @@ async def _connect(fleet: Fleet, servers: list[Server], broadcast: Broadcast) ->
         )
         for i, server in enumerate(servers)
     ]
-    await _together(lambda: broadcast.connect(world_size), requests)
+    await _together(broadcast, lambda: broadcast.connect(world_size), requests)
 
 
 async def _world_size(fleet: Fleet, server: Server) -> int:
@@ -171,12 +174,20 @@ async def _send_bucket(
         fleet.client.post(server.url("/update_weights_from_distributed"), body, timeout_s=fleet.load_timeout_s)
         for server in servers
     ]
-    await _together(lambda: broadcast.send(bucket), requests)
+    await _together(broadcast, lambda: broadcast.send(bucket), requests)
 
 
-async def _together(blocking: Callable[[], None], requests: Sequence[Awaitable[object]]) -> None:
-    """Run ``blocking`` in a thread while the servers do their part; the first error is raised once all have ended."""
-    results = await asyncio.gather(asyncio.to_thread(blocking), *requests, return_exceptions=True)
+async def _together(broadcast: Broadcast, part: Callable[[], None], requests: Sequence[Awaitable[object]]) -> None:
+    """Do our ``part`` in a thread while the servers do theirs; the first error is raised once all have ended."""
+
+    async def ours() -> None:
+        try:
+            await asyncio.to_thread(part)
+        except RuntimeError:
+            broadcast.close()  # servers that wait for a tensor are let go
+            raise
+
+    results = await asyncio.gather(ours(), *requests, return_exceptions=True)
     # What a server says explains more than what the group says.
     for result in [*results[1:], results[0]]:
         if isinstance(result, BaseException):

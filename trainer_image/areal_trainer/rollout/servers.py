@@ -303,7 +303,8 @@ class Fleet:
         elif said == wanted and (server.version == target.version or target.path is None or target.version == 0):
             pass  # else another trainer's v<N>: the same number, perhaps not the same weights
         elif target.path is not None:
-            await self._check_files(target.path)
+            if target.version > 0:  # the base model was published by others, without a manifest
+                await self._check_files(target.path)
             await self.load_from_disk(server, target)
             return
         else:
