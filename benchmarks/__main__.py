@@ -19,6 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default all")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side (default 5)")
     parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    parser.add_argument("--trl", action="store_true", help="peers: TRL beside it; installs it into .bin/trl-env")
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in NAMES:
@@ -26,7 +27,9 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported by a benchmark
     print(machine(), flush=True)
     for name in options.names or NAMES:
-        for comparison in importlib.import_module(f"benchmarks.{name}").run(small=options.small, rounds=options.rounds):
+        more = {"trl": options.trl} if name == "peers" else {}
+        module = importlib.import_module(f"benchmarks.{name}")
+        for comparison in module.run(small=options.small, rounds=options.rounds, **more):
             print(comparison.report(), flush=True)
     return 0
 

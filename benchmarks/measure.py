@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -22,6 +22,7 @@ class Comparison:
     baseline_name: str
     baseline: list[float]
     goal: float | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ratios(self) -> list[float]:
@@ -35,13 +36,16 @@ class Comparison:
 
     def report(self) -> str:
         """Lines for the terminal."""
-        goal = "" if self.goal is None else f", goal ≥ {self.goal:g}: {'met' if self.ratio >= self.goal else 'missed'}"
+        goal = (
+            "" if self.goal is None else f", goal ≥ {self.goal:.3g}: {'met' if self.ratio >= self.goal else 'missed'}"
+        )
         return "\n".join(
             [
                 f"{self.name}: {self.work}; {len(self.ours)} rounds",
                 f"  {'ours':<44} {spread(self.ours)} {self.unit}",
                 f"  {self.baseline_name:<44} {spread(self.baseline)} {self.unit}",
                 f"  {'ratio':<44} {spread(self.ratios)}{goal}",
+                *(f"  {note}" for note in self.notes),
             ]
         )
 

@@ -103,6 +103,6 @@ async def _bare_rate(address: str, rows: list[dict[str, Any]], workflow: RLVRWor
 
 def _body(row: dict[str, Any], workflow: RLVRWorkflow) -> dict[str, Any]:
     gconfig = workflow.gconfig
-    params = {"n": gconfig.n_samples, "max_new_tokens": gconfig.max_new_tokens, "temperature": 1.0}
+    params: dict[str, Any] = {"n": gconfig.n_samples, "max_new_tokens": gconfig.max_new_tokens, "temperature": 1.0}
     params["stop_token_ids"] = gconfig.stop_token_ids
     return {"input_ids": workflow.tokenize(row)[1], "sampling_params": params, "return_logprob": True}

@@ -1,0 +1,96 @@
+"""``trl_grpo.py MODEL DATA.jsonl RESULT.json STEPS``, run in TRL's environment: seconds and reward of each step."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+ANSWER = re.compile(r"####\s*(-?\d+)")
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step, generation included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.rewards: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._started)
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        if "reward" in logs:
+            self.rewards.append(float(logs["reward"]))
+
+
+def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    """1 where the number after #### is the reference's."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [float(_number(text) == _number(wanted)) for text, wanted in zip(texts, answer, strict=True)]
+
+
+def _number(text: str) -> int | None:
+    found = ANSWER.search(text)
+    return int(found[1]) if found else None
+
+
+def main(model: str, data: str, result: str, steps: int) -> None:
+    """The peers' task: 32 prompts × 8 samples of at most 20 tokens a step, fp32, one update a batch."""
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    dataset = Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]} for row in rows]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=256,
+            num_generations=8,
+            max_completion_length=20,
+            max_steps=steps,
+            learning_rate=3e-4,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=steps // 10,
+            adam_beta2=0.99,
+            max_grad_norm=1.0,
+            epsilon=0.4,
+            beta=0.0,
+            temperature=1.0,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            model_init_kwargs={"dtype": torch.float32},
+            seed=1,
+        )
+        clock = Clock()
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=config,
+            train_dataset=dataset,
+            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+            callbacks=[clock],
+        )
+        trainer.train()
+    Path(result).write_text(json.dumps({"seconds": clock.seconds, "rewards": clock.rewards}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
