@@ -206,7 +206,7 @@ def path_of(kind: str, namespace: str | None, name: str = "", subresource: str =
 def is_transient(error: Exception) -> bool:
     """Whether to ask again soon may help: the server is away or overloaded."""
     if isinstance(error, ApiError):
-        return error.status >= 500 or error.status in (401, 429)
+        return error.status in (401, 408, 429, 502, 503, 504)  # 500 is also said of objects that make no sense
     return isinstance(error, (aiohttp.ClientError, asyncio.TimeoutError, OSError))
 
 

@@ -16,6 +16,7 @@ from areal_api import children
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.progress import INTERVAL_S, MAX_BODY_BYTES, ProgressReport
 from areal_operator.cluster import PROGRESS_MANAGER, ApiError, Cluster, is_transient
+from areal_operator.status import PROGRESS_FIELDS
 from areal_operator.store import Key
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Progress:
         self._cluster = cluster
         self._trusted: dict[str, float] = {}
         self._uids: dict[Key, str] = {}
+        self._known: dict[Key, dict[str, object]] = {}  # what was told before: a report may leave things out
         self._reviews = asyncio.Semaphore(REVIEWS)
         self._written_at: dict[Key, float] = {}
         self._pending: dict[Key, tuple[str, ProgressReport]] = {}
@@ -56,6 +58,8 @@ class Progress:
             self._trusted.clear()
         self._trusted[_token_digest(uid, token)] = time.monotonic() + TRUSTED_S
         self._uids[key] = uid
+        status = body.get("status") or {}
+        self._known[key] = {name: status[name] for name in PROGRESS_FIELDS if name in status}
         return uid
 
     def take(self, key: Key, uid: str, report: ProgressReport) -> None:
@@ -81,7 +85,8 @@ class Progress:
 
     async def _apply(self, key: Key, uid: str, report: ProgressReport) -> None:
         namespace, name = key
-        status = {**report.model_dump(mode="json", by_alias=True, exclude_none=True), "progress": report.progress}
+        told = report.model_dump(mode="json", by_alias=True, exclude_none=True)
+        status = self._known[key] = {**self._known.get(key, {}), **told, "progress": report.progress}
         manifest = {
             "apiVersion": API_VERSION,
             "kind": KIND,

@@ -32,7 +32,12 @@ from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, slim
 
 logger = logging.getLogger(__name__)
 EXPLAINED_BY_EVENTS = ("Starting", "Creating", "VolumePending")
+NAME_TAKEN = "NameTaken"
 TAKEN_S = 2.0  # how soon to look again whether the objects of an earlier experiment of this name are gone
+
+
+class _Replaced(Exception):
+    """The experiment that is worked on is there no more."""
 
 
 class Reconciler:
@@ -63,6 +68,12 @@ class Reconciler:
             self._forget(key)
             return None
         try:
+            return await self._bring(key, body)
+        except _Replaced:
+            return 0.0
+
+    async def _bring(self, key: Key, body: Object) -> float | None:
+        try:
             subject = subject_of(body)
         except ConfigError as error:
             await self._say_refused(body, str(error))
@@ -70,11 +81,11 @@ class Reconciler:
         decided = await self._plan(key, subject)
         await self._write_status(subject, decided.status)
         if decided.delete:
-            await self._cluster.delete(KIND, namespace, name, uid=subject.uid)
+            await self._cluster.delete(KIND, *key, uid=subject.uid)
             return None
         refusal = await self._act(key, subject, decided)
         if refusal == self._refusals.get(key):
-            return decided.requeue_after_s if refusal is None else min(TAKEN_S, decided.requeue_after_s or TAKEN_S)
+            return TAKEN_S if refusal is not None and refusal.reason == NAME_TAKEN else decided.requeue_after_s
         if refusal is None:
             del self._refusals[key]
         else:
@@ -125,7 +136,7 @@ class Reconciler:
         if known is None or not _is_ours(known, subject):
             existing = await self._cluster.get(kind, subject.namespace, name)
             if existing is not None and not _is_ours({**existing, "kind": kind}, subject):
-                return Why("NameTaken", f"{kind} {name} exists and is not this experiment's; delete or rename one")
+                return Why(NAME_TAKEN, f"{kind} {name} exists and is not this experiment's; delete or rename one")
         try:
             made = await self._cluster.apply(manifest)
         except ApiError as error:
@@ -147,7 +158,12 @@ class Reconciler:
     async def _apply_status(self, namespace: str, name: str, uid: str, status: ExperimentStatus) -> None:
         metadata = {"name": name, "namespace": namespace, "uid": uid}  # never the status of one that took its name
         manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status_to_write(status)}
-        await self._cluster.apply(manifest, subresource="status")
+        try:
+            await self._cluster.apply(manifest, subresource="status")
+        except ApiError as error:
+            if error.status in (404, 409):  # deleted since it was read; another may have its name by now
+                raise _Replaced from error
+            raise
 
     async def _post(self, subject: Subject, transition: transitions.Transition) -> None:
         now = self._now().isoformat(timespec="seconds").replace("+00:00", "Z")

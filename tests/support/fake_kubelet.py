@@ -99,6 +99,7 @@ class FakeKubelet:
                 "apiVersion": "storage.k8s.io/v1",
                 "metadata": {"name": CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
                 "provisioner": "test.areal.dev/none",
+                "allowVolumeExpansion": True,
             }
         )
         self._thread.start()
