@@ -27,6 +27,7 @@ TASK = (
     "config.gconfig.max_new_tokens=20",
     "config.train_dataset.batch_size=32",
     "config.rollout.max_head_offpolicyness=2",
+    "config.rollout.max_concurrent_rollouts=32",
     "config.actor.dtype=float32",
     "config.actor.ppo_n_minibatches=1",
     "config.actor.recompute_logprob=true",
