@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,8 +73,13 @@ def server_arguments(
     return [word for name, value in arguments.items() for word in _words(name, value, flags)]
 
 
-def server_environment(device: Device, environ: Mapping[str, str]) -> dict[str, str]:
-    """What SGLang's processes need in their environment besides `environ`, which is kept where it says something."""
+def server_environment(
+    device: Device, environ: Mapping[str, str], *, tensor_parallel: int = 1, cores: Sequence[int] = ()
+) -> dict[str, str]:
+    """What SGLang's processes need in their environment besides `environ`, which is kept where it says something.
+
+    `cores` are the processor's that this server may use: on a CPU they are shared out to the `tensor_parallel` ranks.
+    """
     if device == "cuda":
         return {}
     defaults = {
@@ -85,6 +90,15 @@ def server_environment(device: Device, environ: Mapping[str, str]) -> dict[str, 
         "MALLOC_TRIM_THRESHOLD_": str(2**33),
         "MALLOC_TOP_PAD_": str(2**26),
     }
+    if tensor_parallel > 1:
+        if len(cores) < tensor_parallel:
+            raise ValueError(
+                f"servers.tensorParallel: {tensor_parallel} on cpu needs as many cores, this server has {len(cores)}"
+            )
+        shares = [cores[rank::tensor_parallel] for rank in range(tensor_parallel)]
+        # PyPI's torch brings NCCL, which SGLang loads where it finds it, also for ranks without a GPU: they fail then.
+        defaults["SGLANG_NCCL_SO_PATH"] = "none"
+        defaults["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
     env = {name: value for name, value in defaults.items() if name not in environ}
     path = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if str(STAND_INS) not in path:

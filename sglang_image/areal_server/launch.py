@@ -160,7 +160,12 @@ def main(argv: list[str] | None = None) -> None:
         check_machine(options.device, options.tensor_parallel, options.host, options.port)
         model_path = options.model_path or config.sglang.model_path or config.actor.path
         check_model(model_path)
-        environment = server_environment(options.device, os.environ)
+        environment = server_environment(
+            options.device,
+            os.environ,
+            tensor_parallel=options.tensor_parallel,
+            cores=sorted(os.sched_getaffinity(0)),
+        )
         if Path(model_path).is_dir() and "HF_HUB_OFFLINE" not in os.environ:
             environment["HF_HUB_OFFLINE"] = "1"  # nothing to ask the hub for
         if environment:

@@ -99,6 +99,13 @@ def test_the_environment_of_the_caller_is_kept() -> None:
     assert (STAND_INS / "sgl_kernel.py").is_file()
 
 
+def test_ranks_on_a_cpu_share_its_cores() -> None:
+    env = server_environment("cpu", {}, tensor_parallel=2, cores=[0, 1, 4, 5])
+    assert env["SGLANG_CPU_OMP_THREADS_BIND"] == "0,4|1,5"
+    with pytest.raises(ValueError, match=r"servers\.tensorParallel: 3 on cpu needs as many cores, this server has 2"):
+        server_environment("cpu", {}, tensor_parallel=3, cores=[0, 1])
+
+
 def test_a_process_that_has_the_environment_needs_no_more() -> None:
     assert server_environment("cpu", server_environment("cpu", {})) == {}
 
