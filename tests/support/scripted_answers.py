@@ -110,11 +110,18 @@ def stop_ids(script: Script, params: dict[str, Any]) -> set[int]:
     return stops if params.get("ignore_eos") else stops | {script.eos_token_id}
 
 
-def _hashed_tokens(script: Script, input_ids: Sequence[int], params: dict[str, Any], index: int) -> list[int]:
+@functools.lru_cache(maxsize=4096)
+def _fold(input_ids: tuple[int, ...]) -> int:
+    """The prompt as one number; the samples of a prompt, and a prompt that comes again, share the work."""
     state = 0
     for token in input_ids:
         state = (state * _ODD + token + 1) & _MASK
-    salt = _salt(json.dumps({k: v for k, v in params.items() if k not in _NOT_HASHED}, sort_keys=True), index)
+    return state
+
+
+def _hashed_tokens(script: Script, input_ids: Sequence[int], params: dict[str, Any], index: int) -> list[int]:
+    state = _fold(tuple(input_ids))
+    salt = _salt(repr(sorted((k, v) for k, v in params.items() if k not in _NOT_HASHED)), index)
     stops = stop_ids(script, params)
     stop_below = int(script.stop_probability * 2**32) if stops else 0
     stop = min(stops, default=-1)
@@ -133,10 +140,13 @@ def _hashed_tokens(script: Script, input_ids: Sequence[int], params: dict[str, A
     return tokens
 
 
-def _logprob(script: Script, token: int, position: int) -> float:
+def _logprobs(script: Script, tokens: list[int], start: int) -> list[float]:
     if script.logprob is not None:
-        return script.logprob
-    return -math.log(script.vocab_size) + (_mix(token * _ODD + position) / 2**63 - 1.0) * 0.01
+        return [script.logprob] * len(tokens)
+    mean = -math.log(script.vocab_size)
+    # A cheap hash of token and position: some spread, the same for the same token at the same place.
+    return [mean + ((token * 40503 + position * 30011) % 65536 / 32768 - 1.0) * 0.01
+            for position, token in enumerate(tokens, start)]  # fmt: skip
 
 
 def sample(script: Script, input_ids: list[int], params: dict[str, Any], index: int) -> Sample:
@@ -151,12 +161,10 @@ def sample(script: Script, input_ids: list[int], params: dict[str, Any], index: 
         reason: dict[str, Any] = {"type": "stop", "matched": tokens[-1]}
     else:
         reason = {"type": "length", "length": limit}
-    start = len(input_ids)
     duration = script.latency_s + script.token_s * len(tokens)
     if script.tail_sigma and duration:
         seed = _mix(sum(input_ids) * _ODD + index + 1)
         uniform, angle = (seed >> 32) / 2**32, (seed & 0xFFFFFFFF) / 2**32
         normal = math.sqrt(-2.0 * math.log(1.0 - uniform)) * math.cos(2.0 * math.pi * angle)
         duration *= math.exp(script.tail_sigma * normal)
-    logprobs = [_logprob(script, token, start + i) for i, token in enumerate(tokens)]
-    return Sample(tokens, logprobs, reason, duration)
+    return Sample(tokens, _logprobs(script, tokens, len(input_ids)), reason, duration)
