@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import xxhash
-from safetensors.torch import save_file
 
 from areal_api import names
 from areal_trainer.broadcast import Broadcast
+from areal_trainer.tensor_file import save_file
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 2 << 30  # bounds the host memory that publishing takes
@@ -64,8 +64,8 @@ def publish_to_disk(policy: Publishable, *, run: Path, version: int, dtype: torc
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     policy.save_model_config(partial)
-    _write_shards(policy.named_full_tensors(), partial, dtype)
-    _write_manifest(partial, version)
+    checksums = _write_shards(policy.named_full_tensors(), partial, dtype)
+    _write_manifest(partial, version, checksums)
     replace_directory(partial, target)
     _prune(names.weights_dir(run), keep=(version - 1, version))
     return target
@@ -109,39 +109,41 @@ def replace_directory(partial: Path, target: Path) -> None:
     _fsync(target.parent)
 
 
-def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, dtype: torch.dtype) -> None:
-    shards: list[list[str]] = []
+def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, dtype: torch.dtype) -> dict[str, str]:
+    """Returns the checksum of each file that holds tensors."""
     shard: dict[str, torch.Tensor] = {}
+    checksums: list[str] = []
+    index: dict[str, int] = {}
     size = total = 0
     for name, tensor in tensors:
-        host = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-        if shard and size + host.nbytes > SHARD_BYTES:
-            shards.append(_write_shard(shard, directory, len(shards)))
+        converts = tensor.is_floating_point() and tensor.device.type != "cpu"  # on the host the writer does it
+        host = tensor.detach().to(dtype if converts else tensor.dtype).cpu()
+        nbytes = host.numel() * (dtype if host.is_floating_point() else host.dtype).itemsize
+        if shard and size + nbytes > SHARD_BYTES:
+            checksums.append(save_file(shard, directory / _shard_name(len(checksums)), dtype=dtype))
             shard, size = {}, 0
         shard[name] = host
-        size += host.nbytes
-        total += host.nbytes
-    shards.append(_write_shard(shard, directory, len(shards)))
-    if len(shards) == 1:
+        index[name] = len(checksums)
+        size += nbytes
+        total += nbytes
+    checksums.append(save_file(shard, directory / _shard_name(len(checksums)), dtype=dtype))
+    if len(checksums) == 1:
         (directory / _shard_name(0)).rename(directory / "model.safetensors")
-        return
-    index = {name: _shard_name(number) for number, held in enumerate(shards) for name in held}
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
+        return {"model.safetensors": checksums[0]}
+    weight_map = {name: _shard_name(number) for name, number in index.items()}
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
     (directory / "model.safetensors.index.json").write_text(text)
+    return {_shard_name(number): checksum for number, checksum in enumerate(checksums)}
 
 
 def _shard_name(number: int) -> str:
     return f"model-{number + 1:05d}.safetensors"
 
 
-def _write_shard(shard: dict[str, torch.Tensor], directory: Path, number: int) -> list[str]:
-    save_file(shard, directory / _shard_name(number), metadata={"format": "pt"})
-    return list(shard)
-
-
-def _write_manifest(directory: Path, version: int) -> None:
+def _write_manifest(directory: Path, version: int, checksums: Mapping[str, str]) -> None:
+    """``checksums``: of the files whose checksum is known already."""
     files = {
-        path.name: {"size": path.stat().st_size, "xxh3_128": _checksum(path)}
+        path.name: {"size": path.stat().st_size, "xxh3_128": checksums.get(path.name) or _checksum(path)}
         for path in sorted(directory.iterdir())
         if path.is_file()
     }
