@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import signal
@@ -18,6 +19,8 @@ import yaml
 BUILD = Path(__file__).parent / "build.sh"
 ADMIN = "admin"
 START_S = 60.0
+PR_SET_PDEATHSIG = 1  # of prctl(2): tests that are killed leave nothing behind
+_LIBC = ctypes.CDLL(None)
 
 
 class BuildError(Exception):
@@ -158,6 +161,7 @@ class ControlPlane:
                 stderr=log,
                 cwd=self._folder,
                 env={**os.environ, "GOGC": "200", "GOMAXPROCS": "2"},
+                preexec_fn=die_with_parent,
             )
 
     def _end(self, name: str) -> None:
@@ -190,6 +194,11 @@ class ControlPlane:
                 return None
         except (urllib.error.URLError, OSError) as error:
             return str(error)
+
+
+def die_with_parent() -> None:
+    """In a child process: end when the parent does."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:

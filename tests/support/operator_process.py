@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api.crd import GROUP, PLURAL
-from cluster.control_plane import ControlPlane, free_ports
+from cluster.control_plane import ControlPlane, die_with_parent, free_ports
 
 USER = "operator"
 NAMESPACE = "areal-system"
@@ -64,9 +64,7 @@ def grant() -> list[dict[str, Any]]:
 class OperatorProcess:
     """One process; it may be killed and started again."""
 
-    def __init__(
-        self, plane: ControlPlane, folder: Path, *, identity: str = "operator-0"
-    ) -> None:
+    def __init__(self, plane: ControlPlane, folder: Path, *, identity: str = "operator-0") -> None:
         self._plane = plane
         self.identity = identity
         self.port = free_ports(1)[0]
@@ -94,6 +92,7 @@ class OperatorProcess:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **ENV, **changes, **env},
+                preexec_fn=die_with_parent,
             )
         if wait:
             self.wait_ready()

@@ -19,7 +19,7 @@ LAST_S = 5.0  # how long the end of a run waits for its last report to arrive
 
 
 class ProgressSink:
-    """Posts the newest statistics from a thread of its own, at most once in ``interval_s``; what is older is dropped."""
+    """Posts the newest statistics from a thread of its own, at most once in ``interval_s``; older ones are dropped."""
 
     def __init__(self, url: str, token_file: Path, *, interval_s: float = INTERVAL_S) -> None:
         self._url = url

@@ -114,8 +114,8 @@ def environment(
 
 def compute_threads(settings: PodSettings, processes: int) -> int:
     """Threads of each of ``processes`` in a pod on the CPU: the whole cores that the pod may use, shared out."""
-    resources = settings.resources
-    cpu = (resources.get("limits") or {}).get("cpu") or (resources.get("requests") or {}).get("cpu") or 1
+    limits, requests = amounts(settings)
+    cpu = limits.get("cpu") or requests.get("cpu") or 1
     text = str(cpu)
     try:
         cores = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
@@ -124,15 +124,22 @@ def compute_threads(settings: PodSettings, processes: int) -> int:
     return max(1, int(cores) // processes)
 
 
+def amounts(settings: PodSettings) -> tuple[Manifest, Manifest]:
+    """Limits and requests; raises ``ValueError`` for what is no mapping."""
+    found: list[Manifest] = []
+    for part in ("limits", "requests"):
+        value = settings.resources.get(part)
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"resources.{part} is {value!r}; write a mapping, as {{cpu: 4, memory: 16Gi}}")
+        found.append(value or {})
+    return found[0], found[1]
+
+
 def _resources(settings: PodSettings, gpus: int) -> Manifest:
-    resources = settings.resources
-    for part in ("requests", "limits"):
-        if not isinstance(resources.get(part, {}), dict):
-            raise ValueError(f"resources.{part} is {resources[part]!r}; write a mapping, as {{cpu: 4, memory: 16Gi}}")
-    asked = {*(resources.get("limits") or {}), *(resources.get("requests") or {})}
-    if settings.device != "cuda" or any("gpu" in name for name in asked):
-        return resources
-    return {**resources, "limits": {**(resources.get("limits") or {}), GPU: str(gpus)}}
+    limits, requests = amounts(settings)
+    if settings.device != "cuda" or gpus == 0 or any("gpu" in name for name in {*limits, *requests}):
+        return settings.resources
+    return {**settings.resources, "limits": {**limits, GPU: str(gpus)}}
 
 
 def _volumes(build: Build, settings: PodSettings) -> list[Manifest]:

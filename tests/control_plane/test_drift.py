@@ -1,0 +1,147 @@
+"""What is edited, deleted or taken comes back, or is explained."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from support.experiments import Experiment
+from support.kube_api import Object, eventually
+from support.operator_process import OperatorProcess
+
+CHILDREN = [
+    ("Secret", "exp-api-key"),
+    ("ServiceAccount", "exp-run"),
+    ("NetworkPolicy", "exp-run"),
+    ("Service", "exp-server"),
+    ("Service", "exp-trainer"),
+    ("PodDisruptionBudget", "exp-server"),
+    ("StatefulSet", "exp-server"),
+    ("Job", "exp-trainer-1"),
+]
+EDITS: list[tuple[str, str, Object, list[str]]] = [
+    ("NetworkPolicy", "exp-run", {"spec": {"ingress": []}}, ["spec", "ingress"]),
+    ("Service", "exp-server", {"spec": {"publishNotReadyAddresses": False}}, ["spec", "publishNotReadyAddresses"]),
+    ("StatefulSet", "exp-server", {"spec": {"replicas": 5}}, ["spec", "replicas"]),
+    ("PodDisruptionBudget", "exp-server", {"spec": {"maxUnavailable": 9}}, ["spec", "maxUnavailable"]),
+    ("Job", "exp-trainer-1", {"spec": {"suspend": True}}, ["spec", "suspend"]),
+    (
+        "Service",
+        "exp-trainer",
+        {"metadata": {"labels": {"app.kubernetes.io/managed-by": "me"}}},
+        ["metadata", "labels", "app.kubernetes.io/managed-by"],
+    ),
+]
+
+
+def at(obj: Object | None, path: list[str]) -> Any:
+    value: Any = obj
+    for key in path:
+        value = (value or {}).get(key)
+    return value
+
+
+def test_every_deleted_child_comes_back(experiment: Experiment) -> None:
+    api, name = experiment.namespace.api, experiment.namespace.name
+    experiment.apply()
+    experiment.until_phase("Running")
+    secret = api.get("Secret", name, "exp-api-key")
+    for kind, child in CHILDREN:
+        before = api.get(kind, name, child)
+        assert before is not None
+        api.delete(kind, name, child)
+
+        def is_back(kind: str = kind, child: str = child, uid: str = before["metadata"]["uid"]) -> bool:
+            now = api.get(kind, name, child)
+            return now is not None and now["metadata"]["uid"] != uid and not now["metadata"].get("deletionTimestamp")
+
+        eventually(is_back, f"{kind} {child} is back")
+    again = api.get("Secret", name, "exp-api-key")
+    assert secret is not None
+    assert again is not None
+    assert again["data"] == secret["data"]  # servers that run know the old key
+    assert len(base64.b64decode(again["data"]["api-key"])) == 64
+    experiment.until_phase("Running")
+
+
+@pytest.mark.parametrize(("kind", "child", "change", "path"), EDITS, ids=[f"{one[0]} {one[1]}" for one in EDITS])
+def test_an_edit_of_a_child_is_undone(
+    experiment: Experiment, kind: str, child: str, change: Object, path: list[str]
+) -> None:
+    api, name = experiment.namespace.api, experiment.namespace.name
+    experiment.apply()
+    experiment.until_phase("Running")
+    before = at(api.get(kind, name, child), path)
+    api.patch(kind, name, child, change)
+    eventually(lambda: at(api.get(kind, name, child), path) == before, f"{path} is {before!r} again")
+
+
+def test_what_others_add_to_a_child_stays(experiment: Experiment) -> None:
+    api, name = experiment.namespace.api, experiment.namespace.name
+    experiment.apply()
+    experiment.until_phase("Running")
+    api.patch("StatefulSet", name, "exp-server", {"metadata": {"annotations": {"team": "x"}}, "spec": {"replicas": 4}})
+    eventually(lambda: at(api.get("StatefulSet", name, "exp-server"), ["spec", "replicas"]) == 1, "the edit is undone")
+    assert at(api.get("StatefulSet", name, "exp-server"), ["metadata", "annotations", "team"]) == "x"
+
+
+def test_an_edited_status_is_written_again(experiment: Experiment) -> None:
+    api, name = experiment.namespace.api, experiment.namespace.name
+    experiment.apply()
+    experiment.until_phase("Running")
+    api.patch("GRPOExperiment", name, "exp", {"status": {"message": "nonsense", "servers": {"ready": 7}}}, "status")
+    experiment.until(lambda now: not now["message"] and now["servers"]["ready"] == 1, "the status is right again")
+
+
+def test_an_object_of_someone_else_is_left_alone_and_named(experiment: Experiment) -> None:
+    api, name = experiment.namespace.api, experiment.namespace.name
+    mine = {
+        "kind": "Service",
+        "apiVersion": "v1",
+        "metadata": {"name": "exp-server"},
+        "spec": {"ports": [{"port": 80}], "selector": {"app": "mine"}},
+    }
+    api.create(mine, name)
+    experiment.apply()
+    condition = experiment.until_reason("Accepted", "NameTaken")
+    assert "Service exp-server exists" in condition["message"]
+    assert at(api.get("Service", name, "exp-server"), ["spec", "selector"]) == {"app": "mine"}
+    api.delete("Service", name, "exp-server")
+    experiment.until_phase("Running")
+
+
+def test_a_deleted_experiment_takes_everything_with_it_though_the_operator_is_down(
+    experiment: Experiment, operator: OperatorProcess
+) -> None:
+    namespace = experiment.namespace
+    experiment.apply()
+    experiment.until_phase("Running")
+    assert not (experiment.get() or {})["metadata"].get("finalizers")
+    operator.kill()
+    try:
+        experiment.delete()
+        eventually(lambda: experiment.get() is None, "it is gone at once", 5.0)
+        kinds = {kind for kind, _ in CHILDREN}
+        eventually(lambda: not any(named(namespace.list(kind)) for kind in kinds), "so are its children")
+        assert namespace.names("PersistentVolumeClaim") == ["exp-run"]
+    finally:
+        operator.start()
+
+
+def named(objects: list[Object]) -> list[str]:
+    return [name for obj in objects if (name := str(obj["metadata"]["name"])).startswith("exp-")]
+
+
+def test_an_experiment_made_anew_at_once_runs(experiment: Experiment) -> None:
+    experiment.apply()
+    experiment.until_phase("Running")
+    uid = (experiment.get() or {})["metadata"]["uid"]
+    experiment.delete()
+    eventually(lambda: experiment.get() is None, "it is gone")
+    experiment.apply()
+    experiment.until_phase("Running")
+    assert (experiment.get() or {})["metadata"]["uid"] != uid
+    (stateful_set,) = experiment.namespace.list("StatefulSet")
+    assert stateful_set["metadata"]["ownerReferences"][0]["uid"] != uid
