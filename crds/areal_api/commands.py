@@ -120,7 +120,14 @@ def script_arguments(script: str | None) -> list[str]:
 
 def literal_env(env: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Variables with a value; what refers to the cluster (``valueFrom``) is for the pod."""
-    return {str(entry["name"]): str(entry["value"]) for entry in env if "value" in entry}
+    values: dict[str, str] = {}
+    for entry in env:
+        name = entry.get("name")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"env: {dict(entry)} has no name; write {{name: …, value: …}}")
+        if "value" in entry:
+            values[name] = str(entry["value"])
+    return values
 
 
 def _device_env(device: str, threads: int, gpus: Sequence[int | str] | None) -> dict[str, str]:

@@ -84,7 +84,12 @@ def test_progress_causes_no_reconcile_and_is_written_at_most_every_three_seconds
         ]
         return sum(float(line.split()[-1]) for line in lines if "_created" not in line)
 
-    time.sleep(1.5)
+    def calm() -> bool:
+        seen = reconciles()
+        time.sleep(1.5)
+        return reconciles() == seen
+
+    eventually(calm, "what went before is through")
     url, token, before = url_of(running, operator), token_of(running), reconciles()
     post(url, token, {**REPORT, "step": 1})
     running.until(lambda now: now.get("step") == 1, "step 1", 5.0)
