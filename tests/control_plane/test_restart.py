@@ -1,0 +1,243 @@
+"""Operators that are killed at any point, two at once, and an API server that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from areal_api import children
+from areal_operator.cluster import CHILD_KINDS, Cluster
+from areal_operator.reconcile import Reconciler
+from areal_operator.settings import Settings
+from areal_operator.store import Store
+from cluster.control_plane import ControlPlane
+from support.experiments import Experiment, Namespace
+from support.fake_kubelet import end, run
+from support.kube_api import Api, eventually
+from support.operator_process import NAMESPACE, USER, OperatorProcess
+
+SETTINGS = Settings(images={("trainer", "cpu"): "trainer:1", ("server", "cpu"): "server:1"}, retry_s=0.0)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class DoomedCluster(Cluster):
+    """A connection whose process is killed right after write number ``lifetime``."""
+
+    lifetime = 10**9
+    writes = 0
+
+    async def _request(self, method: str, path: str, **more: Any) -> Any:
+        result = await super()._request(method, path, **more)
+        if method != "GET":
+            self.writes += 1
+            if self.writes >= self.lifetime:
+                raise Killed
+        return result
+
+
+@pytest.fixture
+def alone(operator: OperatorProcess) -> Iterator[None]:
+    """No other operator works."""
+    operator.stop()
+    yield
+    operator.start()
+
+
+@pytest.fixture
+async def cluster(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DoomedCluster]:
+    monkeypatch.setenv("KUBECONFIG", str(plane.kubeconfig(USER)))
+    async with DoomedCluster() as cluster:
+        yield cluster
+
+
+async def work(cluster: DoomedCluster, experiment: Experiment, until: Callable[[], bool], *, lifetime: int) -> bool:
+    """Reconcile until ``until``, in a process that dies after ``lifetime`` writes and is followed by one that does not.
+
+    Returns whether it died.
+    """
+    cluster.writes, cluster.lifetime = 0, lifetime
+    died = False
+    key = (experiment.namespace.name, experiment.name)
+    store, reconciler = await _fresh(cluster, experiment)
+    for _ in range(200):
+        try:
+            await _look(cluster, store, key[0])
+            await reconciler.reconcile(key)
+        except Killed:
+            died, cluster.lifetime = True, 10**9
+            store, reconciler = await _fresh(cluster, experiment)
+        if await asyncio.to_thread(until):
+            return died
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"not reached with a lifetime of {lifetime}: {experiment.status}")
+
+
+async def _fresh(cluster: Cluster, experiment: Experiment) -> tuple[Store, Reconciler]:
+    store = Store()
+    return store, Reconciler(cluster, store, settings=SETTINGS, root_key=b"root")
+
+
+async def _look(cluster: Cluster, store: Store, namespace: str) -> None:
+    for kind in CHILD_KINDS:
+        listed = await cluster.list(kind, namespace, f"{children.MANAGED_BY}={children.OPERATOR}")
+        store.replace(kind, listed.items, listed.version, namespace)
+
+
+async def test_an_operator_that_dies_after_any_write_of_a_start_is_followed_by_one_that_goes_on(
+    namespace: Namespace, alone: None, cluster: DoomedCluster
+) -> None:
+    lifetime, outcomes = 1, []
+    while True:
+        experiment = Experiment(namespace, f"n{lifetime}")
+        experiment.apply(storage__whenDeleted="Delete")
+        died = await work(
+            cluster, experiment, lambda e=experiment: e.status.get("phase") == "Running", lifetime=lifetime
+        )
+        status = experiment.status
+        outcomes.append((status["attempt"], status["restarts"], status["disruptions"]))
+        assert [name for name in namespace.names("Job") if name.startswith(f"n{lifetime}-")] == [
+            f"n{lifetime}-trainer-1"
+        ]
+        experiment.delete()
+        if not died:
+            break
+        lifetime += 1
+    assert lifetime > 10  # a status and as many children at least
+    assert set(outcomes) == {(1, 0, 0)}
+
+
+async def test_an_operator_that_dies_after_any_write_of_a_restart_counts_it_once(
+    namespace: Namespace, alone: None, cluster: DoomedCluster
+) -> None:
+    for lifetime in range(1, 9):  # the status, its Events and what follows; the start has shown the rest
+        namespace.behave("trainer", run)
+        experiment = Experiment(namespace, f"n{lifetime}")
+        experiment.apply(storage__whenDeleted="Delete")
+        await work(cluster, experiment, lambda e=experiment: e.status.get("phase") == "Running", lifetime=10**9)
+        namespace.behave("trainer", end(1))
+        job = f"n{lifetime}-trainer-1"
+        eventually(lambda job=job: _has(namespace, job, "Failed"), "the Job failed")
+        namespace.behave("trainer", run)
+
+        def runs_again(e: Experiment = experiment) -> bool:
+            return e.status["phase"] == "Running" and e.status["attempt"] > 1
+
+        assert await work(cluster, experiment, runs_again, lifetime=lifetime)
+        assert (experiment.status["attempt"], experiment.status["restarts"]) == (2, 1)
+        experiment.delete()
+
+
+def _has(namespace: Namespace, job: str, condition: str) -> bool:
+    found = namespace.api.get("Job", namespace.name, job) or {}
+    conditions = (found.get("status") or {}).get("conditions") or []
+    return any(one["type"] == condition and one["status"] == "True" for one in conditions)
+
+
+def test_what_happens_while_no_operator_runs_is_seen_by_the_next(
+    experiment: Experiment, operator: OperatorProcess
+) -> None:
+    namespace = experiment.namespace
+    experiment.apply()
+    experiment.until_phase("Running")
+    operator.kill()
+    namespace.api.delete("Service", namespace.name, "exp-server")
+    namespace.behave("trainer", end(0))
+    late = Experiment(namespace, "late").apply()
+    eventually(lambda: _has(namespace, "exp-trainer-1", "Complete"), "it ended")
+    operator.start()
+    experiment.until_phase("Succeeded")
+    late.until_phase("Succeeded")
+
+
+def test_a_finished_run_does_not_come_back_after_a_restart(experiment: Experiment, operator: OperatorProcess) -> None:
+    experiment.namespace.behave("trainer", end(0))
+    experiment.apply()
+    experiment.until_phase("Succeeded")
+    operator.kill()
+    experiment.namespace.api.delete("Job", experiment.namespace.name, "exp-trainer-1")
+    operator.start()
+    experiment.edit(runPolicy__backoffLimit=1)
+    experiment.until(lambda now: now["observedGeneration"] == 2, "the edit is seen")
+    assert experiment.status["phase"] == "Succeeded"
+    assert experiment.namespace.names("Job") == []
+
+
+def holder(api: Api) -> str:
+    lease = api.get("Lease", NAMESPACE, "areal-operator") or {}
+    return str((lease.get("spec") or {}).get("holderIdentity"))
+
+
+def test_of_two_operators_one_works_and_the_other_takes_over(
+    experiment: Experiment, operator: OperatorProcess, plane: ControlPlane, logs: Path, api: Api
+) -> None:
+    second = OperatorProcess(plane, logs, identity="operator-1")
+    second.start()
+    try:
+        experiment.apply()
+        experiment.until_phase("Running")
+        assert holder(api) == "operator-0"
+        assert "areal_operator_leader 1.0" in operator.read("/metrics")
+        assert "areal_operator_leader 0.0" in second.read("/metrics")
+        assert "Started" not in second.log.read_text()
+        operator.stop()  # gives the Lease up
+        eventually(lambda: holder(api) == "operator-1", "the other takes over at once", 6.0)
+        experiment.namespace.behave("trainer", end(0))
+        experiment.until_phase("Succeeded")
+        operator.start()
+        second.kill()  # does not give it up
+        Experiment(experiment.namespace, "next").apply().until_phase("Succeeded", 30.0)
+        assert holder(api) == "operator-0"
+    finally:
+        second.kill()
+        if not operator.runs:
+            operator.start()
+
+
+def test_the_operator_outlives_an_api_server_that_goes_away(
+    experiment: Experiment, operator: OperatorProcess, plane: ControlPlane
+) -> None:
+    experiment.apply()
+    experiment.until_phase("Running")
+    plane.restart_api_server()
+    experiment.namespace.behave("trainer", end(0))
+    experiment.until_phase("Succeeded", 60.0)
+    assert operator.runs
+    assert operator.answers("/healthz")
+    plane.restart_api_server()
+    Experiment(experiment.namespace, "next").apply().until_phase("Succeeded", 60.0)
+
+
+def test_an_idle_operator_writes_nothing_but_its_lease(
+    experiment: Experiment, operator: OperatorProcess, plane: ControlPlane, api: Api
+) -> None:
+    experiment.apply()
+    experiment.until_phase("Running")
+
+    def written(seconds: float) -> set[tuple[str, str]]:
+        before = _writes(plane)
+        time.sleep(seconds)
+        return {key for key, count in _writes(plane).items() if count != before.get(key, 0)}
+
+    eventually(lambda: written(2.0) <= {("PUT", "leases")}, "what went before is through", 60.0)
+    assert written(11.0) == {("PUT", "leases")}
+
+
+def _writes(plane: ControlPlane) -> dict[tuple[str, str], int]:
+    """Requests that change something, by verb and resource, of our kinds."""
+    counts: dict[tuple[str, str], int] = {}
+    kinds = {plural for _, plural in CHILD_KINDS.values()} | {"grpoexperiments", "leases", "events"}
+    for line in plane.kubectl("get", "--raw", "/metrics").splitlines():
+        found = re.match(r'apiserver_request_total\{.*resource="(\w+)".*verb="(\w+)".*\} (\S+)', line)
+        if found and found[1] in kinds and found[2] in ("POST", "PUT", "PATCH", "APPLY", "DELETE"):
+            key = (found[2], found[1])
+            counts[key] = counts.get(key, 0) + int(float(found[3]))
+    return counts
