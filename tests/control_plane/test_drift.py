@@ -124,7 +124,8 @@ def test_a_deleted_experiment_takes_everything_with_it_though_the_operator_is_do
         experiment.delete()
         eventually(lambda: experiment.get() is None, "it is gone at once", 5.0)
         kinds = {kind for kind, _ in CHILDREN}
-        eventually(lambda: not any(named(namespace.list(kind)) for kind in kinds), "so are its children")
+        # The garbage collector takes up to 30 s to hear of a custom resource that was defined just now.
+        eventually(lambda: not any(named(namespace.list(kind)) for kind in kinds), "so are its children", 60.0)
         assert namespace.names("PersistentVolumeClaim") == ["exp-run"]
     finally:
         operator.start()
