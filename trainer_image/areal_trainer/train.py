@@ -47,7 +47,7 @@ class Progress:
 def train(parts: Parts, progress: Progress, stop: StopSignal) -> Iterator[Progress]:
     """Train from ``progress`` until the last step or until ``stop`` is set; yields how far the run is, step by step."""
     stop.wakes(parts.engine.interrupt)
-    if progress.step == 0 and parts.valid_rows:
+    if progress.step == 0 and parts.config.valid_dataset is not None:
         reward = _evaluate(parts)
         progress = replace(progress, eval_first=reward, eval_last=reward)
     dues, timings = _Dues.of(parts), Timings()
@@ -126,13 +126,13 @@ def _after_step(
     step = progress.step + 1
     last = step == parts.total_steps
     line: dict[str, float] = {"step": step, "version": step, "total_steps": parts.total_steps}
-    if dues.evaluate.at(step) | last and parts.valid_rows:
+    if (dues.evaluate.at(step) or last) and parts.config.valid_dataset is not None:
         with timings.stage("eval"):
             progress = replace(progress, eval_last=_evaluate(parts))
         line["eval-rollout/reward"] = progress.eval_last or 0.0
     if step == 1 and progress.eval_first is not None:
         line["eval-rollout/reward_initial"] = progress.eval_first
-    if dues.save.at(step) | last:
+    if dues.save.at(step) or last:
         with timings.stage("save"):
             epoch = -(-step // parts.steps_per_epoch)
             parts.policy.save_hf(names.checkpoint_dir(parts.run, epoch, step))
