@@ -83,14 +83,13 @@ def _template(build: Build, labels: Manifest) -> Manifest:
 def _prepare(build: Build) -> Manifest:
     """Makes the run directory and leaves the resolved configuration there; a volume that is full says so here."""
     trainer = build.experiment.spec.trainer
-    run = build.run_dir
-    script = f'mkdir -p "{run}" && cp {CONFIG_FILE} "{run}/config.yaml.$HOSTNAME" && '
-    script += f'mv "{run}/config.yaml.$HOSTNAME" "{run}/config.yaml"'
+    script = f'mkdir -p "$1" && cp {CONFIG_FILE} "$1/config.yaml.$HOSTNAME" && '
+    script += 'mv "$1/config.yaml.$HOSTNAME" "$1/config.yaml"'
     result = container(
         trainer,
         name="prepare",
         image=build.image("trainer"),
-        command=["/bin/sh", "-c", script],
+        command=["/bin/sh", "-c", script, "prepare", str(build.run_dir)],
         env=[],
         gpus=0,
     )
