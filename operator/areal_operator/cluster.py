@@ -130,12 +130,15 @@ class Cluster:
             if error.status not in (404, 409):
                 raise
 
-    async def warnings(self, namespace: str, uids: set[str]) -> Sequence[Warned]:
-        """Warning events about the objects with these uids, newest last."""
+    async def warnings(self, namespace: str) -> Sequence[Warned]:
+        """The warning events of a namespace, newest last."""
         listed = await self.list("Event", namespace, fields="type=Warning")
-        found = [event for event in listed.items if (event.get("involvedObject") or {}).get("uid") in uids]
+        found = [event for event in listed.items if (event.get("involvedObject") or {}).get("uid")]
         found.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
-        return [Warned(event["involvedObject"]["uid"], event["reason"], event.get("message", "")) for event in found]
+        return [
+            Warned(event["involvedObject"]["uid"], event.get("reason") or "", event.get("message") or "")
+            for event in found
+        ]
 
     async def review_token(self, token: str, audience: str) -> str | None:
         """The user that a token stands for, if it is valid for ``audience``."""

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import hmac
 import logging
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from areal_operator.cluster import MANAGER, ApiError, Cluster, is_transient
 from areal_operator.diagnosis import Why
 from areal_operator.manifests.base import Manifest, digest
 from areal_operator.manifests.shared import API_KEY
-from areal_operator.observed import Object, Observed, Subject
+from areal_operator.observed import Object, Observed, Subject, Warned
 from areal_operator.plan import Plan, plan, refused
 from areal_operator.settings import Settings
 from areal_operator.status import SERVERS, STORAGE, TRAINER, find, status_to_write
@@ -59,6 +60,7 @@ class Reconciler:
         self._now = now
         self._applied: dict[Key, dict[tuple[str, str], tuple[str, str]]] = {}  # digest asked for, fingerprint got
         self._refusals: dict[Key, Why] = {}
+        self._warned: dict[str, tuple[float, Sequence[Warned]]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one experiment; returns after how many seconds to look again, None to wait for news."""
@@ -104,8 +106,16 @@ class Reconciler:
         if not _waits_in_silence(decided.status):
             return decided
         uids = {str(obj["metadata"]["uid"]) for found in observed.objects.values() for obj in found}
-        warnings = await self._cluster.warnings(subject.namespace, uids) if uids else []
+        warnings = [warned for warned in await self._warnings(subject.namespace) if warned.uid in uids]
         return decide(replace(observed, warnings=warnings)) if warnings else decided
+
+    async def _warnings(self, namespace: str) -> Sequence[Warned]:
+        """The warnings of a namespace; experiments that wait at the same time share one look."""
+        looked_at, found = self._warned.get(namespace, (float("-inf"), ()))
+        if time.monotonic() - looked_at > self._settings.waiting_s / 3:
+            found = await self._cluster.warnings(namespace)
+            self._warned[namespace] = (time.monotonic(), found)
+        return found
 
     async def _write_status(self, subject: Subject, status: ExperimentStatus) -> None:
         if status == subject.status:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from areal_api import children, names
-from areal_operator.manifests.pod import compute_threads
+from areal_operator.manifests.pod import CONFIG_FILE, compute_threads
 from areal_operator.manifests.shared import quantity
 from areal_operator.settings import Settings
 from support.operator_objects import decide, manifest, named, subject
@@ -82,6 +84,18 @@ def test_torchrun_is_told_by_its_environment() -> None:
     }
     assert pod["containers"][0]["command"] == ["python3", "-m", "torch.distributed.run", "-m", "areal_trainer.train"]
     assert pod["subdomain"] == "case-trainer"
+
+
+def test_the_resolved_configuration_is_left_in_the_run_directory(tmp_path: Path) -> None:
+    (_, pod) = pods()
+    shell, option, script, *arguments = pod["initContainers"][0]["command"]
+    assert arguments == ["prepare", "/opt/areal/runs/case/trial0"]
+    (tmp_path / "resolved").write_text("seed: 1\n")
+    script = script.replace(CONFIG_FILE, str(tmp_path / "resolved"))
+    run = tmp_path / "a run" / "trial0"
+    subprocess.run([shell, option, script, "prepare", str(run)], check=True, env={"HOSTNAME": "pod-0", "PATH": "/bin"})
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    assert (run / "config.yaml").read_text() == "seed: 1\n"
 
 
 def test_the_job_never_retries_and_marks_disruptions() -> None:
