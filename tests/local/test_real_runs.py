@@ -1,0 +1,88 @@
+"""``grpo run`` with the real SGLang server and a real torchrun trainer, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[2]
+
+
+def grpo_run(tmp_path: Path, *overrides: str, steps: int) -> tuple[Path, str]:
+    """Run the tiny experiment for a few steps; returns its run directory and what the terminal showed."""
+    command = [sys.executable, "-m", "areal_launcher.cli", "run", "examples/tiny/experiment.yaml"]
+    settings = [
+        f"config.cluster.fileroot={tmp_path}",
+        "config.trial_name=run",
+        f"config.total_train_steps={steps}",
+        "config.valid_dataset.limit=16",
+        "config.rollout.dump_to_file=true",
+    ]
+    done = subprocess.run(
+        [*command, *settings, *overrides], cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return tmp_path / "tiny" / "run", done.stdout
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+
+
+def assert_sound(run: Path, *, steps: int, max_staleness: int) -> list[dict[str, Any]]:
+    lines = lines_of(run)
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    for line in lines:
+        assert line["staleness/max"] <= max_staleness
+        assert line["grpo_actor/update_successful"] == 1.0
+        # What servers and trainer compute for the same weights and tokens differs by rounding alone.
+        assert line.get("grpo_actor/rollout_logprob_diff_current/max", 0.0) < 1e-3
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["outcome"] == "succeeded"
+    assert summary["steps"] == steps
+    return lines
+
+
+def assert_nothing_left(run: Path) -> None:
+    left = [
+        process for process in psutil.process_iter(["cmdline"]) if str(run) in " ".join(process.info["cmdline"] or [])
+    ]
+    assert not left
+
+
+def test_the_tiny_experiment_trains_and_leaves_what_a_user_is_promised(tmp_path: Path) -> None:
+    run, shown = grpo_run(tmp_path, steps=4)
+    lines = assert_sound(run, steps=4, max_staleness=2)
+    assert "grpo_actor/rollout_logprob_diff_current/max" in lines[0]
+    assert (run / "reward.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (run / "weights").iterdir()) == ["v3", "v4"]
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert AutoModelForCausalLM.from_pretrained(checkpoint).num_parameters() > 500_000
+    samples = [json.loads(line) for file in (run / "rollouts").rglob("*.jsonl") for line in file.open()]
+    assert len(samples) == 4 * 32 * 8
+    assert "succeeded" in shown
+    assert_nothing_left(run)
+
+
+def test_weights_reach_the_server_by_broadcast(tmp_path: Path) -> None:
+    run, _ = grpo_run(tmp_path, "config.actor.weight_update_mode=distributed", "config.async_training=false", steps=3)
+    lines = assert_sound(run, steps=3, max_staleness=0)
+    assert all("grpo_actor/rollout_logprob_diff_current/max" in line for line in lines)
+    assert [path.name for path in (run / "weights").iterdir()] == ["v0"]
+
+
+def test_two_ranks_and_two_servers_train(tmp_path: Path) -> None:
+    run, _ = grpo_run(
+        tmp_path,
+        "servers.replicas=2",
+        "trainer.processesPerNode=2",
+        steps=3,
+    )
+    assert_sound(run, steps=3, max_staleness=2)
+    assert_nothing_left(run)
