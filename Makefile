@@ -34,7 +34,7 @@ $(READY): $(UV) pyproject.toml constraints.txt sglang_image/cpu-excludes.txt
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --prerelease=allow --compile-bytecode \
 	  --constraints constraints.txt $(if $(filter cpu,$(DEVICE)),--excludes sglang_image/cpu-excludes.txt) \
 	  $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) \
-	  --editable ".[trainer,server,dev]"
+	  --editable ".[trainer,server,operator,dev]"
 	@touch $@
 
 demo: setup ## Train the tiny model here, on the CPU, from examples/tiny/experiment.yaml.

@@ -1,4 +1,4 @@
-"""Services that get the statistics beside ``stats.jsonl``: Weights & Biases, SwanLab, TensorBoard."""
+"""Services that get the statistics beside ``stats.jsonl``: Weights & Biases, SwanLab, TensorBoard, and the operator."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from areal_api.config import StatsLoggerConfig, SwanlabConfig, WandBConfig
+from areal_trainer.progress import progress_sink
 
 Stats = Mapping[str, float]
 
@@ -41,6 +42,7 @@ def open_sinks(
         sinks.append(SwanLab(run, config.swanlab, experiment_name, trial_name, settings))
     if config.tensorboard.path is not None:
         sinks.append(TensorBoard(run / config.tensorboard.path))
+    sinks.extend(progress_sink(os.environ))
     return sinks
 
 

@@ -6,6 +6,7 @@ what makes a run survive: recovery, evaluation, checkpoints, and an end that say
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.checkpoint import Due, load_loop, load_state, recovery_checkpoints, save_recovery
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
+from areal_trainer.progress import say_why
 from areal_trainer.ranks import Ranks, joined
 from areal_trainer.rollout.executor import Interrupted
 from areal_trainer.stats import Timings, write_summary
@@ -204,6 +206,8 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
     """
     with assemble(config, run=run, ranks=ranks) as parts:
         progress = resume(parts)
+        gc.collect()
+        gc.freeze()  # what is here now stays: later collections need not go through the model's and libraries' objects
         try:
             for progress in train(parts, progress, stop):  # noqa: B007, B020  the last one is what the summary tells
                 pass
@@ -238,6 +242,7 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         logger.debug("what the user wrote cannot be run", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
+        say_why(os.environ, error)
         return 2
     return 0 if outcome == "succeeded" else 143
 
