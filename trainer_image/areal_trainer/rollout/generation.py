@@ -98,26 +98,28 @@ class Draft:
     versions: list[int] = field(default_factory=list)
     stop_reason: StopReason | None = None
 
-    def extend(self, answer: Answer, *, oldest: int, newest: int, limit: int) -> None:
-        """Append what a server made. Raises ``WrongVersionError``, and appends nothing, where a token was made by
-        weights outside ``oldest`` … ``newest``. ``limit``: tokens that were asked for."""
+    @classmethod
+    def of_answer(cls, answer: Answer, *, oldest: int, newest: int, limit: int) -> Draft:
+        """What a server made. Raises ``WrongVersionError`` where a token was made by weights outside ``oldest`` …
+        ``newest``. ``limit``: tokens that were asked for."""
         meta = answer.meta_info
         made = meta.output_token_logprobs or []
-        versions = _versions(meta, len(made), oldest=oldest, newest=newest)
-        self.tokens += [entry.token for entry in made]
-        self.logprobs += [entry.logprob for entry in made]
-        self.versions += versions
         reason = meta.finish_reason.type
-        if reason != "abort":
-            self.stop_reason = reason
-        elif len(made) >= limit:
-            self.stop_reason = "length"
+        return cls(
+            tokens=[entry.token for entry in made],
+            logprobs=[entry.logprob for entry in made],
+            versions=_versions(meta, len(made), oldest=oldest, newest=newest),
+            stop_reason=reason if reason != "abort" else "length" if len(made) >= limit else None,
+        )
 
     def append(self, part: Draft) -> None:
-        """Append the continuation ``part``."""
-        self.tokens += part.tokens
-        self.logprobs += part.logprobs
-        self.versions += part.versions
+        """Append the continuation ``part``, whose lists an empty draft takes over."""
+        if self.tokens:
+            self.tokens += part.tokens
+            self.logprobs += part.logprobs
+            self.versions += part.versions
+        else:
+            self.tokens, self.logprobs, self.versions = part.tokens, part.logprobs, part.versions
         self.stop_reason = part.stop_reason
 
     def response(self, input_tokens: list[int], latency_s: float) -> ModelResponse:

@@ -26,11 +26,7 @@ class Recording:
 
     def made(self, response: ModelResponse) -> None:
         """The model's next turn; its prompt must be what was recorded so far."""
-        if len(response.input_tokens) != len(self.input_ids):
-            raise ValueError(
-                f"a turn was generated from {len(response.input_tokens)} tokens, {len(self.input_ids)} are recorded; "
-                "give recording.input_ids to the model, and record what is put between turns"
-            )
+        _check(response, len(self.input_ids))
         self._turns.append((len(self.input_ids), response))
         self.input_ids += response.output_tokens
 
@@ -64,4 +60,59 @@ class Recording:
             prompt=prompt,
             completion=completion,
             task_id=task_id,
+        )
+
+
+def record_answers(
+    prompt_ids: Sequence[int],
+    responses: Sequence[ModelResponse],
+    *,
+    rewards: Sequence[float],
+    completions: Sequence[str],
+    prompt: str,
+    task_id: str,
+) -> list[Trajectory]:
+    """What a ``Recording`` of one turn makes of each answer to a prompt; their arrays are parts of common ones."""
+    prompt_len = len(prompt_ids)
+    for response in responses:
+        _check(response, prompt_len)
+    length = sum(prompt_len + len(response.output_tokens) for response in responses)
+    input_ids = np.empty(length, dtype=np.int64)
+    loss_mask = np.ones(length, dtype=np.bool_)
+    logprobs = np.zeros(length, dtype=np.float32)
+    versions = np.full(length, -1, dtype=np.int32)
+    prompt_array = np.asarray(prompt_ids, dtype=np.int64)
+    trajectories = []
+    end = 0
+    for response, reward, completion in zip(responses, rewards, completions, strict=True):
+        start, first = end, end + prompt_len
+        end = first + len(response.output_tokens)
+        input_ids[start:first] = prompt_array
+        input_ids[first:end] = response.output_tokens
+        loss_mask[start:first] = False
+        logprobs[first:end] = response.output_logprobs
+        versions[first:end] = response.output_versions
+        trajectories.append(
+            Trajectory(
+                input_ids=input_ids[start:end],
+                loss_mask=loss_mask[start:end],
+                logprobs=logprobs[start:end],
+                versions=versions[start:end],
+                reward=float(reward),
+                prompt_len=prompt_len,
+                finish_reason=response.stop_reason,
+                prompt=prompt,
+                completion=completion,
+                task_id=task_id,
+            )
+        )
+    return trajectories
+
+
+def _check(response: ModelResponse, recorded: int) -> None:
+    """Raise ``ValueError`` where a turn was not generated from the ``recorded`` tokens."""
+    if len(response.input_tokens) != recorded:
+        raise ValueError(
+            f"a turn was generated from {len(response.input_tokens)} tokens, {recorded} are recorded; "
+            "give recording.input_ids to the model, and record what is put between turns"
         )

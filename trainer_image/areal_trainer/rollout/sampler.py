@@ -114,9 +114,7 @@ class Sampler:
             raise ServerError(f"{server.address} answered with {len(answers)} samples for {len(drafts)}")
         # Weights that were loaded meanwhile are as good as those that were there when it was sent.
         limit, newest = body["sampling_params"]["max_new_tokens"], max(held, self._fleet.target.version)
-        parts = [Draft() for _ in drafts]
-        for part, answer in zip(parts, answers, strict=True):
-            part.extend(answer, oldest=held, newest=newest, limit=limit)
+        parts = [Draft.of_answer(answer, oldest=held, newest=newest, limit=limit) for answer in answers]
         for draft, part in zip(drafts, parts, strict=True):  # all samples of an answer count, or none
             draft.append(part)
 

@@ -8,10 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from transformers import TokenizersBackend
+
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.import_path import load_object
 from areal_trainer.rollout.generation import ModelRequest, ModelResponse
-from areal_trainer.rollout.recording import Recording
+from areal_trainer.rollout.recording import record_answers
 from areal_trainer.trajectory import Trajectory
 
 RewardFn = Callable[..., float | Awaitable[float]]
@@ -65,20 +67,11 @@ class RLVRWorkflow(RolloutWorkflow):
         prompt, prompt_ids = self.tokenize(data)
         request = ModelRequest(input_ids=prompt_ids, gconfig=self.gconfig)
         responses = await engine.agenerate_n(request, self.gconfig.n_samples)
-        completions = [
-            self.tokenizer.decode(response.output_tokens, skip_special_tokens=self.gconfig.skip_special_tokens)
-            for response in responses
-        ]
+        completions = self._decode([response.output_tokens for response in responses])
         rewards = await self._rewards(data, prompt, prompt_ids, completions, responses)
-        task_id = task_id_of(data)
-        trajectories = []
-        for response, completion, reward in zip(responses, completions, rewards, strict=True):
-            recording = Recording(prompt_ids)
-            recording.made(response)
-            trajectories.append(
-                recording.trajectory(reward=reward, prompt=prompt, completion=completion, task_id=task_id)
-            )
-        return trajectories
+        return record_answers(
+            prompt_ids, responses, rewards=rewards, completions=completions, prompt=prompt, task_id=task_id_of(data)
+        )
 
     def tokenize(self, data: dict[str, Any]) -> tuple[str, list[int]]:
         """The prompt as text and as token ids."""
@@ -95,6 +88,11 @@ class RLVRWorkflow(RolloutWorkflow):
                 "set train_dataset.question_column, or give rows with one of the two"
             )
         return data["prompt"], self.tokenizer.encode(data["prompt"])
+
+    def _decode(self, answers: list[list[int]]) -> list[str]:
+        """The text of each answer."""
+        decode, skip = _decoder(self.tokenizer).decode, self.gconfig.skip_special_tokens
+        return [decode(answer, skip_special_tokens=skip) for answer in answers]
 
     async def _rewards(
         self,
@@ -121,6 +119,18 @@ def with_stop_tokens(gconfig: GenerationHyperparameters, tokenizer: Any) -> Gene
         return gconfig
     ids = {*gconfig.stop_token_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
     return gconfig.new(stop_token_ids=sorted(ids))
+
+
+def _decoder(tokenizer: Any) -> Any:
+    """What decodes for ``tokenizer``: its backend where it adds nothing but time, twice the backend's own."""
+    kind = type(tokenizer)
+    adds_nothing = (
+        isinstance(tokenizer, TokenizersBackend)
+        and kind.decode is TokenizersBackend.decode
+        and kind._decode is TokenizersBackend._decode
+        and not tokenizer.clean_up_tokenization_spaces
+    )
+    return tokenizer.backend_tokenizer if adds_nothing else tokenizer
 
 
 def task_id_of(data: dict[str, Any]) -> str:
