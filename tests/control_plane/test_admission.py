@@ -19,7 +19,11 @@ from support.operator_process import OperatorProcess
 BATCH = 20
 MALFORMED = int(os.environ.get("AREAL_MALFORMED", "200"))  # how many are tried
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=5,
 )
