@@ -41,6 +41,23 @@ async def test_a_batch_is_in_the_order_of_the_prompts_whichever_ends_first():
     assert await runs.take(3) == [0, 1, 2]
 
 
+async def test_younger_episodes_wait_where_older_ones_would_no_longer_fit_into_the_batches_left():
+    runs = Set(batch=2, eta=2)
+    runs.feed(*range(10))  # 0 … 5 start at version 0: steps 0, 1 and 2 must take them
+    await runs.end(0)
+    await runs.end(1)
+    assert await runs.take() == [0, 1]
+    runs.executor.set_version(1)
+    await runs.end(6)
+    await runs.end(7)
+    taking = asyncio.ensure_future(runs.take())
+    await settle()
+    assert not taking.done()  # with 6 and 7 gone, four of version 0 would be left for the one batch of step 2
+    await runs.end(4)
+    await runs.end(3)
+    assert await taking == [3, 4]
+
+
 async def test_rejected_episodes_are_replaced_by_the_next_prompts():
     runs = Set()
     runs.feed(0, 1, 2, 3)

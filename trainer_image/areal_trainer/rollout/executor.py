@@ -1,6 +1,6 @@
 """Episodes: started when the staleness gate lets them, finished in any order, handed out oldest first.
 
-Which episodes make a batch: those that would be too old for the next one, then the oldest finished. With η = 0 that is
+Which episodes make a batch: those that would be too old for a later one, then the oldest finished. With η = 0 that is
 all that were started, in the order of their prompts, so a synchronous run repeats itself bit by bit.
 """
 
@@ -274,9 +274,15 @@ class Executor:
     def _complete(self, count: int) -> bool:
         if len(self._finished) < count:
             return False
-        # One that is still running and too old for the batch after this one has to be in this one.
-        too_old = self.step - self.gate.max_staleness
-        return all(episode.version > too_old for episode in self._running.values())
+        # Those that are left, running ones too, are consumed oldest first, a batch a step. Where one would get too old
+        # for its batch, an older one has to be in this batch, and is waited for.
+        left = {episode.number: episode.version for episode in (*self._running.values(), *self._finished.values())}
+        for number in sorted(self._finished)[:count]:
+            del left[number]
+        return all(
+            self.step + 1 + place // self.gate.batch_size - left[number] <= self.gate.max_staleness
+            for place, number in enumerate(sorted(left))
+        )
 
     def _consume(self, count: int) -> list[Episode]:
         batch = [self._finished.pop(number) for number in sorted(self._finished)[:count]]

@@ -1,8 +1,8 @@
 """How many episodes may start, so that no sample is older than allowed when it is trained on.
 
-An episode starts at version v only while accepted + running < (η + v + 1) · batch_size. So at most
-(v + 1) · batch_size were started at v − η or before, and v · batch_size are consumed when step v takes its batch:
-those that would be too old for the step after fit into it, and the executor puts them there.
+An episode starts at version v only while accepted + running < (η + v + 1) · batch_size. So for every v, those that
+were started at v or before fit into the batches up to step v + η, the last that may train on them: consumed oldest
+first, none is too old. The executor lets a younger one go first only where those that are left still fit.
 """
 
 from __future__ import annotations
