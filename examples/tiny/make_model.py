@@ -1,4 +1,4 @@
-"""Make the model of the tiny example: `python examples/tiny/make_model.py` writes examples/tiny/model (3 minutes).
+"""Make the model of the tiny example: `python examples/tiny/make_model.py` writes examples/tiny/model (4 minutes).
 
 A Qwen3 of 0.8 M parameters with a tokenizer of one token a word. It learns the tables of the three operations from
 drills, then problems from the solutions of a careful pupil, and last from those of a careless one: the wrong operation
