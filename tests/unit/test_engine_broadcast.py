@@ -1,4 +1,4 @@
-"""What the engine does when a broadcast of weights fails. That one succeeds takes the real server: tests/contract."""
+"""What the engine does when a broadcast of weights fails. That one succeeds takes the real server: tests/local."""
 
 import asyncio
 from contextlib import contextmanager
