@@ -91,7 +91,7 @@ class Api:
         return dict(response.json())
 
 
-def eventually(look: Callable[[], T | None], what: str, timeout_s: float = 30.0) -> T:
+def eventually(look: Callable[[], T | None], what: str, timeout_s: float = 30.0, pause_s: float = 0.05) -> T:
     """The first result of ``look`` that is neither None nor False; fails after ``timeout_s``, naming ``what``."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -100,7 +100,7 @@ def eventually(look: Callable[[], T | None], what: str, timeout_s: float = 30.0)
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.05)
+        time.sleep(pause_s)
 
 
 def _path(kind: str, namespace: str | None, name: str = "", subresource: str = "") -> str:

@@ -1,0 +1,50 @@
+"""The core of the end-to-end tests: the README's two commands on a real cluster, with pods killed on the way."""
+
+from __future__ import annotations
+
+import json
+
+from support.cluster_runs import ClusterRun
+from support.helm_release import Release
+
+LEARNED = 0.9
+
+
+def test_the_example_learns_although_a_server_and_a_trainer_pod_are_killed(release: Release, namespace: str) -> None:
+    run = ClusterRun(release.cluster, namespace).apply()
+    run.until_step(6, timeout_s=420.0)
+    server = run.kill_pod("server")
+    run.until_step(12)
+    assert server in [pod["metadata"]["name"] for pod in run.pods("server")]
+    trainer = run.kill_pod("trainer")
+    status = run.until(lambda now: now.get("attempt") == 2, "a second attempt", 120.0)
+    assert (status["restarts"], status["disruptions"]) == (0, 1)
+    status = run.until_phase("Succeeded", timeout_s=600.0)
+    assert trainer not in [pod["metadata"]["name"] for pod in run.pods("trainer") if _running(pod)]
+    run.check_finished(steps=60)
+    summary = run.summary()
+    assert summary["eval_first"] <= 0.5
+    assert summary["eval_last"] >= LEARNED
+    assert abs(status["evalReward"] - summary["eval_last"]) < 1e-6
+    assert status["progress"] == "60/60"
+    columns = run.kubectl("get", "grpoexperiments")
+    assert "Succeeded" in columns
+    assert "60/60" in columns
+
+
+def test_helm_test_passes(release: Release) -> None:
+    release.test()
+
+
+def test_uninstalling_leaves_the_definition_and_the_volumes_alone(release: Release, namespace: str) -> None:
+    release.uninstall()
+    left = json.loads(release.cluster.kubectl("get", "all,clusterroles,clusterrolebindings", "-A", "-o", "json"))
+    mine = [one for one in left["items"] if release.name in json.dumps(one["metadata"].get("labels", {}))]
+    assert [one["metadata"]["name"] for one in mine] == []
+    release.cluster.kubectl("get", "crd", "grpoexperiments.areal.dev")
+    release.cluster.kubectl("get", "-n", namespace, "pvc", "tiny-run")
+
+
+def _running(pod: dict[str, object]) -> bool:
+    status = pod["status"]
+    return isinstance(status, dict) and status.get("phase") == "Running"
