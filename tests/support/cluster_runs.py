@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -131,6 +132,39 @@ class ClusterRun:
     def summary(self) -> Object:
         """summary.json."""
         return dict(json.loads(self.run_file("summary.json")))
+
+    def requests_answered(self, index: int) -> int:
+        """Requests for tokens that a server has answered since its pod began."""
+        log = self.kubectl("logs", f"{children.servers(self.name)}-{index}")
+        return log.count("POST /generate")
+
+    @contextmanager
+    def small_volume(self, size: str) -> Iterator[None]:
+        """A volume of a bounded size on the worker, which the run then takes."""
+        path, name = f"/mnt/{self.namespace}", f"small-{self.namespace}"
+        self.cluster.on_node(self.cluster.worker, "mkdir", "-p", path)
+        self.cluster.on_node(self.cluster.worker, "mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", path)
+        volume = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name},
+            "spec": {
+                "capacity": {"storage": "2Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": name,
+                "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": path},
+            },
+        }
+        self.cluster.kubectl("apply", "-f", "-", text=json.dumps(volume))
+        self.changes["storage.storageClassName"] = name
+        try:
+            yield
+        finally:
+            self.kubectl("delete", "grpo", self.name, "--wait=true", "--timeout=60s")
+            eventually(lambda: not self.get("pods"), "pods gone", 240.0, pause_s=1.0)
+            self.cluster.kubectl("delete", "pv", name, "--wait=false")
+            self.cluster.on_node(self.cluster.worker, "umount", path)
 
     def describe(self) -> str:
         """What a person would look at next."""

@@ -1,0 +1,130 @@
+"""What happens to runs on a real cluster, and what they do about it. ``make e2e`` runs these besides the core."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from support.cluster_runs import ClusterRun
+from support.helm_release import Release
+from support.kube_api import eventually
+
+pytestmark = pytest.mark.scenario
+STEPS = 16
+SHORT = {
+    "config.total_train_steps": STEPS,
+    "config.evaluator": {"freq_steps": 1000},
+    "config.recover": {"freq_steps": 2},
+}
+
+
+@pytest.fixture
+def run(release: Release, namespace: str) -> Iterator[ClusterRun]:
+    """A short run, not applied yet; deleted afterwards."""
+    run = ClusterRun(release.cluster, namespace, changes=dict(SHORT))
+    yield run
+    run.kubectl("delete", "grpo", "--all", "--wait=true", "--timeout=60s")
+
+
+def finish(run: ClusterRun) -> None:
+    run.until_phase("Succeeded", timeout_s=420.0)
+    run.check_finished(steps=int(run.changes["config.total_train_steps"]))
+
+
+def test_a_killed_operator_costs_the_run_nothing(release: Release, run: ClusterRun) -> None:
+    run.apply().until_step(3)
+    release.kill_operator()
+    status = run.until_step(8)
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
+    finish(run)
+
+
+def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(run: ClusterRun) -> None:
+    run.apply().until_step(5)
+    run.kill_container("trainer", "areal_trainer")
+    status = run.until(lambda now: now.get("attempt") == 2, "a second attempt", 120.0)
+    assert (status["restarts"], status["disruptions"]) == (1, 0)
+    finish(run)
+
+
+def test_a_killed_server_serves_again_under_its_name(run: ClusterRun) -> None:
+    run.changes["servers.replicas"] = 2
+    run.apply().until_step(3)
+    before = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in run.pods("server")}
+    killed = run.kill_pod("server", 1)
+
+    def replaced() -> bool:
+        now = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in run.pods("server")}
+        return now.get(killed, before[killed]) != before[killed] and run.status["servers"]["ready"] == 2
+
+    eventually(replaced, "the killed server is back", 180.0, pause_s=1.0)
+    assert run.status["attempt"] == 1
+    finish(run)
+
+
+def test_servers_are_scaled_while_the_run_goes_on(run: ClusterRun) -> None:
+    run.changes |= {"servers.maxReplicas": 3, "config.total_train_steps": 60}
+    run.apply().until_step(3)
+    run.kubectl("scale", "grpo/tiny", "--replicas=3")
+    run.until(lambda now: now["servers"].get("ready") == 3, "three servers", 240.0)
+    step = run.status["step"]
+    run.until_step(step + 4)
+    generated = [run.requests_answered(index) for index in range(3)]
+    assert all(generated), f"requests that each server answered: {generated}"
+    run.kubectl("scale", "grpo/tiny", "--replicas=1")
+    run.until(lambda now: now["servers"].get("summary") == "1/1" and len(run.pods("server")) == 1, "one server", 240.0)
+    assert run.status["attempt"] == 1
+    finish(run)
+
+
+def test_nothing_runs_while_suspended_and_the_run_goes_on_afterwards(run: ClusterRun) -> None:
+    run.apply().until_step(4)
+    run.patch({"runPolicy": {"suspend": True}})
+    status = run.until_phase("Suspended", timeout_s=300.0)
+    assert run.get("pods") == []
+    assert run.get("statefulsets,jobs") == []
+    step = status["step"]
+    run.patch({"runPolicy": {"suspend": False}})
+    run.until_step(step + 1, timeout_s=300.0)
+    assert run.status["restarts"] == 0
+    finish(run)
+
+
+def test_an_image_that_is_not_there_is_named(run: ClusterRun) -> None:
+    run.changes["trainer.image"] = "localhost:5000/areal-trainer:of-no-version"
+    run.apply()
+    status = run.until(lambda now: "of-no-version" in now.get("message", ""), "the image in the message", 240.0)
+    assert status["phase"] == "Starting"
+    assert run.condition("TrainerRunning")["reason"] == "ImagePull"
+
+
+def test_a_full_volume_is_named_and_room_lets_the_run_go_on(run: ClusterRun) -> None:
+    run.changes |= {"runPolicy.backoffLimit": 6}
+    with run.small_volume("24Mi"):
+        run.apply()
+        run.until(lambda now: "space" in now.get("message", "").lower(), "no space in the message", 300.0)
+
+
+def test_a_second_run_on_the_volume_goes_on_where_the_first_was(run: ClusterRun) -> None:
+    run.apply()
+    finish(run)
+    run.kubectl("delete", "grpo", "tiny", "--wait=true", "--timeout=60s")
+    eventually(lambda: not run.get("pods"), "pods gone", 200.0, pause_s=1.0)
+    run.changes["config.total_train_steps"] = STEPS + 4
+    run.apply()
+    run.until_phase("Succeeded", timeout_s=420.0)
+    run.check_finished(steps=STEPS + 4)
+
+
+def test_the_worker_stops_and_comes_back(run: ClusterRun) -> None:
+    run.apply().until_step(4)
+    run.cluster.stop_node(run.cluster.worker)
+    try:
+        status = run.until(lambda now: not now["servers"].get("ready"), "no server ready", 180.0)
+        assert status["phase"] in ("Running", "Starting")
+    finally:
+        run.cluster.start_node(run.cluster.worker)
+    finish(run)
+    assert run.status["restarts"] == 0, json.dumps(run.status)

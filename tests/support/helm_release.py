@@ -1,0 +1,48 @@
+"""The chart, installed on a real cluster as its README says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.kind_cluster import KindCluster
+
+REPOSITORY = Path(__file__).parents[2]
+CHART = REPOSITORY / "helm" / "areal-gsm8k"
+REGISTRY = "localhost:5000"
+
+
+@dataclass
+class Release:
+    """One release of the chart."""
+
+    cluster: KindCluster
+    tag: str
+    name: str = "areal-gsm8k"
+    namespace: str = "areal"
+
+    def install(self, *settings: str) -> str:
+        """``helm install``; waits until the operator is ready."""
+        return self._helm(
+            *["upgrade", "--install", self.name, str(CHART), "--create-namespace", "--wait", "--timeout=180s"],
+            *["--values", str(CHART / "values-cpu.yaml")],
+            *[f"--set={setting}" for setting in (f"image.registry={REGISTRY}", f"image.tag={self.tag}", *settings)],
+        )
+
+    def test(self) -> str:
+        """``helm test``."""
+        return self._helm("test", self.name, "--timeout=120s")
+
+    def uninstall(self) -> None:
+        """``helm uninstall``; nothing where it is not installed."""
+        self._helm("uninstall", self.name, "--ignore-not-found", "--wait", "--timeout=120s")
+
+    def kill_operator(self) -> None:
+        """Kill its pods without grace."""
+        self.cluster.kubectl(
+            *["--namespace", self.namespace, "delete", "pod", "--force", "--grace-period=0"],
+            *["--selector", f"app.kubernetes.io/instance={self.name}"],
+        )
+
+    def _helm(self, *arguments: str) -> str:
+        return self.cluster.helm("--namespace", self.namespace, *arguments)
