@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -33,6 +34,7 @@ from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, slim
 
 logger = logging.getLogger(__name__)
 EXPLAINED_BY_EVENTS = ("Starting", "Creating", "VolumePending")
+MAKE_PODS = ("StatefulSet", "Job")
 NAME_TAKEN = "NameTaken"
 TAKEN_S = 2.0  # how soon to look again whether the objects of an earlier experiment of this name are gone
 
@@ -131,10 +133,13 @@ class Reconciler:
             found = self._store.get(key, kind, name)
             if found is not None:
                 await self._cluster.delete(kind, subject.namespace, name, uid=found["metadata"]["uid"])
-        for manifest in decided.objects:
-            taken = await self._apply(key, subject, manifest)
-            if taken is not None:
-                return taken
+        for wave in _waves(decided.objects):
+            applied = [self._apply(key, subject, manifest) for manifest in wave]
+            for result in await asyncio.gather(*applied, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    raise result
+                if result is not None:
+                    return result
         return None
 
     async def _apply(self, key: Key, subject: Subject, manifest: Manifest) -> Why | None:
@@ -216,6 +221,12 @@ class Reconciler:
         self._applied.pop(key, None)
         self._refusals.pop(key, None)
         self._store.forget(key)
+
+
+def _waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
+    """What pods need, then what makes pods: a pod never waits for its configuration or its claim."""
+    needed = [manifest for manifest in manifests if manifest["kind"] not in MAKE_PODS]
+    return [needed, [manifest for manifest in manifests if manifest["kind"] in MAKE_PODS]]
 
 
 def subject_of(body: Object) -> Subject:
