@@ -158,10 +158,9 @@ def _idle_writes(bench: _Bench, seconds: float) -> str:
     lease = sum(value for (_, resource), value in grown.items() if resource == "leases")
     others = {f"{verb} {resource}": value for (verb, resource), value in grown.items() if resource != "leases"}
     each = ", ".join(f"{name} {value:.0f}" for name, value in sorted(others.items()))
-    return (
-        f"idle: {60 / seconds * lease:.0f} writes of the Lease a minute, {60 / seconds * sum(others.values()):.0f} others"
-        + (f" ({each})" if each else "")
-    )
+    a_minute = 60 / seconds
+    said = f"idle: {a_minute * lease:.0f} writes of the Lease a minute, {a_minute * sum(others.values()):.0f} others"
+    return said + (f" ({each})" if each else "")
 
 
 def _writes(bench: _Bench) -> dict[tuple[str, str], float]:
