@@ -16,7 +16,7 @@ from areal_api.experiment import GRPOExperiment
 from areal_api.load import load_experiment
 from areal_api.render import experiment_yaml
 from areal_launcher import record
-from areal_launcher.display import closing_table, display_for, figures, last_checkpoint
+from areal_launcher.display import closing_table, display_for, figures, in_cluster, last_checkpoint
 from areal_launcher.fleet import RunError
 from areal_launcher.local import LocalRun
 from areal_launcher.plot import plot_run
@@ -119,7 +119,8 @@ def checkpoint_of(text: str) -> str:
         return text
     newest = last_checkpoint(path)
     if newest is None:
-        raise ValueError(f"{path} has no checkpoint yet; name one")
+        elsewhere = in_cluster(path)
+        raise ValueError(f"{path} has no checkpoint {(elsewhere and f'here, they are {elsewhere}') or 'yet'}; name one")
     return newest
 
 
@@ -175,10 +176,11 @@ def status(directory: Path) -> int:
     return 0
 
 
-def logs(directory: Path, process: str | None, lines: int, follow: bool) -> int:
+def logs(directory: Path, *, component: str | None, process: str | None, lines: int, follow: bool) -> int:
     """Print the last lines of logs, and what is added to them."""
     place = names.logs_dir(directory)
-    found = {path.stem: path for path in sorted(place.glob("*.log"))}
+    pattern = {None: "*.log", "trainer": "trainer.log", "servers": "server-*.log"}[component]
+    found = {path.stem: path for path in sorted(place.glob(pattern))}
     if not found:
         raise ValueError(f"{directory}: no logs here; give a run directory")
     if process is not None and process not in found:

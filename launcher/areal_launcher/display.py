@@ -32,15 +32,15 @@ def duration(seconds: float) -> str:
 
 
 def seconds_a_step(stats: Stats) -> float | None:
-    """Mean time of the last steps, one and the same process's; None before there are two."""
-    times: list[float] = []
+    """Mean time of the last steps, one and the same process's; None before there are two. Steps may be missing."""
+    seen: list[tuple[int, float]] = []
     for line in stats.lines[-RATE_WINDOW_STEPS - 1 :]:
-        if times and line["time"] < times[-1]:
-            times.clear()
-        times.append(float(line["time"]))
-    if len(times) < 2:
+        if seen and line["time"] < seen[-1][1]:
+            seen.clear()
+        seen.append((int(line["step"]), float(line["time"])))
+    if len(seen) < 2:
         return None
-    return (times[-1] - times[0]) / (len(times) - 1)
+    return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
 
 
 def seconds_left(stats: Stats, total: int | None) -> float | None:
@@ -204,7 +204,7 @@ def closing_rows(run: Path) -> list[tuple[str, str]]:
         ("time", duration(seconds) if seconds is not None else None),
         ("tokens per second", f"{rate:,.0f}" if rate is not None else None),
         ("staleness", f"{sum(mean) / len(mean):.2f} (at most {max(most or mean):.0f})" if mean else None),
-        ("model", last_checkpoint(run)),
+        ("model", last_checkpoint(run) or in_cluster(run)),
         ("picture", existing(names.reward_plot(run))),
         ("statistics", existing(names.stats_file(run))),
         ("logs", existing(names.logs_dir(run))),
@@ -230,6 +230,14 @@ def last_checkpoint(run: Path) -> str | None:
     root = names.checkpoints_dir(run)
     found = [path for path in root.iterdir() if (path / "config.json").exists()] if root.is_dir() else []
     return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+
+
+def in_cluster(run: Path) -> str | None:
+    """Where the checkpoints of a run lie whose results were fetched from a cluster."""
+    where = record.read_cluster(run)
+    if where is None:
+        return None
+    return f"on the volume claim {where['claim']} of namespace {where['namespace']}, below {where['directory']}"
 
 
 def closing_table(run: Path) -> Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +17,12 @@ from areal_launcher.display import Display
 from areal_launcher.fleet import Fleet, RunError, ServerSpec
 from areal_launcher.processes import Supervised, children, kill_orphans, kill_together
 from areal_launcher.supervisor import PR_SET_CHILD_SUBREAPER, prctl
+from areal_launcher.torchrun import status_of_rank, without_torchrun
 
 POLL_S = 0.1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 120.0  # for the trainer's recovery checkpoint after the first signal
 WRITTEN_BY_USER = 2  # the trainer's status for a configuration that cannot work: no restart mends it
-TORCHRUN_FAILURE = re.compile(r"torch/distributed/elastic.*failed \(exitcode: (-?\d+)\)")
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,6 @@ class LocalPlan:
     work: str = "training"
     backoff_limit: int = 0  # restarts of a trainer that had finished a step
     active_deadline_s: float | None = None
-
-
-def without_torchrun(lines: Sequence[str]) -> list[str]:
-    """The lines before torchrun's own report that a rank failed: the rank's last words stand there."""
-    for place, line in enumerate(lines):
-        if TORCHRUN_FAILURE.search(line):
-            return list(lines[:place])
-    return list(lines)
-
-
-def status_of_rank(lines: Sequence[str]) -> int | None:
-    """Exit status of the rank that failed, which torchrun reports but does not pass on; None when it reports none."""
-    found = next((match for line in lines if (match := TORCHRUN_FAILURE.search(line))), None)
-    if found is None:
-        return None
-    status = int(found[1])
-    return 128 - status if status < 0 else status
 
 
 class Interrupts:

@@ -77,11 +77,14 @@ class Stats:
         self._offset += whole
         added = [json.loads(text) for text in data[:whole].splitlines() if text.strip()]
         for line in added:
-            # A resumed run goes back to its recovery checkpoint: steps after it are trained again.
-            for later in [step for step in self.by_step if step > line["step"]]:
-                del self.by_step[later]
-            self.by_step[line["step"]] = line
+            self.add(line)
         return added
+
+    def add(self, line: Line) -> None:
+        """Take a line. A resumed run goes back to its recovery checkpoint: steps after it are trained again."""
+        for later in [step for step in self.by_step if step > line["step"]]:
+            del self.by_step[later]
+        self.by_step[line["step"]] = line
 
     @property
     def lines(self) -> list[Line]:
@@ -123,11 +126,25 @@ def read_state(run: Path) -> dict[str, Any]:
     return dict(json.loads(state_file(run).read_text()))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old text or the new one."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file so that a reader sees the old content or the new one."""
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text)
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     unfinished.replace(path)
+
+
+def cluster_file(run: Path) -> Path:
+    """In a directory that holds what was fetched from a cluster: where the run was."""
+    return run / "cluster.json"
+
+
+def read_cluster(run: Path) -> dict[str, str] | None:
+    """Where the run of this directory was, when it was in a cluster: context, namespace, name, claim, directory."""
+    try:
+        text = cluster_file(run).read_text()
+    except FileNotFoundError:
+        return None
+    return dict(json.loads(text))
 
 
 def lock_file(run: Path) -> Path:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from areal_launcher.fleet import RunError, ServerSpec
-from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec, status_of_rank, without_torchrun
+from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec
 from areal_launcher.processes import HeldPort, Supervised, children, kill_orphans, kill_together
+from areal_launcher.torchrun import status_of_rank, without_torchrun
 
 DEADLINE_S = 15.0
 
@@ -298,6 +299,7 @@ import os, sys
 from pathlib import Path
 from areal_launcher.fleet import RunError, ServerSpec
 from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec
+from areal_launcher.torchrun import status_of_rank, without_torchrun
 from areal_launcher.display import PlainDisplay
 from areal_launcher.processes import HeldPort
 from rich.console import Console
