@@ -1,0 +1,122 @@
+{{- /* Names. All begin with the release's; the operator's Lease and key have names of their own, fixed in its code. */ -}}
+{{- define "areal.operator" -}}
+{{- printf "%s-operator" .Release.Name -}}
+{{- end -}}
+
+{{- /* Of objects that belong to no namespace. */ -}}
+{{- define "areal.clusterwide" -}}
+{{- printf "%s:%s" .Release.Namespace (include "areal.operator" .) -}}
+{{- end -}}
+
+{{- define "areal.selector" -}}
+app.kubernetes.io/name: areal-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "areal.labels" -}}
+{{ include "areal.selector" . }}
+app.kubernetes.io/part-of: {{ .Chart.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- /* An image. Arguments: root, whole (a reference that wins, or ""), name, suffix of the tag. */ -}}
+{{- define "areal.image" -}}
+{{- $image := .root.Values.image -}}
+{{- if .whole -}}
+{{- .whole -}}
+{{- else -}}
+{{- $registry := $image.registry | trimSuffix "/" -}}
+{{- printf "%s%s:%s%s" (empty $registry | ternary "" (printf "%s/" $registry)) .name ($image.tag | default .root.Chart.AppVersion) .suffix -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "areal.operatorImage" -}}
+{{- include "areal.image" (dict "root" . "whole" .Values.images.operator "name" "areal-operator" "suffix" "") -}}
+{{- end -}}
+
+{{- define "areal.url" -}}
+{{- printf "http://%s.%s.svc:8080" (include "areal.operator" .) .Release.Namespace -}}
+{{- end -}}
+
+{{- /* Namespaces that the operator looks after, separated by commas; "" is all. Its own is not among them by itself. */ -}}
+{{- define "areal.watched" -}}
+{{- .Values.operator.watchNamespaces | uniq | sortAlpha | join "," -}}
+{{- end -}}
+
+{{- define "areal.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 1000
+runAsGroup: 1000
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "areal.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- /* The experiment's spec: the example, what the values say of it, and the images' settings where it has none. */ -}}
+{{- define "areal.experimentSpec" -}}
+{{- $spec := dict -}}
+{{- with .Values.experiment.example -}}
+{{- $spec = (printf "files/%s.yaml" . | $.Files.Get | fromYaml).spec -}}
+{{- end -}}
+{{- $spec = mustMergeOverwrite $spec (deepCopy .Values.experiment.spec) -}}
+{{- range $part := list "servers" "trainer" -}}
+{{- $pods := get $spec $part | default dict -}}
+{{- if and $.Values.image.pullSecrets (not (hasKey $pods "imagePullSecrets")) -}}
+{{- $_ := set $pods "imagePullSecrets" $.Values.image.pullSecrets -}}
+{{- end -}}
+{{- if and $.Values.image.pullPolicy (not (hasKey $pods "imagePullPolicy")) -}}
+{{- $_ := set $pods "imagePullPolicy" $.Values.image.pullPolicy -}}
+{{- end -}}
+{{- $_ := set $spec $part $pods -}}
+{{- end -}}
+{{- if not $spec.config -}}
+{{- fail "experiment.spec has no config; set it, or experiment.example to gsm8k or tiny" -}}
+{{- end -}}
+{{- toYaml $spec -}}
+{{- end -}}
+
+{{- /* Stops where the release cannot work. What is in the cluster is seen at install and upgrade, not by helm template. */ -}}
+{{- define "areal.refuse" -}}
+{{- if semverCompare "<4.0.0-0" .Capabilities.HelmVersion.Version -}}
+{{- printf "Helm is %s; this chart needs Helm 4, which applies objects on the server" .Capabilities.HelmVersion.Version | fail -}}
+{{- end -}}
+{{- if gt (len (include "areal.operator" .)) 63 -}}
+{{- printf "the release's name %q is too long; at most 54 characters" .Release.Name | fail -}}
+{{- end -}}
+{{- $watched := .Values.operator.watchNamespaces -}}
+{{- if and .Values.experiment.enabled $watched (not (has .Release.Namespace $watched)) -}}
+{{- printf "operator.watchNamespaces is [%s] without the release's namespace %s, where the experiment is made; add it, or set experiment.enabled=false" (join ", " $watched) .Release.Namespace | fail -}}
+{{- end -}}
+{{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" "").items -}}
+{{- $other := (.metadata.annotations | default dict) -}}
+{{- $home := get $other "areal.dev/operator-namespace" -}}
+{{- $release := get $other "meta.helm.sh/release-name" -}}
+{{- if and $home (not (and (eq $home $.Release.Namespace) (eq $release $.Release.Name))) -}}
+{{- if eq $home $.Release.Namespace -}}
+{{- printf "release %s has an operator in namespace %s already; there is one for each namespace: choose another, with --namespace" $release $home | fail -}}
+{{- end -}}
+{{- $theirs := get $other "areal.dev/watch-namespaces" | splitList "," | compact -}}
+{{- $say := printf "the operator of release %s in namespace %s looks after" $release $home -}}
+{{- if and (empty $theirs) (empty $watched) -}}
+{{- printf "%s all namespaces, as this one would; use that one, or uninstall it first" $say | fail -}}
+{{- else if empty $theirs -}}
+{{- printf "%s all namespaces; set operator.watchNamespaces there, or use that one" $say | fail -}}
+{{- else if empty $watched -}}
+{{- printf "%s %s; set operator.watchNamespaces here to others" $say (join ", " $theirs) | fail -}}
+{{- end -}}
+{{- range $theirs -}}
+{{- if has . $watched -}}
+{{- printf "%s %s; take it out of operator.watchNamespaces" $say . | fail -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
