@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
 from areal_trainer.import_path import names_a_file
 
@@ -47,6 +47,41 @@ def prompt_lengths(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[S
         [list(messages) for messages in conversations], add_generation_prompt=True, tokenize=True, return_dict=True
     )
     return [len(ids) for ids in rendered["input_ids"]]
+
+
+class Codec:
+    """Text to token ids and back as the tokenizer does it: by its backend where it adds nothing of its own but time."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        kind = type(tokenizer)
+        plain = isinstance(tokenizer, TokenizersBackend)
+        self._encodes_plainly = (
+            plain and _inherits(kind, "encode", "_encode_plus") and not tokenizer.split_special_tokens
+        )
+        self._decodes_plainly = (
+            plain and _inherits(kind, "decode", "_decode") and not tokenizer.clean_up_tokenization_spaces
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``."""
+        if self._encodes_plainly:
+            backend = self._tokenizer.backend_tokenizer
+            # A call with other wishes, anywhere in the process, leaves them in the backend.
+            if backend.truncation is None and backend.padding is None and not backend.encode_special_tokens:
+                ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+                return ids
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, answers: Sequence[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The text of each of ``answers``."""
+        decode = (self._tokenizer.backend_tokenizer if self._decodes_plainly else self._tokenizer).decode
+        return [decode(answer, skip_special_tokens=skip_special_tokens) for answer in answers]
+
+
+def _inherits(kind: type, *methods: str) -> bool:
+    """Whether ``kind`` leaves ``methods`` as ``TokenizersBackend`` has them."""
+    return all(getattr(kind, method) is getattr(TokenizersBackend, method) for method in methods)
 
 
 def _why(directory: Path) -> str:

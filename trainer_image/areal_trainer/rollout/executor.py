@@ -142,6 +142,7 @@ class Executor:
         self._failed_in_a_row = 0
         self._error: Exception | None = None
         self._paused = False
+        self._awaited = 0  # episodes that the trainer waits for
         self._changed = asyncio.Event()
 
     @property
@@ -226,7 +227,9 @@ class Executor:
             if accepted:
                 self._finished[episode.number] = episode
         self._start_allowed()
-        self._changed.set()
+        # An accepted episode is nothing to look at before a batch may be whole.
+        if not accepted or len(self._finished) >= self._awaited or not self._running:
+            self._changed.set()
 
     def _failed(self, episode: Episode, error: BaseException) -> None:
         self.counters.failed += 1
@@ -251,6 +254,7 @@ class Executor:
 
         Raises ``RolloutError`` when nothing can ever finish; ``patient`` says whether the version is about to change.
         """
+        self._awaited = count
         while True:
             if self._error is not None:
                 raise self._error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,8 +24,7 @@ class ModelRequest:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class ModelResponse:
+class ModelResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One completion; the three output lists have equal lengths. The stop token is included."""
 
     input_tokens: list[int]
@@ -89,14 +89,13 @@ class WrongVersionError(Exception):
     """A server answered with weights that it is not known to hold."""
 
 
-@dataclass
-class Draft:
+class Draft(msgspec.Struct, gc=False):
     """A completion in the making: what answers, of which some were interrupted, have brought so far."""
 
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    stop_reason: StopReason | None = None
+    tokens: list[int]
+    logprobs: list[float]
+    versions: list[int]
+    stop_reason: StopReason | None
 
     @classmethod
     def of_answer(cls, answer: Answer, *, oldest: int, newest: int, limit: int) -> Draft:
@@ -113,13 +112,10 @@ class Draft:
         )
 
     def append(self, part: Draft) -> None:
-        """Append the continuation ``part``, whose lists an empty draft takes over."""
-        if self.tokens:
-            self.tokens += part.tokens
-            self.logprobs += part.logprobs
-            self.versions += part.versions
-        else:
-            self.tokens, self.logprobs, self.versions = part.tokens, part.logprobs, part.versions
+        """Append the continuation ``part``."""
+        self.tokens += part.tokens
+        self.logprobs += part.logprobs
+        self.versions += part.versions
         self.stop_reason = part.stop_reason
 
     def response(self, input_tokens: list[int], latency_s: float) -> ModelResponse:
@@ -128,6 +124,7 @@ class Draft:
         return ModelResponse(input_tokens, self.tokens, self.logprobs, self.versions, self.stop_reason, latency_s)
 
 
+@functools.lru_cache(maxsize=64)
 def weight_version_number(name: str) -> int | None:
     """12 for "v12"; None for anything else, such as SGLang's "default"."""
     return int(name[1:]) if name[:1] == "v" and name[1:].isdigit() else None

@@ -10,7 +10,6 @@ from areal_trainer.rollout.client import Client, ServerBusyError, ServerError, S
 from areal_trainer.rollout.generation import (
     ANSWERS,
     ONE_ANSWER,
-    Answer,
     Draft,
     ModelRequest,
     ModelResponse,
@@ -48,10 +47,9 @@ class Sampler:
         """
         check_token_ids(request.input_ids, self._vocab_size)
         started = time.perf_counter()
-        drafts = [Draft() for _ in range(n)]
-        await self._ask(request, drafts)
-        if any(draft.stop_reason is None for draft in drafts):
-            unfinished = [draft for draft in drafts if draft.stop_reason is None]
+        drafts = await self._ask(request, [], n)
+        unfinished = [draft for draft in drafts if draft.stop_reason is None]
+        if unfinished:
             await asyncio.gather(*(self._carry_on(request, draft) for draft in unfinished))
         latency_s = time.perf_counter() - started
         return [draft.response(request.input_ids, latency_s) for draft in drafts]
@@ -60,9 +58,9 @@ class Sampler:
         """Complete an interrupted draft from the tokens that it has."""
         without_progress = 0
         while draft.stop_reason is None:
-            before = len(draft.tokens)
-            await self._ask(request, [draft])
-            without_progress = 0 if len(draft.tokens) > before else without_progress + 1
+            [part] = await self._ask(request, draft.tokens, 1)
+            draft.append(part)
+            without_progress = 0 if part.tokens else without_progress + 1
             if draft.stop_reason is None and without_progress >= self._retries:
                 raise GenerationError(
                     f"{_name(request)} was aborted {without_progress} times in a row before it got a token; "
@@ -71,10 +69,9 @@ class Sampler:
             if without_progress and draft.stop_reason is None:
                 await asyncio.sleep(RETRY_WAIT_S)
 
-    async def _ask(self, request: ModelRequest, drafts: list[Draft]) -> None:
-        """Extend ``drafts``, which hold the same tokens, by one answer; tries another server where that may help."""
-        made = drafts[0].tokens
-        params = sampling_params(request.gconfig, n=len(drafts), made=len(made), prompt_len=len(request.input_ids))
+    async def _ask(self, request: ModelRequest, made: list[int], n: int) -> list[Draft]:
+        """``n`` continuations of the prompt and ``made``, in one answer; tries another server where that may help."""
+        params = sampling_params(request.gconfig, n=n, made=len(made), prompt_len=len(request.input_ids))
         body: dict[str, Any] = {
             "input_ids": request.input_ids + made if made else request.input_ids,
             "sampling_params": params,
@@ -87,8 +84,7 @@ class Sampler:
             if request.rid is not None:
                 body["rid"] = f"{request.rid}-{len(made)}-{attempt}"
             try:
-                await self._ask_server(server, body, drafts)
-                return
+                return await self._ask_server(server, body, n)
             except ServerLostError as error:
                 self._fleet.lost(server, error)
                 last = error
@@ -103,26 +99,21 @@ class Sampler:
             f"{_name(request)} failed {self._retries} times (rollout.request_retries), last: {last}"
         ) from last
 
-    async def _ask_server(self, server: Server, body: dict[str, Any], drafts: list[Draft]) -> None:
-        held = server.version
-        server.load += len(drafts)
+    async def _ask_server(self, server: Server, body: dict[str, Any], n: int) -> list[Draft]:
+        held, ask, url = server.version, self._client.ask, server.generate_url
+        limits: Any = {"timeout_s": self._timeout_s, "deadlines": server.deadlines}
+        server.load += n
         try:
-            answers = await self._answers(server, body, single=len(drafts) == 1)
+            answers = (
+                [await ask(url, body, ONE_ANSWER, **limits)] if n == 1 else await ask(url, body, ANSWERS, **limits)
+            )
         finally:
-            server.load -= len(drafts)
-        if len(answers) != len(drafts):
-            raise ServerError(f"{server.address} answered with {len(answers)} samples for {len(drafts)}")
+            server.load -= n
+        if len(answers) != n:
+            raise ServerError(f"{server.address} answered with {len(answers)} samples for {n}")
         # Weights that were loaded meanwhile are as good as those that were there when it was sent.
         limit, newest = body["sampling_params"]["max_new_tokens"], max(held, self._fleet.target.version)
-        parts = [Draft.of_answer(answer, oldest=held, newest=newest, limit=limit) for answer in answers]
-        for draft, part in zip(drafts, parts, strict=True):  # all samples of an answer count, or none
-            draft.append(part)
-
-    async def _answers(self, server: Server, body: dict[str, Any], *, single: bool) -> list[Answer]:
-        limits: Any = {"timeout_s": self._timeout_s, "deadlines": server.deadlines}
-        if single:
-            return [await self._client.ask(server.generate_url, body, ONE_ANSWER, **limits)]
-        return await self._client.ask(server.generate_url, body, ANSWERS, **limits)
+        return [Draft.of_answer(answer, oldest=held, newest=newest, limit=limit) for answer in answers]
 
 
 def _name(request: ModelRequest) -> str:

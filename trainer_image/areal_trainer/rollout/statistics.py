@@ -21,7 +21,8 @@ class BatchClock:
         """Figures of one batch, which trains the weights of version ``step``; times since the batch before."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        lags = [step - trajectory.head_version for trajectory in trajectories if trajectory.head_version >= 0]
+        heads = [trajectory.head_version for trajectory in trajectories]
+        lags = [step - head for head in heads if head >= 0]
         made = sum(trajectory.completion_len for trajectory in trajectories)
         figures = {
             "rollout/accepted": float(counters.accepted),

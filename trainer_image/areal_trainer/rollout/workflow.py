@@ -6,14 +6,13 @@ import asyncio
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
-
-from transformers import TokenizersBackend
+from typing import Any, Protocol, cast
 
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.import_path import load_object
 from areal_trainer.rollout.generation import ModelRequest, ModelResponse
 from areal_trainer.rollout.recording import record_answers
+from areal_trainer.tokenizer import Codec
 from areal_trainer.trajectory import Trajectory
 
 RewardFn = Callable[..., float | Awaitable[float]]
@@ -60,6 +59,7 @@ class RLVRWorkflow(RolloutWorkflow):
         self.reward_fn = reward_fn
         self.gconfig = with_stop_tokens(gconfig, tokenizer)
         self.tokenizer = tokenizer
+        self._codec = Codec(tokenizer)
         self._chat_template_kwargs = chat_template_kwargs or {}
 
     async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
@@ -67,7 +67,9 @@ class RLVRWorkflow(RolloutWorkflow):
         prompt, prompt_ids = self.tokenize(data)
         request = ModelRequest(input_ids=prompt_ids, gconfig=self.gconfig)
         responses = await engine.agenerate_n(request, self.gconfig.n_samples)
-        completions = self._decode([response.output_tokens for response in responses])
+        completions = self._codec.decode(
+            [response.output_tokens for response in responses], skip_special_tokens=self.gconfig.skip_special_tokens
+        )
         rewards = await self._rewards(data, prompt, prompt_ids, completions, responses)
         return record_answers(
             prompt_ids, responses, rewards=rewards, completions=completions, prompt=prompt, task_id=task_id_of(data)
@@ -81,18 +83,13 @@ class RLVRWorkflow(RolloutWorkflow):
                 messages, tokenize=False, add_generation_prompt=True, **self._chat_template_kwargs
             )
             # The template has put the special tokens in already.
-            return prompt, self.tokenizer.encode(prompt, add_special_tokens=False)
+            return prompt, self._codec.encode(prompt, add_special_tokens=False)
         if "prompt" not in data:
             raise ValueError(
                 f"a row has neither 'messages' nor 'prompt', only {sorted(data)}; "
                 "set train_dataset.question_column, or give rows with one of the two"
             )
-        return data["prompt"], self.tokenizer.encode(data["prompt"])
-
-    def _decode(self, answers: list[list[int]]) -> list[str]:
-        """The text of each answer."""
-        decode, skip = _decoder(self.tokenizer).decode, self.gconfig.skip_special_tokens
-        return [decode(answer, skip_special_tokens=skip) for answer in answers]
+        return data["prompt"], self._codec.encode(data["prompt"])
 
     async def _rewards(
         self,
@@ -107,6 +104,8 @@ class RLVRWorkflow(RolloutWorkflow):
             self.reward_fn(prompt, completion, prompt_ids, response.output_tokens, **columns)
             for completion, response in zip(completions, responses, strict=True)
         ]
+        if all(isinstance(reward, float) for reward in rewards):
+            return cast("list[float]", rewards)
         # All of them are under way before the first is waited for.
         pending = [reward for reward in rewards if isinstance(reward, Awaitable)]
         judged = iter(await asyncio.gather(*pending)) if pending else iter(())
@@ -119,18 +118,6 @@ def with_stop_tokens(gconfig: GenerationHyperparameters, tokenizer: Any) -> Gene
         return gconfig
     ids = {*gconfig.stop_token_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
     return gconfig.new(stop_token_ids=sorted(ids))
-
-
-def _decoder(tokenizer: Any) -> Any:
-    """What decodes for ``tokenizer``: its backend where it adds nothing but time, twice the backend's own."""
-    kind = type(tokenizer)
-    adds_nothing = (
-        isinstance(tokenizer, TokenizersBackend)
-        and kind.decode is TokenizersBackend.decode
-        and kind._decode is TokenizersBackend._decode
-        and not tokenizer.clean_up_tokenization_spaces
-    )
-    return tokenizer.backend_tokenizer if adds_nothing else tokenizer
 
 
 def task_id_of(data: dict[str, Any]) -> str:
