@@ -6,21 +6,16 @@ synchronous; its parts alone; and with ``--trl`` TRL's GRPOTrainer on the same t
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import Comparison
 from benchmarks.parts import Parts, measure_parts
-from benchmarks.scripted import REPOSITORY
+from benchmarks.runs import LAST_STEPS, TINY, Run, grpo_run
 from benchmarks.trl_peer import trl_run
 
-TINY = REPOSITORY / "examples" / "tiny"
 TASK = (
     "config.valid_dataset=null",
     "config.gconfig.n_samples=8",
@@ -34,31 +29,6 @@ TASK = (
     "config.actor.use_decoupled_loss=true",
 )
 AREAL = "AReaL 1.0.4, published for a like machine and not measured here: 5.1–5.6 s/step, first step 23–26 s"
-LAST_STEPS = 5  # of which the final reward is the mean
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a training run's statistics say."""
-
-    seconds: list[float]  # of each step
-    final_reward: float
-
-    @classmethod
-    def of(cls, lines: list[dict[str, float]]) -> Run:
-        """From the lines of stats.jsonl."""
-        rewards = [line["task_reward/avg"] for line in lines[-LAST_STEPS:]]
-        return cls([line["seconds_per_step"] for line in lines], statistics.mean(rewards))
-
-    @property
-    def rate(self) -> float:
-        """Steps a second: one ÷ the median of the steps after the first."""
-        return 1 / statistics.median(self.seconds[1:])
-
-    @property
-    def first_rate(self) -> float:
-        """The same of the first step."""
-        return 1 / self.seconds[0]
 
 
 def run(*, small: bool, rounds: int, trl: bool = False) -> list[Comparison]:
@@ -72,8 +42,9 @@ def run(*, small: bool, rounds: int, trl: bool = False) -> list[Comparison]:
         root = Path(folder)
         for number in range(rounds):
             path = root / "tiny" / f"async{number}"
-            asynchronous.append(_grpo_run(path, steps, "config.async_training=true"))
-            synchronous.append(_grpo_run(root / "tiny" / f"sync{number}", steps, "config.async_training=false"))
+            task = (*TASK, f"config.total_train_steps={steps}")
+            asynchronous.append(grpo_run(path, *task, "config.async_training=true"))
+            synchronous.append(grpo_run(root / "tiny" / f"sync{number}", *task, "config.async_training=false"))
             parts.append(measure_parts(path, batches=2 if small else 8))
             if trl:
                 seconds, rewards = trl_run(TINY / "model", TINY / "data" / "train.jsonl", steps=steps, work=root)
@@ -128,14 +99,3 @@ def _comparisons(
 
 def _mean_reward(runs: list[Run]) -> str:
     return f"{statistics.mean(run.final_reward for run in runs):.2f}"
-
-
-def _grpo_run(path: Path, steps: int, *overrides: str) -> Run:
-    """Run it in ``path`` and read its statistics."""
-    argv = [str(Path(sys.executable).with_name("grpo")), "run", str(TINY / "experiment.yaml"), *TASK, *overrides]
-    argv += [f"config.total_train_steps={steps}", f"config.cluster.fileroot={path.parents[1]}"]
-    argv += [f"config.experiment_name={path.parent.name}", f"config.trial_name={path.name}"]
-    done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(argv)} ended with status {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return Run.of([json.loads(line) for line in (path / "stats.jsonl").read_text().splitlines()])
