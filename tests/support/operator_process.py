@@ -12,29 +12,15 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from areal_api.crd import GROUP, PLURAL
+import yaml
+
 from cluster.control_plane import ControlPlane, die_with_parent, free_ports
 
 USER = "operator"
 NAMESPACE = "areal-system"
-WRITE = ["get", "list", "watch", "create", "patch", "delete"]
-RULES: list[dict[str, Any]] = [
-    {"apiGroups": [GROUP], "resources": [PLURAL], "verbs": ["get", "list", "watch", "delete"]},
-    {"apiGroups": [GROUP], "resources": [f"{PLURAL}/status"], "verbs": ["patch"]},
-    {
-        "apiGroups": [""],
-        "resources": ["configmaps", "secrets", "serviceaccounts", "services", "persistentvolumeclaims"],
-        "verbs": WRITE,
-    },
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "list"]},
-    {"apiGroups": ["apps"], "resources": ["statefulsets"], "verbs": WRITE},
-    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": WRITE},
-    {"apiGroups": ["policy"], "resources": ["poddisruptionbudgets"], "verbs": WRITE},
-    {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": WRITE},
-    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
-    {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
-]
+RULES: dict[str, list[dict[str, Any]]] = yaml.safe_load(
+    (Path(__file__).parents[2] / "helm" / "areal-gsm8k" / "files" / "rules.yaml").read_text()
+)  # those of the chart
 ENV = {
     "AREAL_OPERATOR_NAMESPACE": NAMESPACE,
     "AREAL_OPERATOR_WAITING_SECONDS": "1",
@@ -45,20 +31,24 @@ ENV = {
 
 def grant() -> list[dict[str, Any]]:
     """The objects that give the operator its rights."""
-    role = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": {"name": USER},
-        "rules": RULES,
-    }
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": USER},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": USER},
-        "subjects": [{"kind": "User", "name": USER}],
-    }
-    return [role, binding]
+    return [
+        *_granted("ClusterRole", {"name": USER}, RULES["experiments"] + RULES["cluster"]),
+        *_granted("Role", {"name": USER, "namespace": NAMESPACE}, RULES["own"]),
+    ]
+
+
+def _granted(kind: str, metadata: dict[str, str], rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    group = "rbac.authorization.k8s.io"
+    return [
+        {"apiVersion": f"{group}/v1", "kind": kind, "metadata": metadata, "rules": rules},
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": f"{kind}Binding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": group, "kind": kind, "name": USER},
+            "subjects": [{"kind": "User", "name": USER}],
+        },
+    ]
 
 
 class OperatorProcess:
