@@ -6,6 +6,10 @@ DEVICE ?= cpu
 # An index of CPU builds of torch, where there is one; without it torch is PyPI's (it runs on a CPU as it is).
 TORCH_INDEX ?=
 
+# How many faults `make faults` brings about, and which: a number that a failing schedule printed.
+FAULTS ?= 200
+SEED ?=
+
 VENV := .venv
 UV := .bin/uv/bin/uv
 READY := $(VENV)/.ready-$(DEVICE)
@@ -13,7 +17,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread a process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo check test bench format generate clean
+.PHONY: setup demo check test faults bench format generate clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -50,6 +54,9 @@ check: setup ## Lint, types, import contracts, generated files.
 
 test: setup ## Run all tests.
 	$(VENV)/bin/pytest
+
+faults: setup ## Strike real runs with faults, FAULTS=200 of them; SEED=n repeats a schedule.
+	FAULTS=$(FAULTS) SEED=$(SEED) $(VENV)/bin/pytest tests/faults
 
 bench: setup ## Run the benchmarks: each prints a ratio against a named baseline.
 	$(VENV)/bin/python -m benchmarks

@@ -1,0 +1,152 @@
+"""What must hold at the end of a run, whatever struck it; ``AssertionError`` says what does not."""
+
+# T tokens of one sequence, V vocabulary.
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from faults.answers import Answer, Span, recorded
+from faults.schedule import STEPS
+from faults.watched import BASE, GONE, TINY, WatchedRun
+
+BATCH, SAMPLES, STALENESS = 32, 8, 2  # of the tiny experiment
+USER, ASSISTANT = "<|user|> ", " <|assistant|>"  # around a question
+LEARNED = 0.9
+# Server and trainer differ by rounding alone, 8e-6 as measured; weights that are one version older, by 1e-2 and more.
+LOGPROB_TOLERANCE = 1e-3
+CHECKED_ANSWERS = 4  # of each version on each server
+
+Sample = dict[str, Any]  # a line of a dumped file
+Versions = tuple[int, int]  # of the first and the last token
+
+
+def check_run(run: WatchedRun) -> None:
+    """All of it."""
+    check_statistics(run.steps.lines)
+    check_outcome(run.run)
+    samples = dumped(run.run)
+    answers = list(recorded(run))
+    check_samples(samples, (TINY / "data" / "train.jsonl").read_text().splitlines())
+    check_versions(samples, answers)
+    check_logprobs(answers, run.kept)
+
+
+def check_statistics(lines: Sequence[dict[str, Any]]) -> None:
+    """Every step once, none with a sample over the bound, all with an update that was carried out."""
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for line in lines:
+        assert line["staleness/max"] <= STALENESS, f"step {line['step']} trained a sample {line['staleness/max']} old"
+        assert line["grpo_actor/update_successful"] == 1.0, f"step {line['step']} changed nothing"
+        apart = line.get("grpo_actor/rollout_logprob_diff_current/max", 0.0)
+        assert apart < LOGPROB_TOLERANCE, f"step {line['step']}: servers and trainer are {apart} apart"
+    reward = lines[-1]["eval-rollout/reward"]
+    assert reward >= LEARNED, f"the held-out reward is {reward} after {STEPS} steps"
+
+
+def check_outcome(run: Path) -> None:
+    """The summary tells of a whole run."""
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["outcome"], summary["steps"]) == ("succeeded", STEPS), f"summary.json: {summary}"
+
+
+def dumped(run: Path) -> dict[int, list[Sample]]:
+    """The samples that each step trained, by the version of the weights that it changed."""
+    return {
+        int(file.stem.removeprefix("step")): [json.loads(line) for line in file.open()]
+        for file in (run / "rollouts").rglob("step*.jsonl")
+    }
+
+
+def check_samples(samples: dict[int, list[Sample]], rows: Iterable[str]) -> None:
+    """Whole batches, none too old, and no row of the epoch in two of them."""
+    assert sorted(samples) == list(range(STEPS)), f"dumped are the steps {sorted(samples)}"
+    trained: Counter[str] = Counter()
+    for step, batch in samples.items():
+        assert len(batch) == BATCH * SAMPLES, f"step {step} trained {len(batch)} samples"
+        for sample in batch:
+            lag = step - sample["head_version"]
+            assert 0 <= lag <= STALENESS, f"step {step} trained a sample of v{sample['head_version']}"
+            trained[sample["prompt"]] += 1
+    questions = Counter(json.loads(row)["question"] for row in rows)
+    for prompt, count in trained.items():
+        there = questions[prompt.removeprefix(USER).removesuffix(ASSISTANT)]
+        assert count <= SAMPLES * there, f"{count} samples of {there} rows were trained: {prompt!r}"
+
+
+def check_versions(samples: dict[int, list[Sample]], answers: Iterable[Answer]) -> None:
+    """What was trained is what a server answered, under the versions that it said."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
+    said = _said(answers, tokenizer.backend_tokenizer)
+    for step, batch in samples.items():
+        for sample in batch:
+            prompt_ids = tuple(tokenizer.encode(sample["prompt"], add_special_tokens=False))
+            found = said.get((prompt_ids, sample["completion"]), set())
+            versions = (sample["head_version"], sample["tail_version"])
+            assert versions in found, (
+                f"step {step} trained {sample['completion']!r} as made by v{versions[0]} … v{versions[1]}; "
+                f"servers answered it under {sorted(found)}"
+            )
+
+
+def _said(answers: Iterable[Answer], decoder: Any) -> dict[tuple[tuple[int, ...], str], set[Versions]]:
+    """By prompt and completion: the versions of its first and last token, as servers told them."""
+    said: dict[tuple[tuple[int, ...], str], set[Versions]] = {}
+    begun: dict[tuple[int, ...], tuple[int, int]] = {}  # tokens so far → length of the prompt, first version
+    for answer in answers:
+        if not answer.output_ids:
+            continue
+        versions = [_number(span.version) for span in answer.spans]
+        prompt_len, first = begun.get(answer.prompt_ids, (len(answer.prompt_ids), versions[0]))
+        whole = answer.prompt_ids + answer.output_ids
+        if answer.finished:
+            text = decoder.decode(list(whole[prompt_len:]), skip_special_tokens=True)
+            said.setdefault((whole[:prompt_len], text), set()).add((first, versions[-1]))
+        else:
+            begun[whole] = (prompt_len, first)
+    return said
+
+
+def _number(version: str) -> int:
+    return int(version[1:]) if version[1:].isdigit() else -1  # "default": a server that has just restarted
+
+
+def check_logprobs(answers: Iterable[Answer], kept: Path) -> None:
+    """Servers held the weights that they said: their log-probs are those of the copy that was to be loaded."""
+    choose = random.Random(0)
+    by_weights: dict[tuple[int, str, tuple[str, ...]], list[tuple[Answer, Span]]] = {}
+    for answer in answers:
+        for span in answer.spans:
+            copies = tuple(answer.weights.get(span.version, ()))
+            if copies and GONE not in copies and span.end > span.start:
+                by_weights.setdefault((answer.server, span.version, copies), []).append((answer, span))
+    model = AutoModelForCausalLM.from_pretrained(TINY / "model", dtype=torch.float32)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for (server, version, copies), made in by_weights.items():
+        for answer, span in choose.sample(made, min(CHECKED_ANSWERS, len(made))):
+            apart = min(_apart(model, base, kept, copy, answer, span) for copy in copies)
+            assert apart < LOGPROB_TOLERANCE, f"server-{server} answered as {version} with other weights: {apart} apart"
+    assert len({version for _, version, _ in by_weights}) >= STEPS // 2, "hardly any version was ever asked"
+
+
+@torch.no_grad()
+def _apart(model: Any, base: dict[str, torch.Tensor], kept: Path, copy: str, answer: Answer, span: Span) -> float:
+    """Largest difference between what a server said of the tokens of a span and what the weights say."""
+    weights = base if copy == BASE else load_file(kept / f"{copy}.safetensors")
+    absent = model.load_state_dict(weights, strict=False)
+    assert not absent.unexpected_keys
+    assert set(absent.missing_keys) <= {"lm_head.weight"}  # tied to the embedding
+    tokens_T = torch.tensor(answer.prompt_ids + answer.output_ids)
+    logprobs_TV = model(tokens_T[None, :-1]).logits[0].log_softmax(-1)
+    logprobs_T = logprobs_TV.gather(-1, tokens_T[1:, None])[-len(answer.output_ids) :, 0]
+    said_T = torch.tensor(answer.logprobs)
+    return float((logprobs_T - said_T)[span.start : span.end].abs().max())

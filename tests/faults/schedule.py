@@ -1,0 +1,76 @@
+"""Which faults strike a run, in which order: a function of the seed alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    "kill server",
+    "stop server",
+    "kill trainer",
+    "stop trainer",
+    "kill launcher",
+    "stop launcher",
+    "slow answers",
+    "cut connections",
+    "half answers",
+    "full disk",
+]
+# What a run of 20 faults holds; the dearest, in time, are the rarest.
+DECK: dict[Kind, int] = {
+    "kill server": 3,
+    "stop server": 2,
+    "kill trainer": 3,
+    "stop trainer": 2,
+    "kill launcher": 1,
+    "stop launcher": 1,
+    "slow answers": 2,
+    "cut connections": 3,
+    "half answers": 2,
+    "full disk": 1,
+}
+PER_RUN = sum(DECK.values())
+STEPS = 60  # of the tiny experiment, after which its reward is above 0.9
+# Answers that go wrong: of what is asked most, of what changes weights, of looks at a server, of whatever comes.
+PATHS = ("/generate", "/update_weights_from_disk", "/pause_generation", "/continue_generation", "/model_info", "")
+OFTEN = ("/generate", "")  # asked many times a step
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault, and when it strikes: ``delay_s`` after ``after_steps`` more steps since the one before was over."""
+
+    kind: Kind
+    after_steps: int
+    delay_s: float
+    choice: float  # of a process or a server among those that there are; from 0 to below 1
+    lasts_s: float  # stopped, late, full for so long
+    times: int  # answers that go wrong
+    path: str  # whose answers go wrong; empty for any
+
+
+def schedule(seed: int, faults: int, without: Collection[Kind] = ()) -> list[Fault]:
+    """The faults of a run. ``without``: kinds that cannot be brought about here; others take their place."""
+    if not 1 <= faults <= PER_RUN:
+        raise ValueError(f"a run of {STEPS} steps takes 1 … {PER_RUN} faults, not {faults}")
+    choose = random.Random(seed)
+    deck = [kind for kind, count in DECK.items() if kind not in without for _ in range(count)]
+    missing = choose.choices(deck, k=PER_RUN - len(deck))
+    kinds = choose.sample([*deck, *missing], PER_RUN)[:faults]
+    return [_fault(choose, kind) for kind in kinds]
+
+
+def _fault(choose: random.Random, kind: Kind) -> Fault:
+    path = choose.choice(PATHS)
+    return Fault(
+        kind,
+        after_steps=choose.randint(1, 2),
+        delay_s=round(choose.uniform(0.0, 1.0), 2),
+        choice=choose.random(),
+        lasts_s=round(choose.uniform(0.5, 3.0), 2),
+        times=choose.randint(1, 6 if path in OFTEN else 2),
+        path=path,
+    )

@@ -1,0 +1,57 @@
+"""A small file system of its own, that can be filled and freed again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SIZE = "420m"  # what a run of the tiny experiment asks for before it starts, and a little
+PIECES = (1 << 20, 4 << 10)
+
+
+class SmallDisk:
+    """A tmpfs mounted at ``at``."""
+
+    def __init__(self, at: Path) -> None:
+        self.at = at
+        self._ballast = at / "ballast"
+
+    def __enter__(self) -> SmallDisk:
+        self.at.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(self.at)], check=True)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        # Lazily: a process that should not be there may still have a file open, which is told elsewhere.
+        subprocess.run(["umount", "--lazy", str(self.at)], check=True)
+
+    def fill(self) -> None:
+        """Take all the room that there is now."""
+        with self._ballast.open("ab", buffering=0) as file:
+            for piece in PIECES:
+                try:
+                    while file.write(bytes(piece)) == piece:
+                        pass
+                except OSError:
+                    continue
+
+    def free(self) -> None:
+        """Give it back."""
+        self._ballast.unlink(missing_ok=True)
+
+
+@cache
+def why_not() -> str | None:
+    """Why no disk can be filled here; None where one can."""
+    if os.geteuid() != 0:
+        return "mounting needs root"
+    with tempfile.TemporaryDirectory() as at:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", at]
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"mount: {done.stderr.strip()}"
+        subprocess.run(["umount", at], check=True)
+    return None

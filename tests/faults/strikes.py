@@ -1,0 +1,196 @@
+"""What each kind of fault does to a run, and when it is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from faults import processes
+from faults.schedule import Fault, Kind
+from faults.small_disk import SmallDisk
+from faults.watched import WatchedRun
+from support.faulty_proxy import Bad, Badness
+
+STRUCK_S = 60.0  # for answers to go wrong as often as they should
+NOTICED_S = 25.0  # for a run on a full disk to end
+
+
+@dataclass
+class Struck:
+    """A fault that was brought about."""
+
+    fault: Fault
+    at: float  # time.monotonic()
+    step: int  # the last one that was done
+    detail: str = ""  # what it hit
+    server: int | None = None  # which, of a fault that hit one
+    over: float = 0.0  # when it was lifted
+    survived: float | None = None  # when the next step was done
+
+    def text(self, began: float) -> str:
+        """For the log of a run."""
+        after = "not survived" if self.survived is None else f"next step {self.survived - self.at:.1f} s later"
+        return f"{self.at - began:6.1f} s  after step {self.step:2d}  {self.fault.kind}: {self.detail}; {after}"
+
+
+def strike(run: WatchedRun, disk: SmallDisk | None, fault: Fault) -> Struck:
+    """Bring a fault about, and lift it."""
+    struck = Struck(fault, time.monotonic(), run.steps.last)
+    if fault.kind == "full disk":
+        assert disk is not None
+        _fill(run, disk, struck)
+    else:
+        STRIKES[fault.kind](run, struck)
+    struck.over = time.monotonic()
+    return struck
+
+
+def _kill_server(run: WatchedRun, struck: Struck) -> None:
+    struck.server = index = _server(run, struck.fault)
+    tree = _present(run, lambda: processes.server(run.launcher, index), at_least=2)
+    # Mostly the server itself; else one of the processes that it consists of, or what looks after it.
+    whole = struck.fault.choice * run.servers % 1.0 < 0.5
+    victim = tree[1] if whole else processes.chosen(tree, struck.fault.choice * 7 % 1.0)
+    struck.detail = f"server-{index}, {_name(victim)}"
+    processes.send([victim], signal.SIGKILL)
+    run.tick_until(lambda: victim not in processes.server(run.launcher, index), "a killed process to be gone")
+
+
+def _stop_server(run: WatchedRun, struck: Struck) -> None:
+    struck.server = index = _server(run, struck.fault)
+    tree = _present(run, lambda: processes.server(run.launcher, index))
+    struck.detail = f"server-{index}, {struck.fault.lasts_s} s"
+    _stop(run, tree[1:], struck.fault.lasts_s)
+
+
+def _kill_trainer(run: WatchedRun, struck: Struck) -> None:
+    # Mostly a rank; else torchrun, or what looks after it.
+    choice = struck.fault.choice
+    ranks = _present(run, lambda: processes.ranks(run.launcher))
+    above = processes.trainer(run.launcher)[:2]
+    victim = processes.chosen(ranks, choice * 10 % 1.0) if choice < 0.6 else processes.chosen(above, choice * 10 % 1.0)
+    struck.detail = _name(victim)
+    processes.send([victim], signal.SIGKILL)
+    run.tick_until(lambda: not any(rank in processes.ranks(run.launcher) for rank in ranks), "the ranks to be gone")
+
+
+def _stop_trainer(run: WatchedRun, struck: Struck) -> None:
+    rank = processes.chosen(_present(run, lambda: processes.ranks(run.launcher)), struck.fault.choice)
+    struck.detail = f"{_name(rank)}, {struck.fault.lasts_s} s"
+    _stop(run, [rank], struck.fault.lasts_s)
+
+
+def _kill_launcher(run: WatchedRun, struck: Struck) -> None:
+    struck.detail = "grpo run, then the same command again"
+    os.kill(run.launcher, signal.SIGKILL)
+    run.wait_for_launcher(processes.DEATH_S)
+    run.nothing_is_left()
+    run.start()
+
+
+def _stop_launcher(run: WatchedRun, struck: Struck) -> None:
+    struck.detail = f"grpo run, {struck.fault.lasts_s} s"
+    _stop(run, [psutil.Process(run.launcher)], struck.fault.lasts_s)
+
+
+def _slow(run: WatchedRun, struck: Struck) -> None:
+    _answer_badly(run, struck, "slow")
+
+
+def _cut(run: WatchedRun, struck: Struck) -> None:
+    cut = run.proxies[_server(run, struck.fault)].cut_now()
+    _answer_badly(run, struck, "cut")
+    struck.detail += f", and {cut} connections at once"
+
+
+def _half(run: WatchedRun, struck: Struck) -> None:
+    _answer_badly(run, struck, "half")
+
+
+def _answer_badly(run: WatchedRun, struck: Struck, kind: Badness) -> None:
+    fault = struck.fault
+    index = _server(run, fault)
+    bad = Bad(kind, fault.path, fault.times, fault.lasts_s)
+    struck.detail = f"server-{index}, {fault.times} × {fault.path or 'any answer'}"
+    if kind == "slow":
+        struck.detail += f" {fault.lasts_s} s late"
+    run.proxies[index].bad.append(bad)
+    run.tick_until(lambda: bad.left == 0 or run.finished, f"{struck.detail} to go wrong", within_s=STRUCK_S)
+    run.proxies[index].bad.remove(bad)
+
+
+def _fill(run: WatchedRun, disk: SmallDisk, struck: Struck) -> None:
+    """Until the run has ended of it, or has gone on long enough without."""
+    starts, until = run.starts, time.monotonic() + NOTICED_S
+    launcher = psutil.Process(run.launcher)
+    while launcher.is_running() and launcher.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
+        disk.fill()
+        time.sleep(0.05)
+    status = run.wait_for_launcher(0.0)
+    struck.detail = f"grpo run {'goes on' if status is None else f'ended with status {status}'}"
+    if status is not None:
+        run.nothing_is_left()
+        said = run.console()
+        assert "No space left on device" in said, f"the run does not say that the disk is full:\n{said}"
+    disk.free()
+    run.may_fail = True
+    run.tick_until(lambda: run.starts > starts or status is None, "grpo run to be started again")
+
+
+STRIKES: dict[Kind, Callable[[WatchedRun, Struck], None]] = {
+    "kill server": _kill_server,
+    "stop server": _stop_server,
+    "kill trainer": _kill_trainer,
+    "stop trainer": _stop_trainer,
+    "kill launcher": _kill_launcher,
+    "stop launcher": _stop_launcher,
+    "slow answers": _slow,
+    "cut connections": _cut,
+    "half answers": _half,
+}
+
+
+def _server(run: WatchedRun, fault: Fault) -> int:
+    return processes.chosen(range(run.servers), fault.choice)
+
+
+def _present(run: WatchedRun, find: Callable[[], list[psutil.Process]], *, at_least: int = 1) -> list[psutil.Process]:
+    """What is looked for, which an earlier fault may have left waiting for its restart."""
+    found: list[psutil.Process] = []
+
+    def there() -> bool:
+        found[:] = find()
+        return len(found) >= at_least
+
+    run.tick_until(there, "the process that is to be hit")
+    return found
+
+
+def _stop(run: WatchedRun, stopped: list[psutil.Process], seconds: float) -> None:
+    processes.send(stopped, signal.SIGSTOP)
+    until = time.monotonic() + seconds
+    try:
+        run.tick_until(lambda: time.monotonic() >= until, "time to pass")
+    finally:
+        processes.send(stopped, signal.SIGCONT)
+
+
+def _name(process: psutil.Process) -> str:
+    """What a process is, in a word or two."""
+    line = processes.command_line(process)
+    for word, name in (
+        ("supervisor.py", "its supervisor"),
+        ("torch.distributed.run", "torchrun"),
+        ("areal_trainer.train", "a rank"),
+        ("areal_server.launch", "the server"),
+        ("sglang::", line.split()[0] if line else ""),
+    ):
+        if word in line:
+            return name
+    return Path(line.split()[0]).name if line else "?"

@@ -1,0 +1,106 @@
+"""What brings faults about, and what looks for their traces, do what they are for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from faults import schedule
+from faults.answers import Answer, Span
+from faults.invariants import BATCH, SAMPLES, check_logprobs, check_samples, check_versions
+from faults.watched import BASE, TINY, Steps
+
+
+def test_a_seed_decides_everything_that_a_schedule_says() -> None:
+    assert schedule.schedule(7, 20) == schedule.schedule(7, 20)
+    assert schedule.schedule(7, 20) != schedule.schedule(8, 20)
+
+
+def test_a_whole_schedule_holds_every_kind_as_often_as_the_deck() -> None:
+    assert Counter(fault.kind for fault in schedule.schedule(3, schedule.PER_RUN)) == schedule.DECK
+
+
+def test_other_kinds_take_the_place_of_one_that_cannot_be_brought_about() -> None:
+    faults = schedule.schedule(3, schedule.PER_RUN, without=["full disk"])
+    assert len(faults) == schedule.PER_RUN
+    assert all(fault.kind != "full disk" for fault in faults)
+
+
+def write_steps(run: Path, steps: list[int], checkpoint: int) -> None:
+    (run / "stats.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+    (run / f"recover/step{checkpoint}").mkdir(parents=True, exist_ok=True)
+
+
+def test_a_run_may_go_back_to_its_checkpoint_but_not_past_it(tmp_path: Path) -> None:
+    steps = Steps(tmp_path)
+    write_steps(tmp_path, [1, 2, 3, 4, 5], checkpoint=3)
+    steps.poll()
+    write_steps(tmp_path, [1, 2, 3], checkpoint=3)
+    steps.poll()
+    write_steps(tmp_path, [1, 2, 3, 4], checkpoint=3)
+    steps.poll()
+    assert (steps.last, steps.advanced) == (4, 6)
+    write_steps(tmp_path, [1, 2], checkpoint=3)
+    with pytest.raises(AssertionError, match="past the checkpoint 3"):
+        steps.poll()
+
+
+def test_a_step_that_is_there_twice_is_noticed(tmp_path: Path) -> None:
+    write_steps(tmp_path, [1, 2, 2], checkpoint=0)
+    with pytest.raises(AssertionError, match=r"\[1, 2, 2\]"):
+        Steps(tmp_path).poll()
+
+
+def batches() -> dict[int, list[dict[str, object]]]:
+    return {
+        step: [
+            {"prompt": f"<|user|> {step} {row} <|assistant|>", "head_version": max(step - 2, 0)}
+            for row in range(BATCH)
+            for _ in range(SAMPLES)
+        ]
+        for step in range(schedule.STEPS)
+    }
+
+
+ROWS = [json.dumps({"question": f"{step} {row}"}) for step in range(schedule.STEPS) for row in range(BATCH)]
+
+
+def test_a_sample_over_the_bound_is_noticed() -> None:
+    samples = batches()
+    check_samples(samples, ROWS)
+    samples[9][0]["head_version"] = 6
+    with pytest.raises(AssertionError, match="step 9 trained a sample of v6"):
+        check_samples(samples, ROWS)
+
+
+def test_a_row_that_is_trained_twice_is_noticed() -> None:
+    samples = batches()
+    samples[9] = [{**sample, "head_version": 9} for sample in samples[3]]
+    with pytest.raises(AssertionError, match="16 samples of 1 rows"):
+        check_samples(samples, ROWS)
+
+
+def answer(version: str) -> Answer:
+    ids = tuple(range(20, 30))
+    return Answer(0, ids, (31, 32, 33), (-1.0, -1.0, -1.0), (Span(version, 0, 3),), True, {version: [BASE]})
+
+
+def test_a_sample_under_another_version_than_the_server_said_is_noticed() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
+    prompt = "<|user|> How many coins? <|assistant|>"
+    ids = tuple(tokenizer.encode(prompt, add_special_tokens=False))
+    told = Answer(0, ids, (31, 32), (-1.0, -1.0), (Span("v4", 0, 1), Span("v5", 1, 2)), True, {})
+    sample = {"prompt": prompt, "completion": tokenizer.decode([31, 32], skip_special_tokens=True)}
+    check_versions({5: [sample | {"head_version": 4, "tail_version": 5}]}, [told])
+    with pytest.raises(AssertionError, match="as made by v5"):
+        check_versions({5: [sample | {"head_version": 5, "tail_version": 5}]}, [told])
+
+
+def test_an_answer_of_other_weights_than_the_server_said_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="server-0 answered as v0 with other weights"):
+        check_logprobs([answer("v0")], tmp_path)
