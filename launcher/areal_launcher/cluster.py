@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -21,6 +22,7 @@ from areal_launcher.fleet import RunError
 Object = dict[str, Any]
 MANAGER = "grpo"
 TIMEOUT_S = (5.0, 30.0)  # to connect, to read
+BUSY, BUSY_TRIES = 429, 10
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 KINDS: dict[str, tuple[str, str]] = {
     KIND: (f"/apis/{API_VERSION}", PLURAL),
@@ -184,7 +186,12 @@ class Cluster:
             body=body,
             auth_settings=["BearerToken"],
         )
-        response = reached(lambda: self._client.call_api(*request, _request_timeout=timeout), self.server)
+        for attempt in range(BUSY_TRIES):
+            response = reached(lambda: self._client.call_api(*request, _request_timeout=timeout), self.server)
+            if response.status != BUSY or attempt == BUSY_TRIES - 1:
+                break
+            reached(response.read, self.server)
+            time.sleep(1.0)  # what the server asks for, as while it makes the storage of a new definition
         if read or response.status >= 400:
             reached(response.read, self.server)
         if response.status >= 400:

@@ -132,6 +132,8 @@ def reader_pod(source: Source) -> Object:
 def fetch(cluster: Cluster, source: Source, target: Path, experiment: GRPOExperiment) -> list[str]:
     """Bring the small files of a run into ``target``; their names. ``RunError`` says what hindered it."""
     files = unpacked(read_files(cluster, source))
+    if not files:
+        raise RunError(f"{source.directory} on the volume claim {source.claim} holds none of {', '.join(FILES)}")
     target.mkdir(parents=True, exist_ok=True)
     where = {
         "context": cluster.context,

@@ -170,7 +170,7 @@ def apply(cluster: Cluster, body: Object, namespace: str) -> Object:
 def refusal(error: ApiError, experiment: GRPOExperiment, existing: Object | None) -> RunError:
     """Why the API server refuses the experiment, and what to do."""
     if error.conflicts:
-        fields = ", ".join(field.removeprefix(".spec.") for field in error.conflicts)
+        fields = ", ".join(field.removeprefix(".spec.") for field in error.conflicts if field not in LIVE_FIELDS)
         return RunError(
             f"{experiment.name} exists, and {fields} was set otherwise there; give the values that "
             f"kubectl get grpo {experiment.name} -o yaml shows, or another metadata.name"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import yaml
 from areal_launcher import cli
 from cluster.control_plane import ControlPlane
 from support.experiments import Experiment
-from support.fake_kubelet import end
+from support.fake_kubelet import end, hang, run
 from support.kube_api import Api, eventually
 from support.node_logs import NodeLogs, Readers
 from support.operator_process import OperatorProcess
@@ -103,3 +105,272 @@ def test_a_run_is_applied_followed_and_its_results_are_fetched(
     assert cli.main(["plot", str(grpo.results)]) == 0
     assert cli.main(["eval", str(grpo.results)]) == 2
     assert "has no checkpoint here, they are on the volume claim exp-run" in capfd.readouterr().err
+
+
+def test_a_failed_run_gives_reason_exit_status_and_last_words_of_its_pod(
+    grpo: Grpo, node: NodeLogs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    last = "Traceback (most recent call last):\nKeyError: 'answer'\n"
+    grpo.experiment.namespace.behave("trainer", node.writing(last, end(7, "no column 'answer'")))
+    grpo.write(runPolicy__backoffLimit=0)
+    assert grpo.run() == 7
+    error = capfd.readouterr().err.splitlines()
+    assert error[-2] == "  | KeyError: 'answer'"
+    assert error[-1].startswith("grpo: exp has Failed: attempt 1 failed: ")
+    assert "no column 'answer'" in error[-1]
+    assert not grpo.results.exists()
+
+
+def test_results_that_cannot_be_fetched_are_not_passed_off_as_success(
+    grpo: Grpo, node: NodeLogs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    namespace = grpo.experiment.namespace
+    namespace.behave("trainer", end(0))
+    grpo.write()
+    (tmp_path / "empty").mkdir()
+    with Readers(namespace.api, node, namespace.name, tmp_path / "empty"):
+        assert grpo.run() == 1
+    assert "exp has Succeeded, but its results could not be fetched" in capfd.readouterr().err
+
+
+def test_a_detached_run_says_how_to_go_on(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+    grpo.write()
+    assert grpo.run("--detach") == 0
+    output = capfd.readouterr().out
+    name = grpo.experiment.namespace.name
+    assert f"follow:  grpo run --on kubernetes --kubeconfig {grpo.kubeconfig} --namespace {name}" in output
+    assert f"delete:  kubectl --kubeconfig {grpo.kubeconfig} delete grpo exp --namespace {name}" in output
+    grpo.experiment.until_phase("Running")
+
+
+def test_ctrl_c_leaves_the_run_alone_and_the_same_command_follows_it_again(grpo: Grpo) -> None:
+    grpo.write()
+    for verb in ("made", "follows"):
+        process = grpo.start()
+        assert process.stdout is not None
+        lines = read_until(process, "starting the trainer, first step")
+        assert any(f"experiment exp {verb}" in line for line in lines)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(10.0) == 130
+        assert "exp goes on in the cluster" in rest
+        assert "Traceback" not in rest
+    assert grpo.experiment.status["phase"] == "Running"
+    assert (grpo.experiment.get() or {})["metadata"]["generation"] == 1
+
+
+def read_until(process: subprocess.Popen[str], text: str, timeout_s: float = 60.0) -> list[str]:
+    """The lines up to the one with ``text``; fails where the process ends before, or the time does."""
+    lines: list[str] = []
+    assert process.stdout is not None
+    timer = threading.Timer(timeout_s, process.kill)
+    timer.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if text in line:
+                return lines
+    finally:
+        timer.cancel()
+    raise AssertionError(f"{text!r} did not come: {''.join(lines)}")
+
+
+def test_progress_and_trouble_are_shown_while_a_run_goes_on(grpo: Grpo) -> None:
+    experiment = grpo.experiment
+    namespace, image = experiment.namespace, "manifest for server:1 not found"
+    namespace.behave("server", hang("ImagePullBackOff", image))
+    grpo.write(config__total_train_steps=10)
+    process = grpo.start()
+    read_until(process, "waiting: ServersReady: ImagePull: ")
+    namespace.behave("server", run)
+    read_until(process, "starting the trainer, first step")
+    report = {"step": 2, "reward": 0.5, "staleness": 1.0, "tokensPerSecond": 1200.0}
+    namespace.api.patch("GRPOExperiment", namespace.name, "exp", {"status": report}, "status")
+    assert "step 2/10  reward 0.500  tok/s 1,200  staleness 1.00" in read_until(process, "step 2")[-1]
+    report |= {"step": 4}
+    namespace.api.patch("GRPOExperiment", namespace.name, "exp", {"status": report}, "status")
+    assert "left " in read_until(process, "step 4")[-1]
+    namespace.behave("server", hang("CrashLoopBackOff", "back-off 5m0s", restarts=3))
+    read_until(process, "training; ServersReady: CrashLoop: ")
+    experiment.delete()
+    read_until(process, "exp was deleted from namespace")
+    assert process.wait(10.0) == 1
+
+
+def test_a_suspended_run_is_waited_for(grpo: Grpo) -> None:
+    grpo.write()
+    process = grpo.start()
+    read_until(process, "starting the trainer, first step")
+    grpo.experiment.edit(runPolicy__suspend=True)
+    read_until(process, "suspended: nothing runs")
+    grpo.experiment.edit(runPolicy__suspend=False)
+    read_until(process, "starting the trainer, first step")
+    process.kill()
+    process.wait()
+
+
+def test_an_api_server_that_restarts_is_waited_for(grpo: Grpo, plane: ControlPlane) -> None:
+    grpo.write()
+    process = grpo.start()
+    read_until(process, "starting the trainer, first step")
+    plane.restart_api_server()
+    read_until(process, "the API server does not answer; the run goes on meanwhile")
+    read_until(process, "starting the trainer, first step")
+    process.kill()
+    process.wait()
+
+
+def test_another_configuration_of_a_started_run_is_refused_in_the_servers_words(
+    grpo: Grpo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    grpo.write()
+    assert grpo.run("--detach") == 0
+    grpo.experiment.until_phase("Running")
+    assert grpo.run("--detach", "config.seed=9") == 1
+    error = capfd.readouterr().err
+    assert "spec.config of a run that has started does not change; make a new experiment" in error
+    assert "or delete the run: kubectl delete grpo exp" in error
+
+
+def test_what_kubectl_applied_is_followed_though_it_is_written_with_references(
+    grpo: Grpo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    grpo.experiment.apply(config__tokenizer_path="${actor.path}")
+    grpo.experiment.until_phase("Running")
+    grpo.write()
+    assert grpo.run("--detach") == 0
+    assert (grpo.experiment.get() or {})["spec"]["config"]["tokenizer_path"] == "${actor.path}"
+    assert "experiment exp follows" in capfd.readouterr().out
+
+
+def test_servers_that_were_scaled_in_the_cluster_stay_so(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+    namespace = grpo.experiment.namespace
+    grpo.write(servers__replicas=1, servers__maxReplicas=3)
+    assert grpo.run("--detach") == 0
+    namespace.api.patch("GRPOExperiment", namespace.name, "exp", {"spec": {"replicas": 3}}, "scale")
+    assert grpo.run("--detach") == 0
+    assert "servers.replicas was changed in the cluster and is left as it is" in capfd.readouterr().out
+    assert (grpo.experiment.get() or {})["spec"]["servers"]["replicas"] == 3
+    assert grpo.run("--detach", "storage.size=2Gi") == 0
+    namespace.api.patch("GRPOExperiment", namespace.name, "exp", {"spec": {"storage": {"size": "5Gi"}}})
+    assert grpo.run("--detach", "storage.size=2Gi") == 1
+    assert "exp exists, and storage.size was set otherwise there" in capfd.readouterr().err
+
+
+def test_areals_own_file_becomes_an_experiment_of_the_cluster(
+    grpo: Grpo, tmp_path: Path, operator: OperatorProcess
+) -> None:
+    source = {
+        "experiment_name": "gsm8k-grpo",
+        "trial_name": "t",
+        "allocation_mode": "sglang:d2p1t1+d2p1t1",
+        "cluster": {"n_nodes": 1, "n_gpus_per_node": 4, "fileroot": "/tmp/x"},
+        "actor": {"path": "Qwen/Qwen3-1.7B"},
+        "train_dataset": {"path": "openai/gsm8k", "batch_size": 8},
+    }
+    grpo.path.write_text(yaml.safe_dump(source))
+    assert cli.main(["run", "--config", str(grpo.path), *grpo.place, "--detach", "seed=3"]) == 0
+    body = grpo.experiment.namespace.api.get("GRPOExperiment", grpo.experiment.namespace.name, "gsm8k-grpo")
+    assert body is not None
+    assert (body["spec"]["servers"]["replicas"], body["spec"]["trainer"]["processesPerNode"]) == (2, 2)
+    assert body["spec"]["config"]["seed"] == 3
+
+
+REFUSALS = [
+    (["here.py"], "trainer.script: here.py is a file of this machine, which pods do not see"),
+    (["config.train_dataset.path=./here.jsonl"], "train_dataset.path: ./here.jsonl is a file of this machine"),
+    (["--port", "1"], "--port is for servers on this machine"),
+    (["--context", "nowhere"], "there is no context nowhere in the kubeconfig; give --context one of c"),
+    (["--kubeconfig", "nowhere.yaml"], "nowhere.yaml: no such kubeconfig"),
+    (["config.nonsense=1"], "unknown key config.nonsense"),
+    (["--results", "taken"], "taken holds a run of this machine; choose another config.trial_name, or --results"),
+]
+
+
+def test_what_cannot_work_is_refused_before_anything_is_made(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("here.py").write_text("")
+    Path("here.jsonl").write_text("")
+    Path("taken").mkdir()
+    Path("taken/stats.jsonl").write_text("")
+    grpo.write()
+    for arguments, message in REFUSALS:
+        assert grpo.run(*arguments) == 2, arguments
+        error = capfd.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+    assert grpo.experiment.get() is None
+
+
+def test_a_script_in_an_image_of_ones_own_is_accepted(grpo: Grpo) -> None:
+    Path("here.py").write_text("")
+    grpo.write(trainer__image="mine:1")
+    assert grpo.run("here.py", "--detach") == 0
+    assert (grpo.experiment.get() or {})["spec"]["trainer"]["script"] == "here.py"
+
+
+def test_status_shows_all_experiments_or_one(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+    namespace = grpo.experiment.namespace
+    grpo.write()
+    assert grpo.run("--detach") == 0
+    grpo.experiment.until_phase("Running")
+    report = {"step": 2, "reward": 0.5, "progress": "2/10"}
+    namespace.api.patch("GRPOExperiment", namespace.name, "exp", {"status": report}, "status")
+    capfd.readouterr()
+    assert cli.main(["status", *grpo.place]) == 0
+    head, line = capfd.readouterr().out.splitlines()
+    assert head.split() == ["NAMESPACE", "NAME", "PHASE", "STEP", "REWARD", "SERVERS", "AGE", "MESSAGE"]
+    assert line.split()[:6] == [namespace.name, "exp", "Running", "2/10", "0.500", "1/1"]
+    assert cli.main(["status", "--on", "kubernetes", "--kubeconfig", grpo.kubeconfig]) == 0
+    assert namespace.name in capfd.readouterr().out
+    assert cli.main(["status", "exp", *grpo.place]) == 0
+    output = capfd.readouterr().out
+    assert output.startswith("exp  Running  step 2/10  reward 0.500  servers 1/1")
+    assert "ServersReady  True  Ready" in output
+    assert "pod exp-server-0  node-" in output
+    assert cli.main(["status", "other", *grpo.place]) == 2
+    assert f"other: no such experiment in namespace {namespace.name}" in capfd.readouterr().err
+
+
+def test_logs_name_the_pod_of_each_line_and_show_what_a_crashed_one_wrote_before(
+    grpo: Grpo, node: NodeLogs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    namespace = grpo.experiment.namespace
+    namespace.behave("trainer", node.writing("step 1\n", run))
+    node.previous[namespace.name, "exp-server-0"] = b"out of memory\n"
+    namespace.behave("server", hang("CrashLoopBackOff", "back-off", restarts=2))
+    grpo.write()
+    assert grpo.run("--detach") == 0
+    eventually(lambda: any(pod[0] == namespace.name for pod in node.logs), "the trainer writes")
+    eventually(lambda: grpo.experiment.condition("ServersReady").get("reason") == "CrashLoop", "the server crashes")
+    capfd.readouterr()
+    assert cli.main(["logs", "exp", *grpo.place]) == 0
+    server, trainer = sorted(capfd.readouterr().out.splitlines())
+    assert server == "exp-server-0 | out of memory"
+    assert trainer.startswith("exp-trainer-1-0-")
+    assert trainer.endswith(" | step 1")
+    assert cli.main(["logs", "exp", "server-0", *grpo.place]) == 0
+    assert cli.main(["logs", "exp", "--component", "servers", *grpo.place]) == 0
+    assert capfd.readouterr().out.splitlines() == ["exp-server-0 | out of memory"] * 2
+    assert cli.main(["logs", "exp", "server-9", *grpo.place]) == 2
+    assert "server-9: no such pod of exp; there are exp-server-0, exp-trainer-1-0-" in capfd.readouterr().err
+
+
+def test_logs_are_followed_until_the_run_has_ended(
+    grpo: Grpo, node: NodeLogs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    grpo.experiment.namespace.behave("trainer", node.writing("step 1\nstep 2\n", end(0)))
+    grpo.write()
+    assert grpo.run("--detach") == 0
+    grpo.experiment.until_phase("Succeeded")
+    capfd.readouterr()
+    assert cli.main(["logs", "exp", "trainer", "-f", *grpo.place]) == 0
+    assert [line.split(" | ")[1] for line in capfd.readouterr().out.splitlines()] == ["step 1", "step 2"]
+
+
+def test_what_works_here_alone_says_what_to_do_for_a_cluster(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plot", "somewhere", "--on", "kubernetes"]) == 2
+    assert "grpo run --on kubernetes brings one here when it ends" in capfd.readouterr().err
+    assert cli.main(["eval", "somewhere", "--on", "kubernetes"]) == 2
+    assert "set config.valid_dataset and config.evaluator.freq_steps" in capfd.readouterr().err
+    assert cli.main(["status", "somewhere", "--namespace", "x"]) == 2
+    assert "--namespace is for runs in a cluster; add --on kubernetes" in capfd.readouterr().err

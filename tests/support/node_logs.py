@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from support.fake_kubelet import NODES, end
-from support.kube_api import Api, Refused
+from support.fake_kubelet import NODES, Behaviour, end
+from support.kube_api import Api, Object, Refused
 
 READERS = "app.kubernetes.io/managed-by=grpo"
 
@@ -20,12 +20,14 @@ class NodeLogs:
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.logs: dict[tuple[str, str], bytes] = {}  # by namespace and pod
-        logs = self.logs
+        self.previous: dict[tuple[str, str], bytes] = {}  # of the container's life before
+        logs, previous = self.logs, self.previous
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                _, root, namespace, pod, _ = urlsplit(self.path).path.split("/")
-                log = logs.get((namespace, pod))
+                asked = urlsplit(self.path)
+                _, root, namespace, pod, _ = asked.path.split("/")
+                log = (previous if "previous=true" in asked.query else logs).get((namespace, pod))
                 self.send_response(200 if root == "containerLogs" and log is not None else 404)
                 self.end_headers()
                 self.wfile.write(log or b"no such container")
@@ -48,6 +50,15 @@ class NodeLogs:
         for node in NODES:
             api.patch("Node", None, node, {"status": status}, "status")
 
+    def writing(self, text: str, then: Behaviour) -> Behaviour:
+        """A behaviour of pods that write ``text`` first."""
+
+        def behave(pod: Object) -> Object | None:
+            self.logs[pod["metadata"]["namespace"], pod["metadata"]["name"]] = text.encode()
+            return then(pod)
+
+        return behave
+
     def stop(self) -> None:
         """End."""
         self._server.shutdown()
@@ -62,7 +73,7 @@ class Readers:
         self._node = node
         self._namespace = namespace
         self._folder = folder
-        self.pods: list[dict[str, object]] = []
+        self.pods: list[Object] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -81,8 +92,8 @@ class Readers:
                 if pod["spec"].get("nodeName") and not ended and not pod["metadata"].get("deletionTimestamp"):
                     self._read(pod)
 
-    def _read(self, pod: dict[str, object]) -> None:
-        name, container = pod["metadata"]["name"], pod["spec"]["containers"][0]  # type: ignore[index]
+    def _read(self, pod: Object) -> None:
+        name, container = pod["metadata"]["name"], pod["spec"]["containers"][0]
         self.pods.append(pod)
         python, option, source, _, *files = container["command"]
         done = subprocess.run(

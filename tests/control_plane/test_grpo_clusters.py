@@ -1,0 +1,181 @@
+"""``grpo --on kubernetes`` where the cluster is not as it should be: a control plane without an operator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from areal_api.crd import FILE
+from areal_launcher import cli
+from cluster.control_plane import BuildError, ControlPlane, binaries, free_ports
+from support.experiment_cases import Case
+from support.kube_api import Api, eventually
+
+USER = "someone"
+RIGHTS = {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs": ["get", "list", "create", "patch"]}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane that knows nothing of us."""
+    try:
+        bin_dir = binaries()
+    except BuildError as error:
+        pytest.skip(f"no Kubernetes to test against: {error}")
+    plane = ControlPlane(tmp_path_factory.mktemp("bare"), bin_dir)
+    plane.add_user(USER)
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture
+def bare_api(bare: ControlPlane) -> Iterator[Api]:
+    """Requests to it; what a test leaves of an operator is removed."""
+    api = Api(bare.url, bare.ca, bare.token())
+    yield api
+    api.delete("Lease", "default", "areal-operator")
+
+
+@pytest.fixture(scope="module")
+def defined(bare: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> ControlPlane:
+    """The control plane, from now on with our definition, an older one that lacks a key of the configuration."""
+    older = yaml.safe_load(FILE.read_text())
+    spec = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    del spec["properties"]["config"]["properties"]["seed"]
+    path = tmp_path_factory.mktemp("definition") / "older.yaml"
+    path.write_text(yaml.safe_dump(older))
+    bare.kubectl("apply", "--server-side", "-f", str(path))
+    bare.kubectl("wait", "--for=condition=Established", f"-f={path}", "--timeout=20s")
+    return bare  # where its storage is still being made: 429 for a second
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(Case("", {"metadata.name": "exp"}).experiment()))
+    return str(path)
+
+
+def place(plane: ControlPlane, user: str = "admin") -> list[str]:
+    return ["--on", "kubernetes", "--kubeconfig", str(plane.kubeconfig(user))]
+
+
+def lease(*, age_s: float) -> dict[str, object]:
+    """The Lease of an operator that last renewed it so long ago."""
+    renewed = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "areal-operator", "namespace": "default"},
+        "spec": {"holderIdentity": "gone", "leaseDurationSeconds": 15, "renewTime": renewed},
+    }
+
+
+# The first test: those after it use the definition.
+def test_a_cluster_without_the_definition_says_how_to_install_it(
+    bare: ControlPlane, file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["run", file], ["status"]):
+        assert cli.main([*arguments, *place(bare)]) == 1
+        error = capfd.readouterr().err
+        assert "knows no grpoexperiments.areal.dev" in error
+        assert "helm install areal-gsm8k helm/areal-gsm8k" in error
+
+
+def test_a_cluster_where_no_operator_ever_ran_says_how_to_install_it(
+    defined: ControlPlane, file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", file, *place(defined)]) == 1
+    assert "no operator has ever run" in capfd.readouterr().err
+
+
+def test_a_dead_operator_is_named_before_anything_is_made(
+    defined: ControlPlane, bare_api: Api, file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bare_api.create(lease(age_s=60.0), "default")
+    assert cli.main(["run", file, *place(defined)]) == 1
+    error = capfd.readouterr().err
+    assert "the operator in namespace default does not run: its Lease was last renewed at" in error
+    assert "kubectl -n default get pods" in error
+    assert bare_api.get("GRPOExperiment", "default", "exp") is None
+
+
+def test_a_definition_that_is_older_than_the_experiment_is_named(
+    defined: ControlPlane, bare_api: Api, file: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bare_api.create(lease(age_s=0.0), "default")
+    assert cli.main(["run", file, *place(defined), "--detach", "config.seed=3"]) == 1
+    error = capfd.readouterr().err
+    assert ".spec.config.seed" in error
+    assert "grpo crd | kubectl apply --server-side -f -" in error
+
+
+def test_a_user_with_rights_in_one_namespace_alone_can_work_there(
+    defined: ControlPlane, bare_api: Api, file: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bare_api.create(lease(age_s=60.0), "default")
+    assert cli.main(["run", file, *place(defined, USER), "--detach"]) == 1
+    assert 'User "someone" cannot get resource "grpoexperiments"' in capfd.readouterr().err
+    about = {"name": USER, "namespace": "default"}
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": about, "rules": [RIGHTS]}
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": about,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": USER},
+        "subjects": [{"kind": "User", "name": USER, "apiGroup": "rbac.authorization.k8s.io"}],
+    }
+    (tmp_path / "rights.yaml").write_text(yaml.safe_dump_all([role, binding]))
+    defined.kubectl("apply", "-f", str(tmp_path / "rights.yaml"))
+    run = ["run", file, *place(defined, USER), "--detach"]
+    eventually(lambda: cli.main(run) == 0 or None, "it may apply", 10.0)
+    assert "it cannot be seen whether the operator runs" in capfd.readouterr().out
+    assert cli.main(["status", *place(defined, USER)]) == 0
+    output = capfd.readouterr().out
+    assert "at the cluster scope; those of namespace default are" in output
+    assert "exp" in output.splitlines()[-1]
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(
+    bare: ControlPlane, file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(bare.kubeconfig().read_text())
+    config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{free_ports(1)[0]}"
+    path = tmp_path / "away.yaml"
+    path.write_text(yaml.safe_dump(config))
+    began = time.monotonic()
+    assert cli.main(["run", file, "--on", "kubernetes", "--kubeconfig", str(path)]) == 1
+    assert time.monotonic() - began < 10.0
+    error = capfd.readouterr().err
+    assert error.startswith("grpo: the API server https://127.0.0.1:")
+    assert "does not answer: Failed to establish a new connection: [Errno 111] Connection refused" in error
+
+
+def test_credentials_that_are_not_accepted_are_named(
+    bare: ControlPlane, file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(bare.kubeconfig().read_text())
+    config["users"][0]["user"] = {"token": "wrong"}
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert cli.main(["run", file, "--on", "kubernetes", "--kubeconfig", str(path)]) == 1
+    assert "does not accept the credentials of context c" in capfd.readouterr().err
+
+
+def test_without_a_kubeconfig_it_is_said_what_to_set(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["run", file, "--on", "kubernetes"]) == 2
+    assert "there is no kubeconfig; set KUBECONFIG or --kubeconfig, or make a cluster" in capfd.readouterr().err
