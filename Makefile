@@ -17,7 +17,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread a process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo check test faults bench format generate clean
+.PHONY: setup demo check test faults bench images format generate clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -60,6 +60,9 @@ faults: setup ## Strike real runs with faults, FAULTS=200 of them; SEED=n repeat
 
 bench: setup ## Run the benchmarks: each prints a ratio against a named baseline.
 	$(VENV)/bin/python -m benchmarks
+
+images: ## Build the images for machines without a GPU, push them to REGISTRY (localhost:5000), print their tag.
+	@tests/cluster/images.sh
 
 format: setup ## Format the code.
 	$(VENV)/bin/ruff check --fix .
