@@ -84,10 +84,19 @@ def run(request: Request, port: int | None) -> int:
             with display_for(console) as display:
                 status = LocalRun(plan, display).run()
         finally:
-            if record.read_stats(directory).lines:
-                plot_run(directory)
+            draw(directory, console)
     console.print(closing_table(directory))
     return status
+
+
+def draw(directory: Path, console: Console) -> None:
+    """Draw reward.png where there is something to draw. A disk without room must not hide how the run ended."""
+    if not record.read_stats(directory).lines:
+        return
+    try:
+        plot_run(directory)
+    except OSError as error:
+        console.print(f"no picture was drawn: {error}", markup=False, soft_wrap=True)
 
 
 def evaluate(checkpoint: str, request: Request, port: int | None) -> int:

@@ -62,15 +62,18 @@ class Server:
         self.spec = spec
         self.restarts = 0
         self._deaths_in_a_row = 0
-        self._was_ready = False
+        self.was_ready = False
         self._setup_timeout_s = setup_timeout_s
         self._say = say
         self._start_at = 0.0
         self.state: State = "starting"
         self.process = self._start()
 
-    def tick(self) -> None:
-        """Take note of what happened; ``RunError`` when the first start failed."""
+    def tick(self, *, proven: bool) -> None:
+        """Take note of what happened. ``RunError`` when the first start failed.
+
+        ``proven``: a server of this run has served, so that a death in the first start is an accident like any other.
+        """
         if self.state == "lost":
             return
         if self.state == "backoff":
@@ -80,21 +83,21 @@ class Server:
             return
         status = self.process.poll()
         if status is not None:
-            self._died(f"exit status {status}")
+            self._died(f"exit status {status}", proven=proven)
         elif self.state == "starting" and answers(self.spec.address):
-            self.state, self._was_ready = "ready", True
+            self.state, self.was_ready = "ready", True
             self._say(f"{self.spec.name} ready after {self.process.seconds:.0f} s")
         elif self.state == "starting" and self.process.seconds > self._setup_timeout_s:
             kill_together([self.process])
-            self._died(f"not ready within rollout.setup_timeout = {self._setup_timeout_s:g} s")
+            self._died(f"not ready within rollout.setup_timeout = {self._setup_timeout_s:g} s", proven=proven)
 
     def _start(self) -> Supervised:
         spec = self.spec
         return Supervised(spec.name, spec.argv, env=spec.env, log=spec.log)
 
-    def _died(self, reason: str) -> None:
+    def _died(self, reason: str, *, proven: bool) -> None:
         name = self.spec.name
-        if not self._was_ready:
+        if not proven:
             raise RunError(f"{name} failed to start: {reason}", log=self.spec.log, lines=self.process.tail())
         self._deaths_in_a_row = 1 if self.process.seconds > LONG_LIFE_S else self._deaths_in_a_row + 1
         if self._deaths_in_a_row > MAX_RESTARTS:
@@ -122,9 +125,9 @@ class Fleet:
             raise
 
     def tick(self) -> None:
-        """Take note of what happened; ``RunError`` when a first start failed or no server is left."""
+        """Take note of what happened; ``RunError`` when none ever served and one failed, or when none is left."""
         for server in self.servers:
-            server.tick()
+            server.tick(proven=any(other.was_ready for other in self.servers))
         if self.servers and all(server.state == "lost" for server in self.servers):
             last = self.servers[-1]
             raise RunError("every server was given up", log=last.spec.log, lines=last.process.tail())

@@ -105,6 +105,8 @@ class LocalRun:
             trainers.append(trainer)
             self._trained = False
             status = self._watch(fleet, trainer)
+            if trainer.lost:  # its ranks live on, and would train beside those of the next start
+                self._kill_orphans(fleet)
             if status == 0:
                 return 0
             if self._interrupts.received:
@@ -138,8 +140,12 @@ class LocalRun:
                 fleet.tick()
             self._write_state(fleet)
             if any(process.lost for process in fleet.processes):
-                kill_orphans(self._others | {process.pid for process in [*fleet.processes, trainer]})
+                self._kill_orphans(fleet, trainer)
             time.sleep(POLL_S)
+
+    def _kill_orphans(self, fleet: Fleet, *more: Supervised) -> None:
+        """Kill what a supervisor that was itself killed has left behind."""
+        kill_orphans(self._others | {process.pid for process in [*fleet.processes, *more]})
 
     def _stopping(self, trainer: Supervised) -> bool:
         """Whether to end at once; the first signal, or the end of the run's time, only asks the trainer to."""
@@ -163,15 +169,18 @@ class LocalRun:
         return self._plan.work if self._trained else self._plan.first_work
 
     def _write_state(self, fleet: Fleet) -> None:
-        """Tell ``grpo status`` about the servers."""
+        """Tell ``grpo status`` about the servers. No run ends because it cannot be told."""
         servers = [
             {"name": s.spec.name, "address": s.spec.address, "state": s.state, "restarts": s.restarts}
             for s in fleet.servers
         ]
         text = json.dumps({"servers": servers})
         if text != self._written:
-            record.write_whole(record.state_file(self._plan.run), text)
             self._written = text
+            try:
+                record.write_whole(record.state_file(self._plan.run), text)
+            except OSError as error:
+                self._display.message(f"grpo status will not know how the servers are: {error}")
 
 
 class TrainerFailed(RunError):

@@ -190,6 +190,28 @@ def test_a_dead_server_is_started_again_on_its_port(tmp_path: Path, ports: list[
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
+def test_a_server_that_dies_in_its_first_start_ends_no_run_that_another_serves(
+    tmp_path: Path, ports: list[HeldPort]
+) -> None:
+    log = Log(lambda text: (tmp_path / "go").touch() if "server-0 ready" in text else None)
+    # Dies once the other one serves; its second start serves too.
+    late = python(
+        "import os, sys, time\nwhile not os.path.exists(sys.argv[3]): time.sleep(0.02)\n"
+        "if not os.path.exists(sys.argv[4]):\n    open(sys.argv[4], 'w'); sys.exit(7)\n" + SERVER,
+        tmp_path / "pids",
+        ports[1].number,
+        tmp_path / "go",
+        tmp_path / "died",
+    )
+    trainer = python(
+        "import sys, time, urllib.request\nfor _ in range(200):\n    try: urllib.request.urlopen(sys.argv[1]); break\n"
+        "    except OSError: time.sleep(0.05)\nelse: sys.exit(1)",
+        f"http://127.0.0.1:{ports[1].number}/ready",
+    )
+    assert LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0]), late], ports), log).run() == 0
+    assert any("server-1 died (exit status 7); restart 1 of 5 in 1 s" in text for text in log.said)
+
+
 # Writes one step a start, and fails until the third.
 FRAGILE = """
 import json, os, sys
@@ -216,6 +238,35 @@ def test_a_trainer_that_fails_after_a_step_is_started_again(tmp_path: Path) -> N
         "restart 1 of 3",
         "restart 2 of 3",
     ]
+
+
+# The first start writes a step, has a rank as torchrun has it, in a session of its own, and kills its own supervisor.
+ABANDONED = (
+    FAMILY
+    + """
+import json, signal
+if os.path.exists(sys.argv[2]):
+    raise SystemExit(0)
+with open(sys.argv[2], "a") as file:
+    file.write(json.dumps({"step": 1, "time": 1}) + "\\n")
+time.sleep(0.5)
+os.kill(os.getppid(), signal.SIGKILL)
+time.sleep(600)
+"""
+)
+ASKS = """
+import os, sys
+rank = open(sys.argv[1]).read().split()[1]
+sys.exit(3 if os.path.exists(f"/proc/{rank}") else 0)
+"""
+
+
+def test_ranks_of_a_trainer_whose_supervisor_was_killed_are_gone_before_the_next_start(tmp_path: Path) -> None:
+    code = f"import os, sys\nif os.path.exists(sys.argv[2]): exec({ASKS!r})\nelse: exec({ABANDONED!r})"
+    trainer = python(code, tmp_path / "pids", tmp_path / "stats.jsonl")
+    log = Log()
+    assert LocalRun(replace(plan(tmp_path, trainer, [], []), backoff_limit=1), log).run() == 0
+    assert any("exit status 137" in text for text in log.said)
 
 
 def test_a_trainer_is_started_again_no_more_often_than_the_backoff_limit(tmp_path: Path) -> None:
