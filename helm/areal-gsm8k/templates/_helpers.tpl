@@ -42,7 +42,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- /* Namespaces that the operator looks after, separated by commas; "" is all. Its own is not among them by itself. */ -}}
 {{- define "areal.watched" -}}
-{{- .Values.operator.watchNamespaces | uniq | sortAlpha | join "," -}}
+{{- .Values.operator.watchNamespaces | default list | uniq | sortAlpha | join "," -}}
 {{- end -}}
 
 {{- define "areal.podSecurity" -}}
@@ -88,10 +88,10 @@ capabilities:
 {{- if semverCompare "<4.0.0-0" .Capabilities.HelmVersion.Version -}}
 {{- printf "Helm is %s; this chart needs Helm 4, which applies objects on the server" .Capabilities.HelmVersion.Version | fail -}}
 {{- end -}}
-{{- if gt (len (include "areal.operator" .)) 63 -}}
-{{- printf "the release's name %q is too long; at most 54 characters" .Release.Name | fail -}}
+{{- if not (regexMatch "^[a-z][a-z0-9-]*$" .Release.Name) -}}
+{{- printf "the release's name %q cannot be part of a Service's; use small letters, digits and hyphens, and begin with a letter" .Release.Name | fail -}}
 {{- end -}}
-{{- $watched := .Values.operator.watchNamespaces -}}
+{{- $watched := include "areal.watched" . | splitList "," | compact -}}
 {{- if and .Values.experiment.enabled $watched (not (has .Release.Namespace $watched)) -}}
 {{- printf "operator.watchNamespaces is [%s] without the release's namespace %s, where the experiment is made; add it, or set experiment.enabled=false" (join ", " $watched) .Release.Namespace | fail -}}
 {{- end -}}

@@ -1,0 +1,292 @@
+"""Releases of the chart on a real API server: install, upgrade, rollback, uninstall. No nodes: the operator runs here,
+with the account, the rights and the settings that the chart gives it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from areal_api.experiment import KIND
+from cluster.control_plane import BuildError, ControlPlane, binaries
+from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
+from support.kube_api import Api, Object, eventually
+from support.operator_process import USER, OperatorProcess
+
+RELEASE = "areal-gsm8k"
+CRD = "grpoexperiments.areal.dev"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+LISTED = (
+    "deployments,replicasets,services,endpointslices,pods,poddisruptionbudgets,networkpolicies,serviceaccounts,roles,"
+    "rolebindings,leases,secrets,configmaps,grpoexperiments,statefulsets,jobs"
+)
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """Without the resource definition, which is the chart's to install."""
+    try:
+        bin_dir = binaries()
+    except (BuildError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"no Kubernetes to test against: {error}")
+    plane = ControlPlane(tmp_path_factory.mktemp("plane"), bin_dir)
+    plane.add_user(USER)
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture
+def helm(plane: ControlPlane, tmp_path: Path) -> Helm:
+    return Helm(tmp_path, plane.kubeconfig())
+
+
+@pytest.fixture
+def api(plane: ControlPlane) -> Api:
+    return Api(plane.url, plane.ca, plane.token())
+
+
+@pytest.fixture
+def areal(plane: ControlPlane, helm: Helm, api: Api) -> Iterator[str]:
+    """A namespace that asks for Pod Security "restricted"; the cluster has no releases after it."""
+    make_namespace(api, "areal", RESTRICTED)
+    yield "areal"
+    for release in yaml.safe_load(helm.run("list", "--all-namespaces", "--output=yaml")):
+        helm.uninstall(release["name"], release["namespace"])
+    for kind in ("deployments", "pods", "pvc", "secrets", "leases"):
+        plane.kubectl("delete", kind, "--all", "--namespace=areal", "--grace-period=0", "--force")
+
+
+def make_namespace(api: Api, name: str, labels: dict[str, str]) -> None:
+    if api.get("Namespace", None, name) is None:
+        api.create({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}})
+
+
+def left(plane: ControlPlane, namespace: str) -> list[str]:
+    """What is in a namespace, without what Kubernetes puts into each."""
+    found = plane.kubectl("get", LISTED, f"--namespace={namespace}", "--output=name", "--ignore-not-found").split()
+    return sorted(name for name in found if name not in ("serviceaccount/default", "configmap/kube-root-ca.crt"))
+
+
+def operator_of(
+    plane: ControlPlane, helm: Helm, folder: Path, *settings: str, namespace: str = "areal"
+) -> OperatorProcess:
+    """The operator as the chart starts it, but that it runs here."""
+    container = operator_container(helm.template(*settings))
+    operator = OperatorProcess(plane, folder)
+    login = yaml.safe_load(plane.kubeconfig().read_text())
+    token = plane.kubectl("create", "token", f"{RELEASE}-operator", f"--namespace={namespace}").strip()
+    login["users"][0]["user"] = {"token": token}
+    (folder / "operator.kubeconfig").write_text(yaml.safe_dump(login))
+    here = {"AREAL_OPERATOR_NAMESPACE": namespace, "AREAL_OPERATOR_URL": operator.url}
+    operator.start(**{**environment(container), **here, "KUBECONFIG": str(folder / "operator.kubeconfig")})
+    return operator
+
+
+def test_one_install_brings_definition_operator_and_experiment(
+    areal: str, plane: ControlPlane, helm: Helm, api: Api
+) -> None:
+    assert plane.kubectl("get", "crd", "--output=name") == ""
+    helm.install(RELEASE, areal, "operator.replicas=2", "networkPolicy.enabled=true", more=[f"--values={CPU}"])
+    assert api.get(KIND, areal, "tiny") is not None
+    pods = eventually(
+        lambda: [pod for pod in left(plane, areal) if pod.startswith("pod/")][1:], "two pods that Pod Security lets in"
+    )
+    assert len(pods) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("image.pullSecrets[0].name=registry", "experiment.enabled=true")])
+def test_the_api_server_takes_every_object_of_the_chart(
+    areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    helm.install(RELEASE, areal)
+    options = ("operator.replicas=3", "networkPolicy.enabled=true", "operator.tolerations[0].operator=Exists")
+    objects = helm.template(*options, "experiment.name=other", *more)
+    one(objects, "Pod")["spec"]["serviceAccountName"] = "default"  # its own is not there yet
+    file = tmp_path / "objects.yaml"
+    file.write_text(yaml.safe_dump_all(objects))
+    said = plane.kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", f"--filename={file}")
+    assert said.count("serverside-applied") == len(objects)
+    assert f"pod/{RELEASE}-test serverside-applied" in said  # Pod Security looks at dry runs too
+
+
+@pytest.mark.parametrize("file", ["tiny/experiment.yaml", "gsm8k/experiment.yaml", "gsm8k/cpu.yaml"])
+def test_the_api_server_takes_the_examples(areal: str, plane: ControlPlane, helm: Helm, file: str) -> None:
+    helm.install(RELEASE, areal)
+    said = plane.kubectl("apply", "--dry-run=server", f"--filename={ROOT / 'examples' / file}")
+    assert "created (server dry run)" in said
+
+
+def test_the_operator_works_with_the_rights_of_the_chart_and_leaves_nothing(
+    areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
+) -> None:
+    helm.install(RELEASE, areal, more=[f"--values={CPU}"])
+    operator = operator_of(plane, helm, tmp_path)
+    try:
+        eventually(lambda: "job.batch/tiny-trainer-1" in left(plane, areal), "the trainer's Job")
+        assert {"lease.coordination.k8s.io/areal-operator", "secret/areal-operator-key"} <= set(left(plane, areal))
+        helm.uninstall(RELEASE, areal)  # the operator lives on for a while, as a pod that ends does
+        time.sleep(6.0)
+        eventually(lambda: left(plane, areal) == [], f"nothing but the volume; there is {left(plane, areal)}")
+    finally:
+        operator.stop()
+    assert "forbidden" in operator.log.read_text()  # it wanted to make its Lease anew
+    assert plane.kubectl("get", "pvc", "--namespace=areal", "--output=name").split() == [
+        "persistentvolumeclaim/tiny-run"
+    ]
+    assert plane.kubectl("get", "crd", CRD, "--output=name").strip().endswith(CRD)
+    roles = plane.kubectl("get", "clusterroles,clusterrolebindings", "--output=name")
+    assert RELEASE not in roles
+
+
+def test_helm_test_passes_and_says_what_is_missing(areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path) -> None:
+    helm.install(RELEASE, areal, more=[f"--values={CPU}"])
+    objects = helm.template(more=[f"--values={CPU}"])
+    hooks = [obj for obj in objects if obj["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
+    rights = tmp_path / "rights.yaml"
+    rights.write_text(yaml.safe_dump_all([obj for obj in hooks if obj["kind"] != "Pod"]))
+    plane.kubectl("apply", f"--filename={rights}")
+    (tmp_path / "token").write_text(plane.kubectl("create", "token", f"{RELEASE}-test", "--namespace=areal"))
+    shutil.copy(plane.ca, tmp_path / "ca.crt")
+    container = one(hooks, "Pod")["spec"]["containers"][0]
+
+    def check(**env: str) -> tuple[int, str]:
+        own = {"ACCOUNT_DIR": str(tmp_path), "API_URL": plane.url, **env}
+        command = [sys.executable, *container["command"][1:]]
+        done = subprocess.run(
+            command, env={**os.environ, **environment(container), **own}, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = check(OPERATOR_URL="http://127.0.0.1:1", DEADLINE_SECONDS="1")
+    assert (status, "failed: the operator does not answer at http://127.0.0.1:1/readyz" in said) == (1, True), said
+    operator = operator_of(plane, helm, tmp_path)
+    try:
+        status, said = check(OPERATOR_URL=operator.url)
+        assert (status, said.count("ok: ")) == (0, 3), said
+        status, said = check(OPERATOR_URL=operator.url, EXPERIMENT="another", DEADLINE_SECONDS="1")
+        assert (status, "403" in said) == (1, True), said  # its account may look at the release's experiment alone
+    finally:
+        operator.stop()
+
+
+def test_an_upgrade_brings_a_new_definition_and_a_rollback_the_old_one(
+    areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
+) -> None:
+    newer = chart_with_a_field(tmp_path, "tpuTopology")
+    helm.install(RELEASE, areal, more=[f"--values={CPU}"])
+    before = api_schema(plane)
+    for round_ in range(3):  # the new field and its first use come in one upgrade
+        helm.upgrade(RELEASE, areal, "experiment.spec.servers.tpuTopology=2x2", chart=newer, more=[f"--values={CPU}"])
+        assert servers(api, areal)["tpuTopology"] == "2x2", round_
+        uid = uid_of(api, areal)
+        helm.run("rollback", RELEASE, "1", f"--namespace={areal}")
+        assert "tpuTopology" not in servers(api, areal)
+        assert api_schema(plane) == before
+        assert uid_of(api, areal) == uid  # an upgrade deletes no experiment
+
+
+def test_a_reinstall_takes_over_and_upgrades_the_definition_that_stayed(
+    areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path
+) -> None:
+    helm.install("first", areal)
+    old = api_schema(plane)
+    helm.uninstall("first", areal)
+    newer = chart_with_a_field(tmp_path, "tpuTopology")
+    helm.run("install", "second", str(newer), f"--namespace={areal}")
+    assert "tpuTopology" not in str(old)
+    assert "tpuTopology" in str(api_schema(plane))
+
+
+def test_a_configuration_of_a_run_that_has_started_stops_the_upgrade(
+    areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path
+) -> None:
+    helm.install(RELEASE, areal, more=[f"--values={CPU}"])
+    status = '{"status": {"startTime": "2026-01-01T00:00:00Z"}}'
+    plane.kubectl("patch", "grpo", "tiny", "--namespace=areal", "--subresource=status", "--type=merge", "-p", status)
+    with pytest.raises(HelmError, match=r"spec\.config of a run that has started does not change"):
+        helm.upgrade(RELEASE, areal, "experiment.spec.config.seed=7", chart=CHART, more=[f"--values={CPU}"])
+    helm.upgrade(RELEASE, areal, "experiment.spec.runPolicy.suspend=true", chart=CHART, more=[f"--values={CPU}"])
+
+
+def test_operators_that_would_meet_are_refused(areal: str, helm: Helm, api: Api) -> None:
+    for name in ("one", "two"):
+        make_namespace(api, name, {})
+    helm.install("first", areal, "operator.watchNamespaces={one}")
+    with pytest.raises(HelmError, match="release first has an operator in namespace areal already"):
+        helm.install("second", areal, "operator.watchNamespaces={two}")
+    with pytest.raises(HelmError, match="release first in namespace areal looks after one; take it out"):
+        helm.install("second", "two", "operator.watchNamespaces={one,two}")
+    with pytest.raises(HelmError, match="release first in namespace areal looks after one; set operator"):
+        helm.install("second", "two")
+    helm.install("second", "two", "operator.watchNamespaces={two}", "crds.enabled=false")
+    with pytest.raises(HelmError, match="looks after two; take it out"):
+        helm.upgrade("first", areal, "operator.watchNamespaces={one,two}", chart=CHART)
+    helm.uninstall("second", "two")
+    helm.upgrade("first", areal, "operator.watchNamespaces=null", chart=CHART)
+    with pytest.raises(HelmError, match="release first in namespace areal looks after all namespaces, as this one"):
+        helm.install("second", "two")
+    with pytest.raises(HelmError, match="release first in namespace areal looks after all namespaces; set"):
+        helm.install("second", "two", "operator.watchNamespaces={two}")
+
+
+def test_an_operator_of_some_namespaces_works_there_and_sees_no_others(
+    areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        make_namespace(api, name, {})
+    setting = "operator.watchNamespaces={one}"
+    helm.install(RELEASE, areal, setting)
+    for name in ("one", "two"):
+        plane.kubectl("apply", f"--namespace={name}", f"--filename={ROOT / 'examples/tiny/experiment.yaml'}")
+    operator = operator_of(plane, helm, tmp_path, setting)
+    try:
+        eventually(lambda: "job.batch/tiny-trainer-1" in left(plane, "one"), "the trainer's Job")
+        time.sleep(2.0)
+        assert left(plane, "two") == ["grpoexperiment.areal.dev/tiny"]
+        assert operator.runs
+        assert "forbidden" not in operator.log.read_text()
+    finally:
+        operator.stop()
+        for name in ("one", "two"):
+            plane.kubectl("delete", f"--namespace={name}", "grpo,pvc", "--all")
+
+
+def chart_with_a_field(folder: Path, name: str) -> Path:
+    """The chart, with a definition that knows one more field of the servers."""
+    chart = Path(shutil.copytree(CHART, folder / "newer"))
+    file = chart / "charts" / "crds" / "crds" / f"{CRD.partition('.')[0]}.yaml"
+    definition: dict[str, Any] = yaml.safe_load(file.read_text())
+    root = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    root["properties"]["spec"]["properties"]["servers"]["properties"][name] = {"type": "string"}
+    file.write_text(yaml.safe_dump(definition))
+    return chart
+
+
+def api_schema(plane: ControlPlane) -> Object:
+    """The schema that the API server has."""
+    return dict(yaml.safe_load(plane.kubectl("get", "crd", CRD, "--output=yaml"))["spec"])
+
+
+def servers(api: Api, namespace: str) -> Object:
+    """``spec.servers`` of the chart's experiment."""
+    body = api.get(KIND, namespace, "tiny")
+    assert body is not None
+    return dict(body["spec"]["servers"])
+
+
+def uid_of(api: Api, namespace: str) -> str:
+    """Uid of the chart's experiment."""
+    body = api.get(KIND, namespace, "tiny")
+    assert body is not None
+    return str(body["metadata"]["uid"])

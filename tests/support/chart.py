@@ -1,0 +1,91 @@
+"""The chart through Helm: rendering, and releases on a control plane."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "areal-gsm8k"
+CPU = CHART / "values-cpu.yaml"
+Object = dict[str, Any]
+
+
+class HelmError(Exception):
+    """Helm ended with an error; the text is what it printed."""
+
+
+def helm_binary() -> Path:
+    """Helm of `.bin`, else of the path; the test is listed as not run where there is none."""
+    own = ROOT / ".bin" / "helm"
+    found = str(own) if own.exists() else shutil.which("helm")
+    if found is None:
+        pytest.skip(
+            "Helm is missing; `make cluster` builds it, or: GOBIN=$PWD/.bin go install helm.sh/helm/v4/cmd/helm@v4.3.1"
+        )
+    return Path(found)
+
+
+class Helm:
+    """Helm with an own home, for one cluster or for none."""
+
+    def __init__(self, home: Path, kubeconfig: Path | None = None) -> None:
+        self._binary = helm_binary()
+        folders = {f"HELM_{kind}_HOME": str(home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+        self._env = {**os.environ, **folders, "KUBECONFIG": str(kubeconfig or home / "none")}
+
+    def run(self, *arguments: str) -> str:
+        """What a command prints; raises ``HelmError``."""
+        command = [str(self._binary), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=180, check=False)
+        if done.returncode:
+            raise HelmError(done.stdout + done.stderr)
+        return done.stdout
+
+    def template(self, *settings: str, release: str = "areal-gsm8k", more: Sequence[str] = ()) -> list[Object]:
+        """The objects of a release in namespace ``areal``, hooks among them."""
+        text = self.run("template", release, str(CHART), "--namespace=areal", *_set(settings), *more)
+        return [obj for obj in yaml.safe_load_all(text) if obj]
+
+    def install(self, release: str, namespace: str, *settings: str, more: Sequence[str] = ()) -> str:
+        """``helm install``."""
+        return self.run("install", release, str(CHART), f"--namespace={namespace}", *_set(settings), *more)
+
+    def upgrade(
+        self, release: str, namespace: str, *settings: str, chart: Path = CHART, more: Sequence[str] = ()
+    ) -> str:
+        """``helm upgrade``."""
+        return self.run("upgrade", release, str(chart), f"--namespace={namespace}", *_set(settings), *more)
+
+    def uninstall(self, release: str, namespace: str) -> str:
+        """``helm uninstall``; nothing where there is no such release."""
+        return self.run("uninstall", release, f"--namespace={namespace}", "--ignore-not-found")
+
+
+def one(objects: Sequence[Object], kind: str, name: str | None = None) -> Object:
+    """The only object of a kind, or the one of a name."""
+    found = [obj for obj in objects if obj["kind"] == kind and name in (None, obj["metadata"]["name"])]
+    assert len(found) == 1, f"{len(found)} × {kind} {name or ''} among {[obj['kind'] for obj in objects]}"
+    return found[0]
+
+
+def operator_container(objects: Sequence[Object]) -> Object:
+    """The operator's container."""
+    deployment = one(objects, "Deployment")
+    return dict(deployment["spec"]["template"]["spec"]["containers"][0])
+
+
+def environment(container: Object) -> dict[str, str]:
+    """Its variables that have values of their own."""
+    return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+
+
+def _set(settings: Sequence[str]) -> list[str]:
+    return [f"--set={setting}" for setting in settings]
