@@ -51,6 +51,7 @@ check: setup ## Lint, types, import contracts, generated files.
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m areal_api.docs --check
 	$(VENV)/bin/python -m areal_api.crd --check
+	$(VENV)/bin/python helm/generate.py --check
 
 test: setup ## Run all tests.
 	$(VENV)/bin/pytest
@@ -71,6 +72,7 @@ format: setup ## Format the code.
 generate: setup ## Write the generated files anew.
 	$(VENV)/bin/python -m areal_api.docs --write
 	$(VENV)/bin/python -m areal_api.crd --write
+	$(VENV)/bin/python helm/generate.py --write
 
 clean: ## Remove what set-up and runs made.
 	rm -rf $(VENV) .bin runs
