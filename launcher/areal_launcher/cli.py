@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from areal_launcher.cluster import Place
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 
 RUN = """\
 Train. EXPERIMENT.yaml is an experiment (kind: GRPOExperiment), or AReaL's own gsm8k_grpo.yaml; --config names it too.
@@ -302,6 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(str(error), lines=error.lines, log=error.log, status=getattr(error, "status", 1))
     except ValueError as error:
         return report(str(error), status=USAGE_ERROR)
+    except KeyboardInterrupt:
+        return report("interrupted", status=INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

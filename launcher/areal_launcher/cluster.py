@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Place:
     def kubectl(self) -> str:
         """kubectl at this place."""
         given = {"--kubeconfig": self.kubeconfig, "--context": self.context}
-        return " ".join(["kubectl", *[f"{option} {value}" for option, value in given.items() if value is not None]])
+        words = [word for option, value in given.items() if value is not None for word in (option, value)]
+        return shlex.join(["kubectl", *words])
 
 
 class Cluster:

@@ -18,7 +18,7 @@ from areal_launcher.fleet import RunError
 
 ROOT = PurePosixPath("/opt/areal")  # working directory of the images
 IN_IMAGES = ("examples/tiny", "examples/gsm8k")  # what our own images hold below it
-INSTALL = "helm install areal-gsm8k helm/areal-gsm8k"
+INSTALL = "helm install areal-gsm8k helm/areal-gsm8k --namespace areal --create-namespace"
 RENEWED_WITHIN_S = 8.0  # the operator renews its Lease every 5 s
 POLL_S = 0.5
 

@@ -144,7 +144,7 @@ def submit(cluster: Cluster, experiment: GRPOExperiment, namespace: str, console
         applied = apply(cluster, body, namespace)
     except ApiError as error:
         if not error.conflicts or not set(error.conflicts) <= set(LIVE_FIELDS):
-            raise refusal(error, experiment, existing) from error
+            raise refusal(error, experiment, existing, namespace) from error
         for field in error.conflicts:
             section, key = LIVE_FIELDS[field]
             del body["spec"][section][key]
@@ -167,7 +167,7 @@ def apply(cluster: Cluster, body: Object, namespace: str) -> Object:
         raise ApiError(error.code, with_fix(str(error)), error.conflicts) from error
 
 
-def refusal(error: ApiError, experiment: GRPOExperiment, existing: Object | None) -> RunError:
+def refusal(error: ApiError, experiment: GRPOExperiment, existing: Object | None, namespace: str) -> RunError:
     """Why the API server refuses the experiment, and what to do."""
     if error.conflicts:
         fields = ", ".join(field.removeprefix(".spec.") for field in error.conflicts if field not in LIVE_FIELDS)
@@ -176,6 +176,8 @@ def refusal(error: ApiError, experiment: GRPOExperiment, existing: Object | None
             f"kubectl get grpo {experiment.name} -o yaml shows, or another metadata.name"
         )
     text = f"the API server refuses {experiment.name}: {error}"
+    if error.code == 404:
+        text += f"; make it: kubectl create namespace {namespace}"
     if existing is not None and status_of(existing).start_time is not None and error.code == 422:
         text += f"; choose another metadata.name, or delete the run: kubectl delete grpo {experiment.name}"
     return RunError(text)

@@ -192,6 +192,10 @@ def test_progress_and_trouble_are_shown_while_a_run_goes_on(grpo: Grpo) -> None:
     assert "left " in read_until(process, "step 4")[-1]
     namespace.behave("server", hang("CrashLoopBackOff", "back-off 5m0s", restarts=3))
     read_until(process, "training; ServersReady: CrashLoop: ")
+    namespace.behave("server", run)
+    read_until(process, "training")
+    namespace.api.delete("Pod", namespace.name, next(pod for pod in namespace.names("Pod") if "trainer" in pod))
+    read_until(process, "warning: Disrupted: attempt 2 begins after a disruption, which does not count")
     experiment.delete()
     read_until(process, "exp was deleted from namespace")
     assert process.wait(10.0) == 1
@@ -365,6 +369,13 @@ def test_logs_are_followed_until_the_run_has_ended(
     capfd.readouterr()
     assert cli.main(["logs", "exp", "trainer", "-f", *grpo.place]) == 0
     assert [line.split(" | ")[1] for line in capfd.readouterr().out.splitlines()] == ["step 1", "step 2"]
+
+
+def test_a_namespace_that_is_missing_is_named(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+    grpo.write()
+    assert grpo.run("--namespace", "nowhere") == 1
+    error = capfd.readouterr().err
+    assert 'namespaces "nowhere" not found; make it: kubectl create namespace nowhere' in error
 
 
 def test_what_works_here_alone_says_what_to_do_for_a_cluster(capfd: pytest.CaptureFixture[str]) -> None:
