@@ -73,6 +73,10 @@ class ScriptedServer:
     def add_faults(self, *faults: Fault) -> None:
         self._now.faults.extend(faults)
 
+    def drain(self) -> None:
+        """As a server that got SIGTERM and has requests left to finish."""
+        self._now.draining = True
+
     def kill(self) -> None:
         """Cut every connection and refuse new ones, as a process that died."""
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10.0)

@@ -71,6 +71,7 @@ class ScriptedService:
         self.script = script
         self.version = script.weight_version
         self.model_path = "scripted"
+        self.draining = False  # SGLang after SIGTERM: it says so at /ready alone, and takes requests all the same
         self.faults: list[Fault] = list(script.faults)
         self.counts: collections.Counter[str] = collections.Counter()
         self._die, self._restart = die, restart
@@ -297,7 +298,7 @@ class ScriptedService:
         return web.Response(status=503 if self._frozen else 200)
 
     async def _ready(self, body: Any) -> web.StreamResponse:
-        return web.Response(status=200 if self._open.is_set() else 503)
+        return web.Response(status=200 if self._open.is_set() and not self.draining else 503)
 
     async def _model_info(self, body: Any) -> web.StreamResponse:
         return _json({"model_path": self.model_path, "weight_version": self.version, "is_generation": True})

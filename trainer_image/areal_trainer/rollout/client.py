@@ -71,6 +71,10 @@ class Client:
         """The decoded answer."""
         return _decode(url, await self._request("GET", url, None, timeout_s, None), _ANY)
 
+    async def check(self, url: URL, *, timeout_s: float) -> None:
+        """Raise where the answer is another status than 200; its body is ignored."""
+        await self._request("GET", url, None, timeout_s, None)
+
     async def _request(
         self, method: str, url: URL, data: bytes | None, timeout_s: float, deadlines: set[asyncio.Timeout] | None
     ) -> bytes:

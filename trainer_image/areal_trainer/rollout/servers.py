@@ -256,6 +256,7 @@ class Fleet:
                 return
             try:
                 said = await self.held(server)
+                ending = await self._refuses_requests(server)
             except ServerLostError as error:
                 if self._given_up(server, error):
                     self.lost(server, error)
@@ -266,22 +267,35 @@ class Fleet:
             server.silent_probes = 0
             if said != names.weight_version(server.version):
                 self.wrong(server, ServerRefusedError(f"it says {said!r}, not v{server.version}"))
+            elif ending is not None:
+                # Told to end, it finishes what it has begun; what is sent from now on would keep it from ending.
+                self.lost(server, ending)
 
     async def _bring_up(self, server: Server) -> None:
         async with server.lock:
             target = self.target
             try:
                 await self._fit(server, await self.held(server), target)
+                if (refusal := await self._refuses_requests(server)) is not None:
+                    raise refusal
             except ServerLostError as error:
                 self._given_up(server, error)
                 self._set(server, "gone", str(error))
             except ServerBusyError as error:
-                self._set(server, "gone", f"it is starting or failing: {error}")
+                self._set(server, "gone", f"it is starting, ending or failing: {error}")
             except ServerError as error:
                 self._set(server, "behind", str(error))
             else:
                 server.silent_probes = 0
                 self.settle(server, None)
+
+    async def _refuses_requests(self, server: Server) -> ServerBusyError | None:
+        """Why a server that is not paused takes no requests: it is starting, or was told to end."""
+        try:
+            await self.client.check(server.url("/ready"), timeout_s=PROBE_TIMEOUT_S)
+        except ServerBusyError as error:
+            return error
+        return None
 
     def _given_up(self, server: Server, error: ServerLostError) -> bool:
         """After a probe without an answer: whether the server is gone for sure. Its requests then go elsewhere."""
