@@ -1,0 +1,136 @@
+"""The images, run by Docker alone as the operator's pods run them: as user 1000, on a read-only root file system."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from areal_api.load import load_experiment
+from areal_operator.manifests.base import Build
+from areal_operator.manifests.servers import server_set
+from areal_operator.manifests.trainer import trainer_job
+from areal_operator.settings import Settings
+from support.containers import PodHost, docker
+
+ROOT = Path(__file__).parents[2]
+OPERATOR, SERVER, TRAINER = "areal-operator:latest", "areal-sglang:latest-cpu", "areal-trainer:latest-cpu"
+IMAGES = {("trainer", "cpu"): TRAINER, ("server", "cpu"): SERVER}
+BUILD_S, READY_S, TRAIN_S = 1800.0, 300.0, 300.0
+STEPS = 3
+
+
+def built() -> str:
+    """Builds the images where something has changed; the digest that is their tag."""
+    result = subprocess.run(
+        [ROOT / "tests/cluster/images.sh"],
+        capture_output=True,
+        text=True,
+        timeout=BUILD_S,
+        env={**os.environ, "REGISTRY": ""},
+    )
+    if result.returncode == 3:
+        pytest.skip(f"no images here: {result.stderr.strip().splitlines()[-1]}")
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def tag() -> str:
+    return built()
+
+
+@pytest.fixture
+def host(tag: str, tmp_path: Path) -> Iterator[PodHost]:
+    """Runs pods of a short run of the tiny example, on a network that leads nowhere else."""
+    network = f"areal-test-{uuid.uuid4().hex[:8]}"
+    experiment = load_experiment(ROOT / "examples/tiny/experiment.yaml", [f"config.total_train_steps={STEPS}"])
+    build = Build(experiment, "default", "uid", 1, "s3cret", Settings(images=IMAGES, progress_url=None))
+    host = PodHost(build, network, tmp_path)
+    host.prepare()
+    docker("network", "create", "--internal", network)
+    yield host
+    if names := docker("ps", "--all", "--quiet", "--filter", f"network={network}").split():
+        docker("rm", "--force", *names)
+    docker("network", "rm", network)
+
+
+def until_ended(container: str, timeout_s: float) -> None:
+    """Waits for a container that must end well."""
+    code = docker("wait", container, timeout_s=timeout_s)
+    assert code == "0", subprocess.run(["docker", "logs", container], capture_output=True, text=True).stderr[-3000:]
+
+
+def until_ready(container: str) -> None:
+    """Waits for the server in a container, asked from inside: nothing outside reaches its network."""
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:30000/ready', timeout=5).status)"
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        running = docker("inspect", "--format", "{{.State.Running}}", container) == "true"
+        logs = subprocess.run(["docker", "logs", "--tail", "30", container], capture_output=True, text=True)
+        assert running, logs.stdout + logs.stderr
+        if subprocess.run(["docker", "exec", container, "python3", "-c", ask], capture_output=True).returncode == 0:
+            return
+        time.sleep(1.0)
+    raise AssertionError(f"the server was not ready within {READY_S:.0f} s:\n{logs.stdout}{logs.stderr}")
+
+
+def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = manifest["spec"]["template"]["spec"]
+    return pod
+
+
+def test_server_and_trainer_learn_on_read_only_file_systems(host: PodHost) -> None:
+    server = host.start(pod_of(server_set(host.build, 1))["containers"][0], SERVER, host=host.server_host())
+    until_ready(server)
+    pod = pod_of(trainer_job(host.build))
+    until_ended(host.start(pod["initContainers"][0], TRAINER, host="prepare"), 60.0)
+    until_ended(host.start(pod["containers"][0], TRAINER, host="trainer"), TRAIN_S)
+    (summary,) = (host.folder / "run").glob("*/*/summary.json")
+    found = json.loads(summary.read_text())
+    assert (found["outcome"], found["steps"]) == ("succeeded", STEPS)
+
+
+def test_the_operator_says_what_it_lacks_outside_a_cluster(tag: str) -> None:
+    arguments = ["--rm", "--read-only", "--user", "1000:1000", "--cap-drop=ALL", "--tmpfs", "/tmp", "--network=none"]
+    result = subprocess.run(["docker", "run", *arguments, OPERATOR], capture_output=True, text=True, timeout=60)
+    assert result.returncode != 0
+    assert "there is neither a service account nor a kubeconfig" in result.stderr
+
+
+@pytest.mark.parametrize("image", [OPERATOR, SERVER, TRAINER])
+def test_an_image_runs_as_a_user_with_a_name_and_the_examples_in_place(tag: str, image: str) -> None:
+    script = "id -un; python3 -c 'import areal_api; print(areal_api.__file__)'; pwd"
+    arguments = ["--rm", "--read-only", "--network=none", "--entrypoint", "sh"]
+    user, module, folder = docker("run", *arguments, image, "-c", script).splitlines()
+    assert (user, module, folder) == ("areal", "/opt/areal/crds/areal_api/__init__.py", "/opt/areal")
+
+
+def test_trainer_and_server_share_all_that_is_big(tag: str) -> None:
+    layers: list[list[str]] = []
+    for image in (SERVER, TRAINER):
+        layers.append(json.loads(docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", image)))
+    shared = [first for first, second in zip(*layers, strict=True) if first == second]
+    sizes = docker("history", "--human=false", "--format", "{{.Size}}", TRAINER).split()
+    written = sorted(int(size) for size in sizes if size != "0")
+    assert len(shared) >= 2
+    assert sum(written[: len(layers[1]) - len(shared)]) < 20e6 < sum(written[-2:])
+
+
+@pytest.mark.parametrize("image", [OPERATOR, SERVER, TRAINER])
+def test_an_image_keeps_nothing_of_the_machine_that_built_it(tag: str, image: str) -> None:
+    history = docker("history", "--no-trunc", image)
+    assert not [word for word in ("CERT", "http://", "https://", "ca-certificates") if word in history]
+    search = "find / -xdev \\( -path '/run/secrets/*' -o -path '/build/*' -o -name 'pip.conf' \\) 2>/dev/null || :"
+    assert docker("run", "--rm", "--entrypoint", "sh", "--network=none", image, "-c", search) == ""
+
+
+def test_a_second_build_gives_the_same_tag(tag: str) -> None:
+    assert built() == tag
