@@ -17,11 +17,11 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread a process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo check test faults bench images format generate clean
+.PHONY: setup demo check test faults bench tools cluster cluster-down images format generate clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
 
 setup: $(READY) ## Make .venv/ with everything that this project runs on.
 
@@ -61,6 +61,15 @@ faults: setup ## Strike real runs with faults, FAULTS=200 of them; SEED=n repeat
 
 bench: setup ## Run the benchmarks: each prints a ratio against a named baseline.
 	$(VENV)/bin/python -m benchmarks
+
+tools: ## Put kind, kubectl and helm into .bin/.
+	@tests/cluster/tools.sh
+
+cluster: ## Bring up a kind cluster, a registry and this project's images in it; what is up stays.
+	@tests/cluster/up.sh
+
+cluster-down: ## Remove the kind cluster and the registry.
+	@tests/cluster/down.sh
 
 images: ## Build the images for machines without a GPU, push them to REGISTRY (localhost:5000), print their tag.
 	@tests/cluster/images.sh
