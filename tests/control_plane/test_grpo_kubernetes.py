@@ -16,7 +16,7 @@ import yaml
 
 from areal_launcher import cli
 from cluster.control_plane import ControlPlane
-from support.experiments import Experiment
+from support.experiments import Experiment, Namespace
 from support.fake_kubelet import end, hang, run
 from support.kube_api import Api, eventually
 from support.node_logs import NodeLogs, Readers
@@ -79,15 +79,55 @@ class Grpo:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_a_run_is_applied_followed_and_its_results_are_fetched(
-    grpo: Grpo, node: NodeLogs, volume: Path, operator: OperatorProcess, capfd: pytest.CaptureFixture[str]
+RIGHTS = [  # what docs/operating.md says a person needs
+    {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs": ["get", "create", "patch"]},
+    {"apiGroups": ["", "batch"], "resources": ["events", "jobs", "pods"], "verbs": ["list"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "create", "delete"]},
+    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+]
+
+
+def person(namespace: Namespace, plane: ControlPlane, folder: Path) -> str:
+    """The kubeconfig of somebody with ``RIGHTS`` in the namespace and none elsewhere."""
+    api, about = namespace.api, {"name": "person", "namespace": namespace.name}
+    rbac = "rbac.authorization.k8s.io"
+    api.create({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": about}, namespace.name)
+    role = {"kind": "Role", "apiVersion": f"{rbac}/v1", "metadata": about, "rules": RIGHTS}
+    binding = {
+        "kind": "RoleBinding",
+        "apiVersion": f"{rbac}/v1",
+        "metadata": about,
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "person"},
+        "subjects": [{"kind": "ServiceAccount", **about}],
+    }
+    for obj, plural in ((role, "roles"), (binding, "rolebindings")):
+        api.post(f"/apis/{rbac}/v1/namespaces/{namespace.name}/{plural}", obj)
+    request = {"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {}}
+    token = api.post(f"/api/v1/namespaces/{namespace.name}/serviceaccounts/person/token", request)["status"]["token"]
+    config = yaml.safe_load(plane.kubeconfig().read_text())
+    config["users"][0]["user"] = {"token": token}
+    path = folder / "person.kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def test_a_run_is_applied_followed_and_its_results_are_fetched_with_a_persons_rights(
+    grpo: Grpo,
+    plane: ControlPlane,
+    tmp_path: Path,
+    node: NodeLogs,
+    volume: Path,
+    operator: OperatorProcess,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     namespace = grpo.experiment.namespace
     namespace.behave("trainer", end(0))
     grpo.write()
+    grpo.kubeconfig = person(namespace, plane, tmp_path)
     with Readers(namespace.api, node, namespace.name, volume) as readers:
         assert grpo.run() == 0
     output = capfd.readouterr().out
+    assert "it cannot be seen whether the operator runs" in output
     assert "experiment exp made: context c" in output
     assert "0.300 → 0.900" in output
     assert "on the volume claim exp-run" in output
