@@ -15,6 +15,8 @@ PROGRESS_TOKEN_FILE = "AREAL_PROGRESS_TOKEN_FILE"
 SERVER_INDEX = "AREAL_SERVER_INDEX"  # number of a server's pod
 TERMINATION_LOG = "AREAL_TERMINATION_LOG"  # file that takes one line about why a process ended; absent: nobody asks
 DEVICE = "AREAL_DEVICE"  # cuda or cpu, as spec.trainer.device says
+LOG_FORMAT = "AREAL_LOG_FORMAT"  # text (default) or json, of every process
+TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # for grpo: interpreter of the trainer; absent: its own
 
 
 def run_dir(config: GRPOConfig) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from areal_api import logs
 from areal_launcher import actions
 from areal_launcher.fleet import RunError
 
@@ -296,8 +297,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "run" and {"-h", "--help"} & set(arguments[1:]):
         return print_run_help(parser)
     chosen = parser.parse_intermixed_args(arguments[1:])
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
+        logs.set_up(level=logging.WARNING, text_format="%(levelname)s: %(message)s")
         return int(chosen.action(chosen))
     except RunError as error:
         return report(str(error), lines=error.lines, log=error.log, status=getattr(error, "status", 1))

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+from areal_api import logs
 from areal_operator.operate import operate
 from areal_operator.settings import Settings
 
@@ -28,9 +29,9 @@ async def _main(settings: Settings) -> None:
 
 def main() -> int:
     """Run; the exit status is 2 for a setting that cannot be used."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
+        logs.set_up()
         settings = Settings.of(os.environ)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

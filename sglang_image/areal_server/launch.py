@@ -19,11 +19,14 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
-from areal_api import names
+from areal_api import logs, names
 from areal_api.config import GRPOConfig
 from areal_server.arguments import Device, Flag, server_arguments, server_environment
 
 logger = logging.getLogger(__name__)
+
+LOGGING_FILE = "SGLANG_LOGGING_CONFIG_PATH"  # where SGLang finds how its processes log
+JSON_LOGGING = Path(__file__).with_name("json_logging.json")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,6 +114,14 @@ def _keep_out_of_logs(secret: str) -> None:
     logging.setLogRecordFactory(redacted)
 
 
+def _write_json_lines() -> None:
+    """Have uvicorn write JSON too, whose loggers have handlers of their own; SGLang is told by a file."""
+    from uvicorn.config import LOGGING_CONFIG
+
+    for name in ("default", "access"):  # SGLang sets a format on them, which ours ignores
+        LOGGING_CONFIG["formatters"][name] = {"()": "areal_api.logs.JsonFormatter"}
+
+
 def _prepare_sglang() -> argparse.ArgumentParser:
     from sglang.srt.plugins import load_plugins
 
@@ -125,6 +136,8 @@ def serve(argv: list[str], api_key: str | None) -> None:
     from sglang.srt.utils import kill_process_tree
 
     server_args: Any = prepare_server_args(argv)
+    if logs.wants_json(os.environ):
+        _write_json_lines()
     if api_key is not None:
         # In memory only: arguments can be read by everybody who may list processes, and SGLang logs all of them.
         server_args.api_key = api_key
@@ -166,6 +179,8 @@ def main(argv: list[str] | None = None) -> None:
             tensor_parallel=options.tensor_parallel,
             cores=sorted(os.sched_getaffinity(0)),
         )
+        if logs.wants_json(os.environ) and LOGGING_FILE not in os.environ:
+            environment[LOGGING_FILE] = str(JSON_LOGGING)
         if Path(model_path).is_dir() and "HF_HUB_OFFLINE" not in os.environ:
             environment["HF_HUB_OFFLINE"] = "1"  # nothing to ask the hub for
         if environment:
