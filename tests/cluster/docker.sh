@@ -61,7 +61,7 @@ start_engine() {
   fi
   forget_killed
   say "starting dockerd; its log is $state/dockerd.log"
-  setsid dockerd "$@" >"$state/dockerd.log" 2>&1 </dev/null &
+  setsid dockerd "$@" >"$state/dockerd.log" 2>&1 </dev/null 9>&- &
   engine=$!
   waited=0
   until works; do
@@ -78,6 +78,10 @@ state=$(cd "$state" && pwd)
 [ -z "${DOCKER_HOST:-}" ] || missing "the engine at DOCKER_HOST does not answer"
 command -v dockerd >/dev/null || install_engine
 [ "$(id -u)" = 0 ] || missing "dockerd is not running, or this user may not use it. Start it, or join the group docker"
+# Two calls at once: the second one finds what the first one started.
+exec 9>"$state/lock"
+flock 9
+works && exit 0
 [ -e /run/systemd/system ] && missing "dockerd is not running: systemctl start docker"
 keep_cluster_addresses_here
 start_engine

@@ -99,9 +99,18 @@ publish() {
   docker image ls --format '{{.Repository}}:{{.Tag}}' "$registry/$1" | while read -r old; do
     case $old in *:"$2" | *:latest | *:latest-cpu) ;; *) docker image rm "$old" >/dev/null ;; esac
   done
+  docker image prune --force --filter "label=org.opencontainers.image.title=$1" >/dev/null
+}
+
+# A build takes minutes: a registry that is not there is told before.
+registry_answers() {
+  case $registry in
+    localhost:*) curl --silent --fail --output /dev/null "http://$registry/v2/" ;;
+  esac
 }
 
 "$here/docker.sh"
+registry_answers || missing "no registry answers on $registry: make cluster starts one; REGISTRY= builds without pushing"
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 settings=$folder/settings arguments=$folder/arguments
