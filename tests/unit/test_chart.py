@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -238,3 +240,30 @@ def test_notes_say_how_to_watch(helm: Helm) -> None:
     assert "kubectl -n areal get grpo tiny --watch" in text
     text = helm.run("install", "r", str(CHART), "--dry-run=client", "--set=operator.watchNamespaces={a,b}")
     assert "looks after GRPOExperiments in a, b." in text
+
+
+DOCUMENTS = ("docs/quickstart.md", "helm/areal-gsm8k/README.md")
+
+
+def commands(document: str, program: str) -> list[list[str]]:
+    """The commands of a document that call a program, as words."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith(f"{program} ")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_the_documents_render(helm: Helm, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = [words for words in commands(document, "helm") if words[0] in ("install", "upgrade")]
+    assert found
+    for words in found:
+        rendered = helm.run("template", *[word for word in words[1:] if word not in ("--wait", "--create-namespace")])
+        one([obj for obj in yaml.safe_load_all(rendered) if obj], "Deployment")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_commands_name_are_experiments(document: str) -> None:
+    for words in commands(document, "kubectl"):
+        for file in [after for word, after in pairwise(words) if word == "-f" and words[0] == "apply"]:
+            parse_experiment(yaml.safe_load((ROOT / file).read_text()), source=file)

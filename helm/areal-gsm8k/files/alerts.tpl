@@ -6,7 +6,7 @@
   annotations:
     summary: "No operator holds the Lease; runs go on, but nobody starts, restarts or ends them."
 - alert: ArealOperatorBlind
-  expr: min(areal_operator_last_watch_event_age_seconds) > 600 and on () count(areal_experiment_phase{phase="Running"}) > 0
+  expr: max(areal_operator_last_watch_event_age_seconds) > 600 and on () count(areal_experiment_phase{phase="Running"}) > 0
   for: 5m
   labels: {severity: critical}
   annotations:
