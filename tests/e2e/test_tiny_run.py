@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from support.cluster_runs import ClusterRun
 from support.helm_release import Release
+from support.kube_api import eventually
 
 LEARNED = 0.9
 
@@ -36,13 +38,22 @@ def test_helm_test_passes(release: Release) -> None:
     release.test()
 
 
-def test_uninstalling_leaves_the_definition_and_the_volumes_alone(release: Release, namespace: str) -> None:
+def test_uninstalling_leaves_the_definition_the_runs_and_their_volumes_alone(release: Release, namespace: str) -> None:
+    run = ClusterRun(release.cluster, namespace).apply()
+    run.until_step(1, timeout_s=420.0)
     release.uninstall()
-    left = json.loads(release.cluster.kubectl("get", "all,clusterroles,clusterrolebindings", "-A", "-o", "json"))
-    mine = [one for one in left["items"] if release.name in json.dumps(one["metadata"].get("labels", {}))]
-    assert [one["metadata"]["name"] for one in mine] == []
-    release.cluster.kubectl("get", "crd", "grpoexperiments.areal.dev")
-    release.cluster.kubectl("get", "-n", namespace, "pvc", "tiny-run")
+    kinds = "all,clusterroles,clusterrolebindings,leases,configmaps,secrets"
+    left = json.loads(release.cluster.kubectl("get", kinds, "--all-namespaces", "--output", "json"))["items"]
+    mine = [f"{one['kind']} {one['metadata']['name']}" for one in left if _belongs(one, release.name)]
+    assert mine == []
+    assert len(run.pods("server")) == 1
+    run.kubectl("delete", "grpo", "tiny", "--wait=true", "--timeout=60s")  # with the operator gone
+    eventually(lambda: not run.get("pods,statefulsets,jobs,secrets"), "everything of the run but its volume", 240.0)
+    run.kubectl("get", "pvc", "tiny-run")
+
+
+def _belongs(obj: dict[str, Any], release: str) -> bool:
+    return bool((obj["metadata"].get("labels") or {}).get("app.kubernetes.io/instance") == release)
 
 
 def _running(pod: dict[str, object]) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.kind_cluster import KindCluster
+from cluster.kind_cluster import REGISTRY, KindCluster
 
 REPOSITORY = Path(__file__).parents[2]
 CHART = REPOSITORY / "helm" / "areal-gsm8k"
-REGISTRY = "localhost:5000"
 
 
 @dataclass

@@ -1,0 +1,42 @@
+"""The cluster that ``make cluster`` brings up, and a namespace of it for each test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.kind_cluster import KindCluster, NoCluster
+from support.helm_release import Release
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> KindCluster:
+    """The cluster; without one the test is listed as not run. One that is there and does not answer fails it."""
+    try:
+        cluster = KindCluster.find(tmp_path_factory.mktemp("cluster"))
+    except NoCluster as missing:
+        pytest.skip(str(missing))
+    cluster.wait("condition=Ready", "nodes", "--all", timeout_s=60)
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def release(cluster: KindCluster) -> Iterator[Release]:
+    """The chart, installed without its own experiment."""
+    release = Release(cluster, cluster.image_tag)
+    release.install("experiment.enabled=false")
+    yield release
+    release.uninstall()
+
+
+@pytest.fixture
+def namespace(cluster: KindCluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An empty namespace that asks for Pod Security "restricted"."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found")  # of a run that was killed
+    cluster.kubectl("create", "namespace", name)
+    cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
