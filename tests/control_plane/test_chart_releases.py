@@ -219,6 +219,22 @@ def test_a_configuration_of_a_run_that_has_started_stops_the_upgrade(
     helm.upgrade(RELEASE, areal, "experiment.spec.runPolicy.suspend=true", chart=CHART, more=[f"--values={CPU}"])
 
 
+def test_what_was_changed_otherwise_is_not_overwritten_unasked(
+    areal: str, plane: ControlPlane, helm: Helm, api: Api
+) -> None:
+    helm.install(RELEASE, areal, "experiment.spec.servers.maxReplicas=3", more=[f"--values={CPU}"])
+    plane.kubectl("scale", "grpo/tiny", "--replicas=3", "--namespace=areal")
+    with pytest.raises(HelmError, match=r"conflict.*\.spec\.servers\.replicas"):
+        helm.upgrade(RELEASE, areal, "experiment.spec.servers.replicas=2", chart=CHART, more=[f"--values={CPU}"])
+    assert servers(api, areal)["replicas"] == 3
+    wanted = ("experiment.spec.servers.replicas=2", "experiment.spec.servers.maxReplicas=3")
+    helm.upgrade(RELEASE, areal, *wanted, chart=CHART, more=[f"--values={CPU}", "--force-conflicts"])
+    assert servers(api, areal)["replicas"] == 2
+    api.delete(KIND, areal, "tiny")
+    helm.upgrade(RELEASE, areal, chart=CHART, more=[f"--values={CPU}"])
+    assert servers(api, areal)["replicas"] == 1  # made anew
+
+
 def test_operators_that_would_meet_are_refused(areal: str, helm: Helm, api: Api) -> None:
     for name in ("one", "two"):
         make_namespace(api, name, {})

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from areal_api.load import parse_experiment
+from areal_api.load import load_experiment, parse_experiment
 from areal_operator.leader import NAME as LEASE
 from areal_operator.metrics import Metrics
 from areal_operator.operate import ROOT_KEY
@@ -264,6 +264,10 @@ def test_commands_of_the_documents_render(helm: Helm, document: str, monkeypatch
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_that_commands_name_are_experiments(document: str) -> None:
+    for words in commands(document, "grpo"):
+        if words[0] == "run":
+            file, *overrides = [word for word in words[1:] if word not in ("--on", "kubernetes")]
+            load_experiment(ROOT / file, overrides)
     for words in commands(document, "kubectl"):
         for file in [after for word, after in pairwise(words) if word == "-f" and words[0] == "apply"]:
             parse_experiment(yaml.safe_load((ROOT / file).read_text()), source=file)
