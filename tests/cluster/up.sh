@@ -158,5 +158,6 @@ say "registry on localhost:$PORT"
 run_registry
 connect_registry
 say "images"
-"$here/images.sh" >"$bin/images.tag"
+tag=$("$here/images.sh")
+echo "$tag" >"$bin/images.tag"
 tell

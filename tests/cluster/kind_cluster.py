@@ -1,0 +1,93 @@
+"""The kind cluster that ``make cluster`` brings up, for tests: kubectl, helm, and its nodes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME = "areal"
+REGISTRY = "localhost:5000"
+BIN = Path(__file__).parents[2] / ".bin"
+TAG = BIN / "images.tag"  # up.sh writes it
+COMMAND_S = 300.0
+NODE_READY_S = 120
+
+
+class NoCluster(Exception):
+    """There is no cluster; the text says what is missing."""
+
+
+@dataclass(frozen=True)
+class KindCluster:
+    """One cluster. Each command raises ``CalledProcessError`` with its output where it fails."""
+
+    kubeconfig: Path
+    image_tag: str
+    control_plane: str = f"{NAME}-control-plane"
+    worker: str = f"{NAME}-worker"
+
+    @classmethod
+    def find(cls, folder: Path) -> KindCluster:
+        """The cluster of this machine; its kubeconfig is written into ``folder``. Raises ``NoCluster``."""
+        if not (BIN / "kind").exists() or shutil.which("docker") is None:
+            raise NoCluster("no kind or no Docker here; `make cluster` installs what it needs")
+        found = subprocess.run(
+            [str(BIN / "kind"), "get", "kubeconfig", "--name", NAME], capture_output=True, text=True, check=False
+        )
+        if found.returncode:
+            raise NoCluster(f"no kind cluster {NAME} ({found.stderr.strip()}); `make cluster` brings it up")
+        if not TAG.exists():
+            raise NoCluster("its images were not built to the end; `make cluster` does it")
+        kubeconfig = folder / "kubeconfig"
+        kubeconfig.write_text(found.stdout)
+        kubeconfig.chmod(0o600)
+        return cls(kubeconfig, TAG.read_text().strip())
+
+    def kubectl(self, *arguments: str, text: str | None = None) -> str:
+        """What kubectl prints; ``text`` goes to its standard input."""
+        return self._run([str(BIN / "kubectl"), *arguments], text)
+
+    def helm(self, *arguments: str) -> str:
+        """What helm prints."""
+        return self._run([str(BIN / "helm"), *arguments])
+
+    def wait(self, condition: str, *objects: str, namespace: str = "default", timeout_s: int = 120) -> None:
+        """``kubectl wait``; on failure the error shows what the objects are like."""
+        command = ["--namespace", namespace, "wait", f"--for={condition}", f"--timeout={timeout_s}s", *objects]
+        try:
+            self.kubectl(*command)
+        except subprocess.CalledProcessError as error:
+            error.add_note(error.stderr)
+            error.add_note(self.kubectl("--namespace", namespace, "get", "pods,events", "--output", "wide"))
+            raise
+
+    def on_node(self, node: str, *command: str) -> str:
+        """What a command on a node prints."""
+        return self._run(["docker", "exec", node, *command])
+
+    def stop_node(self, node: str) -> None:
+        """Stop a node as a machine that loses power does."""
+        self._run(["docker", "stop", "--time=0", node])
+
+    def start_node(self, node: str) -> None:
+        """Start a node; returns when it is ready again."""
+        self._run(["docker", "start", node])
+        # Its last word before it went was "ready" too: wait until it has spoken since.
+        self.on_node(node, "sh", "-c", "until pidof kubelet >/dev/null; do sleep 0.2; done")
+        self.wait("condition=Ready", f"node/{node}", timeout_s=NODE_READY_S)
+
+    def _run(self, command: list[str], text: str | None = None) -> str:
+        # Not the user's helm settings and kubeconfig.
+        folders = {f"HELM_{kind}_HOME": str(self.kubeconfig.parent / kind) for kind in ("CACHE", "CONFIG", "DATA")}
+        env = {**os.environ, **folders, "KUBECONFIG": str(self.kubeconfig)}
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, env=env, timeout=COMMAND_S, check=False
+        )
+        if done.returncode:
+            error = subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+            error.add_note(done.stderr.strip()[-2000:])
+            raise error
+        return done.stdout
