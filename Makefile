@@ -17,7 +17,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread a process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo check test faults bench tools cluster cluster-down images format generate clean
+.PHONY: setup demo check test e2e faults bench tools cluster cluster-down images format generate clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -53,8 +53,12 @@ check: setup ## Lint, types, import contracts, generated files.
 	$(VENV)/bin/python -m areal_api.crd --check
 	$(VENV)/bin/python helm/generate.py --check
 
-test: setup ## Run all tests.
-	$(VENV)/bin/pytest
+test: setup ## Run all tests but the scenarios of make e2e; what this machine cannot do is listed at the end.
+	@tests/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be had here, and the line above says why
+	$(VENV)/bin/pytest -m "not scenario"
+
+e2e: setup cluster ## Run every end-to-end test on the kind cluster.
+	$(VENV)/bin/pytest tests/e2e
 
 faults: setup ## Strike real runs with faults, FAULTS=200 of them; SEED=n repeats a schedule.
 	FAULTS=$(FAULTS) SEED=$(SEED) $(VENV)/bin/pytest tests/faults
