@@ -47,6 +47,7 @@ def prepared_run(experiment: GRPOExperiment, *, run: Path, first_port: int | Non
             gpus=gpus,
             cores=len(os.sched_getaffinity(0)),
             key_file=key_file,
+            trainer_python=os.environ.get(names.TRAINER_PYTHON),
         )
 
 
@@ -59,8 +60,12 @@ def plan_run(
     gpus: Sequence[str],
     cores: int,
     key_file: Path,
+    trainer_python: str | None = None,
 ) -> LocalPlan:
-    """Commands of servers and trainer. The servers take their GPUs first, then the ranks; cores are shared evenly."""
+    """Commands of servers and trainer. The servers take their GPUs first, then the ranks; cores are shared evenly.
+
+    ``trainer_python``: interpreter of the trainer, where it needs another environment than the servers.
+    """
     spec = experiment.spec
     refuse_cluster_references("servers.env", spec.servers.env)
     refuse_cluster_references("trainer.env", spec.trainer.env)
@@ -89,6 +94,7 @@ def plan_run(
         api_key_file=key_file,
         threads=threads,
         gpus=gpus[of_servers : of_servers + of_trainer] if of_trainer else None,
+        python=trainer_python,
     )
     config = spec.config
     return LocalPlan(
