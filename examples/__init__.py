@@ -1,0 +1,1 @@
+"""A package, so that Python prefers it to the `examples` that AWorld installs."""

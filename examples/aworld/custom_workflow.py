@@ -1,0 +1,83 @@
+"""GSM8K by an AWorld agent with a calculator: the agent, the reward, and what happens between agent and environment."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Any
+
+from areal_api.generation import GenerationHyperparameters
+from areal_trainer.reward import gsm8k
+from areal_trainer.rollout.conversation import Conversation
+from areal_trainer.rollout.loop import LoopThread
+from areal_trainer.rollout.workflow import GenerationEngine, RewardFn, RolloutWorkflow, task_id_of
+from areal_trainer.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from examples.aworld.agent import AgentRunner
+
+SYSTEM_PROMPT = (
+    "You solve mathematical problems step by step. Use the calculator where there is something to work out. "
+    "End with the line: #### <number>"
+)
+
+
+def gsm8k_reward_fn(
+    prompt: str, completions: str, prompt_ids: list[int], completion_ids: list[int], answer: str, **kwargs: Any
+) -> float:
+    """1 where the agent's final answer is the reference's, else 0. Change it to reward something else."""
+    return gsm8k.gsm8k_reward_fn(prompt, completions, prompt_ids, completion_ids, answer, **kwargs)
+
+
+class Gsm8kWorkflow(RolloutWorkflow):
+    """An episode is ``gconfig.n_samples`` agents that each solve the problem of one row.
+
+    ``tools`` are AWorld's names of what the agents may call, ``max_turns`` answers of the model end an agent's work. A
+    conversation that has become longer than ``gconfig.max_tokens`` is judged as it is.
+    """
+
+    def __init__(
+        self,
+        reward_fn: RewardFn,
+        gconfig: GenerationHyperparameters,
+        tokenizer: Any,
+        *,
+        system_prompt: str = SYSTEM_PROMPT,
+        tools: tuple[str, ...] | list[str] = ("calculator",),
+        max_turns: int = 6,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self._reward_fn = reward_fn
+        self._gconfig = gconfig
+        self._tokenizer = tokenizer
+        self._agent = {"system_prompt": system_prompt, "tools": tuple(tools), "max_turns": max_turns}
+        self._chat_template_kwargs = chat_template_kwargs
+
+    async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
+        """The trajectories of all agents; one each, unless an agent begins a conversation anew."""
+        agents = [self._one_agent(engine, data) for _ in range(self._gconfig.n_samples)]
+        return [trajectory for made in await asyncio.gather(*agents) for trajectory in made]
+
+    async def _one_agent(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory]:
+        loop, runner = agents()
+        conversation = Conversation(
+            engine, self._gconfig, self._tokenizer, chat_template_kwargs=self._chat_template_kwargs
+        )
+        problem = data["messages"][-1]["content"]
+        # On the agents' own event loop: AWorld and its tools may block it, the engine's must go on.
+        answer = await asyncio.wrap_future(loop.start(runner.solve(problem, conversation, **self._agent)))
+        last = conversation.last
+        assert last is not None
+        columns = {name: value for name, value in data.items() if name != "prompt"}
+        reward = self._reward_fn(problem, answer, last.response.input_tokens, last.response.output_tokens, **columns)
+        judged = await reward if not isinstance(reward, float | int) else reward
+        return conversation.trajectories(reward=float(judged), prompt=problem, task_id=task_id_of(data))
+
+
+@functools.cache
+def agents() -> tuple[LoopThread, AgentRunner]:
+    """The event loop on which all agents of this process run, and AWorld."""
+    # Not at the top: the processes that judge answers import this module too, and AWorld takes seconds.
+    from examples.aworld.agent import AgentRunner
+
+    return LoopThread("agents"), AgentRunner()

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Train GSM8K with an AWorld agent: bash examples/aworld/run.sh [EXPERIMENT.yaml] [key=value …]
+# The servers run in grpo's Python, the trainer in the one that examples/aworld/setup.sh makes.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+experiment=examples/aworld/gsm8k_grpo.yaml
+if [[ ${1:-} == *.yaml ]]; then
+  experiment=$1
+  shift
+fi
+export AREAL_TRAINER_PYTHON=${AREAL_TRAINER_PYTHON:-.bin/aworld/bin/python}
+[[ -x $AREAL_TRAINER_PYTHON ]] || examples/aworld/setup.sh
+[[ -x .venv/bin/grpo ]] || make setup
+exec .venv/bin/grpo run "$experiment" "$@"
