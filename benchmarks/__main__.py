@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from benchmarks.measure import machine
 
-NAMES = ("rollout", "trainer", "weights", "executor", "peers", "learning", "reconcile")
+NAMES = ("rollout", "trainer", "weights", "executor", "peers", "learning", "reconcile", "faults")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,6 +10,8 @@ from faults.schedule import DECK, Kind
 from faults.strikes import Struck
 from faults.watched import WatchedRun
 
+DEATHS: tuple[Kind, ...] = ("kill server", "end server")
+
 
 @dataclass
 class Report:
@@ -32,7 +34,7 @@ class Report:
         """A fault of a run that ended as it should; what it cost."""
         kind = struck.fault.kind
         self._survived[kind] += 1
-        back = _serves_again(struck, run) if kind == "kill server" else _is_where_it_was(struck, run)
+        back = _serves_again(struck, run) if kind in DEATHS else _is_where_it_was(struck, run)
         if back is not None:
             self._seconds.setdefault(kind, []).append(back - struck.at)
 
@@ -53,7 +55,7 @@ class Report:
         seconds = self._seconds.get(kind)
         if not seconds:
             return ""
-        what = "serves current weights again" if kind == "kill server" else "at the next step"
+        what = "serves current weights again" if kind in DEATHS else "at the next step"
         return f"{statistics.median(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f}), {what}"
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 Kind = Literal[
     "kill server",
+    "end server",
     "stop server",
     "kill trainer",
     "stop trainer",
@@ -22,13 +23,14 @@ Kind = Literal[
 # What a run of 20 faults holds; the dearest, in time, are the rarest.
 DECK: dict[Kind, int] = {
     "kill server": 3,
+    "end server": 1,
     "stop server": 2,
     "kill trainer": 3,
     "stop trainer": 2,
     "kill launcher": 1,
     "stop launcher": 1,
     "slow answers": 2,
-    "cut connections": 3,
+    "cut connections": 2,
     "half answers": 2,
     "full disk": 1,
 }

@@ -19,6 +19,7 @@ from support.faulty_proxy import Bad, Badness
 
 STRUCK_S = 60.0  # for answers to go wrong as often as they should
 NOTICED_S = 25.0  # for a run on a full disk to end
+DRAINED_S = 60.0  # for a server to end in order: SGLang looks every 5 s whether it is done
 
 
 @dataclass
@@ -60,6 +61,21 @@ def _kill_server(run: WatchedRun, struck: Struck) -> None:
     struck.detail = f"server-{index}, {_name(victim)}"
     processes.send([victim], signal.SIGKILL)
     run.tick_until(lambda: victim not in processes.server(run.launcher, index), "a killed process to be gone")
+
+
+def _end_server(run: WatchedRun, struck: Struck) -> None:
+    """SIGTERM: it finishes what it has begun, gets nothing more, and ends."""
+    struck.server = index = _server(run, struck.fault)
+    proxy = run.proxies[index]
+    served = len(proxy.exchanges)
+    run.tick_until(lambda: any(one.delivered for one in proxy.exchanges[served:]), f"server-{index} to serve")
+    server = _present(run, lambda: processes.server(run.launcher, index), at_least=2)[1]
+    begun = [one for one in proxy.exchanges[served:] if one.path == "/generate" and one.delivered is None]
+    processes.send([server], signal.SIGTERM)
+    run.tick_until(lambda: server not in processes.server(run.launcher, index), "a server to end", within_s=DRAINED_S)
+    lost = [one for one in begun if one.delivered is None]
+    assert not lost, f"server-{index} ended before it had answered {len(lost)} of {len(begun)} requests"
+    struck.detail = f"server-{index} by SIGTERM, {len(begun)} requests under way"
 
 
 def _stop_server(run: WatchedRun, struck: Struck) -> None:
@@ -145,6 +161,7 @@ def _fill(run: WatchedRun, disk: SmallDisk, struck: Struck) -> None:
 
 STRIKES: dict[Kind, Callable[[WatchedRun, Struck], None]] = {
     "kill server": _kill_server,
+    "end server": _end_server,
     "stop server": _stop_server,
     "kill trainer": _kill_trainer,
     "stop trainer": _stop_trainer,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from areal_launcher.supervisor import PR_SET_PDEATHSIG, prctl
 from faults import processes
 from faults.schedule import STEPS
 from support.faulty_proxy import Exchange, FaultyProxy
@@ -41,14 +43,11 @@ class Steps:
     lines: list[dict[str, Any]] = field(default_factory=list)
     times: list[tuple[float, int]] = field(default_factory=list)  # when each was first seen
     checkpoint: int = 0
+    _seen: tuple[int, int, int] = (0, 0, 0)
 
     def poll(self) -> None:
         """Read both; ``AssertionError`` where a step is missing, there twice, or lost past the last checkpoint."""
-        try:
-            text = (self.run / "stats.jsonl").read_text()
-        except FileNotFoundError:
-            text = ""
-        self.lines = [json.loads(line) for line in text.split("\n")[:-1]]
+        self._read()
         steps = [int(line["step"]) for line in self.lines]
         assert steps == list(range(1, len(steps) + 1)), f"stats.jsonl holds the steps {steps}"
         assert len(steps) >= min(self.last, self.checkpoint), (
@@ -61,6 +60,17 @@ class Steps:
         self.last = len(steps)
         names = [path.name.removeprefix("step") for path in (self.run / "recover").glob("step*")]
         self.checkpoint = max([int(name) for name in names if name.isdigit()], default=0)
+
+    def _read(self) -> None:
+        """Read stats.jsonl where it has changed. A line that is being written does not count yet."""
+        try:
+            with (self.run / "stats.jsonl").open("rb") as file:
+                status = os.fstat(file.fileno())
+                if (seen := (status.st_ino, status.st_size, status.st_mtime_ns)) != self._seen:
+                    self.lines = [json.loads(line) for line in file.read().split(b"\n")[:-1]]
+                    self._seen = seen
+        except FileNotFoundError:
+            self.lines = []
 
 
 class WatchedRun:
@@ -103,7 +113,9 @@ class WatchedRun:
         argv += ["--port", str(self.ports[0])]
         env = {**os.environ, processes.MARK: self.mark, "OMP_NUM_THREADS": "1"}
         with (self.work / "console.log").open("ab") as console:
-            self._launcher = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=console, stderr=console)
+            self._launcher = subprocess.Popen(
+                argv, cwd=ROOT, env=env, stdout=console, stderr=console, preexec_fn=_die_with_the_tests
+            )
         self.starts += 1
 
     def nothing_is_left(self) -> None:
@@ -198,6 +210,11 @@ class WatchedRun:
         except FileNotFoundError:
             return GONE  # the trainer that asked has died, and the next one tidies up
         return digest
+
+
+def _die_with_the_tests() -> None:
+    """Tests that are killed leave no run behind."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:
