@@ -18,6 +18,7 @@ EVENTS_S = 5.0
 LOST_S = 600.0  # how long an API server that does not answer is waited for
 UNSEEN_S = 20.0  # an operator that works has written a status by then
 TRANSIENT = (429, 500, 502, 503, 504)
+STARTING = (401, 403)  # said for seconds by an API server that starts; we have had an answer before
 ASPECTS = ("Accepted", "StorageReady", "ServersReady", "TrainerRunning")
 USUAL = ("Starting", "Creating", "VolumePending", "Restarting")
 
@@ -99,11 +100,11 @@ class Follower:
         try:
             body = self._cluster.get(KIND, namespace, name)
         except (ApiError, Unreachable) as error:
-            if isinstance(error, ApiError) and error.code not in TRANSIENT:
+            if isinstance(error, ApiError) and error.code not in (*TRANSIENT, *STARTING):
                 raise
             if self._clock() - self._answered_at > LOST_S:
                 raise RunError(f"{error}, for {LOST_S:.0f} s; the run goes on without us") from error
-            self._display.phase("the API server does not answer; the run goes on meanwhile")
+            self._display.phase(f"{error}; the run goes on meanwhile")
             return None
         self._answered_at = self._clock()
         if body is None or body["metadata"]["uid"] != uid:
