@@ -19,7 +19,7 @@ from areal_launcher.fleet import RunError
 ROOT = PurePosixPath("/opt/areal")  # working directory of the images
 IN_IMAGES = ("examples/tiny", "examples/gsm8k")  # what our own images hold below it
 INSTALL = "helm install areal-gsm8k helm/areal-gsm8k --namespace areal --create-namespace"
-RENEWED_WITHIN_S = 8.0  # the operator renews its Lease every 5 s
+RENEWED_WITHIN_S = 8.0  # the operator renews its Lease every 5 s; one that was just installed makes it
 POLL_S = 0.5
 
 
@@ -46,21 +46,23 @@ def check_operator(cluster: Cluster, say: Callable[[str], None]) -> None:
             raise
         say("it cannot be seen whether the operator runs (no right to list leases); it will show")
         return
-    if not leases:
-        raise RunError(f"no operator has ever run in {cluster.server}; install it: {INSTALL}")
-    if any(is_fresh(lease, cluster.time_s()) for lease in leases):
-        return
-    before = renewals(leases)
-    deadline = time.monotonic() + RENEWED_WITHIN_S
-    while time.monotonic() < deadline:
+    before, deadline = renewals(leases), time.monotonic() + RENEWED_WITHIN_S
+    while not any(is_fresh(lease, cluster.time_s()) for lease in leases) and renewals(leases) == before:
+        if time.monotonic() > deadline:
+            raise RunError(f"{why_dead(leases, cluster.server)} {INSTALL}")
         time.sleep(POLL_S)
-        if renewals(operator_leases(cluster)) != before:
-            return
+        leases = operator_leases(cluster)
+
+
+def why_dead(leases: list[Object], server: str) -> str:
+    """That no operator is at work, and where to look."""
+    if not leases:
+        return f"no operator has ever run in {server}; install it:"
     namespace = leases[0]["metadata"]["namespace"]
     renewed = (leases[0].get("spec") or {}).get("renewTime") or "never"
-    raise RunError(
+    return (
         f"the operator in namespace {namespace} does not run: its Lease was last renewed at {renewed}; "
-        f"look at its pods (kubectl -n {namespace} get pods), or install it: {INSTALL}"
+        f"look at its pods (kubectl -n {namespace} get pods), or install it:"
     )
 
 
