@@ -22,7 +22,7 @@ Kind = Literal[
 ]
 # What a run of 20 faults holds; the dearest, in time, are the rarest.
 DECK: dict[Kind, int] = {
-    "kill server": 3,
+    "kill server": 2,
     "end server": 1,
     "stop server": 2,
     "kill trainer": 3,
@@ -30,7 +30,7 @@ DECK: dict[Kind, int] = {
     "kill launcher": 1,
     "stop launcher": 1,
     "slow answers": 2,
-    "cut connections": 2,
+    "cut connections": 3,
     "half answers": 2,
     "full disk": 1,
 }
