@@ -13,7 +13,6 @@ missing() { say "$*"; exit 3; }
 works() { command -v docker >/dev/null && timeout 20 docker info >/dev/null 2>&1; }
 
 install_engine() {
-  [ "$(id -u)" = 0 ] || missing "no Docker engine answers. Install and start Docker, or call this as root on Debian"
   command -v apt-get >/dev/null || missing "no Docker engine answers, and without apt-get none is installed. Install Docker"
   say "installing Debian's docker.io"
   # Its package starts the service by itself, with settings that this machine may not bear: we start it below.
@@ -73,15 +72,16 @@ start_engine() {
 }
 
 works && exit 0
+[ -z "${DOCKER_HOST:-}" ] || missing "the engine at DOCKER_HOST=$DOCKER_HOST does not answer"
+[ -e /run/systemd/system ] && command -v dockerd >/dev/null && missing "dockerd does not answer: systemctl start docker"
+[ "$(id -u)" = 0 ] ||
+  missing "no Docker engine answers this user: start it or join the group docker; root on Debian gets one installed here"
 mkdir -p "$state"
 state=$(cd "$state" && pwd)
-[ -z "${DOCKER_HOST:-}" ] || missing "the engine at DOCKER_HOST does not answer"
-command -v dockerd >/dev/null || install_engine
-[ "$(id -u)" = 0 ] || missing "dockerd is not running, or this user may not use it. Start it, or join the group docker"
 # Two calls at once: the second one finds what the first one started.
 exec 9>"$state/lock"
 flock 9
 works && exit 0
-[ -e /run/systemd/system ] && missing "dockerd is not running: systemctl start docker"
+command -v dockerd >/dev/null || install_engine
 keep_cluster_addresses_here
 start_engine
