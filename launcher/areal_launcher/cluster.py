@@ -218,8 +218,9 @@ def reached(ask: Callable[[], Any], server: str) -> Any:
     """What ``ask`` returns; ``Unreachable`` where the server does not answer."""
     try:
         return ask()
-    except urllib3.exceptions.HTTPError as error:
-        reason = str(error).rpartition(">: ")[2].rpartition("): ")[2]
+    except (urllib3.exceptions.HTTPError, client.ApiException) as error:  # the client makes its own of TLS errors
+        said = str(error.reason) if isinstance(error, client.ApiException) else str(error)
+        reason = " ".join(said.rpartition(">: ")[2].rpartition("): ")[2].split())
         raise Unreachable(f"the API server {server} does not answer: {reason}") from error
 
 

@@ -17,7 +17,7 @@ from areal_launcher.checks import check_experiment, needed_gpus, visible_gpus
 from areal_launcher.fleet import ServerSpec
 from areal_launcher.local import GRACE_S, LocalPlan, TrainerSpec
 from areal_launcher.processes import HeldPort
-from areal_launcher.record import RunLock, write_whole
+from areal_launcher.record import RunLock, cluster_file, write_whole
 
 HOST = "127.0.0.1"
 TORCHRUN = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{GRACE_S - 10:.0f}"}  # its own 30 s are short for a checkpoint
@@ -33,6 +33,7 @@ def prepared_run(experiment: GRPOExperiment, *, run: Path, first_port: int | Non
     with contextlib.ExitStack() as stack:
         lock = RunLock(run)
         stack.callback(lock.release)
+        cluster_file(run).unlink(missing_ok=True)  # from now on the directory is of a run here
         ports = [held_port(stack, first_port and first_port + index) for index in range(spec.servers.replicas)]
         master_port = held_port(stack, None)
         write_whole(names.config_file(run), config_yaml(spec.config))

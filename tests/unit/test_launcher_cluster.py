@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from areal_api.experiment import GRPOExperiment
 from areal_api.status import ExperimentStatus
 from areal_launcher import cli, reader, record
-from areal_launcher.cluster import Place, chosen_context, kubeconfig
+from areal_launcher.cluster import Cluster, Place, Unreachable, chosen_context, kubeconfig
 from areal_launcher.cluster_checks import check_files, check_target, in_pods, is_fresh
 from areal_launcher.display import closing_rows, seconds_a_step
 from areal_launcher.fetch import unpacked
@@ -163,6 +165,30 @@ def test_the_context_gives_the_namespace(tmp_path: Path) -> None:
     assert chosen_context(Place(str(path), context="two")) == ("two", "default")
     with pytest.raises(ValueError, match="there is no context three in the kubeconfig; give --context one of one, two"):
         chosen_context(Place(str(path), context="three"))
+
+
+def kubeconfig_of(port: int, folder: Path) -> str:
+    path = folder / "config"
+    cluster = {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    users = [{"name": "u", "user": {"token": "t"}}]
+    config = {"clusters": [{"name": "c", "cluster": cluster}], "users": users, "contexts": [context]}
+    path.write_text(json.dumps({**config, "current-context": "c"}))
+    return str(path)
+
+
+def test_a_server_that_hangs_up_does_not_answer(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            connection.recv(65536)  # all of it: closing then is an end, no reset
+            connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        cluster = Cluster.connect(Place(kubeconfig_of(listener.getsockname()[1], tmp_path)))
+        with pytest.raises(Unreachable, match=r"the API server https://127\.0\.0\.1:[0-9]+ does not answer: .*EOF"):
+            cluster.get("Pod", "default", "x")
 
 
 def test_the_kubeconfig_is_looked_for_as_kubectl_does(monkeypatch: pytest.MonkeyPatch) -> None:
