@@ -20,7 +20,7 @@ LOOK_S = 0.05  # between two looks at a client that waits: whether it has hung u
 
 @dataclass
 class Exchange:
-    """A request and its answer. ``delivered`` is when the whole answer had been sent on; None where it was not.
+    """A request and its answer. ``delivered`` is when the whole answer was sent on; None where it was not.
 
     ``answered`` is when the server had answered, ``status`` 0 where it never did.
     """
@@ -133,9 +133,9 @@ class FaultyProxy:
         exchange.answered = time.monotonic()
         whole = await self._spoil(exchange.path, writer, answer_head, answer)
         if whole:
+            exchange.delivered = time.monotonic()  # before the client can look
             writer.write(answer_head + answer)
             await writer.drain()
-            exchange.delivered = time.monotonic()
         return whole
 
     async def _ask(self, request: bytes) -> tuple[bytes, bytes]:
