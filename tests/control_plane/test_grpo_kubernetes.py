@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -73,10 +76,13 @@ class Grpo:
     def run(self, *more: str) -> int:
         return cli.main(["run", str(self.path), *self.place, "--results", str(self.results), *more])
 
-    def start(self, *more: str) -> subprocess.Popen[str]:
+    def command(self) -> list[str]:
+        """``grpo run`` for a process of its own."""
+        return [sys.executable, "-m", "areal_launcher.cli", "run", str(self.path), *self.place]
+
+    def start(self) -> subprocess.Popen[str]:
         """``grpo run`` as a process of its own."""
-        command = [sys.executable, "-m", "areal_launcher.cli", "run", str(self.path), *self.place, *more]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 RIGHTS = [  # what docs/operating.md says a person needs
@@ -197,6 +203,24 @@ def test_ctrl_c_leaves_the_run_alone_and_the_same_command_follows_it_again(grpo:
         assert "Traceback" not in rest
     assert grpo.experiment.status["phase"] == "Running"
     assert (grpo.experiment.get() or {})["metadata"]["generation"] == 1
+
+
+def test_on_a_terminal_ctrl_c_leaves_run_and_terminal_in_order(grpo: Grpo) -> None:
+    grpo.write()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(grpo.command(), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    shown = b""
+    while b"first step" not in shown:
+        shown += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait(10.0) == 130
+    assert b"exp goes on in the cluster" in shown
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # the cursor is there again
 
 
 def read_until(process: subprocess.Popen[str], text: str, timeout_s: float = 60.0) -> list[str]:
