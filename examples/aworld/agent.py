@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aworld.agents.llm_agent import Agent
-from aworld.config.conf import AgentConfig, ModelConfig
+from aworld.config.conf import AgentConfig, AgentMemoryConfig, HistoryWriteStrategy, ModelConfig
 from aworld.core.agent.base import AgentFactory
 from aworld.core.agent.swarm import Swarm
 from aworld.core.llm_provider import LLMProviderBase
@@ -123,7 +123,10 @@ class TrainedAgent(Agent):
         settings = ModelConfig(llm_provider="openai", llm_model_name=provider.model_name, llm_api_key="none")
         super().__init__(
             name="solver",
-            conf=AgentConfig(llm_config=settings),
+            # Through messages, AWorld would leave a record of each in no episode's name.
+            conf=AgentConfig(
+                llm_config=settings, memory_config=AgentMemoryConfig(history_write_strategy=HistoryWriteStrategy.DIRECT)
+            ),
             system_prompt=system_prompt,
             tool_names=list(tools),
             llm_max_attempts=1,  # the engine tries again by itself, and AWorld waits 10 s before it does
@@ -134,6 +137,9 @@ class TrainedAgent(Agent):
     def llm(self) -> LLMModel:
         """The trainer's model in the place of a configured service."""
         return self._model
+
+    async def _save_failed_request_context(self, *arguments: Any, **options: Any) -> None:
+        """Nothing: AWorld would write each failed request into the working directory."""
 
     def _log_messages(self, *arguments: Any, **options: Any) -> None:
         """Nothing: to tell their length AWorld loads a tokenizer from the web, once a call."""

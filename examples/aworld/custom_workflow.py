@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -80,4 +81,6 @@ def agents() -> tuple[LoopThread, AgentRunner]:
     # Not at the top: the processes that judge answers import this module too, and AWorld takes seconds.
     from examples.aworld.agent import AgentRunner
 
-    return LoopThread("agents"), AgentRunner()
+    loop = LoopThread("agents")
+    atexit.register(loop.close)  # a loop that still runs when Python ends crashes it
+    return loop, AgentRunner()
