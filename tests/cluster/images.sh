@@ -15,7 +15,8 @@ own_base=areal-base:bookworm
 certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 
 say() { echo "images: $*" >&2; }
-missing() { say "$*"; exit 3; }
+missing() { say "$*"; exit 3; } # this machine lacks something
+failed() { say "$*"; exit 1; }
 there() { docker image inspect "$1" >/dev/null 2>&1; }
 
 # A client that builds with BuildKit: one with buildx, or one older than 23, which has it built in.
@@ -84,9 +85,12 @@ build() {
   shift 3
   started=$(date +%s)
   while read -r argument; do set -- "$@" "$argument"; done <"$arguments"
-  DOCKER_BUILDKIT=1 $builder build --quiet --file "$root/$file" --tag "$name:$tag" \
-    --build-arg "BASE_IMAGE=$base" --build-arg "TORCH_INDEX=${TORCH_INDEX:-}" "$@" "$root" ||
-    missing "$file could not be built"
+  if ! DOCKER_BUILDKIT=1 $builder build --iidfile "$folder/identity" --file "$root/$file" --tag "$name:$tag" \
+    --build-arg "BASE_IMAGE=$base" --build-arg "TORCH_INDEX=${TORCH_INDEX:-}" "$@" "$root" >"$folder/log" 2>&1; then
+    tail -n 25 "$folder/log" >&2
+    failed "$file could not be built"
+  fi
+  cat "$folder/identity"
   say "$name:$tag built in $(($(date +%s) - started)) s"
 }
 
@@ -94,7 +98,7 @@ build() {
 publish() {
   for tag in "$2" "latest${2#"$digest"}"; do
     docker tag "$1:latest${2#"$digest"}" "$registry/$1:$tag"
-    docker push --quiet "$registry/$1:$tag" >/dev/null || missing "cannot push to $registry; is the registry running?"
+    docker push --quiet "$registry/$1:$tag" >/dev/null || failed "cannot push to $registry"
   done
   docker image ls --format '{{.Repository}}:{{.Tag}}' "$registry/$1" | while read -r old; do
     case $old in *:"$2" | *:latest | *:latest-cpu) ;; *) docker image rm "$old" >/dev/null ;; esac
