@@ -20,7 +20,7 @@ from areal_api import logs, names
 from areal_api.config import GRPOConfig
 from areal_api.load import load_expr_config
 from areal_trainer.assembly import Parts, assemble
-from areal_trainer.batch import PackedBatch, pack, practice_batch
+from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.checkpoint import Due, load_loop, load_state, recovery_checkpoints, save_recovery
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
@@ -184,28 +184,18 @@ def resume(parts: Parts) -> Progress:
     if parts.stats is not None:
         parts.stats.rewind(step)
     if checkpoint is None:
-        _connect(parts, version=0)
+        # Written although the servers start with them: one that outlived an earlier trainer holds newer weights.
+        parts.engine.initialize(vocab_size=parts.vocab_size, weights=parts.publisher.write(0))
         return Progress()
     loop = load_loop(checkpoint)
     load_state(checkpoint, parts.policy)
     parts.policy.version = step
     parts.loader.load_state_dict(loop["loader"])
-    _connect(parts, version=step)
+    parts.engine.initialize(vocab_size=parts.vocab_size, weights=parts.publisher.write(step))
     if parts.ranks.is_first:
         parts.engine.load_state_dict(loop["executor"])
     logger.info("going on from %s: step %d of %d", checkpoint, step, parts.total_steps)
     return Progress(**loop["progress"])
-
-
-def _connect(parts: Parts, *, version: int) -> None:
-    """Wait for the servers and let them hold the policy's weights; warm up what they do not need meanwhile."""
-    # Version 0 too, although servers start with it: one that outlived an earlier trainer holds newer weights.
-    weights = parts.publisher.write(version)
-    batch = practice_batch()
-    parts.policy.warm_up(batch)
-    if parts.reference is not None:
-        parts.reference.logprobs(batch)
-    parts.engine.initialize(vocab_size=parts.vocab_size, weights=weights)
 
 
 def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSignal) -> str:
