@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+NO_EXPERIMENT = Path(__file__).parent / "no_experiment.yaml"
 CHART = ROOT / "helm" / "areal-gsm8k"
 CPU = CHART / "values-cpu.yaml"
 Object = dict[str, Any]
@@ -88,4 +89,5 @@ def environment(container: Object) -> dict[str, str]:
 
 
 def _set(settings: Sequence[str]) -> list[str]:
-    return [f"--set={setting}" for setting in settings]
+    """Without the chart's experiment, where neither values nor settings that come later ask for one."""
+    return [f"--values={NO_EXPERIMENT}", *[f"--set={setting}" for setting in settings]]

@@ -238,8 +238,9 @@ def test_alerts_ask_for_metrics_that_the_operator_has(helm: Helm) -> None:
 def test_notes_say_how_to_watch(helm: Helm) -> None:
     text = helm.run("install", "r", str(CHART), "--dry-run=client", f"--values={CPU}", "--namespace=areal")
     assert "kubectl -n areal get grpo tiny --watch" in text
-    text = helm.run("install", "r", str(CHART), "--dry-run=client", "--set=operator.watchNamespaces={a,b}")
-    assert "looks after GRPOExperiments in a, b." in text
+    text = helm.run("install", "r", str(CHART), "--dry-run=client", "--set=operator.watchNamespaces={a,default}")
+    assert "get grpo gsm8k --watch" in text
+    assert "looks after GRPOExperiments in a, default." in text
 
 
 DOCUMENTS = ("docs/quickstart.md", "helm/areal-gsm8k/README.md")
