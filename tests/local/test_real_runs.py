@@ -11,12 +11,14 @@ from typing import Any
 import psutil
 from transformers import AutoModelForCausalLM
 
+from areal_api.load import load_experiment
+
 ROOT = Path(__file__).parents[2]
 
 
-def grpo_run(tmp_path: Path, *overrides: str, steps: int) -> tuple[Path, str]:
-    """Run the tiny experiment for a few steps; returns its run directory and what the terminal showed."""
-    command = [sys.executable, "-m", "areal_launcher.cli", "run", "examples/tiny/experiment.yaml"]
+def grpo_run(tmp_path: Path, *overrides: str, steps: int, experiment: str = "experiment.yaml") -> tuple[Path, str]:
+    """Run a tiny experiment for a few steps; returns its run directory and what the terminal showed."""
+    command = [sys.executable, "-m", "areal_launcher.cli", "run", f"examples/tiny/{experiment}"]
     settings = [
         f"config.cluster.fileroot={tmp_path}",
         "config.trial_name=run",
@@ -28,7 +30,7 @@ def grpo_run(tmp_path: Path, *overrides: str, steps: int) -> tuple[Path, str]:
         [*command, *settings, *overrides], cwd=ROOT, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return tmp_path / "tiny" / "run", done.stdout
+    return tmp_path / load_experiment(ROOT / "examples/tiny" / experiment).metadata.name / "run", done.stdout
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
@@ -78,11 +80,6 @@ def test_weights_reach_the_server_by_broadcast(tmp_path: Path) -> None:
 
 
 def test_two_ranks_and_two_servers_train(tmp_path: Path) -> None:
-    run, _ = grpo_run(
-        tmp_path,
-        "servers.replicas=2",
-        "trainer.processesPerNode=2",
-        steps=3,
-    )
+    run, _ = grpo_run(tmp_path, steps=3, experiment="two-by-two.yaml")
     assert_sound(run, steps=3, max_staleness=2)
     assert_nothing_left(run)

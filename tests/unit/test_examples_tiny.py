@@ -94,3 +94,12 @@ def test_experiment_is_valid_and_its_files_are_there(monkeypatch: pytest.MonkeyP
     assert config.valid_dataset is not None
     for path in (config.actor.path, config.train_dataset.path, config.valid_dataset.path):
         assert Path(path).exists()
+
+
+def test_two_by_two_is_the_same_experiment_with_two_servers_and_two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    one, two = (load_experiment(f"examples/tiny/{name}.yaml") for name in ("experiment", "two-by-two"))
+    assert (two.spec.servers.replicas, two.spec.trainer.ranks) == (2, 2)
+    alike = {"experiment_name"}
+    assert two.spec.config.model_dump(exclude=alike) == one.spec.config.model_dump(exclude=alike)
+    assert two.spec.storage == one.spec.storage
