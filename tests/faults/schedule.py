@@ -25,16 +25,18 @@ DECK: dict[Kind, int] = {
     "kill server": 2,
     "end server": 1,
     "stop server": 2,
-    "kill trainer": 3,
+    "kill trainer": 2,
     "stop trainer": 2,
     "kill launcher": 1,
-    "stop launcher": 1,
+    "stop launcher": 2,
     "slow answers": 2,
     "cut connections": 3,
     "half answers": 2,
     "full disk": 1,
 }
 PER_RUN = sum(DECK.values())
+# Servers and ranks of a run, by turns: two of both; one rank; a single server, of which each death stops the run.
+LAYOUTS = ((2, 2), (2, 1), (1, 1))
 STEPS = 60  # of the tiny experiment, after which its reward is above 0.9
 # Answers that go wrong: of what is asked most, of what changes weights, of looks at a server, of whatever comes.
 PATHS = ("/generate", "/update_weights_from_disk", "/pause_generation", "/continue_generation", "/model_info", "")

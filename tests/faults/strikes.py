@@ -24,7 +24,7 @@ DRAINED_S = 60.0  # for a server to end in order: SGLang looks every 5 s whether
 
 @dataclass
 class Struck:
-    """A fault that was brought about."""
+    """A fault that is, or was, brought about."""
 
     fault: Fault
     at: float  # time.monotonic()
@@ -40,16 +40,14 @@ class Struck:
         return f"{self.at - began:6.1f} s  after step {self.step:2d}  {self.fault.kind}: {self.detail}; {after}"
 
 
-def strike(run: WatchedRun, disk: SmallDisk | None, fault: Fault) -> Struck:
+def strike(run: WatchedRun, disk: SmallDisk | None, struck: Struck) -> None:
     """Bring a fault about, and lift it."""
-    struck = Struck(fault, time.monotonic(), run.steps.last)
-    if fault.kind == "full disk":
+    if struck.fault.kind == "full disk":
         assert disk is not None
         _fill(run, disk, struck)
     else:
-        STRIKES[fault.kind](run, struck)
+        STRIKES[struck.fault.kind](run, struck)
     struck.over = time.monotonic()
-    return struck
 
 
 def _kill_server(run: WatchedRun, struck: Struck) -> None:

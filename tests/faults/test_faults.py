@@ -33,8 +33,7 @@ RUNS = [
 def test_a_run_struck_by_faults_loses_nothing_and_learns(
     seed: int, faults: int, tmp_path: Path, fault_report: Report
 ) -> None:
-    # By turns: a single server and rank, of which each death stops the run, and two of both.
-    replicas = 1 + seed % 2
+    servers, ranks = schedule.LAYOUTS[seed % len(schedule.LAYOUTS)]
     reason = small_disk.why_not()
     planned = schedule.schedule(seed, faults, without=["full disk"] if reason else [])
     fault_report.not_injected(reason)
@@ -45,15 +44,16 @@ def test_a_run_struck_by_faults_loses_nothing_and_learns(
         disk = None if reason else stack.enter_context(SmallDisk(tmp_path / "disk"))
         fileroot = tmp_path / "disk" if disk else tmp_path / "files"
         mark = f"{seed}-{os.getpid()}"
-        run = WatchedRun(tmp_path / "work", fileroot, servers=replicas, ranks=replicas, mark=mark)
+        run = WatchedRun(tmp_path / "work", fileroot, servers=servers, ranks=ranks, mark=mark)
         stack.enter_context(run)
         for fault in planned:
             run.go_on(fault.after_steps)
             wait_until = time.monotonic() + fault.delay_s
             run.tick_until(lambda until=wait_until: time.monotonic() >= until, "time to pass")  # type: ignore[misc]
             assert not run.finished, f"the run was over before {fault}"
-            struck.append(strike(run, disk, fault))
+            struck.append(Struck(fault, time.monotonic(), run.steps.last))
             fault_report.injected(fault.kind)
+            strike(run, disk, struck[-1])
             run.go_on(1)
             run.may_fail = False
             struck[-1].survived = time.monotonic()
