@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +76,19 @@ class KindCluster:
     def start_node(self, node: str) -> None:
         """Start a node; returns when it is ready again."""
         self._run(["docker", "start", node])
-        # Its last word before it went was "ready" too: wait until it has spoken since.
-        self.on_node(node, "sh", "-c", "until pidof kubelet >/dev/null; do sleep 0.2; done")
+        # Its status says for a while what was true before the stop: ask the node itself first.
+        deadline = time.monotonic() + NODE_READY_S
+        while not self._answers(node):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the kubelet of {node} did not answer within {NODE_READY_S} s")
+            time.sleep(0.5)
         self.wait("condition=Ready", f"node/{node}", timeout_s=NODE_READY_S)
+
+    def _answers(self, node: str) -> bool:
+        try:
+            return self.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/healthz") == "ok"
+        except subprocess.CalledProcessError:
+            return False
 
     def _run(self, command: list[str], text: str | None = None) -> str:
         # Not the user's helm settings and kubeconfig.

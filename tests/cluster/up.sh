@@ -69,7 +69,7 @@ wake() {
   ready
 }
 
-# ready: whether both nodes, DNS and storage are ready within two minutes.
+# ready: whether nodes, DNS and storage are, within two minutes.
 ready() {
   deadline=$(($(date +%s) + 120))
   until everything_ready; do
@@ -78,11 +78,19 @@ ready() {
   done
 }
 
+# Objects say for a while what was true before a stop, so kubelets and DNS are asked themselves.
 everything_ready() {
-  [ "$(nodes | wc -l)" = 2 ] &&
-    kubectl wait --for=condition=Ready nodes --all --timeout=1s >/dev/null 2>&1 &&
-    kubectl --namespace kube-system rollout status deployment/coredns --timeout=1s >/dev/null 2>&1 &&
-    kubectl --namespace local-path-storage rollout status deployment/local-path-provisioner --timeout=1s >/dev/null 2>&1
+  for node in $CLUSTER-control-plane $CLUSTER-worker; do
+    kubectl get --raw "/api/v1/nodes/$node/proxy/healthz" >/dev/null 2>&1 || return 1
+  done
+  kubectl wait --for=condition=Ready nodes --all --timeout=1s >/dev/null 2>&1 &&
+    kubectl get --raw /api/v1/namespaces/kube-system/services/kube-dns:metrics/proxy/metrics >/dev/null 2>&1 &&
+    rolled_out kube-system coredns &&
+    rolled_out local-path-storage local-path-provisioner
+}
+
+rolled_out() {
+  kubectl --namespace "$1" rollout status "deployment/$2" --timeout=1s >/dev/null 2>&1
 }
 
 make_cluster() {
@@ -137,8 +145,8 @@ tell() {
   cat <<END
 
   .bin/kubectl get nodes                                    # context kind-$CLUSTER
-  .bin/helm install areal-gsm8k helm/areal-gsm8k -f helm/areal-gsm8k/values-cpu.yaml \\
-    --set image.registry=localhost:$PORT --set image.tag=latest
+  .bin/helm install areal-gsm8k helm/areal-gsm8k \\
+    --set image.registry=localhost:$PORT --set image.tag=latest --set experiment.enabled=false
   .bin/kubectl apply -f examples/tiny/experiment.yaml
   .bin/kubectl get grpo --watch
 

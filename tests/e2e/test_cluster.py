@@ -117,4 +117,4 @@ def test_names_outside_the_cluster_are_asked_of_the_machine(cluster: KindCluster
     cluster.wait("condition=Ready", "pod/asker", namespace=namespace)
     lookup = f"import socket; print(socket.gethostbyname('{cluster.control_plane}'))"
     address = cluster.kubectl("--namespace", namespace, "exec", "asker", "--", "python3", "-c", lookup).strip()
-    assert address == cluster.on_node(cluster.control_plane, "hostname", "-i").split()[0]
+    assert address == cluster.on_node(cluster.worker, "getent", "ahostsv4", cluster.control_plane).split()[0]
