@@ -34,11 +34,22 @@ pull() {
   wait $puller 2>/dev/null || return 1
 }
 
+# nodes_there: of which kind the cluster is that is there; nothing without one.
+nodes_there() {
+  case $(docker inspect --format '{{.Config.Image}}' $CLUSTER-control-plane 2>/dev/null) in
+  kindest/*) echo stock ;;
+  areal-node:*) echo own ;;
+  esac
+}
+
 choose_nodes() {
-  case ${NODES:-} in
-  "") if pull $STOCK_NODE; then NODES=stock; else NODES=own; fi ;;
-  stock) pull $STOCK_NODE || missing "$STOCK_NODE cannot be pulled: $(tail -n 1 "$bin/pull.log")" ;;
-  own) ;;
+  case ${NODES:-$(nodes_there)} in
+  "") if pull $STOCK_NODE; then NODES=stock; else NODES=own; say "$STOCK_NODE cannot be pulled"; fi ;;
+  stock)
+    pull $STOCK_NODE || missing "$STOCK_NODE cannot be pulled: $(tail -n 1 "$bin/pull.log")"
+    NODES=stock
+    ;;
+  own) NODES=own ;;
   *) missing "NODES is $NODES; it may be stock, own, or empty to find out" ;;
   esac
   if [ "$NODES" = stock ]; then
@@ -46,8 +57,8 @@ choose_nodes() {
     node_image=$STOCK_NODE
     node_config=$here/kind.yaml
   else
-    say "$STOCK_NODE cannot be pulled: nodes are of our own image"
     node_image=$("$here/node/build.sh")
+    say "nodes are of our own image, $node_image"
     node_config=$here/node/kind.yaml
   fi
 }
@@ -69,11 +80,11 @@ wake() {
   ready
 }
 
-# ready: whether nodes, DNS and storage are, within two minutes.
+# ready: whether nodes, DNS and storage are, within three minutes.
 ready() {
-  deadline=$(($(date +%s) + 120))
+  deadline=$(($(date +%s) + 180))
   until everything_ready; do
-    [ "$(date +%s)" -lt $deadline ] || { say "not ready within 120 s"; return 1; }
+    [ "$(date +%s)" -lt $deadline ] || { say "not ready within 180 s"; return 1; }
     sleep 1
   done
 }
