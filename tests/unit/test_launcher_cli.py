@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from areal_api.commands import Command
 from areal_api.experiment import GRPOExperiment
 from areal_api.load import load_experiment
 from areal_api.render import experiment_yaml
-from areal_launcher import cli, prepare
+from areal_launcher import actions, cli, prepare
 from areal_launcher.prepare import compute_threads, environment, evaluation_of, plan_run
 
 SERVER = """
@@ -108,6 +109,30 @@ def test_a_failing_trainer_gives_its_exit_status_and_its_last_line(
     error = capfd.readouterr().err.splitlines()
     assert error[-2] == "  | no column 'answer' in the data set"
     assert error[-1].startswith("grpo: the trainer failed with exit status 5 (see ")
+
+
+def full(*args: object, **more: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "reward.png")
+
+
+@pytest.mark.usefixtures("small_servers")
+def test_a_full_disk_does_not_hide_why_a_run_failed(
+    experiment_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BREAK", "1")
+    monkeypatch.setattr(actions, "plot_run", full)
+    assert cli.main(["run", str(experiment_path), "runPolicy.backoffLimit=0"]) == 5
+    shown = capfd.readouterr()
+    assert "no picture was drawn: [Errno 28] No space left on device" in shown.out
+    assert shown.err.splitlines()[-2] == "  | no column 'answer' in the data set"
+
+
+def test_a_launcher_without_room_says_what_to_do(
+    experiment_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare, "write_whole", full)
+    assert cli.main(["run", str(experiment_path)]) == 1
+    assert "No space left on device: 'reward.png'; free some room" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
