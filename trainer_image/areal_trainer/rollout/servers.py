@@ -27,7 +27,7 @@ PROBE_TIMEOUT_S = 10.0
 PROBE_PERIOD_S = 5.0  # between two looks at a server that is current
 PROBE_FAILURES = 3  # in a row, before a server that takes connections but does not answer is gone
 SHORTEST_BACKOFF_S = 0.05
-LONGEST_BACKOFF_S = 5.0
+LONGEST_BACKOFF_S = 1.0  # a server that has become ready is not left waiting for longer
 
 
 class NoServerError(Exception):
