@@ -248,8 +248,8 @@ class RewardConfig(Section):
     processes: int = Field(
         1,
         ge=0,
-        description="Processes that call the reward function; 0 calls it in the trainer's event loop, without a "
-        "deadline.",
+        description="Processes that call the reward function; 0 calls it in the trainer's event loop, where only an "
+        "async function has a deadline.",
     )
     timeout: float = Field(
         15.0,
