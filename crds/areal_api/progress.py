@@ -33,11 +33,11 @@ class ProgressReport(CamelSection):
 
 
 def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
-    """The report of a line of statistics. What is absent or not finite is left out."""
+    """The report of a line of statistics, as exact as a column shows it. What is absent or not finite is left out."""
 
-    def number(name: str) -> float | None:
+    def number(name: str, digits: int = 4) -> float | None:
         value = stats.get(name)
-        return float(value) if value is not None and math.isfinite(value) else None
+        return round(float(value), digits) if value is not None and math.isfinite(value) else None
 
     def count(name: str) -> int | None:
         value = number(name)
@@ -49,6 +49,6 @@ def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
         version=count("version"),
         reward=number("task_reward/avg"),
         eval_reward=number("eval-rollout/reward"),
-        staleness=number("staleness/avg"),
-        tokens_per_second=number("tokens_per_second"),
+        staleness=number("staleness/avg", 2),
+        tokens_per_second=number("tokens_per_second", 1),
     )

@@ -46,7 +46,11 @@ def pod_problem(pod: Object, observed: Observed) -> Why | None:
     scheduled = condition_of(pod, "PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         said = str(scheduled.get("message") or "is not scheduled")
-        reason = "VolumePending" if UNBOUND in said else scheduled.get("reason") or "Unschedulable"
+        if UNBOUND in said:
+            return Why("VolumePending", _short(f"pod {name}: {said}"))
+        if scheduled.get("reason") == "SchedulerError":  # a conflict of its own; it tries again at once
+            return None
+        reason = scheduled.get("reason") or "Unschedulable"
         return Why(reason, _short(f"pod {name}: {said}"))
     if status.get("reason") == "Evicted":
         return Why("Evicted", _short(f"pod {name}: {status.get('message') or 'was evicted'}"))

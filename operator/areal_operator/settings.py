@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from areal_api.logs import wants_json
+
 Device = Literal["cuda", "cpu"]
 IMAGE_VARIABLES: dict[tuple[str, Device], str] = {
     ("trainer", "cuda"): "AREAL_TRAINER_IMAGE",
@@ -28,6 +30,7 @@ class Settings:
     workers: int = 4
     resync_s: float = 300.0
     waiting_s: float = 15.0  # how often the events of something that waits are read again
+    json_logs: bool = False  # of this process and of the pods that it makes
     retry_s: float = 10.0  # from a failure to the next attempt; it doubles with each
 
     @classmethod
@@ -39,6 +42,7 @@ class Settings:
             identity=env.get("AREAL_OPERATOR_IDENTITY") or env.get("HOSTNAME") or "operator",
             watched=tuple(name for name in env.get("AREAL_WATCH_NAMESPACES", "").replace(",", " ").split() if name),
             images=images,
+            json_logs=wants_json(env),
             progress_url=(env.get("AREAL_OPERATOR_URL") or "").rstrip("/") or None,
             port=_number(env, "AREAL_OPERATOR_PORT", 8080),
             workers=_number(env, "AREAL_OPERATOR_WORKERS", 4),

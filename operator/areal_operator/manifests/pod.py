@@ -98,6 +98,7 @@ def environment(
         "XDG_CACHE_HOME": "/tmp/.cache",
         "HF_HOME": str(build.fileroot / ".huggingface"),  # on the shared volume: a model is loaded down once
         names.TERMINATION_LOG: TERMINATION_LOG,
+        **({names.LOG_FORMAT: "json"} if build.settings.json_logs else {}),
         **(GPU_ENV if settings.device == "cuda" else {}),
     }
     entries: dict[str, Manifest] = {
