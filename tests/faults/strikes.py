@@ -15,7 +15,7 @@ from faults import processes
 from faults.schedule import Fault, Kind
 from faults.small_disk import SmallDisk
 from faults.watched import WatchedRun
-from support.faulty_proxy import Bad, Badness
+from support.faulty_proxy import Bad, Badness, Exchange
 
 STRUCK_S = 60.0  # for answers to go wrong as often as they should
 NOTICED_S = 25.0  # for a run on a full disk to end
@@ -65,11 +65,16 @@ def _end_server(run: WatchedRun, struck: Struck) -> None:
     """SIGTERM: it finishes what it has begun, gets nothing more, and ends."""
     struck.server = index = _server(run, struck.fault)
     proxy = run.proxies[index]
-    served = len(proxy.exchanges)
-    run.tick_until(lambda: any(one.delivered for one in proxy.exchanges[served:]), f"server-{index} to serve")
     server = _present(run, lambda: processes.server(run.launcher, index), at_least=2)[1]
-    begun = [one for one in proxy.exchanges[served:] if one.path == "/generate" and one.delivered is None]
+    before = len(proxy.exchanges)
+
+    def under_way() -> list[Exchange]:
+        since = proxy.exchanges[before:]
+        return [one for one in since if one.path == "/generate" and one.delivered is None]
+
+    run.tick_until(lambda: bool(under_way()) or run.finished, f"server-{index} to be at work")
     processes.send([server], signal.SIGTERM)
+    begun = under_way()
     run.tick_until(lambda: server not in processes.server(run.launcher, index), "a server to end", within_s=DRAINED_S)
     lost = [one for one in begun if one.delivered is None]
     assert not lost, f"server-{index} ended before it had answered {len(lost)} of {len(begun)} requests"
