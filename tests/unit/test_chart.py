@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from areal_api import names
 from areal_api.load import load_experiment, parse_experiment
 from areal_operator.leader import NAME as LEASE
 from areal_operator.metrics import Metrics
@@ -138,7 +139,7 @@ def test_the_operator_understands_what_the_chart_sets(helm: Helm) -> None:
 def test_every_variable_of_the_operator_is_set(helm: Helm) -> None:
     source = (ROOT / "operator" / "areal_operator" / "settings.py").read_text()
     known = set(re.findall(r"AREAL_[A-Z_]+", source)) - {"AREAL_OPERATOR_PORT"}  # the container's port is fixed
-    assert {entry["name"] for entry in operator_container(helm.template())["env"]} == known
+    assert {entry["name"] for entry in operator_container(helm.template())["env"]} == known | {names.LOG_FORMAT}
 
 
 def test_images_come_from_one_registry_and_tag(helm: Helm) -> None:

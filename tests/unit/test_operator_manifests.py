@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from areal_api import children, names
 from areal_operator.manifests.pod import CONFIG_FILE, compute_threads
 from areal_operator.manifests.shared import quantity
 from areal_operator.settings import Settings
+from support import operator_objects
 from support.operator_objects import decide, manifest, named, subject
 
 
@@ -205,6 +207,13 @@ def test_an_image_is_the_specs_or_the_operators_and_else_an_error() -> None:
     assert settings.image("server", "cpu", "mine") == "mine"
     with pytest.raises(ValueError, match=r"trainer\.image is not set .*AREAL_TRAINER_IMAGE of the operator"):
         settings.image("trainer", "cuda", None)
+
+
+def test_pods_log_as_the_operator_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(names.LOG_FORMAT not in env_of(pod) for pod in pods())
+    monkeypatch.setattr(operator_objects, "SETTINGS", replace(operator_objects.SETTINGS, json_logs=True))
+    assert all(env_of(pod)[names.LOG_FORMAT] == "json" for pod in pods())
+    assert Settings.of({"AREAL_LOG_FORMAT": "json"}).json_logs
 
 
 def test_children_are_owned_and_carry_the_labels() -> None:
