@@ -72,6 +72,14 @@ build_images() {
     default-cni.yaml default-storage.yaml images.tar version
 }
 
+# Images of earlier keys go; those that a cluster still runs on stay.
+remove_old() {
+  for name in areal-node areal-registry; do
+    docker image ls --format '{{.Repository}}:{{.Tag}}' "$name" | grep -v ":$key\$" |
+      while read -r old; do docker image rm "$old" >/dev/null 2>&1 || say "$old is still in use"; done
+  done
+}
+
 kube=$("$here/../build.sh")
 kubernetes=$("$kube/kubeadm" version --output short)
 names=$("$kube/kubeadm" config images list --kubernetes-version "$kubernetes")
@@ -93,5 +101,6 @@ if ! docker image inspect "$image" "areal-registry:$key" >/dev/null 2>&1; then
   echo "$kubernetes" >"$context/version"
   say "images (about 1 min)"
   build_images
+  remove_old
 fi
 echo "$image"
