@@ -72,6 +72,12 @@ def test_a_pod_that_has_no_place_says_what_the_scheduler_said() -> None:
     assert why == Why("Unschedulable", "pod case-trainer-1-0-x: 0/2 nodes: gpu")
 
 
+def test_a_conflict_that_the_scheduler_resolves_by_itself_is_no_problem() -> None:
+    said = "running PreBind plugin: the object has been modified"
+    conditions = [{"type": "PodScheduled", "status": "False", "reason": "SchedulerError", "message": said}]
+    assert pod_problem(pod(TRAINER, phase="Pending", conditions=conditions), Observed()) is None
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -80,12 +86,6 @@ def test_a_pod_that_has_no_place_says_what_the_scheduler_said() -> None:
         ("Multi-Attach error for volume", "VolumeMount"),
     ],
 )
-def test_a_conflict_that_the_scheduler_resolves_by_itself_is_no_problem() -> None:
-    said = "running PreBind plugin: the object has been modified"
-    conditions = [{"type": "PodScheduled", "status": "False", "reason": "SchedulerError", "message": said}]
-    assert pod_problem(pod(TRAINER, phase="Pending", conditions=conditions), Observed()) is None
-
-
 def test_a_pod_whose_volume_cannot_be_mounted_says_so(message: str, reason: str) -> None:
     waits = pod(TRAINER, **waiting("ContainerCreating"))
     why = pod_problem(waits, Observed(warnings=[Warned(waits["metadata"]["uid"], "FailedMount", message)]))
