@@ -1,6 +1,7 @@
 """What the engine does when a broadcast of weights fails. That one succeeds takes the real server: tests/local."""
 
 import asyncio
+import urllib.request
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
 from areal_trainer.rollout.publishing import WeightUpdateError
 from areal_trainer.weights import WeightUpdate, publish_to_disk
-from support.scripted_server import ScriptedServer
+from support.scripted_server import Fault, Script, ScriptedServer
 
 
 class FailingBroadcast:
@@ -70,6 +71,26 @@ def test_a_failed_broadcast_without_a_directory_is_an_error_and_leaves_no_server
             engine.update_weights(WeightUpdate(1, broadcast=FailingBroadcast()))
         assert server.counts.get("/pause_generation", 0) <= server.counts["/continue_generation"]
         assert engine.servers_behind()
+
+
+class BreakingBroadcast(FailingBroadcast):
+    """A group that every server joins, and that breaks with the first tensors."""
+
+    def connect(self, world_size):
+        self.connected = True
+
+    def buckets(self):
+        raise RuntimeError("a server left")
+
+
+def test_a_broadcast_that_breaks_off_leaves_no_server_paused():
+    routes = ["/init_weights_update_group", "/begin_weight_update", "/end_weight_update"]
+    answers = tuple(Fault("status", path=path, status=200, body='{"success": true}', times=0) for path in routes)
+    with ScriptedServer(Script(faults=answers)) as server, engine_on(server) as engine:
+        with pytest.raises(WeightUpdateError, match="a server left"):
+            engine.update_weights(WeightUpdate(1, broadcast=BreakingBroadcast()))
+        assert server.counts["/pause_generation"] == 1
+        assert urllib.request.urlopen(f"http://{server.address}/ready", timeout=5).status == 200  # 503 while paused
 
 
 def test_a_dead_server_is_left_out_of_the_group(published):
