@@ -71,7 +71,7 @@ async def _attempt(step: Awaitable[object]) -> ServerError | None:
 
 async def _load(fleet: Fleet, server: Server, target: Target) -> None:
     async with server.lock:
-        error = await _attempt(fleet.load_from_disk(server, target))
+        error = await _attempt(fleet.while_alive(server, fleet.load_from_disk(server, target)))
         fleet.settle(server, error)
     if error is not None:
         raise error

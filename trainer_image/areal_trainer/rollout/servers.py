@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -190,6 +190,28 @@ class Fleet:
             await self.check_version(server, target)
         finally:
             await self.control(server, "/continue_generation", {})
+
+    async def while_alive(self, server: Server, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work``; ``ServerLostError`` once the server gives no sign of life, also where ``work`` would wait on.
+
+        One that loads weights, or is paused, answers other requests at once; one that hangs would hold up all others.
+        """
+        working = asyncio.create_task(work)
+        silent = 0
+        try:
+            while not (await asyncio.wait([working], timeout=PROBE_PERIOD_S))[0]:
+                try:
+                    await self._refuses_requests(server)
+                    silent = 0
+                except ServerLostError:
+                    silent += 1
+                    if silent == PROBE_FAILURES:
+                        raise
+            await working
+        finally:
+            while not working.done():  # what it would do at its end may wait for the server too
+                working.cancel()
+                await asyncio.wait([working], timeout=SHORTEST_BACKOFF_S)
 
     async def check_version(self, server: Server, target: Target) -> None:
         """Raise ``ServerRefusedError`` where the server does not say that it holds ``target``."""
