@@ -11,9 +11,10 @@ import torch
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
+from areal_trainer.rollout.client import Client
 from areal_trainer.rollout.publishing import WeightUpdateError
 from areal_trainer.weights import WeightUpdate, publish_to_disk
-from support.scripted_server import Fault, Script, ScriptedServer
+from support.scripted_server import ScriptedServer
 
 
 class FailingBroadcast:
@@ -83,10 +84,15 @@ class BreakingBroadcast(FailingBroadcast):
         raise RuntimeError("a server left")
 
 
-def test_a_broadcast_that_breaks_off_leaves_no_server_paused():
-    routes = ["/init_weights_update_group", "/begin_weight_update", "/end_weight_update"]
-    answers = tuple(Fault("status", path=path, status=200, body='{"success": true}', times=0) for path in routes)
-    with ScriptedServer(Script(faults=answers)) as server, engine_on(server) as engine:
+def test_a_broadcast_that_breaks_off_leaves_no_server_paused(monkeypatch):
+    played = {"/init_weights_update_group", "/begin_weight_update", "/end_weight_update"}
+    post = Client.post
+
+    async def answered(client, url, body, **limits):
+        return {"success": True} if url.path in played else await post(client, url, body, **limits)
+
+    monkeypatch.setattr(Client, "post", answered)
+    with ScriptedServer() as server, engine_on(server) as engine:
         with pytest.raises(WeightUpdateError, match="a server left"):
             engine.update_weights(WeightUpdate(1, broadcast=BreakingBroadcast()))
         assert server.counts["/pause_generation"] == 1
