@@ -14,21 +14,20 @@ from typing import Any
 
 import httpx
 import psutil
-import yaml
 
 from areal_api import children
-from areal_api.crd import FILE
 from areal_operator.cluster import path_of
 from benchmarks.measure import Comparison, spread
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "tests")]  # the control plane and the kubelet's stand-in are the tests' own
 
-from cluster.control_plane import ControlPlane, binaries  # noqa: E402
+from cluster.control_plane import ControlPlane  # noqa: E402
 from support.experiments import Experiment, Namespace  # noqa: E402
 from support.fake_kubelet import FakeKubelet  # noqa: E402
 from support.kube_api import Api, Object, eventually  # noqa: E402
-from support.operator_process import NAMESPACE, USER, OperatorProcess, grant  # noqa: E402
+from support.operator_process import OperatorProcess  # noqa: E402
+from support.planes import bare_plane, prepare  # noqa: E402
 
 KINDS = (
     *("ConfigMap", "Secret", "ServiceAccount", "PersistentVolumeClaim", "NetworkPolicy", "Service"),
@@ -77,16 +76,8 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
 
 @contextmanager
 def _bench(folder: Path) -> Iterator[_Bench]:
-    plane = ControlPlane(folder / "plane", binaries())
-    plane.add_user(USER)
-    try:
-        plane.start()
-        plane.kubectl("apply", "--server-side", "-f", str(FILE))
-        plane.kubectl("wait", "--for=condition=Established", f"-f={FILE}", "--timeout=20s")
-        plane.kubectl("create", "namespace", NAMESPACE)
-        rights = folder / "rights.yaml"
-        rights.write_text(yaml.safe_dump_all(grant()))
-        plane.kubectl("apply", "-f", str(rights))
+    with bare_plane(folder / "plane") as plane:
+        prepare(plane, folder)
         api = Api(plane.url, plane.ca, plane.token())
         kubelet = FakeKubelet(api)
         kubelet.start()
@@ -97,8 +88,6 @@ def _bench(folder: Path) -> Iterator[_Bench]:
         finally:
             operator.stop()
             kubelet.stop()
-    finally:
-        plane.stop()
 
 
 def _objects_after(experiment: Experiment) -> float:

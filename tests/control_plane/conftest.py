@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from areal_api.crd import FILE
-from cluster.control_plane import BuildError, ControlPlane, binaries
+from cluster.control_plane import ControlPlane
 from support.experiments import Experiment, Namespace
 from support.fake_kubelet import FakeKubelet
 from support.kube_api import Api
-from support.operator_process import NAMESPACE, USER, OperatorProcess, grant
+from support.operator_process import OperatorProcess
+from support.planes import bare_plane, prepare
 
 
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    try:
-        bin_dir = binaries()
-    except (BuildError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"no Kubernetes to test against: {error}")
-    plane = ControlPlane(tmp_path_factory.mktemp("plane"), bin_dir)
-    plane.add_user(USER)
-    try:
-        plane.start()
-        plane.kubectl("apply", "--server-side", "-f", str(FILE))
-        plane.kubectl("wait", "--for=condition=Established", f"-f={FILE}", "--timeout=20s")
-        plane.kubectl("create", "namespace", NAMESPACE)
-        rights = tmp_path_factory.mktemp("rights") / "rights.yaml"
-        rights.write_text(yaml.safe_dump_all(grant()))
-        plane.kubectl("apply", "-f", str(rights))
+    with bare_plane(tmp_path_factory.mktemp("plane")) as plane:
+        prepare(plane, tmp_path_factory.mktemp("rights"))
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,11 @@ import pytest
 import yaml
 
 from areal_api.experiment import KIND
-from cluster.control_plane import BuildError, ControlPlane, binaries
+from cluster.control_plane import ControlPlane
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
 from support.kube_api import Api, Object, eventually
-from support.operator_process import USER, OperatorProcess
+from support.operator_process import OperatorProcess
+from support.planes import bare_plane
 
 RELEASE = "areal-gsm8k"
 CRD = "grpoexperiments.areal.dev"
@@ -33,17 +34,8 @@ LISTED = (
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """Without the resource definition, which is the chart's to install."""
-    try:
-        bin_dir = binaries()
-    except (BuildError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"no Kubernetes to test against: {error}")
-    plane = ControlPlane(tmp_path_factory.mktemp("plane"), bin_dir)
-    plane.add_user(USER)
-    try:
-        plane.start()
+    with bare_plane(tmp_path_factory.mktemp("plane")) as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture

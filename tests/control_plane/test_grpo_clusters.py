@@ -12,9 +12,10 @@ import yaml
 
 from areal_api.crd import FILE
 from areal_launcher import cli
-from cluster.control_plane import BuildError, ControlPlane, binaries, free_ports
+from cluster.control_plane import ControlPlane, free_ports
 from support.experiment_cases import Case
 from support.kube_api import Api, eventually
+from support.planes import bare_plane
 
 USER = "someone"
 RIGHTS = {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs": ["get", "list", "create", "patch"]}
@@ -23,17 +24,8 @@ RIGHTS = {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs":
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane that knows nothing of us."""
-    try:
-        bin_dir = binaries()
-    except BuildError as error:
-        pytest.skip(f"no Kubernetes to test against: {error}")
-    plane = ControlPlane(tmp_path_factory.mktemp("bare"), bin_dir)
-    plane.add_user(USER)
-    try:
-        plane.start()
+    with bare_plane(tmp_path_factory.mktemp("bare"), USER) as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture
