@@ -18,4 +18,6 @@ def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         main(["rolout"])
     assert ended.value.code == 2
-    assert "known are rollout, trainer, weights, executor, peers, learning, reconcile, faults" in capsys.readouterr().err
+    assert (
+        "known are rollout, trainer, weights, executor, peers, learning, reconcile, faults" in capsys.readouterr().err
+    )
