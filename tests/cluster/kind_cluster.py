@@ -80,13 +80,15 @@ class KindCluster:
         deadline = time.monotonic() + NODE_READY_S
         while not self._answers(node):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the kubelet of {node} did not answer within {NODE_READY_S} s")
+                raise TimeoutError(f"kubelet and kube-proxy of {node} did not answer within {NODE_READY_S} s")
             time.sleep(0.5)
         self.wait("condition=Ready", f"node/{node}", timeout_s=NODE_READY_S)
 
     def _answers(self, node: str) -> bool:
         try:
-            return self.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/healthz") == "ok"
+            self.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/healthz")  # kubelet
+            self.kubectl("get", "--raw", f"/api/v1/nodes/{node}:10256/proxy/healthz")  # kube-proxy
+            return True
         except subprocess.CalledProcessError:
             return False
 

@@ -89,10 +89,11 @@ ready() {
   done
 }
 
-# Objects say for a while what was true before a stop, so kubelets and DNS are asked themselves.
+# Objects say for a while what was true before a stop, so kubelets, kube-proxies and DNS are asked themselves.
 everything_ready() {
   for node in $CLUSTER-control-plane $CLUSTER-worker; do
-    kubectl get --raw "/api/v1/nodes/$node/proxy/healthz" >/dev/null 2>&1 || return 1
+    kubectl get --raw "/api/v1/nodes/$node/proxy/healthz" >/dev/null 2>&1 &&
+      kubectl get --raw "/api/v1/nodes/$node:10256/proxy/healthz" >/dev/null 2>&1 || return 1
   done
   kubectl wait --for=condition=Ready nodes --all --timeout=1s >/dev/null 2>&1 &&
     kubectl get --raw /api/v1/namespaces/kube-system/services/kube-dns:metrics/proxy/metrics >/dev/null 2>&1 &&
