@@ -96,17 +96,24 @@ def kill_together(processes: Iterable[Supervised]) -> None:
         process.wait(supervisor.KILL_TIMEOUT_S + 5)
 
 
-def children() -> set[int]:
+def children(*, zombies: bool = False) -> set[int]:
     """Processes whose parent is this one."""
-    return {pid for pid, parent in supervisor.parents().items() if parent == os.getpid()}
+    return {pid for pid, parent in supervisor.parents(zombies=zombies).items() if parent == os.getpid()}
 
 
 def kill_orphans(spared: set[int]) -> None:
-    """Kill this subreaper's children but ``spared``: what no supervisor looks after, because its own was killed."""
-    for orphan in children() - spared:
-        supervisor.kill_all([orphan, *supervisor.descendants(orphan)])
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(orphan, 0)
+    """Kill this subreaper's children but ``spared``: what no supervisor looks after, because its own was killed.
+
+    Returns when they are gone, and what they leave behind too: the children of a dying process become this one's only
+    when its last thread has left, until when it is a zombie that cannot be waited for.
+    """
+    deadline = time.monotonic() + supervisor.KILL_TIMEOUT_S
+    while (orphans := children(zombies=True) - spared) and time.monotonic() < deadline:
+        for orphan in orphans:
+            supervisor.kill_all([orphan, *supervisor.descendants(orphan)])
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(orphan, os.WNOHANG)
+        time.sleep(0.002)
 
 
 class HeldPort:

@@ -31,8 +31,8 @@ def prctl(option: int, value: int) -> None:
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 
-def parents() -> dict[int, int]:
-    """Parent of every process that is alive and no zombie."""
+def parents(*, zombies: bool = False) -> dict[int, int]:
+    """Parent of every process that is alive; with ``zombies`` of those too that are dead and still there."""
     found: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -43,7 +43,7 @@ def parents() -> dict[int, int]:
                 state, parent = file.read().rpartition(b")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if state != b"Z":
+        if zombies or state != b"Z":
             found[int(entry)] = int(parent)
     return found
 

@@ -17,6 +17,7 @@ import pytest
 from areal_launcher.fleet import RunError, ServerSpec
 from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec
 from areal_launcher.processes import HeldPort, Supervised, children, kill_orphans, kill_together
+from areal_launcher.supervisor import PR_SET_CHILD_SUBREAPER, prctl
 from areal_launcher.torchrun import status_of_rank, without_torchrun
 
 DEADLINE_S = 15.0
@@ -410,6 +411,34 @@ def test_orphans_of_a_killed_supervisor_are_killed_too(tmp_path: Path) -> None:
     launcher.communicate(timeout=DEADLINE_S)
     assert launcher.returncode == 1
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+# The main thread leaves at once, so that the process is a zombie that cannot be waited for while its other threads are
+# there, which keep its child: so dies a process of many threads, only faster.
+HALF_DEAD = """
+import ctypes, os, subprocess, sys, threading, time
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+with open(sys.argv[1], "w") as file:
+    file.write(f"{os.getpid()} {child.pid}\\n")
+threading.Thread(target=time.sleep, args=(600,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_the_children_of_a_process_that_is_half_dead_are_killed_with_it(tmp_path: Path) -> None:
+    others = children()
+    subprocess.Popen([sys.executable, "-c", HALF_DEAD, str(tmp_path / "pids")])
+    wait_until(lambda: len(pids(tmp_path / "pids")) == 2, "both have started")
+    dying, child = pids(tmp_path / "pids")
+    wait_until(lambda: not alive(dying), "its main thread has left")
+    assert alive(child)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        kill_orphans(others)
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+    assert not alive(child)
+    assert children(zombies=True) <= others
 
 
 def test_only_children_that_are_not_spared_are_killed_as_orphans(tmp_path: Path) -> None:
