@@ -199,7 +199,7 @@ class Fleet:
         working = asyncio.create_task(work)
         silent = 0
         try:
-            while not (await asyncio.wait([working], timeout=PROBE_PERIOD_S))[0]:
+            while not (await asyncio.wait([working], timeout=0 if silent else PROBE_PERIOD_S))[0]:
                 try:
                     await self._refuses_requests(server)
                     silent = 0
