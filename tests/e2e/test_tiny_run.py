@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from support.cluster_runs import ClusterRun
 from support.helm_release import Release
@@ -42,18 +41,20 @@ def test_uninstalling_leaves_the_definition_the_runs_and_their_volumes_alone(rel
     run = ClusterRun(release.cluster, namespace).apply()
     run.until_step(1, timeout_s=420.0)
     release.uninstall()
-    kinds = "all,clusterroles,clusterrolebindings,leases,configmaps,secrets"
-    left = json.loads(release.cluster.kubectl("get", kinds, "--all-namespaces", "--output", "json"))["items"]
-    mine = [f"{one['kind']} {one['metadata']['name']}" for one in left if _belongs(one, release.name)]
-    assert mine == []
+    eventually(lambda: not _of_release(release), "nothing left of the release", 60.0, pause_s=1.0)
     assert len(run.pods("server")) == 1
     run.kubectl("delete", "grpo", "tiny", "--wait=true", "--timeout=60s")  # with the operator gone
     eventually(lambda: not run.get("pods,statefulsets,jobs,secrets"), "everything of the run but its volume", 240.0)
     run.kubectl("get", "pvc", "tiny-run")
 
 
-def _belongs(obj: dict[str, Any], release: str) -> bool:
-    return bool((obj["metadata"].get("labels") or {}).get("app.kubernetes.io/instance") == release)
+def _of_release(release: Release) -> list[str]:
+    kinds = "all,clusterroles,clusterrolebindings,leases,configmaps,secrets"
+    found = json.loads(release.cluster.kubectl("get", kinds, "--all-namespaces", "--output", "json"))["items"]
+    label = "app.kubernetes.io/instance"
+    return [
+        one["metadata"]["name"] for one in found if (one["metadata"].get("labels") or {}).get(label) == release.name
+    ]
 
 
 def _running(pod: dict[str, object]) -> bool:
