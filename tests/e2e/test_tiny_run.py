@@ -52,9 +52,7 @@ def _of_release(release: Release) -> list[str]:
     kinds = "all,clusterroles,clusterrolebindings,leases,configmaps,secrets"
     found = json.loads(release.cluster.kubectl("get", kinds, "--all-namespaces", "--output", "json"))["items"]
     label = "app.kubernetes.io/instance"
-    return [
-        one["metadata"]["name"] for one in found if (one["metadata"].get("labels") or {}).get(label) == release.name
-    ]
+    return [one["metadata"]["name"] for one in found if one["metadata"].get("labels", {}).get(label) == release.name]
 
 
 def _running(pod: dict[str, object]) -> bool:
