@@ -22,7 +22,7 @@ _ODD = 0x9E3779B97F4A7C15
 _NOT_HASHED = frozenset({"n", "max_new_tokens", "min_new_tokens"})
 
 Answer = Callable[[list[int], dict[str, Any], int], list[int]]
-FaultKind = Literal["die", "hang", "cut", "half", "status", "delay", "restart", "abort"]
+FaultKind = Literal["die", "hang", "cut", "half", "status", "delay", "restart", "abort", "hold"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Fault:
     half: sends half of the answer, then closes. status: answers `status` with `body`. delay: answers after `delay_s`.
     restart: all connections are cut, the port refuses for `delay_s`, then the server is back with its first version.
     abort: the answer is given up half-way, as SGLang answers an aborted request.
+    hold: answers once the server is told to `release`.
     """
 
     kind: FaultKind
@@ -64,6 +65,7 @@ class Script:
     api_key: str | None = None
     answer: str | None = None  # module:function(input_ids, sampling_params, index) -> token ids, with the stop token
     faults: tuple[Fault, ...] = field(default=())
+    more_routes: tuple[str, ...] = ()  # which do nothing and say that it succeeded
 
     @classmethod
     def from_json(cls, text: str) -> Script:

@@ -73,6 +73,10 @@ class ScriptedServer:
     def add_faults(self, *faults: Fault) -> None:
         self._now.faults.extend(faults)
 
+    def release(self) -> None:
+        """Answer what a fault "hold" holds back."""
+        self._loop.call_soon_threadsafe(self._now.released.set)
+
     def drain(self) -> None:
         """As a server that got SIGTERM and has requests left to finish."""
         self._now.draining = True

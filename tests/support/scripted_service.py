@@ -73,6 +73,7 @@ class ScriptedService:
         self.model_path = "scripted"
         self.draining = False  # SGLang after SIGTERM: it says so at /ready alone, and takes requests all the same
         self.faults: list[Fault] = list(script.faults)
+        self.released = asyncio.Event()
         self.counts: collections.Counter[str] = collections.Counter()
         self._die, self._restart = die, restart
         self._fault_hits: collections.Counter[int] = collections.Counter()
@@ -100,7 +101,7 @@ class ScriptedService:
             "/update_weight_version": self._update_version,
             "/script/faults": self._add_faults,
             "/script/counts": self._counts,
-        }
+        } | dict.fromkeys(script.more_routes, self._succeed)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -141,6 +142,9 @@ class ScriptedService:
             return await route(body)
         if fault.kind == "status":
             return web.Response(text=fault.body, status=fault.status, headers=_JSON)
+        if fault.kind == "hold":
+            await self.released.wait()
+            return await route(body)
         if fault.kind == "hang":
             await asyncio.Event().wait()
         if fault.kind == "abort":
@@ -166,6 +170,9 @@ class ScriptedService:
 
     async def _add_faults(self, body: Any) -> web.StreamResponse:
         self.faults += [Fault(**fault) for fault in body]
+        return _json({"success": True})
+
+    async def _succeed(self, body: Any) -> web.StreamResponse:
         return _json({"success": True})
 
     async def _counts(self, body: Any) -> web.StreamResponse:

@@ -1,6 +1,7 @@
 """What the engine does when a broadcast of weights fails. That one succeeds takes the real server: tests/local."""
 
 import asyncio
+import threading
 import urllib.request
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,11 +11,17 @@ import torch
 
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
+from areal_trainer.broadcast import Bucket
 from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
-from areal_trainer.rollout.client import Client
-from areal_trainer.rollout.publishing import WeightUpdateError
+from areal_trainer.rollout import publishing
+from areal_trainer.rollout import servers as fleet_module
+from areal_trainer.rollout.publishing import BroadcastError, WeightUpdateError
 from areal_trainer.weights import WeightUpdate, publish_to_disk
-from support.scripted_server import ScriptedServer
+from support.scripted_server import Fault, Script, ScriptedServer
+
+UPDATE = "/update_weights_from_distributed"
+GROUP = ("/init_weights_update_group", "/begin_weight_update", UPDATE, "/end_weight_update")
+LEAVE = "/destroy_weights_update_group"
 
 
 class FailingBroadcast:
@@ -31,6 +38,9 @@ class FailingBroadcast:
     def connect(self, world_size):
         self.world_size = world_size
         raise RuntimeError("no server joined")
+
+    def abort(self):
+        self.close()
 
     def close(self):
         self.closed += 1
@@ -84,19 +94,80 @@ class BreakingBroadcast(FailingBroadcast):
         raise RuntimeError("a server left")
 
 
-def test_a_broadcast_that_breaks_off_leaves_no_server_paused(monkeypatch):
-    played = {"/init_weights_update_group", "/begin_weight_update", "/end_weight_update"}
-    post = Client.post
-
-    async def answered(client, url, body, **limits):
-        return {"success": True} if url.path in played else await post(client, url, body, **limits)
-
-    monkeypatch.setattr(Client, "post", answered)
-    with ScriptedServer() as server, engine_on(server) as engine:
+def test_a_broadcast_that_breaks_off_leaves_no_server_paused():
+    with ScriptedServer(Script(more_routes=GROUP)) as server, engine_on(server) as engine:
         with pytest.raises(WeightUpdateError, match="a server left"):
             engine.update_weights(WeightUpdate(1, broadcast=BreakingBroadcast()))
         assert server.counts["/pause_generation"] == 1
         assert urllib.request.urlopen(f"http://{server.address}/ready", timeout=5).status == 200  # 503 while paused
+
+
+class WaitingBroadcast(FailingBroadcast):
+    """A group that every server joins, and whose broadcast waits, as gloo's does, for servers that will not receive."""
+
+    def __init__(self):
+        super().__init__()
+        self.aborted = threading.Event()
+
+    def connect(self, world_size):
+        self.connected = True
+
+    def buckets(self):
+        yield Bucket(["a.weight"], ["float32"], [[1]], torch.zeros(4, dtype=torch.uint8))
+
+    def send(self, bucket):
+        assert self.aborted.wait(20.0), "nobody noticed that a server does not receive"
+        raise RuntimeError("given up")
+
+    def abort(self):
+        self.aborted.set()
+        self.connected = False
+
+
+def member(*faults):
+    """A server that joins a group."""
+    return ScriptedServer(Script(more_routes=(*GROUP, LEAVE), faults=faults))
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr(publishing, "LETTING_GO_S", 0.2)
+    monkeypatch.setattr(fleet_module, "PROBE_PERIOD_S", 0.05)
+    monkeypatch.setattr(fleet_module, "PROBE_TIMEOUT_S", 0.5)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("kind", ["status", "die", "hang"])
+def test_a_broadcast_ends_when_a_server_does_not_receive_and_the_servers_load_from_disk(published, kind):
+    receiving, failing = member(Fault("hang", UPDATE)), member(Fault(kind, UPDATE, status=400))
+    with receiving, failing, engine_on(receiving, failing) as engine:
+        if kind == "hang":
+            failing.add_faults(Fault("hang", "/ready", times=3))
+        broadcast = WaitingBroadcast()
+        engine.update_weights(WeightUpdate(1, path=published, broadcast=broadcast))
+        assert (receiving.counts[UPDATE], broadcast.aborted.is_set()) == (1, True)
+        assert "v1" in (receiving.weight_version, failing.weight_version)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_server_that_refuses_a_broadcast_leaves_the_group_so_that_nobody_waits_for_it():
+    receiving, refusing = member(Fault("hang", UPDATE)), member(Fault("status", UPDATE, status=400))
+    with receiving, refusing, engine_on(receiving, refusing) as engine:
+        with pytest.raises(BroadcastError, match="scripted fault"):
+            engine.update_weights(WeightUpdate(1, broadcast=WaitingBroadcast()))
+        assert refusing.counts[LEAVE] == 1
+        assert LEAVE not in receiving.counts  # it waits for the tensor
+        assert receiving.counts["/continue_generation"] >= 1
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_what_failed_as_a_broadcast_may_be_published_from_disk_and_the_run_goes_on(published):
+    with member(Fault("status", UPDATE, status=400)) as server, engine_on(server) as engine:
+        with pytest.raises(BroadcastError):
+            engine.update_weights(WeightUpdate(1, broadcast=WaitingBroadcast()))
+        engine.update_weights(WeightUpdate(1, path=published))
+        assert (server.weight_version, engine.get_version()) == ("v1", 1)
+        assert engine._executor._error is None
 
 
 def test_a_dead_server_is_left_out_of_the_group(published):

@@ -1,21 +1,26 @@
 """The trainer's end of a collective weight update: a process group of rank 0 and every server rank.
 
 The servers end of it is SGLang's ``init_weights_update_group`` and ``update_weights_from_distributed``; who posts to
-them is the engine. Every method blocks: the engine calls them in a thread while its requests are under way.
+them is the engine. Every method blocks: the engine calls them in a thread while its requests are under way. ``abort``
+ends those that wait for servers.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+T = TypeVar("T")
 BUCKET_BYTES = 512 << 20  # bounds the memory of an update on trainer and servers
 Tensors = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
@@ -54,6 +59,8 @@ class Broadcast:
         self._dtype = dtype
         self._timeout = timedelta(seconds=timeout_s)
         self._group: Any = None
+        self._listener: dist.TCPStore | None = None  # what all ranks meet at
+        self._waiting: Future[Any] = Future()  # of the last call that waits for servers
         self._generation = 0
 
     @property
@@ -77,14 +84,20 @@ class Broadcast:
 
     def connect(self, world_size: int) -> None:
         """Join the group of ``world_size`` as rank 0; returns when every server has joined, else ``RuntimeError``."""
-        store = dist.TCPStore(
-            "0.0.0.0" if self.address not in ("127.0.0.1", "localhost") else "127.0.0.1",
+        host = "127.0.0.1"
+        self._listener = dist.TCPStore(
+            host if self.address in (host, "localhost") else "0.0.0.0",
             self._port, world_size, is_master=True, timeout=self._timeout, wait_for_workers=False,
         )  # fmt: skip
+        # A connection of its own: it breaks when the listener goes, and with it the wait for others.
+        store = dist.TCPStore(host, self._port, world_size, timeout=self._timeout, wait_for_workers=False)
         prefixed = dist.PrefixStore(self.group_name, store)
+        name = self.group_name
         # torch offers no public way to join a group that is not a part of the default group, as every server is.
-        self._group, _ = distributed_c10d._new_process_group_helper(
-            world_size, 0, [], dist.Backend(self.backend), prefixed, group_name=self.group_name, timeout=self._timeout
+        self._group, _ = self._interruptible(
+            lambda: distributed_c10d._new_process_group_helper(
+                world_size, 0, [], dist.Backend(self.backend), prefixed, group_name=name, timeout=self._timeout
+            )
         )
         distributed_c10d._world.pg_group_ranks[self._group] = {rank: rank for rank in range(world_size)}
 
@@ -104,15 +117,51 @@ class Broadcast:
 
     def send(self, bucket: Bucket) -> None:
         """Broadcast one bucket; ``RuntimeError`` when a server is gone or takes longer than the timeout."""
-        dist.broadcast(bucket.payload, src=0, group=self._group)
-        if self._device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
+        group = self._group
+
+        def sent() -> None:
+            dist.broadcast(bucket.payload, src=0, group=group)
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()
+
+        self._interruptible(sent)
+
+    def abort(self) -> None:
+        """From another thread: ``connect`` or ``send`` under way raises ``RuntimeError`` now. The group is left."""
+        with suppress(InvalidStateError):  # it has just ended
+            self._waiting.set_exception(RuntimeError("given up"))
+        self._listener = None  # servers that wait there for others are let go
+        if self._group is not None:
+            group, self._group = self._group, None
+            distributed_c10d._abort_process_group(group)
 
     def close(self) -> None:
         """Leave the group."""
+        self._listener = None
         if self._group is not None:
             group, self._group = self._group, None
             dist.destroy_process_group(group)
+
+    def _interruptible(self, call: Callable[[], T]) -> T:
+        """What ``call`` returns, unless ``abort`` is faster.
+
+        The call is left behind then: gloo does not stop when told to, and frees no group in which a broadcast waits.
+        """
+        waiting: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result = call()
+            except BaseException as error:  # noqa: BLE001  raised where it is waited for
+                with suppress(InvalidStateError):
+                    waiting.set_exception(error)
+            else:
+                with suppress(InvalidStateError):
+                    waiting.set_result(result)
+
+        self._waiting = waiting
+        threading.Thread(target=run, name="broadcast", daemon=True).start()
+        return waiting.result()
 
 
 def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:

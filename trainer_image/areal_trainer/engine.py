@@ -21,7 +21,7 @@ from areal_trainer.rollout.dump import dump_samples
 from areal_trainer.rollout.executor import Accept, Episode, Executor, Interrupted, Prompt, RolloutError, run_prompts
 from areal_trainer.rollout.generation import ModelRequest, ModelResponse
 from areal_trainer.rollout.loop import LoopThread
-from areal_trainer.rollout.publishing import publish
+from areal_trainer.rollout.publishing import BroadcastError, publish
 from areal_trainer.rollout.sampler import Sampler
 from areal_trainer.rollout.servers import Fleet, Target
 from areal_trainer.rollout.sharing import Sharing, shares
@@ -244,7 +244,8 @@ class RemoteSGLangEngine:
     def update_weights(self, update: WeightUpdate) -> None:
         """Bring the current servers to ``update`` and return when they hold it; its version is then in force.
 
-        A server that fails follows by itself from ``update.path``. Raises ``WeightUpdateError`` when none took it.
+        A server that fails follows by itself from ``update.path``. Raises ``WeightUpdateError`` when none took it:
+        ``BroadcastError`` where a broadcast failed and there is no path, after which one may be given.
         """
         if not self._is_first:
             self._version = update.version
@@ -254,7 +255,7 @@ class RemoteSGLangEngine:
     def update_weights_async(self, update: WeightUpdate) -> Future[None]:
         """Rank 0. The same in the background. Until it is done, episodes start under the old version.
 
-        When it fails, the next ``prepare_batch`` raises its error too.
+        When it fails, the next ``prepare_batch`` raises its error too, unless that is a ``BroadcastError``.
         """
         self._updates_under_way += 1
         return self._loop.start(self._update(update))
@@ -265,6 +266,8 @@ class RemoteSGLangEngine:
                 await publish(self._fleet, update)
                 self._version = update.version
                 self._executor.set_version(update.version)
+        except BroadcastError:
+            raise  # the caller may publish again, from a directory
         except BaseException as error:
             self._executor.stop(error if isinstance(error, Exception) else RolloutError(f"weight update: {error!r}"))
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal, Protocol
@@ -10,7 +12,10 @@ import torch
 
 from areal_trainer.broadcast import Broadcast
 from areal_trainer.ranks import Ranks
+from areal_trainer.rollout.publishing import BroadcastError
 from areal_trainer.weights import Publishable, WeightUpdate, publish_to_disk
+
+logger = logging.getLogger(__name__)
 
 
 class Updatable(Protocol):
@@ -52,21 +57,24 @@ class Publisher:
         self._dtype = dtype
         self._ranks = ranks
         self._under_way: Future[None] | None = None
+        self._tensors: Iterator[tuple[str, torch.Tensor]] = iter(())  # that this broadcast has not gathered yet
         self._broadcast = Broadcast(
-            policy.named_full_tensors, device=ranks.device, dtype=dtype, address=address, timeout_s=timeout_s
+            lambda: self._tensors, device=ranks.device, dtype=dtype, address=address, timeout_s=timeout_s
         )
 
     def publish(self, version: int, *, wait: bool) -> None:
         """Bring the servers to the policy's weights as ``version``. Collective.
 
         Without ``wait`` the servers load files while the trainer goes on; a broadcast always waits, since it sends the
-        very tensors that the next step changes.
+        very tensors that the next step changes. Where it fails, the weights go to the servers through files.
         """
         self.wait()
-        update = self.write(version) if self._mode == "disk" else self._by_broadcast(version)
+        if self._mode == "distributed" and self._has_broadcast(version):
+            return
+        update = self.write(version)
         if self._engine is None:
             return
-        if wait or update.broadcast is not None:
+        if wait or self._mode == "distributed":
             self._engine.update_weights(update)
         else:
             self._under_way = self._engine.update_weights_async(update)
@@ -88,10 +96,19 @@ class Publisher:
         )
         return WeightUpdate(version, path=path)
 
-    def _by_broadcast(self, version: int) -> WeightUpdate:
+    def _has_broadcast(self, version: int) -> bool:
+        """Whether the servers hold ``version`` now: by broadcast, or from files written for those that were behind."""
         behind = self._ranks.from_first(self._engine is not None and self._engine.servers_behind())
         path = self.write(version).path if behind else None
-        if not self._ranks.is_first:
-            for _ in self._policy.named_full_tensors():
+        self._tensors = self._policy.named_full_tensors()
+        held = True
+        try:
+            if self._engine is not None:
+                self._engine.update_weights(WeightUpdate(version, path=path, broadcast=self._broadcast))
+        except BroadcastError as error:
+            logger.warning("v%d is published through files: %s", version, error)
+            held = False
+        finally:
+            for _ in self._tensors:  # every rank gathers every tensor, also where a broadcast broke off
                 pass
-        return WeightUpdate(version, path=path, broadcast=self._broadcast)
+        return self._ranks.from_first(held)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from areal_api import names
 from areal_trainer.broadcast import Broadcast, Bucket
@@ -20,8 +21,15 @@ from areal_trainer.weights import WeightUpdate
 logger = logging.getLogger(__name__)
 
 
+LETTING_GO_S = 10.0  # for servers to end their part of a broadcast that was given up
+
+
 class WeightUpdateError(Exception):
     """No server took the new weights."""
+
+
+class BroadcastError(WeightUpdateError):
+    """A broadcast failed, and the weights are in no directory: they may be published again, from one."""
 
 
 async def publish(fleet: Fleet, update: WeightUpdate) -> None:
@@ -51,7 +59,7 @@ async def _need_one(fleet: Fleet, target: Target, errors: list[ServerError], *, 
     what = f"no server took weights {names.weight_version(target.version)}"
     if target.path is None:
         told = "; ".join(map(str, errors)) or fleet.states()
-        raise WeightUpdateError(f"{what} by broadcast, and they are in no directory: {told}")
+        raise BroadcastError(f"{what} by broadcast, and they are in no directory: {told}")
     refusals = [error for error in errors if not isinstance(error, ServerLostError | ServerBusyError)]
     if refusals and not by_broadcast:  # what was refused once would be refused again
         raise WeightUpdateError(f"{what}: {'; '.join(map(str, refusals))}")
@@ -142,7 +150,7 @@ async def _connect(fleet: Fleet, servers: list[Server], broadcast: Broadcast) ->
         )
         for i, server in enumerate(servers)
     ]
-    await _together(broadcast, lambda: broadcast.connect(world_size), requests)
+    await _together(fleet, broadcast, lambda: broadcast.connect(world_size), dict(zip(servers, requests, strict=True)))
 
 
 async def _world_size(fleet: Fleet, server: Server) -> int:
@@ -169,29 +177,49 @@ async def _send_bucket(
     body = bucket.request(broadcast.group_name) | {"flush_cache": last}
     if last:
         body["weight_version"] = names.weight_version(target.version)
-    requests = [
+    requests = {
         # Not repeated: a broadcast is received once.
-        fleet.client.post(server.url("/update_weights_from_distributed"), body, timeout_s=fleet.load_timeout_s)
+        server: fleet.client.post(server.url("/update_weights_from_distributed"), body, timeout_s=fleet.load_timeout_s)
         for server in servers
-    ]
-    await _together(broadcast, lambda: broadcast.send(bucket), requests)
+    }
+    await _together(fleet, broadcast, lambda: broadcast.send(bucket), requests)
 
 
-async def _together(broadcast: Broadcast, part: Callable[[], None], requests: Sequence[Awaitable[object]]) -> None:
-    """Do our ``part`` in a thread while the servers do theirs; the first error is raised once all have ended."""
+async def _together(
+    fleet: Fleet, broadcast: Broadcast, part: Callable[[], None], requests: dict[Server, Coroutine[Any, Any, None]]
+) -> None:
+    """Do our ``part`` in a thread while the servers do theirs; the first failure frees all that wait for each other."""
+    ours = asyncio.create_task(asyncio.to_thread(part))
+    theirs = {
+        asyncio.create_task(fleet.while_alive(server, request), name=server.address): server
+        for server, request in requests.items()
+    }
+    try:
+        ended, _ = await asyncio.wait([ours, *theirs], return_when=asyncio.FIRST_EXCEPTION)
+        if any(task.exception() for task in ended):
+            group_name = broadcast.group_name
+            broadcast.abort()
+            # One that refused holds its connections, at which gloo lets others wait.
+            refusing = [theirs[task] for task in ended if task in theirs]
+            await asyncio.gather(*(_attempt(_leave(fleet, server, group_name)) for server in refusing))
+            await asyncio.wait([ours, *theirs], timeout=LETTING_GO_S)
+    finally:
+        if not ours.done():
+            broadcast.abort()
+        for task in theirs:
+            task.cancel()
+        await asyncio.wait([ours, *theirs])
+    # What a server says explains more than what the group says, and what it said first more than what followed.
+    errors = {task: task.exception() for task in [ours, *theirs] if not task.cancelled()}
+    for task in [*(ended & theirs.keys()), *theirs, ours]:
+        if (error := errors.get(task)) is not None:
+            raise error
 
-    async def ours() -> None:
-        try:
-            await asyncio.to_thread(part)
-        except RuntimeError:
-            broadcast.close()  # servers that wait for a tensor are let go
-            raise
 
-    results = await asyncio.gather(ours(), *requests, return_exceptions=True)
-    # What a server says explains more than what the group says.
-    for result in [*results[1:], results[0]]:
-        if isinstance(result, BaseException):
-            raise result
+async def _leave(fleet: Fleet, server: Server, group_name: str) -> None:
+    await fleet.client.post(
+        server.url("/destroy_weights_update_group"), {"group_name": group_name}, timeout_s=LETTING_GO_S
+    )
 
 
 async def _everywhere(fleet: Fleet, servers: list[Server], path: str, body: dict[str, object]) -> None:
