@@ -53,6 +53,11 @@ class ScriptedServer:
         return self._now.version
 
     @property
+    def tokens_under_way(self) -> int:
+        """Made so far for the requests that are not answered yet."""
+        return self._now.tokens_under_way()
+
+    @property
     def _now(self) -> ScriptedService:
         assert self._service is not None, "the scripted server has not been started"
         return self._service

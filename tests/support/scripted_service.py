@@ -241,6 +241,11 @@ class ScriptedService:
         loop = asyncio.get_running_loop()
         run.timer = loop.call_later(run.duration_s - run.progress_s, self._finish, run)
 
+    def tokens_under_way(self) -> int:
+        """Made so far for the requests that are not answered yet."""
+        now = time.perf_counter()
+        return sum(sum(run.tokens_made(now)) for run in list(self._runs.values()))
+
     def _finish(self, run: Run, aborted: bool = False) -> None:
         if not run.done.done():
             if run.timer is not None and not aborted:
