@@ -203,3 +203,19 @@ async def test_a_collective_update_outside_begin_and_end_is_refused_at_once(
     finally:
         await sglang.post("/destroy_weights_update_group", {"group_name": broadcast.group_name})
         broadcast.close()
+
+
+@pytest.mark.real
+async def test_a_server_that_leaves_the_group_ends_the_broadcast_that_waits_for_it(
+    sglang: Server, broadcast: Broadcast
+) -> None:
+    """So do the servers that would have got the tensors from one that refused them."""
+    await join(sglang, broadcast)
+    sending = asyncio.create_task(asyncio.to_thread(broadcast.send, next(broadcast.buckets())))
+    done, _ = await asyncio.wait([sending], timeout=0.5)
+    assert not done
+    left = await sglang.post("/destroy_weights_update_group", {"group_name": broadcast.group_name})
+    assert left.status_code == 200
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        await asyncio.wait_for(sending, 10.0)  # by itself it ends after 30 s
+    broadcast.close()
