@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 
 # How many faults `make faults` brings about, and which: a number that a failing schedule printed.
 FAULTS ?= 200
-SEED ?=
+SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
 VENV := .venv
 UV := .bin/uv/bin/uv

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import time
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from faults.small_disk import SmallDisk
 from faults.strikes import Struck, strike
 from faults.watched import WatchedRun
 
-FAULTS = int(os.environ.get("FAULTS") or 40)
-FIRST_SEED = int(os.environ.get("SEED") or random.randrange(10**6))
+FAULTS = int(os.environ.get("FAULTS") or 20)
+FIRST_SEED = int(os.environ.get("SEED") or 1)
 # Seed and number of faults of each run.
 RUNS = [
     (FIRST_SEED + number, min(schedule.PER_RUN, FAULTS - done))
