@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from cluster.kind_cluster import KindCluster
 
 from areal_api import children
 from areal_api.tree import set_in
+from cluster.kind_cluster import KindCluster
 from support.kube_api import Object, eventually
 
 REPOSITORY = Path(__file__).parents[2]
