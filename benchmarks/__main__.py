@@ -11,19 +11,22 @@ from collections.abc import Sequence
 from benchmarks.measure import machine
 
 NAMES = ("rollout", "trainer", "weights", "executor", "peers", "learning", "reconcile", "faults")
+NAMED = ("cluster",)  # run only where named: it needs `make cluster`
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the comparisons; the exit status is 0 whatever they show."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; default all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES + NAMED)}; default all but cluster"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side (default 5)")
     parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     parser.add_argument("--trl", action="store_true", help="peers: TRL beside it; installs it into .bin/trl-env")
     options = parser.parse_args(arguments)
     for name in options.names:
-        if name not in NAMES:
-            parser.error(f"{name!r} is no benchmark; known are {', '.join(NAMES)}")
+        if name not in NAMES + NAMED:
+            parser.error(f"{name!r} is no benchmark; known are {', '.join(NAMES + NAMED)}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported by a benchmark
     print(machine(), flush=True)
     for name in options.names or NAMES:

@@ -1,0 +1,103 @@
+"""The tiny example in pods of the kind cluster, beside ``grpo run`` of it on this machine. Needs ``make cluster``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from areal_api.children import SERVER_PORT
+from areal_operator.manifests.pod import API_KEY_FILE
+from benchmarks.measure import Comparison, spread
+from benchmarks.runs import grpo_run
+from benchmarks.scripted import REPOSITORY
+
+sys.path[:0] = [str(REPOSITORY / "tests")]  # the cluster and the release are the tests' own
+
+from cluster.kind_cluster import KindCluster  # noqa: E402
+from support.cluster_runs import ClusterRun  # noqa: E402
+from support.helm_release import Release  # noqa: E402
+
+NAMESPACE = "areal-benchmark"
+STEPS = 60
+PAUSE_S = 0.2
+VERSION = f"""
+import json, urllib.request
+key = open({API_KEY_FILE!r}).read()
+asked = urllib.request.Request("http://127.0.0.1:{SERVER_PORT}/model_info")
+asked.add_header("Authorization", "Bearer " + key)
+print(json.load(urllib.request.urlopen(asked, timeout=5))["weight_version"])
+"""
+
+
+def run(*, small: bool, rounds: int) -> list[Comparison]:
+    """Steps a second. A round is a run in pods and one here; in the pods' run a server is killed once on the way."""
+    steps, rounds = (4, 1) if small else (STEPS, min(rounds, 3))
+    ours: list[float] = []
+    here: list[float] = []
+    starts: list[float] = []
+    replaced: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = KindCluster.find(Path(folder))
+        release = Release(cluster, cluster.image_tag)
+        release.install("experiment.enabled=false")
+        try:
+            for number in range(rounds):
+                local = grpo_run(Path(folder) / "tiny" / f"run{number}", f"config.total_train_steps={steps}")
+                here.append(local.rate)
+                pods = _Pods(cluster, steps)
+                starts.append(pods.first_step_s)
+                replaced.append(pods.replaced_s)
+                ours.append(pods.rate)
+        finally:
+            release.uninstall()
+    notes = [
+        f"kubectl apply → first training step: {spread(starts)} s, images on the node",
+        f"a killed server's pod → its successor holds the newest weights: {spread(replaced)} s",
+    ]
+    work = f"{steps} steps of examples/tiny, one server and one trainer"
+    return [Comparison("cluster", work, "steps/s", ours, "grpo run on this machine", here, notes=notes)]
+
+
+class _Pods:
+    """One run in pods, from apply to its end."""
+
+    def __init__(self, cluster: KindCluster, steps: int) -> None:
+        cluster.kubectl("create", "namespace", NAMESPACE)
+        try:
+            self._run = ClusterRun(cluster, NAMESPACE, changes={"config.total_train_steps": steps})
+            began = time.monotonic()
+            self._run.apply()
+            self.first_step_s = self._until(lambda: bool(self._run.status.get("step"))) - began
+            self.replaced_s = self._replace_server()
+            self._run.until_phase("Succeeded", timeout_s=600.0)
+            lines = self._run.stats()
+        finally:
+            cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=240s")
+        # Without the first step and those in which the server was missing.
+        self.rate = 1 / statistics.median(line["seconds_per_step"] for line in lines[1:])
+
+    def _replace_server(self) -> float:
+        began = time.monotonic()
+        self._run.kill_pod("server")
+        return self._until(lambda: self._version() not in ("", "default", "v0")) - began
+
+    def _version(self) -> str:
+        """The weight version that the server says it holds; empty while it says nothing."""
+        try:
+            return self._run.kubectl("exec", f"{self._run.name}-server-0", "--", "python3", "-c", VERSION).strip()
+        except subprocess.CalledProcessError:
+            return ""
+
+    def _until(self, holds: Callable[[], bool]) -> float:
+        deadline = time.monotonic() + 300.0
+        while not holds():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within 300 s; the status is {json.dumps(self._run.status)}")
+            time.sleep(PAUSE_S)
+        return time.monotonic()
