@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in NAMES + NAMED:
-            parser.error(f"{name!r} is no benchmark; known are {', '.join(NAMES + NAMED)}")
+            parser.error(f"{name!r} is no benchmark; known are {known}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported by a benchmark
     print(machine(), flush=True)
     for name in options.names or NAMES:
