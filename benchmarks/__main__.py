@@ -17,9 +17,8 @@ NAMED = ("cluster",)  # run only where named: it needs `make cluster`
 def main(arguments: Sequence[str]) -> int:
     """Print the comparisons; the exit status is 0 whatever they show."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES + NAMED)}; default all but cluster"
-    )
+    known = ", ".join(NAMES + NAMED)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {known}; default all but cluster")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side (default 5)")
     parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     parser.add_argument("--trl", action="store_true", help="peers: TRL beside it; installs it into .bin/trl-env")
