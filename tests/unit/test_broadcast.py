@@ -102,3 +102,11 @@ def test_after_an_abort_a_new_group_can_be_joined(broadcast: Broadcast, threads:
     sending = threads.submit(broadcast.send, bucket)
     peer.broadcast([torch.empty_like(bucket.payload)]).wait()
     sending.result(20)
+
+
+def test_a_trainer_that_starts_again_gives_its_groups_names_that_servers_have_not_seen(broadcast: Broadcast) -> None:
+    other = Broadcast(
+        lambda: iter([]), device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=60.0
+    )
+    names = [one.plan_group()[0] for one in (broadcast, other, broadcast, other)]
+    assert len(set(names)) == 4

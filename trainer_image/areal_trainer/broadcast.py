@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -61,6 +62,7 @@ class Broadcast:
         self._group: Any = None
         self._listener: dist.TCPStore | None = None  # what all ranks meet at
         self._waiting: Future[Any] = Future()  # of the last call that waits for servers
+        self._trainer = uuid.uuid4().hex[:8]
         self._generation = 0
 
     @property
@@ -70,8 +72,8 @@ class Broadcast:
 
     @property
     def group_name(self) -> str:
-        """Name of the group of the current (or the next) connection; never used twice."""
-        return f"areal-weights-{self._generation}"
+        """Name of the group of the current (or the next) connection. Servers refuse a name that they have seen."""
+        return f"areal-weights-{self._trainer}-{self._generation}"
 
     def plan_group(self) -> tuple[str, int]:
         """Begin a new connection: (group name, port) for the servers' requests, before ``connect``."""
