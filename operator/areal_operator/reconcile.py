@@ -40,7 +40,7 @@ TAKEN_S = 2.0  # how soon to look again whether the objects of an earlier experi
 
 
 class _Replaced(Exception):
-    """The experiment that is worked on is there no more."""
+    """The experiment that is worked on, or a Job of it, is there no more."""
 
 
 class Reconciler:
@@ -153,8 +153,12 @@ class Reconciler:
             if existing is not None and not _is_ours({**existing, "kind": kind}, subject):
                 return Why(NAME_TAKEN, f"{kind} {name} exists and is not this experiment's; delete or rename one")
         try:
-            made = await self._cluster.apply(manifest)
+            made = await self._cluster.apply(_never_anew(manifest, known))
         except ApiError as error:
+            if (
+                kind == "Job" and known is not None and error.status == 409
+            ):  # deleted meanwhile: what is to be now is another question
+                raise _Replaced from error
             if is_transient(error):
                 raise
             logger.warning("%s/%s: %s %s is refused: %s", *key, kind, name, error)
@@ -227,6 +231,13 @@ def _waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
     """What pods need, then what makes pods: a pod never waits for its configuration or its claim."""
     needed = [manifest for manifest in manifests if manifest["kind"] not in MAKE_PODS]
     return [needed, [manifest for manifest in manifests if manifest["kind"] in MAKE_PODS]]
+
+
+def _never_anew(manifest: Manifest, known: Object | None) -> Manifest:
+    """A Job that was there when this was planned is not made anew: a pod of it may still run, and would get company."""
+    if manifest["kind"] != "Job" or known is None:
+        return manifest
+    return {**manifest, "metadata": {**manifest["metadata"], "uid": known["metadata"]["uid"]}}
 
 
 def subject_of(body: Object) -> Subject:

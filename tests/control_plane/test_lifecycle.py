@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from areal_operator.reconcile import _never_anew
 from support.experiments import Experiment
 from support.fake_kubelet import Behaviour, end, hang, run, wait
 from support.kube_api import Object, Refused, eventually
@@ -175,6 +176,22 @@ def test_the_next_attempt_waits_for_a_pod_that_does_not_end(experiment: Experime
     namespace.kubelet.stuck.discard(namespace.name)
     experiment.until(lambda now: now["conditions"] and not now["message"], "it runs again")
     assert experiment.status["attempt"] == 1
+
+
+def test_an_apply_that_names_a_deleted_job_by_its_uid_does_not_make_it_anew(experiment: Experiment) -> None:
+    """What the operator relies on, where a Job is deleted between its look and its apply."""
+    running(experiment)
+    namespace = experiment.namespace
+    job = next(one for one in namespace.list("Job") if one["metadata"]["name"] == "exp-trainer-1")
+    job = {**job, "apiVersion": "batch/v1", "kind": "Job"}
+    named = _never_anew(
+        {"kind": "Job", "metadata": {"name": "gone"}, "spec": {"template": job["spec"]["template"]}}, job
+    )
+    assert named["metadata"] == {"name": "gone", "uid": job["metadata"]["uid"]}
+    with pytest.raises(Refused) as refused:
+        namespace.api.apply({**named, "apiVersion": "batch/v1"}, namespace.name)
+    assert refused.value.status == 409
+    assert "gone" not in namespace.names("Job")
 
 
 def test_suspend_ends_everything_and_resume_goes_on(experiment: Experiment) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 import pytest
 
 from cluster.kind_cluster import REGISTRY, KindCluster
+from support.kube_api import eventually
 
 IMAGE = f"{REGISTRY}/areal-operator"
 SERVE = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000)"
@@ -70,6 +72,18 @@ def fetch(cluster: KindCluster, namespace: str, name: str, address: str) -> str:
     return cluster.kubectl("--namespace", namespace, "exec", name, "--", "python3", "-c", FETCH, url).strip()
 
 
+def reaches(cluster: KindCluster, namespace: str, name: str, address: str) -> None:
+    """A pod gets an answer; DNS and kube-proxy may learn of a pod a little later than kubectl."""
+
+    def answered() -> bool:
+        try:
+            return fetch(cluster, namespace, name, address) == "200"
+        except subprocess.CalledProcessError:
+            return False
+
+    eventually(answered, f"{name} reaches {address}", 30.0, pause_s=1.0)
+
+
 def test_pods_of_both_nodes_reach_each_other_by_name_address_and_service(cluster: KindCluster, namespace: str) -> None:
     nodes = {"first": cluster.control_plane, "second": cluster.worker}
     apply(
@@ -81,10 +95,11 @@ def test_pods_of_both_nodes_reach_each_other_by_name_address_and_service(cluster
     )
     cluster.wait("condition=Ready", "pod/first", "pod/second", namespace=namespace)
     for name, other in (("first", "second"), ("second", "first")):
-        address = ["get", "pod", other, "--output", "jsonpath={.status.podIP}"]
-        assert fetch(cluster, namespace, name, cluster.kubectl("--namespace", namespace, *address)) == "200"
-        assert fetch(cluster, namespace, name, f"{other}.peers") == "200"
-        assert fetch(cluster, namespace, name, "any") == "200"
+        address = cluster.kubectl(
+            *["--namespace", namespace, "get", "pod", other, "--output", "jsonpath={.status.podIP}"]
+        )
+        for target in (address, f"{other}.peers", "any"):
+            reaches(cluster, namespace, name, target)
 
 
 def test_a_volume_of_the_default_class_outlives_its_pod_and_a_stop_of_the_node(

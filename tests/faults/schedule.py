@@ -37,7 +37,7 @@ DECK: dict[Kind, int] = {
 PER_RUN = sum(DECK.values())
 # Servers and ranks of a run, by turns: two of both; one rank; a single server, of which each death stops the run.
 LAYOUTS = ((2, 2), (2, 1), (1, 1))
-STEPS = 75  # of the tiny experiment; 60 learn it, and 20 faults take about as many
+STEPS = 150  # of the tiny experiment; 60 learn it, and on a quick machine 20 faults take more than 75
 # Answers that go wrong: of what is asked most, of what changes weights, of looks at a server, of whatever comes.
 PATHS = ("/generate", "/update_weights_from_disk", "/pause_generation", "/continue_generation", "/model_info", "")
 OFTEN = ("/generate", "")  # asked many times a step

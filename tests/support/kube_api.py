@@ -60,6 +60,12 @@ class Api:
         headers = {"Content-Type": "application/merge-patch+json"}
         return self._ask("PATCH", _path(kind, namespace, name, subresource), json=change, headers=headers)
 
+    def apply(self, obj: Object, namespace: str | None = None) -> Object:
+        """Server-side apply, as a manager of the tests."""
+        path = _path(obj["kind"], namespace, obj["metadata"]["name"])
+        headers = {"Content-Type": "application/apply-patch+yaml"}
+        return self._ask("PATCH", path, params={"fieldManager": "test"}, json=obj, headers=headers)
+
     def delete(self, kind: str, namespace: str | None, name: str, **options: Any) -> None:
         """Delete an object; gone already is fine."""
         body = {"propagationPolicy": "Background", **options}
