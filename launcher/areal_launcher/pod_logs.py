@@ -104,6 +104,11 @@ def logs(name: str, place: Place, *, component: str | None, process: str | None,
     return 0
 
 
+def as_on_a_terminal(line: str) -> str:
+    """A line of a log as it is seen last: progress bars write over themselves."""
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
 def matching(pods: list[Object], name: str, process: str | None) -> list[Object]:
     """The pods that ``process`` names, in full or as ``server-0`` and ``trainer``; all where it names none."""
     if process is None:
@@ -124,8 +129,8 @@ def print_pod(cluster: Cluster, namespace: str, pod: Object, *, lines: int) -> N
         except ApiError as error:
             print(f"{life.pod} | {error}", flush=True)
             continue
-        for line in log.decode(errors="replace").splitlines():
-            print(f"{life.pod} | {line}", flush=True)
+        for line in log.decode(errors="replace").rstrip("\n").split("\n") if log else ():
+            print(f"{life.pod} | {as_on_a_terminal(line)}", flush=True)
 
 
 class Tail:
@@ -179,4 +184,4 @@ class Tail:
     def _say(self, life: Life, lines: Iterable[bytes]) -> None:
         with self._printing:
             for line in lines:
-                print(f"{life.pod} | {line.decode(errors='replace')}", flush=True)
+                print(f"{life.pod} | {as_on_a_terminal(line.decode(errors='replace'))}", flush=True)

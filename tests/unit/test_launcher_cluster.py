@@ -22,6 +22,7 @@ from areal_launcher.display import closing_rows, seconds_a_step
 from areal_launcher.fetch import unpacked
 from areal_launcher.follow import phase_text
 from areal_launcher.kubernetes import manifest
+from areal_launcher.pod_logs import as_on_a_terminal
 from areal_launcher.record import Stats
 from support.experiment_cases import Case
 
@@ -211,3 +212,10 @@ def test_options_of_a_cluster_are_refused_for_a_run_here(tmp_path: Path, capfd: 
     for option in (["--detach"], ["--results", "x"], ["--context", "x"]):
         assert cli.main(["run", "experiment.yaml", *option]) == 2
         assert f"{option[0]} is for runs in a cluster; add --on kubernetes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"), [("step 1", "step 1"), ("10%\r50%\r100%", "100%"), ("100%\r", "100%"), ("", "")]
+)
+def test_a_progress_bar_in_a_log_is_one_line_as_it_was_seen_last(line: str, seen: str) -> None:
+    assert as_on_a_terminal(line) == seen
