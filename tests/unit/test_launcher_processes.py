@@ -155,7 +155,8 @@ def test_a_server_that_cannot_start_is_reported_at_once_with_its_last_lines(
 ) -> None:
     broken = python("print('no kernel image'); raise SystemExit(3)")
     started = time.monotonic()
-    run = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [serving(tmp_path, ports[0]), broken], ports)
+    loading = python(SLEEPER, tmp_path / "pids")  # one that serves would let the run go on
+    run = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [loading, broken], ports)
     with pytest.raises(RunError, match="server-1 failed to start: exit status 3") as failure:
         LocalRun(run, Log()).run()
     assert time.monotonic() - started < 10
