@@ -13,7 +13,7 @@ if [ -f /run/secrets/index ]; then
   set -a
   . /run/secrets/index
   set +a
-  export PIP_INDEX_URL="${UV_DEFAULT_INDEX:-https://pypi.org/simple}"
+  if [ -n "${UV_DEFAULT_INDEX:-}" ]; then export PIP_INDEX_URL="$UV_DEFAULT_INDEX"; fi
 fi
 if [ -f /run/secrets/ca ]; then
   export SSL_CERT_FILE=/run/secrets/ca PIP_CERT=/run/secrets/ca
