@@ -13,11 +13,12 @@ SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 VENV := .venv
 UV := .bin/uv/bin/uv
 READY := $(VENV)/.ready-$(DEVICE)
+AWORLD := .bin/aworld/.ready
 TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread a process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo check test e2e faults bench tools cluster cluster-down images format generate clean
+.PHONY: setup aworld demo check test e2e faults bench tools cluster cluster-down images format generate clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -41,6 +42,12 @@ $(READY): $(UV) pyproject.toml constraints.txt sglang_image/cpu-excludes.txt
 	  --editable ".[trainer,server,operator,dev]"
 	@touch $@
 
+aworld: $(AWORLD) ## Make .bin/aworld/, the trainer's environment with AWorld.
+
+$(AWORLD): $(UV) examples/aworld/setup.sh examples/aworld/constraints.txt pyproject.toml
+	@examples/aworld/setup.sh
+	@touch $@
+
 demo: setup ## Train the tiny model here, on the CPU, from examples/tiny/experiment.yaml.
 	@$(VENV)/bin/grpo run examples/tiny/experiment.yaml config.trial_name=$(TRIAL)
 
@@ -53,7 +60,7 @@ check: setup ## Lint, types, import contracts, generated files.
 	$(VENV)/bin/python -m areal_api.crd --check
 	$(VENV)/bin/python helm/generate.py --check
 
-test: setup ## Run all tests but the scenarios of make e2e; what this machine cannot do is listed at the end.
+test: setup aworld ## Run all tests but the scenarios of make e2e; what this machine cannot do is listed at the end.
 	@tests/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be had here, and the line above says why
 	$(VENV)/bin/pytest -m "not scenario"
 

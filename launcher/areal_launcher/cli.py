@@ -34,10 +34,11 @@ top in AReaL's file; +sglang.x=y gives SGLang an argument that has no key.
 The same command goes on from the last recovery checkpoint. Ctrl-C lets the trainer write one; again: ends at once.
 
 With --on kubernetes the run is an object of the cluster, where the operator trains it. It is followed, and at its end
-stats.jsonl, summary.json, config.yaml and reward.png are brought into the run directory here; checkpoints stay on its
-volume. Ctrl-C leaves it alone: it goes on, and the same command follows it again.
+stats.jsonl, summary.json, config.yaml and reward.png are brought into the run directory here, with --checkpoint the
+newest checkpoint too; all of them stay on its volume. Ctrl-C leaves it alone: it goes on, and the same command follows
+it again.
 
-  grpo run --on kubernetes examples/tiny/experiment.yaml --namespace team-a"""
+  grpo run --on kubernetes examples/tiny/experiment.yaml --namespace team-a --checkpoint"""
 
 EVAL = """\
 Evaluate a Hugging Face checkpoint on valid_dataset through a server, and print its mean reward.
@@ -78,6 +79,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help="where results of the cluster go (default: the run directory)"
     )
+    parser.add_argument("--checkpoint", action="store_true", help="bring the newest checkpoint here, too")
     add_port(parser)
     parser.set_defaults(action=run_action)
     return parser
@@ -87,13 +89,16 @@ def run_action(chosen: argparse.Namespace) -> int:
     """Train here or in a cluster."""
     request, place = actions.Request.of(chosen.items, chosen.config), place_of(chosen)
     if place is None:
-        refuse_without_cluster(**{"--detach": chosen.detach, "--results": chosen.results})
+        given = {"--detach": chosen.detach, "--results": chosen.results, "--checkpoint": chosen.checkpoint}
+        refuse_without_cluster(**given)
         return actions.run(request, chosen.port)
     if chosen.port is not None:
         raise ValueError("--port is for servers on this machine; leave it out with --on kubernetes")
     from areal_launcher import kubernetes
 
-    return kubernetes.run(request, place, detach=chosen.detach, results=chosen.results)
+    if chosen.detach and chosen.checkpoint:
+        raise ValueError("--detach follows nothing, so --checkpoint brings nothing; leave one of them out")
+    return kubernetes.run(request, place, detach=chosen.detach, results=chosen.results, checkpoint=chosen.checkpoint)
 
 
 def eval_parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any, Self
 import urllib3
 from kubernetes import client, config
 from kubernetes.config.config_exception import ConfigException
+from kubernetes.stream import ws_client
+from websocket import ABNF, WebSocketException
 
 from areal_api.crd import PLURAL
 from areal_api.experiment import API_VERSION, KIND
@@ -23,6 +25,7 @@ from areal_launcher.fleet import RunError
 Object = dict[str, Any]
 MANAGER = "grpo"
 TIMEOUT_S = (5.0, 30.0)  # to connect, to read
+SILENT_S = 60.0  # how long a command in a pod may write nothing
 BUSY, BUSY_TRIES = 429, 10
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 KINDS: dict[str, tuple[str, str]] = {
@@ -158,6 +161,32 @@ class Cluster:
         finally:
             response.close()
 
+    def output_of(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> Iterator[bytes]:
+        """Parts of what a command in a container writes, as they come. ``RunError`` at the end where it fails."""
+        query = [("container", container), ("stdout", "true"), ("stderr", "true")]
+        path = f"{path_of('Pod', namespace, pod)}/exec"
+        _, url, headers, *_ = self._client.param_serialize(
+            "GET",
+            path,
+            query_params=[*query, *(("command", word) for word in command)],
+            auth_settings=["BearerToken"],
+        )
+        headers = {name.lower(): value for name, value in headers.items()}
+        try:
+            # Not ws_client.WSClient, which keeps all that it was sent.
+            socket = ws_client.create_websocket(
+                self._client.configuration, ws_client.get_websocket_url(url, []), headers
+            )
+        except (OSError, WebSocketException) as error:
+            raise RunError(f"no command can be run in the pod {pod}: {error}") from error
+        try:
+            socket.settimeout(SILENT_S)
+            yield from output_in(socket)
+        except (OSError, WebSocketException) as error:
+            raise Unreachable(f"the connection to the pod {pod} broke off: {error}") from error
+        finally:
+            socket.close()
+
     def _find(self, path: str) -> Any:
         try:
             return self._ask("GET", path)
@@ -222,6 +251,30 @@ def reached(ask: Callable[[], Any], server: str) -> Any:
         said = str(error.reason) if isinstance(error, client.ApiException) else str(error)
         reason = " ".join(said.rpartition(">: ")[2].rpartition("): ")[2].split())
         raise Unreachable(f"the API server {server} does not answer: {reason}") from error
+
+
+def output_in(socket: Any) -> Iterator[bytes]:
+    """What a command wrote to its standard output, out of the frames of a connection. ``RunError`` where it failed.
+
+    The first byte of a frame says what it belongs to; the last one is the command's status.
+    """
+    said = b""
+    while True:
+        operation, frame = socket.recv_data_frame(True)
+        if operation == ABNF.OPCODE_CLOSE:
+            raise RunError("the command ended without a status")
+        if operation not in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) or not frame.data:
+            continue
+        channel, data = frame.data[0], frame.data[1:]
+        if channel == ws_client.STDOUT_CHANNEL and data:
+            yield data
+        elif channel == ws_client.STDERR_CHANNEL:
+            said += data
+        elif channel == ws_client.ERROR_CHANNEL:
+            status = json.loads(data)
+            if status.get("status") == "Success":
+                return
+            raise RunError(said.decode(errors="replace").strip() or str(status.get("message")))
 
 
 def kubeconfig(place: Place) -> str:

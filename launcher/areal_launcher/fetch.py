@@ -11,6 +11,7 @@ import io
 import json
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from areal_launcher.prepare import experiment_file
 FILES = ("config.yaml", "stats.jsonl", "summary.json")
 READ_S = 180.0  # the reader's life, and how long it is waited for; an image that is on the node starts in seconds
 POLL_S = 0.5
+CONTAINER = "reader"
 HOSTNAME = "kubernetes.io/hostname"
 SAME = (
     "imagePullSecrets",
@@ -80,15 +82,15 @@ def attempt_of(obj: Object) -> int:
     return int(obj["metadata"]["labels"][children.ATTEMPT])
 
 
-def reader_pod(source: Source) -> Object:
-    """The pod that prints the files."""
+def pod_beside(source: Source, command: list[str], *, life_s: int) -> Object:
+    """A pod that runs ``command`` where the trainer ran, with its volume, read-only, for at most ``life_s`` seconds."""
     template, trainer = source.template, source.template["containers"][0]
     volume = next(one for one in template["volumes"] if "persistentVolumeClaim" in one)
     mount = next(one for one in trainer["volumeMounts"] if one["name"] == volume["name"])
     container: Object = {
-        "name": "reader",
+        "name": CONTAINER,
         "image": trainer["image"],
-        "command": ["python3", "-c", inspect.getsource(reader).replace("$(", "$$("), source.directory, *FILES],
+        "command": command,
         "workingDir": "/",
         "resources": SMALL,
         "securityContext": trainer["securityContext"],
@@ -102,7 +104,7 @@ def reader_pod(source: Source) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": int(READ_S),
+        "activeDeadlineSeconds": life_s,
         "terminationGracePeriodSeconds": 1,
         "volumes": [{"name": volume["name"], "persistentVolumeClaim": {"claimName": source.claim}}],
         "containers": [container],
@@ -151,10 +153,12 @@ def fetch(cluster: Cluster, source: Source, target: Path, experiment: GRPOExperi
 
 def read_files(cluster: Cluster, source: Source) -> bytes:
     """The archive that a reader prints. The reader is removed, whatever happens."""
-    pod = cluster.create(reader_pod(source), source.namespace)["metadata"]["name"]
+    command = ["python3", "-c", inspect.getsource(reader).replace("$(", "$$("), source.directory, *FILES]
+    body = pod_beside(source, command, life_s=int(READ_S))
+    pod = cluster.create(body, source.namespace)["metadata"]["name"]
     try:
         wait_for_end(cluster, source.namespace, pod)
-        log = cluster.log(source.namespace, pod, "reader").decode(errors="replace")
+        log = cluster.log(source.namespace, pod, CONTAINER).decode(errors="replace")
     finally:
         cluster.delete("Pod", source.namespace, pod, grace_s=0)
     try:
@@ -165,6 +169,16 @@ def read_files(cluster: Cluster, source: Source) -> bytes:
 
 def wait_for_end(cluster: Cluster, namespace: str, name: str) -> None:
     """Wait until a reader has printed everything; ``RunError`` when it cannot."""
+    wait_for(cluster, namespace, name, lambda status: terminated(status) is not None)
+
+
+def wait_until_running(cluster: Cluster, namespace: str, name: str) -> None:
+    """Wait until commands can be run in a reader; ``RunError`` when it does not start."""
+    wait_for(cluster, namespace, name, lambda status: status.get("phase") == "Running")
+
+
+def wait_for(cluster: Cluster, namespace: str, name: str, condition: Callable[[Object], bool]) -> None:
+    """Wait for a state of a reader in which it has not failed."""
     deadline, why = time.monotonic() + READ_S, "it was not started"
     while time.monotonic() < deadline:
         pod = cluster.get("Pod", namespace, name)
@@ -173,11 +187,11 @@ def wait_for_end(cluster: Cluster, namespace: str, name: str) -> None:
         status = pod.get("status") or {}
         why = why_waiting(status) or why
         ended = terminated(status)
-        if ended is not None and ended["exitCode"] == 0:
-            return
-        if ended is not None or status.get("phase") == "Failed":
+        if status.get("phase") == "Failed" or (ended is not None and ended["exitCode"]):
             said = str((ended or status).get("message") or "").strip()
             raise RunError(f"the pod {name} could not read the files: {said or (ended or status).get('reason')}")
+        if condition(status):
+            return
         time.sleep(POLL_S)
     raise RunError(f"the pod {name} did not read the files within {READ_S:.0f} s: {why}")
 

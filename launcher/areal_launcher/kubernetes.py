@@ -18,6 +18,7 @@ from areal_launcher.cluster import ApiError, Cluster, Object, Place
 from areal_launcher.cluster_checks import check_api, check_files, check_operator, check_target, with_fix
 from areal_launcher.display import closing_table, display_for
 from areal_launcher.fetch import fetch, source_of
+from areal_launcher.fetch_checkpoint import fetch_checkpoint
 from areal_launcher.fleet import RunError
 from areal_launcher.follow import Follower, status_of
 from areal_launcher.plot import plot_run
@@ -67,8 +68,11 @@ class Submitted:
         )
 
 
-def run(request: Request, place: Place, *, detach: bool, results: Path | None) -> int:
-    """Train in a cluster: 0 when the run has Succeeded, 130 when it is left alone by Ctrl-C."""
+def run(request: Request, place: Place, *, detach: bool, results: Path | None, checkpoint: bool) -> int:
+    """Train in a cluster: 0 when the run has Succeeded, 130 when it is left alone by Ctrl-C.
+
+    ``checkpoint``: bring the newest checkpoint of a run that has Succeeded, too.
+    """
     experiment = request.load()
     check_files(experiment.spec)
     cluster = Cluster.connect(place)
@@ -83,7 +87,7 @@ def run(request: Request, place: Place, *, detach: bool, results: Path | None) -
     submitted = Submitted(
         cluster,
         place,
-        command_of(request, place, results),
+        command_of(request, place, results, checkpoint=checkpoint),
         experiment,
         namespace,
         str(applied["metadata"]["uid"]),
@@ -96,7 +100,7 @@ def run(request: Request, place: Place, *, detach: bool, results: Path | None) -
     except KeyboardInterrupt:
         console.print(submitted.how_to_go_on(), markup=False, soft_wrap=True)
         return INTERRUPTED
-    return conclude(submitted, body, target, console)
+    return conclude(submitted, body, target, console, checkpoint=checkpoint)
 
 
 def namespace_of(experiment: GRPOExperiment, place: Place, cluster: Cluster) -> str:
@@ -107,10 +111,11 @@ def namespace_of(experiment: GRPOExperiment, place: Place, cluster: Cluster) -> 
     return written or cluster.namespace
 
 
-def command_of(request: Request, place: Place, results: Path | None) -> str:
+def command_of(request: Request, place: Place, results: Path | None, *, checkpoint: bool) -> str:
     """The same command again."""
     words = ["grpo", "run", "--on", "kubernetes", *place.options]
     words += ["--results", str(results)] if results is not None else []
+    words += ["--checkpoint"] if checkpoint else []
     words += [request.script] if request.script is not None else []
     words += [str(request.path), *request.overrides]
     return shlex.join(words)
@@ -191,7 +196,7 @@ def follow(submitted: Submitted, console: Console) -> Object:
         ).run()
 
 
-def conclude(submitted: Submitted, body: Object, target: Path, console: Console) -> int:
+def conclude(submitted: Submitted, body: Object, target: Path, console: Console, *, checkpoint: bool) -> int:
     """Bring the results here and show them. ``RunError`` where the run has Failed or they cannot be had."""
     status = status_of(body)
     assert status.phase in TERMINAL_PHASES
@@ -199,7 +204,7 @@ def conclude(submitted: Submitted, body: Object, target: Path, console: Console)
     if status.phase == "Succeeded" or status.step is not None:
         console.print("fetching the results", markup=False)
         try:
-            bring(submitted, body, target)
+            bring(submitted, body, target, checkpoint=checkpoint and status.phase == "Succeeded")
             console.print(closing_table(target))
         except RunError as error:
             problem = error
@@ -215,10 +220,13 @@ def conclude(submitted: Submitted, body: Object, target: Path, console: Console)
     return 0
 
 
-def bring(submitted: Submitted, body: Object, target: Path) -> None:
+def bring(submitted: Submitted, body: Object, target: Path, *, checkpoint: bool) -> None:
     """Fetch the results and draw the picture."""
+    source = source_of(submitted.cluster, body)
     try:
-        fetch(submitted.cluster, source_of(submitted.cluster, body), target, submitted.experiment)
+        fetch(submitted.cluster, source, target, submitted.experiment)
+        if checkpoint:
+            fetch_checkpoint(submitted.cluster, source, target)
     except OSError as error:
         raise RunError(f"{target} cannot be written ({error.strerror}); name another place by --results") from error
     if record.read_stats(target).lines:

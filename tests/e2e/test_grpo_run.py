@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from support.helm_release import REPOSITORY, Release
 
@@ -42,9 +43,10 @@ def test_a_run_is_followed_to_its_end_and_its_results_are_here(
     grpo: Grpo, release: Release, namespace: str, tmp_path: Path
 ) -> None:
     results = tmp_path / "results"
-    done = grpo("run", TINY, *SHORT, "--results", str(results))
+    done = grpo("run", TINY, *SHORT, "--results", str(results), "--checkpoint")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "experiment tiny made" in done.stdout
+    AutoModelForCausalLM.from_pretrained(results / "checkpoints" / "epoch1step8")
     assert "step 8/8" in done.stdout
     steps = [json.loads(line)["step"] for line in (results / "stats.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 9))
