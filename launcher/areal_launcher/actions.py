@@ -129,7 +129,12 @@ def checkpoint_of(text: str) -> str:
     newest = last_checkpoint(path)
     if newest is None:
         elsewhere = in_cluster(path)
-        raise ValueError(f"{path} has no checkpoint {(elsewhere and f'here, they are {elsewhere}') or 'yet'}; name one")
+        if elsewhere is not None:
+            raise ValueError(
+                f"{path} has no checkpoint here, they are {elsewhere}; the command that brought these results brings "
+                "the newest with --checkpoint"
+            )
+        raise ValueError(f"{path} has no checkpoint yet; name one")
     return newest
 
 
