@@ -105,16 +105,18 @@ rolled_out() {
   kubectl --namespace "$1" rollout status "deployment/$2" --timeout=1s >/dev/null 2>&1
 }
 
+# kind gives nodes 30 s to boot, which a machine that is busy may need: it is tried three times.
 make_cluster() {
-  say "creating the cluster"
-  "$bin/kind" delete cluster --name "$CLUSTER" --quiet
-  if ! "$bin/kind" create cluster --config "$node_config" --image "$node_image" --retain >"$bin/kind.log" 2>&1 ||
-    ! ready; then
+  for attempt in 1 2 3; do
+    say "creating the cluster$([ $attempt = 1 ] || echo ", attempt $attempt")"
+    "$bin/kind" delete cluster --name "$CLUSTER" --quiet
+    if "$bin/kind" create cluster --config "$node_config" --image "$node_image" --retain >"$bin/kind.log" 2>&1 && ready
+    then return; fi
     tail -n 5 "$bin/kind.log" >&2
     "$bin/kind" export logs --name "$CLUSTER" "$bin/kind-logs" >/dev/null 2>&1 || :
-    "$bin/kind" delete cluster --name "$CLUSTER" --quiet
-    missing "the cluster did not come up; see $bin/kind.log and $bin/kind-logs"
-  fi
+  done
+  "$bin/kind" delete cluster --name "$CLUSTER" --quiet
+  missing "the cluster did not come up; see $bin/kind.log and $bin/kind-logs"
 }
 
 # The registry is a container with a volume: it comes back with the engine, and its data outlives it.

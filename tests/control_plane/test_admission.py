@@ -17,7 +17,7 @@ from support.kube_api import Api, Object, Refused, eventually
 from support.operator_process import OperatorProcess
 
 BATCH = 20
-MALFORMED = int(os.environ.get("AREAL_MALFORMED", "200"))  # how many are tried
+MALFORMED = int(os.environ.get("AREAL_MALFORMED", "1000"))  # how many are tried
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()
@@ -130,7 +130,7 @@ def test_malformed_experiments_are_refused_or_explained(namespace: Namespace, op
         try:
             for index in made:
                 explained = eventually(
-                    lambda index=index: _explained(namespace, f"m{index}"), f"a status of {batch[index]}", 20.0
+                    lambda index=index: _explained(namespace, f"m{index}"), f"a status of {batch[index]}", 60.0
                 )
                 counts[explained] += 1
         finally:
