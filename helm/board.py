@@ -217,7 +217,6 @@ def _choices() -> Iterator[dict[str, Any]]:
             "name": name,
             "type": "query",
             "datasource": SOURCE,
-            "definition": query,
             "query": {"query": query, "refId": name},
             "refresh": 2,  # whenever the time range changes
             "sort": 1,
