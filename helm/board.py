@@ -144,9 +144,16 @@ SERVERS = Row(
             unit="percentunit",
         ),
         Panel(
-            "Retracted requests a second",
-            [(per_second("num_retracted_requests_total"), "{{pod}}")],
-            "Each weight update retracts what is under way; it goes on under the new weights.",
+            "Time of an answer",
+            [
+                (
+                    "histogram_quantile(0.95, sum by (le, pod) "
+                    f"(rate(sglang:e2e_request_latency_seconds_bucket{{{ONE}}}[{RATE}])))",
+                    "{{pod}} 95%",
+                )
+            ],
+            "Within which 95% of the requests were answered.",
+            unit="s",
         ),
     ],
 )

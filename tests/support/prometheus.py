@@ -74,6 +74,15 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self._url = url
 
+    @property
+    def ready(self) -> bool:
+        """Whether it answers queries."""
+        try:
+            with urllib.request.urlopen(f"{self._url}/-/ready", timeout=10.0):
+                return True
+        except urllib.error.URLError:
+            return False
+
     def values(self, expression: str) -> list[float]:
         """The values of an expression now; those that are no numbers are left out."""
         found = self._get("query", query=expression)["result"]
@@ -120,10 +129,7 @@ def prometheus(folder: Path, scrapes: Sequence[Object], rules: str) -> Iterator[
 
     def scraped() -> bool:
         assert process.poll() is None, (folder / "prometheus.log").read_text()[-3000:]
-        try:
-            return running.values("sum(up)") == [targets]
-        except urllib.error.URLError:
-            return False
+        return running.ready and running.values("sum(up)") == [targets]
 
     try:
         eventually(scraped, f"{targets} targets are scraped", 60.0)
