@@ -47,7 +47,13 @@ def wants_json(environ: Mapping[str, str]) -> bool:
 
 
 def set_up(*, level: int = logging.INFO, text_format: str = TEXT_FORMAT) -> None:
-    """Have this process log to standard error, as the environment says. ``ValueError`` as ``wants_json``."""
+    """Have this process log to standard error, as the environment says. ``ValueError`` as ``wants_json``.
+
+    Python's warnings become log lines where those are JSON.
+    """
+    as_json = wants_json(os.environ)
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if wants_json(os.environ) else logging.Formatter(text_format))
+    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(text_format))
     logging.basicConfig(level=level, handlers=[handler])
+    if as_json:
+        logging.captureWarnings(True)

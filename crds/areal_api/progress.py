@@ -25,6 +25,8 @@ class ProgressReport(CamelSection):
     eval_reward: float | None = Field(None, description="Mean task reward of the last evaluation.")
     staleness: float | None = Field(None, description="Mean weight versions that the last batch lagged.")
     tokens_per_second: float | None = Field(None, description="Trained tokens a second.")
+    servers_current: int | None = Field(None, ge=0, le=2**31, description="Servers that hold the current weights.")
+    servers_behind: int | None = Field(None, ge=0, le=2**31, description="Servers that answer, but hold other weights.")
 
     @property
     def progress(self) -> str:
@@ -51,4 +53,6 @@ def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
         eval_reward=number("eval-rollout/reward"),
         staleness=number("staleness/avg", 2),
         tokens_per_second=number("tokens_per_second", 1),
+        servers_current=count("rollout/servers_current"),
+        servers_behind=count("rollout/servers_behind"),
     )

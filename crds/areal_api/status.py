@@ -68,4 +68,10 @@ class ExperimentStatus(StatusSection):
     tokens_per_second: float | None = Field(
         None, description="Generated tokens a second.", json_schema_extra={"unit": "tokens/s"}
     )
+    servers_current: int | None = Field(
+        None, ge=0, description="Servers that held the current weights when the last batch was complete."
+    )
+    servers_behind: int | None = Field(
+        None, ge=0, description="Servers that answered then, but held other weights: they get no requests."
+    )
     servers: ServersStatus = Field(default_factory=ServersStatus, description="Servers of the run.")

@@ -87,6 +87,7 @@ def figures(state: ExperimentStatus) -> list[tuple[str, str]]:
         ("tok/s", None if state.tokens_per_second is None else f"{state.tokens_per_second:,.0f}"),
         ("staleness", None if state.staleness is None else f"{state.staleness:.2f}"),
         ("servers", state.servers.summary or None),
+        ("behind", str(state.servers_behind) if state.servers_behind else None),
         ("restarts", str(state.restarts) if state.restarts else None),
         ("disruptions", str(state.disruptions) if state.disruptions else None),
     ]

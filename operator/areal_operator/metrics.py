@@ -20,6 +20,12 @@ EXPERIMENT_GAUGES = {
     "areal_experiment_eval_reward": ("Mean task reward of the last evaluation.", "evalReward"),
     "areal_experiment_staleness_versions": ("Mean weight versions that the last batch lagged.", "staleness"),
     "areal_experiment_tokens_per_second": ("Trained tokens a second.", "tokensPerSecond"),
+    "areal_experiment_version": ("Version of the published weights.", "version"),
+    "areal_experiment_servers_current": (
+        "Servers that hold the current weights, as the trainer sees.",
+        "serversCurrent",
+    ),
+    "areal_experiment_servers_behind": ("Servers that answer, but hold other weights.", "serversBehind"),
     "areal_experiment_restarts": ("Restarts that count.", "restarts"),
     "areal_experiment_disruptions": ("Restarts that do not count.", "disruptions"),
 }
@@ -31,6 +37,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.reconciles = Counter("areal_operator_reconciles", "Reconciles.", ["outcome"], registry=self.registry)
+        for outcome in ("success", "error"):
+            self.reconciles.labels(outcome)  # from 0 on: a counter that begins at 1 hides the first one from a rate
         self.seconds = Histogram(
             "areal_operator_reconcile_seconds", "Time of a reconcile.", buckets=BUCKETS, registry=self.registry
         )

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import ValidationError
@@ -37,6 +37,7 @@ class Progress:
         self._written_at: dict[Key, float] = {}
         self._pending: dict[Key, tuple[str, ProgressReport]] = {}
         self._writers: dict[Key, asyncio.Task[None]] = {}
+        self._closing = asyncio.Event()
 
     async def authorize(self, key: Key, token: str) -> str:
         """The uid of the experiment that ``token`` is for; raises ``HTTPException`` 401, 403 or 404."""
@@ -69,19 +70,24 @@ class Progress:
             self._writers[key] = asyncio.create_task(self._write(key))
 
     async def close(self) -> None:
-        """Stop writing."""
-        for writer in list(self._writers.values()):
-            writer.cancel()
+        """Write what was taken and still waits for its turn: the trainer was told that it is taken."""
+        self._closing.set()
+        await asyncio.gather(*self._writers.values())
 
     async def _write(self, key: Key) -> None:
         try:
             while key in self._pending:
-                await asyncio.sleep(self._written_at.get(key, float("-inf")) + INTERVAL_S - time.monotonic())
+                await self._turn(key)
                 uid, report = self._pending.pop(key)
                 self._written_at[key] = time.monotonic()
                 await self._apply(key, uid, report)
         finally:
             del self._writers[key]
+
+    async def _turn(self, key: Key) -> None:
+        left_s = self._written_at.get(key, float("-inf")) + INTERVAL_S - time.monotonic()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), max(0.0, left_s))
 
     async def _apply(self, key: Key, uid: str, report: ProgressReport) -> None:
         namespace, name = key

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from areal_api.logs import wants_json
 
+PEER_FIELDS = {"podSelector", "namespaceSelector", "ipBlock"}  # of a NetworkPolicy
 Device = Literal["cuda", "cpu"]
 IMAGE_VARIABLES: dict[tuple[str, Device], str] = {
     ("trainer", "cuda"): "AREAL_TRAINER_IMAGE",
@@ -31,6 +33,7 @@ class Settings:
     resync_s: float = 300.0
     waiting_s: float = 15.0  # how often the events of something that waits are read again
     json_logs: bool = False  # of this process and of the pods that it makes
+    metrics_from: tuple[Mapping[str, Any], ...] = ()  # who may read the servers' metrics: peers of a NetworkPolicy
     retry_s: float = 10.0  # from a failure to the next attempt; it doubles with each
 
     @classmethod
@@ -43,6 +46,7 @@ class Settings:
             watched=tuple(name for name in env.get("AREAL_WATCH_NAMESPACES", "").replace(",", " ").split() if name),
             images=images,
             json_logs=wants_json(env),
+            metrics_from=_peers(env, "AREAL_METRICS_FROM"),
             progress_url=(env.get("AREAL_OPERATOR_URL") or "").rstrip("/") or None,
             port=_number(env, "AREAL_OPERATOR_PORT", 8080),
             workers=_number(env, "AREAL_OPERATOR_WORKERS", 4),
@@ -68,3 +72,21 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{name} is {text!r}; set a whole number of at least 1")
     return int(text)
+
+
+def _peers(env: Mapping[str, str], name: str) -> tuple[Mapping[str, Any], ...]:
+    text = env.get(name) or "[]"
+    try:
+        peers = json.loads(text)
+    except ValueError:
+        peers = None
+    if not isinstance(peers, list) or not all(_is_peer(peer) for peer in peers):
+        raise ValueError(
+            f"{name} is {text!r}; set a JSON list of a NetworkPolicy's peers, "
+            'as [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]'
+        )
+    return tuple(peers)
+
+
+def _is_peer(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and set(value) <= PEER_FIELDS

@@ -19,7 +19,10 @@ ACCEPTED, STORAGE, SERVERS, TRAINER = "Accepted", "StorageReady", "ServersReady"
 SUSPENDED, SUCCEEDED = "Suspended", "Succeeded"
 SUSPENDING = "Suspending"
 # Written by the other field manager, from what trainers report.
-PROGRESS_FIELDS = ("step", "totalSteps", "progress", "version", "reward", "evalReward", "staleness", "tokensPerSecond")
+PROGRESS_FIELDS = (
+    *("step", "totalSteps", "progress", "version", "reward", "evalReward", "staleness", "tokensPerSecond"),
+    *("serversCurrent", "serversBehind"),
+)
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,10 @@ def _keep_out_of_logs(secret: str) -> None:
 
 
 def _write_json_lines() -> None:
-    """Have uvicorn write JSON too, whose loggers have handlers of their own; SGLang is told by a file."""
+    """Have uvicorn write JSON too, whose loggers have handlers of their own, and warnings; SGLang is told by a file."""
     from uvicorn.config import LOGGING_CONFIG
 
+    logging.captureWarnings(True)
     for name in ("default", "access"):  # SGLang sets a format on them, which ours ignores
         LOGGING_CONFIG["formatters"][name] = {"()": "areal_api.logs.JsonFormatter"}
 

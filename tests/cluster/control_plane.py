@@ -27,9 +27,9 @@ class BuildError(Exception):
     """The binaries cannot be had; the text says what is missing."""
 
 
-def binaries() -> Path:
-    """The folder of the binaries; builds them where they are missing. Raises ``BuildError``."""
-    built = subprocess.run([str(BUILD)], capture_output=True, text=True, check=False, timeout=1800)
+def binaries(build: Path = BUILD) -> Path:
+    """The folder of what a script builds, by default Kubernetes; once. Raises ``BuildError``."""
+    built = subprocess.run([str(build)], capture_output=True, text=True, check=False, timeout=1800)
     if built.returncode:
         raise BuildError(built.stderr.strip().splitlines()[-1] if built.stderr.strip() else "the build failed")
     return Path(built.stdout.strip())

@@ -8,13 +8,21 @@ from pathlib import Path
 import httpx
 import pytest
 
-from areal_api import children
 from areal_trainer.progress import ProgressSink
 from support.experiments import Experiment
 from support.kube_api import eventually
 from support.operator_process import OperatorProcess
+from support.progress import post, token_of, url_of
 
-REPORT = {"step": 3, "totalSteps": 10, "version": 3, "reward": 0.5, "tokensPerSecond": 12.5}
+REPORT = {
+    "step": 3,
+    "totalSteps": 10,
+    "version": 3,
+    "reward": 0.5,
+    "tokensPerSecond": 12.5,
+    "serversCurrent": 2,
+    "serversBehind": 1,
+}
 
 
 @pytest.fixture
@@ -24,34 +32,14 @@ def running(experiment: Experiment) -> Experiment:
     return experiment
 
 
-def token_of(experiment: Experiment, *, audience: str | None = None, account: str = "exp-run") -> str:
-    """A token as the kubelet would project it."""
-    uid = (experiment.get() or {})["metadata"]["uid"]
-    name = experiment.namespace.name
-    spec = {"audiences": [audience or children.progress_audience(uid)]}
-    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
-    path = f"/api/v1/namespaces/{name}/serviceaccounts/{account}/token"
-    return str(experiment.namespace.api.post(path, body)["status"]["token"])
-
-
-def url_of(experiment: Experiment, operator: OperatorProcess) -> str:
-    return f"{operator.url}/v1/namespaces/{experiment.namespace.name}/experiments/{experiment.name}/progress"
-
-
-def post(url: str, token: str, content: object) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {token}"}
-    if isinstance(content, bytes):
-        return httpx.post(url, content=content, headers=headers, trust_env=False)
-    return httpx.post(url, json=content, headers=headers, trust_env=False)
-
-
 def test_a_report_of_the_trainer_is_in_the_status_within_five_seconds(
     running: Experiment, operator: OperatorProcess, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text(token_of(running))
     sink = ProgressSink(url_of(running, operator), tmp_path / "token")
     stats = {"task_reward/avg": 0.5, "total_steps": 10, "version": 2, "staleness/avg": 0.75, "tokens_per_second": 9.0}
-    sink.log(2, {**stats, "eval-rollout/reward": 0.25})
+    servers = {"rollout/servers_current": 1, "rollout/servers_behind": 1}
+    sink.log(2, {**stats, **servers, "eval-rollout/reward": 0.25})
     status = running.until(lambda now: now.get("step") == 2, "step 2", 5.0)
     assert (status["progress"], status["reward"], status["evalReward"], status["staleness"]) == (
         "2/10",
@@ -59,6 +47,7 @@ def test_a_report_of_the_trainer_is_in_the_status_within_five_seconds(
         0.25,
         0.75,
     )
+    assert (status["serversCurrent"], status["serversBehind"]) == (1, 1)
     sink.log(3, {**stats, "task_reward/avg": 0.625})
     sink.close()
     status = running.until(lambda now: now.get("step") == 3, "step 3", 5.0)
@@ -101,6 +90,19 @@ def test_progress_causes_no_reconcile_and_is_written_at_most_every_three_seconds
     assert reconciles() == before
 
 
+def test_an_operator_that_is_told_to_end_writes_what_it_has_taken(
+    running: Experiment, operator: OperatorProcess
+) -> None:
+    url, token = url_of(running, operator), token_of(running)
+    for step in range(1, 4):
+        assert post(url, token, {**REPORT, "step": step}).status_code == 202
+    try:
+        assert operator.stop() == 0
+        assert running.status["step"] == 3
+    finally:
+        operator.start()
+
+
 def test_only_the_experiments_own_token_is_taken(running: Experiment, operator: OperatorProcess) -> None:
     url = url_of(running, operator)
     assert post(url, "nonsense", REPORT).status_code == 401
@@ -138,3 +140,6 @@ def test_metrics_tell_of_the_operator_and_of_the_experiments(running: Experiment
     assert "areal_operator_leader 1.0" in text
     assert f'areal_experiment_servers_ready{{name="exp",namespace="{name}"}} 1.0' in text
     assert f'areal_experiment_phase{{name="exp",namespace="{name}",phase="Running"}} 1.0' in text
+    assert f'areal_experiment_servers_current{{name="exp",namespace="{name}"}} 2.0' in text
+    assert f'areal_experiment_servers_behind{{name="exp",namespace="{name}"}} 1.0' in text
+    assert 'areal_operator_reconciles_total{outcome="error"}' in text

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
 import tomllib
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from areal_api import names
+import board
+import generate
+from areal_api import children, names
 from areal_api.load import load_experiment, parse_experiment
 from areal_operator.leader import NAME as LEASE
-from areal_operator.metrics import Metrics
+from areal_operator.metrics import EXPERIMENT_GAUGES, Metrics
 from areal_operator.operate import ROOT_KEY
 from areal_operator.settings import Settings
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
+from support.operator_objects import decide, manifest, subject
 
 EVERYTHING = (
     "operator.replicas=3",
@@ -29,6 +30,9 @@ EVERYTHING = (
     "networkPolicy.enabled=true",
     "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring",
     "serviceMonitor.enabled=true",
+    "podMonitor.enabled=true",
+    "grafanaDashboard.enabled=true",
+    "grafanaDashboard.annotations.folder=RL",
     "prometheusRule.enabled=true",
     "experiment.enabled=true",
     "image.pullSecrets[0].name=registry",
@@ -46,21 +50,12 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
     return Helm(tmp_path_factory.mktemp("helm"))
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "helm" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def values() -> dict[str, Any]:
     return dict(yaml.safe_load((CHART / "values.yaml").read_text()))
 
 
 def test_generated_files_of_the_chart_are_up_to_date() -> None:
-    for path, text in generator().texts().items():
+    for path, text in generate.texts().items():
         assert path.read_text() == text, f"{path.name} is out of date; run: python helm/generate.py --write"
 
 
@@ -109,6 +104,8 @@ def test_the_chart_is_lint_free(helm: Helm, more: tuple[str, ...]) -> None:
         ("experiment.example=math", "must be one of '', 'gsm8k', 'tiny'"),
         ("experiment.spec.server.replicas=1", "'server' not allowed"),
         ("prometheusRule.stalledAfter=soon", "does not match pattern"),
+        ("networkPolicy.metricsFrom[0].pods=x", "'pods' not allowed"),
+        ("podMonitor.interval=often", "does not match pattern"),
         ("crd.enabled=false", "'crd' not allowed"),
     ],
 )
@@ -130,6 +127,7 @@ def test_the_operator_understands_what_the_chart_sets(helm: Helm) -> None:
     settings = Settings.of(environment(operator_container(helm.template(*EVERYTHING))))
     assert settings.watched == ("areal", "other")
     assert settings.progress_url == "http://areal-gsm8k-operator.areal.svc:8080"
+    assert settings.metrics_from == ({"namespaceSelector": {"matchLabels": {"team": "monitoring"}}},)
     defaults, plain = Settings(), Settings.of(environment(operator_container(helm.template())))
     assert plain.watched == ()
     for name in ("workers", "resync_s", "waiting_s", "retry_s", "port"):
@@ -215,17 +213,25 @@ def test_the_definition_is_left_out_where_it_is_not_wanted(helm: Helm) -> None:
     assert [obj["kind"] for obj in helm.template(more=["--include-crds"])].count("CustomResourceDefinition") == 2
 
 
-def test_alerts_ask_for_metrics_that_the_operator_has(helm: Helm) -> None:
+def operator_metrics() -> set[str]:
+    """Names of everything that an operator tells."""
     metrics = Metrics()
     status = {
         "phase": "Running",
-        **dict.fromkeys(("step", "totalSteps", "reward", "evalReward", "staleness"), 1),
-        **dict.fromkeys(("tokensPerSecond", "restarts", "disruptions"), 1),
+        **dict.fromkeys((field for _, field in EXPERIMENT_GAUGES.values()), 1),
         "servers": {"ready": 1, "desired": 1},
     }
     metrics.watch(queue_depth=lambda: 0, leads=lambda: True, experiments=lambda: {("ns", "x"): {"status": status}})
-    metrics.reconciles.labels("error").inc()
-    told = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    return {sample.name for family in metrics.registry.collect() for sample in family.samples}
+
+
+def test_the_operators_guide_names_every_figure_of_an_experiment() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    assert [name for name in EXPERIMENT_GAUGES if f"`{name.removeprefix('areal_experiment')}`" not in text] == []
+
+
+def test_alerts_ask_for_metrics_that_the_operator_has(helm: Helm) -> None:
+    told = operator_metrics()
     rule = one(helm.template("prometheusRule.enabled=true", "prometheusRule.stalledAfter=2h"), "PrometheusRule")
     alerts = rule["spec"]["groups"][0]["rules"]
     assert len(alerts) == 6
@@ -233,7 +239,30 @@ def test_alerts_ask_for_metrics_that_the_operator_has(helm: Helm) -> None:
         asked = set(re.findall(r"areal_\w+", alert["expr"]))
         assert asked, alert
         assert asked <= told, alert["alert"]
-    assert any("[2h]" in alert["expr"] for alert in alerts)
+    assert [alert["for"] for alert in alerts if alert["alert"] == "ArealRunStalled"] == ["2h"]
+
+
+def test_prometheus_is_sent_to_the_servers_of_experiments(helm: Helm) -> None:
+    spec = one(helm.template("podMonitor.enabled=true"), "PodMonitor")["spec"]
+    pods = children.component_labels("x", children.SERVER)
+    assert spec["selector"]["matchLabels"].items() <= pods.items()
+    assert children.EXPERIMENT not in spec["selector"]["matchLabels"]
+    assert spec["namespaceSelector"] == {"any": True}
+    [endpoint] = spec["podMetricsEndpoints"]
+    [port] = manifest(decide(subject()), "StatefulSet")["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
+    label = re.sub(r"[^a-z]", "_", children.EXPERIMENT)
+    assert endpoint["relabelings"] == [
+        {"sourceLabels": [f"__meta_kubernetes_pod_label_{label}"], "targetLabel": "name"}
+    ]
+    watching = one(helm.template("podMonitor.enabled=true", "operator.watchNamespaces={a,b}"), "PodMonitor")["spec"]
+    assert watching["namespaceSelector"] == {"matchNames": ["a", "b"]}
+
+
+def test_the_board_is_in_a_config_map_that_grafanas_sidecar_finds(helm: Helm) -> None:
+    found = one(helm.template("grafanaDashboard.enabled=true"), "ConfigMap", "areal-gsm8k-operator-board")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(found["data"]["areal.json"]) == board.board()
 
 
 def test_notes_say_how_to_watch(helm: Helm) -> None:

@@ -53,6 +53,7 @@ def test_synchronous_training_takes_the_loaders_batches_in_order(published):
             assert [t.versions.max() for t in batch] == [step] * 4
             taken += [t.prompt for t in batch[::2]]
             assert engine.statistics["staleness/max"] == 0
+            assert engine.statistics["rollout/servers_current"] == 1
             engine.update_weights(WeightUpdate(step + 1, published))
         assert taken == [f"{i % 12:03d}" for i in range(16)]
 

@@ -103,6 +103,17 @@ def test_a_server_that_dies_in_an_update_does_not_stop_the_other(published):
         eventually(lambda: first.weight_version == "v1" and state_of(engine, first) == "current")
 
 
+def test_servers_are_counted_by_what_they_hold(published):
+    refusing = Script(faults=(Fault("status", path=LOAD, status=400, body="{}", times=0),))
+    with ScriptedServer() as first, ScriptedServer(refusing) as second, ScriptedServer() as third:
+        with engine_on(first, second, third) as engine:
+            assert engine._fleet.statistics() == {"rollout/servers_current": 3, "rollout/servers_behind": 0}
+            third.kill()
+            engine.update_weights(WeightUpdate(1, published))
+            eventually(lambda: (state_of(engine, second), state_of(engine, third)) == ("behind", "gone"))
+            assert engine._fleet.statistics() == {"rollout/servers_current": 1, "rollout/servers_behind": 1}
+
+
 def test_an_update_waits_for_a_single_server_that_restarts_in_it(published):
     restarting = Script(faults=(Fault("restart", path=LOAD, delay_s=0.2),))
     with ScriptedServer(restarting) as server, engine_on(server) as engine:

@@ -73,3 +73,16 @@ def test_what_sglang_is_told_makes_json_lines() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(JSON_LOGGING)], capture_output=True, text=True, check=True)
     assert json.loads(done.stderr)["message"] == "ready"
+
+
+def test_warnings_are_json_lines_too() -> None:
+    code = "import warnings; from areal_api import logs; logs.set_up(); warnings.warn('old', stacklevel=1)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "AREAL_LOG_FORMAT": "json"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    [line] = done.stderr.splitlines()
+    assert "UserWarning: old" in json.loads(line)["message"]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from areal_api import children, names
+from areal_operator.manifests.base import Build
 from areal_operator.manifests.pod import CONFIG_FILE, compute_threads
-from areal_operator.manifests.shared import quantity
+from areal_operator.manifests.shared import network_policy, quantity
 from areal_operator.settings import Settings
 from support import operator_objects
 from support.operator_objects import decide, manifest, named, subject
@@ -172,6 +173,20 @@ def test_a_volume_that_is_to_stay_has_no_owner() -> None:
 def test_only_pods_of_the_experiment_reach_its_pods() -> None:
     spec = made("NetworkPolicy")["spec"]
     assert spec["ingress"] == [{"from": [{"podSelector": {"matchLabels": children.labels("case")}}]}]
+
+
+def test_who_reads_metrics_reaches_the_servers_port_and_no_other() -> None:
+    text = '[{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}]'
+    settings = Settings.of({"AREAL_METRICS_FROM": text})
+    build = Build(operator_objects.experiment(), "ns", "uid", 1, "key", settings)
+    _, scraping = network_policy(build)["spec"]["ingress"]
+    assert scraping == {"from": json.loads(text), "ports": [{"protocol": "TCP", "port": children.SERVER_PORT}]}
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[{}]", '["monitoring"]', '[{"pods": {}}]'])
+def test_peers_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"AREAL_METRICS_FROM is .*; set a JSON list of a NetworkPolicy's peers"):
+        Settings.of({"AREAL_METRICS_FROM": text})
 
 
 def test_names_stay_within_63_letters() -> None:

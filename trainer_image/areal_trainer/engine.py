@@ -355,8 +355,8 @@ class RemoteSGLangEngine:
         """Measure, dump and share out a batch that has left the executor."""
         mine = trajectories
         if self._is_first:
-            counters, step = self._loop.call(self._executor.account)
-            self.statistics = self._clock.statistics(
+            (counters, step), servers = self._loop.call(lambda: (self._executor.account(), self._fleet.statistics()))
+            self.statistics = servers | self._clock.statistics(
                 trajectories, counters, step=step, waited_s=time.perf_counter() - started
             )
             if self._dump_dir is not None:

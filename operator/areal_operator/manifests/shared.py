@@ -91,15 +91,22 @@ def volume_claim(build: Build, existing: dict[str, Any] | None) -> Manifest:
 
 
 def network_policy(build: Build) -> Manifest:
-    """Only pods of the same experiment reach its pods."""
+    """Only pods of the same experiment reach its pods, and who reads metrics reaches the servers.
+
+    On a server's port everything but its health and its metrics needs the run's key.
+    """
     peers = {"podSelector": {"matchLabels": children.labels(build.name)}}
+    ingress: list[Manifest] = [{"from": [peers]}]
+    if build.settings.metrics_from:
+        ports = [{"protocol": "TCP", "port": children.SERVER_PORT}]
+        ingress.append({"from": [dict(peer) for peer in build.settings.metrics_from], "ports": ports})
     return owned(
         build,
         api_version="networking.k8s.io/v1",
         kind="NetworkPolicy",
         name=children.network_policy(build.name),
         labels=children.labels(build.name),
-        body={"spec": {**peers, "policyTypes": ["Ingress"], "ingress": [{"from": [peers]}]}},
+        body={"spec": {**peers, "policyTypes": ["Ingress"], "ingress": ingress}},
     )
 
 

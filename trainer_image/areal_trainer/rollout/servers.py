@@ -136,6 +136,11 @@ class Fleet:
             for server in self.servers
         )
 
+    def statistics(self) -> dict[str, float]:
+        """Servers that hold the current weights, and that answer but hold others; those that are gone are neither."""
+        states = [server.state for server in self.servers]
+        return {f"rollout/servers_{state}": float(states.count(state)) for state in ("current", "behind")}
+
     async def wait_for_one(self) -> None:
         """Wait until a server is current, else ``NoServerError``."""
         await self._until(lambda: any(server.ready for server in self.servers))

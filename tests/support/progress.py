@@ -1,0 +1,32 @@
+"""Reports of progress as a trainer's pod sends them."""
+
+from __future__ import annotations
+
+import httpx
+
+from areal_api import children
+from support.experiments import Experiment
+from support.operator_process import OperatorProcess
+
+
+def token_of(experiment: Experiment, *, audience: str | None = None, account: str = "exp-run") -> str:
+    """A token as the kubelet would project it."""
+    uid = (experiment.get() or {})["metadata"]["uid"]
+    name = experiment.namespace.name
+    spec = {"audiences": [audience or children.progress_audience(uid)]}
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+    path = f"/api/v1/namespaces/{name}/serviceaccounts/{account}/token"
+    return str(experiment.namespace.api.post(path, body)["status"]["token"])
+
+
+def url_of(experiment: Experiment, operator: OperatorProcess) -> str:
+    """Where its trainer reports."""
+    return f"{operator.url}/v1/namespaces/{experiment.namespace.name}/experiments/{experiment.name}/progress"
+
+
+def post(url: str, token: str, content: object) -> httpx.Response:
+    """Report ``content``: bytes as they are, all else as JSON."""
+    headers = {"Authorization": f"Bearer {token}"}
+    if isinstance(content, bytes):
+        return httpx.post(url, content=content, headers=headers, trust_env=False)
+    return httpx.post(url, json=content, headers=headers, trust_env=False)
