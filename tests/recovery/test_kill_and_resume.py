@@ -92,7 +92,9 @@ def test_an_asynchronous_run_killed_at_many_points_repeats_and_loses_no_step(
 @pytest.mark.parametrize(
     "moment",
     [
-        Kill("areal_trainer.rollout.sampler.Sampler.sample", 14, signal.SIGTERM),  # rank 0 waits for rollouts
+        Kill(
+            "areal_trainer.rollout.workflow.RLVRWorkflow.arun_episode", 14, signal.SIGTERM
+        ),  # rank 0 waits for rollouts
         Kill("areal_trainer.policy.Policy.update", 4, signal.SIGTERM),
     ],
     ids=["waiting", "training"],

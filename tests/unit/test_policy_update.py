@@ -277,3 +277,18 @@ def test_linear_and_cosine_learning_rates_fall_to_their_floor() -> None:
     cosine = OptimizerConfig(lr=2.0, lr_scheduler_type="cosine", warmup_steps_proportion=0.0)
     rates = [learning_rate(cosine, step=s, total_steps=4) for s in (0, 2, 4, 9)]
     assert rates == pytest.approx([2.0, 1.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_an_update_is_the_same_to_the_bit_after_a_warm_up(tmp_path: Path, dropout: float) -> None:
+    path = save_tiny_model(tmp_path, attention_dropout=dropout)
+    batch = pack(random_trajectories())
+    results = []
+    for warm in (True, False):
+        policy = policy_of(path)
+        if warm:
+            policy.warm_up(pack(random_trajectories(seed=7)))
+        for _ in range(2):
+            policy.update(batch, advantages_T=random_advantages(batch))
+        results.append(weights(policy))
+    assert_same(*results, 0)

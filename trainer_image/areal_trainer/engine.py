@@ -16,6 +16,7 @@ from typing import Any
 
 from areal_api import names
 from areal_api.config import RolloutConfig
+from areal_api.generation import GenerationHyperparameters
 from areal_trainer.rollout.client import Client
 from areal_trainer.rollout.dump import dump_samples
 from areal_trainer.rollout.executor import Accept, Episode, Executor, Interrupted, Prompt, RolloutError, run_prompts
@@ -154,6 +155,15 @@ class RemoteSGLangEngine:
             return await self._sampler.sample(request, n)
         return await asyncio.wrap_future(self._loop.start(self._sampler.sample(request, n)))
 
+    def generate_and_forget(self, prompts: list[list[int]], gconfig: GenerationHyperparameters, *, n: int) -> None:
+        """Rank 0. ``n`` answers to each of ``prompts``, side by side, for what servers do at their first requests."""
+
+        async def generate() -> None:
+            requests = [ModelRequest(input_ids, gconfig) for input_ids in prompts]
+            await asyncio.gather(*(self._sampler.sample(request, n) for request in requests))
+
+        self._loop.run(generate())
+
     # Episodes
 
     def prepare_batch(
@@ -274,6 +284,10 @@ class RemoteSGLangEngine:
         finally:
             self._updates_under_way -= 1
             self._executor.poke()
+
+    def current_servers(self) -> list[str]:
+        """Rank 0. Addresses of the servers that take requests now."""
+        return self._loop.call(lambda: [server.address for server in self._fleet.servers if server.ready])
 
     def servers_behind(self) -> bool:
         """Rank 0. Whether a server waits for weights that were broadcast only: the next ones should be on disk too."""

@@ -128,6 +128,18 @@ class Policy(ReferenceModel):
             numbers["grad_norm"] = sum(finite) / len(finite)
         return {f"{PREFIX}{name}": value for name, value in numbers.items()}
 
+    def warm_up(self, batch: PackedBatch) -> None:
+        """Go through log-probs and gradients of ``batch`` and forget them: memory and kernels are then there for the
+        first step. Weights, optimizer, schedule and random numbers stay as they are. Collective."""
+        device = self.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            prox_logp_T = self.logprobs(batch)
+            self.model.train()
+            for units in minibatches(batch, self.config.ppo_n_minibatches, cost=self.model.cost):
+                self._accumulate(batch, units, torch.zeros_like(prox_logp_T), prox_logp_T)
+        self._optimizer.zero_grad()
+        self._fill_optimizer_state()
+
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor whole, on the device, in ``actor.dtype``, under its Hugging Face name; tied ones once.
 

@@ -29,6 +29,7 @@ from areal_trainer.ranks import Ranks, joined
 from areal_trainer.rollout.executor import Interrupted
 from areal_trainer.stats import Timings, write_summary
 from areal_trainer.stop import StopSignal
+from areal_trainer.warm_up import warm_up_policy, warm_up_servers
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +186,11 @@ def resume(parts: Parts) -> Progress:
         parts.stats.rewind(step)
     if checkpoint is None:
         # Written although the servers start with them: one that outlived an earlier trainer holds newer weights.
-        parts.engine.initialize(vocab_size=parts.vocab_size, weights=parts.publisher.write(0))
+        weights = parts.publisher.write(0)
+        warm_up_policy(parts)
+        parts.engine.initialize(vocab_size=parts.vocab_size, weights=weights)
+        if parts.ranks.is_first and parts.config.valid_dataset is None:  # else the first evaluation does the same
+            warm_up_servers(parts)
         return Progress()
     loop = load_loop(checkpoint)
     load_state(checkpoint, parts.policy)
@@ -205,8 +210,8 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
     failed and raised.
     """
     with assemble(config, run=run, ranks=ranks) as parts:
+        gc.collect()  # while the servers start
         progress = resume(parts)
-        gc.collect()
         gc.freeze()  # what is here now stays: later collections need not go through the model's and libraries' objects
         try:
             for progress in train(parts, progress, stop):  # noqa: B007, B020  the last one is what the summary tells
