@@ -1,11 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.rollout.dump import dump_samples
 from areal_trainer.rollout.generation import ModelRequest, ModelResponse
-from areal_trainer.rollout.recording import Recording
+from areal_trainer.rollout.recording import Recording, record_answers
 from areal_trainer.rollout.workflow import RLVRWorkflow, RolloutWorkflow, load_workflow
 from support.rollout_fakes import CharTokenizer
 
@@ -162,3 +163,23 @@ async def test_dumped_samples_are_json_lines_with_the_known_keys(tmp_path):
         "task_id": "7", "sample_idx": 1, "seqlen": 5, "prompt_len": 3, "head_version": 3, "tail_version": 3,
         "reward": 12.0, "prompt": "abc", "completion": "ab",
     }  # fmt: skip
+
+
+def test_answers_are_recorded_together_as_each_would_be_by_itself():
+    prompt_ids = [3, 1, 4]
+    answers = [
+        ModelResponse(prompt_ids, [5, 6], [-0.5, -0.25], [2, 2], "stop", 0.1),
+        ModelResponse(prompt_ids, [7, 8, 9], [-1.0, -2.0, -3.0], [2, 3, 3], "length", 0.1),
+        ModelResponse(prompt_ids, [], [], [], "length", 0.1),
+    ]
+    together = record_answers(
+        prompt_ids, answers, rewards=[1.0, 0.5, 0.0], completions=["a", "b", ""], prompt="p", task_id="t"
+    )
+    for answer, reward, completion, trajectory in zip(answers, [1.0, 0.5, 0.0], ["a", "b", ""], together, strict=True):
+        recording = Recording(prompt_ids)
+        recording.made(answer)
+        alone = recording.trajectory(reward=reward, prompt="p", completion=completion, task_id="t")
+        for name in alone.__struct_fields__:
+            there, here = getattr(alone, name), getattr(trajectory, name)
+            assert np.array_equal(there, here)
+            assert getattr(there, "dtype", None) == getattr(here, "dtype", None)

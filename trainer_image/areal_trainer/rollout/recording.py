@@ -73,25 +73,30 @@ def record_answers(
     task_id: str,
 ) -> list[Trajectory]:
     """What a ``Recording`` of one turn makes of each answer to a prompt; their arrays are parts of common ones."""
-    prompt_len = len(prompt_ids)
+    prompt_len, count = len(prompt_ids), len(responses)
+    tokens: list[int] = []
+    token_logprobs: list[float] = []
+    token_versions: list[int] = []
+    lengths: list[int] = []  # of the prompt, then of an answer, again and again
     for response in responses:
         _check(response, prompt_len)
-    length = sum(prompt_len + len(response.output_tokens) for response in responses)
+        tokens += response.output_tokens
+        token_logprobs += response.output_logprobs
+        token_versions += response.output_versions
+        lengths += (prompt_len, len(response.output_tokens))
+    loss_mask = np.repeat(np.array([False, True] * count), lengths)
+    length = len(loss_mask)
     input_ids = np.empty(length, dtype=np.int64)
-    loss_mask = np.ones(length, dtype=np.bool_)
+    input_ids[loss_mask] = tokens
+    input_ids[~loss_mask] = np.concatenate([np.asarray(prompt_ids, dtype=np.int64)] * count)
     logprobs = np.zeros(length, dtype=np.float32)
+    logprobs[loss_mask] = token_logprobs
     versions = np.full(length, -1, dtype=np.int32)
-    prompt_array = np.asarray(prompt_ids, dtype=np.int64)
+    versions[loss_mask] = token_versions[0] if _all_equal(token_versions) else token_versions
     trajectories = []
     end = 0
     for response, reward, completion in zip(responses, rewards, completions, strict=True):
-        start, first = end, end + prompt_len
-        end = first + len(response.output_tokens)
-        input_ids[start:first] = prompt_array
-        input_ids[first:end] = response.output_tokens
-        loss_mask[start:first] = False
-        logprobs[first:end] = response.output_logprobs
-        versions[first:end] = response.output_versions
+        start, end = end, end + prompt_len + len(response.output_tokens)
         trajectories.append(
             Trajectory(
                 input_ids=input_ids[start:end],
@@ -107,6 +112,10 @@ def record_answers(
             )
         )
     return trajectories
+
+
+def _all_equal(values: list[int]) -> bool:
+    return bool(values) and values.count(values[0]) == len(values)
 
 
 def _check(response: ModelResponse, recorded: int) -> None:
