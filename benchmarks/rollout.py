@@ -1,14 +1,17 @@
-"""Rollout client: episodes a second of engine, executor and workflow, beside a loop that only posts."""
+"""Rollout client: episodes a second of engine, executor and workflow, beside bare loops over the same HTTP client."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import statistics
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import numpy as np
 import orjson
 import uvloop
 
@@ -22,6 +25,10 @@ from benchmarks.scripted import scripted_server
 
 CONCURRENT = 64
 VOCABULARY = 512
+
+Row = dict[str, Any]
+Post = Callable[[dict[str, Any]], Awaitable[list[dict[str, Any]]]]
+Episode = Callable[[Row, Post], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -43,31 +50,66 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
     """Episodes of one request each: a prompt is tokenised, its samples are fetched, decoded, judged, recorded."""
     # Else a collection of all modules that are loaded falls on whichever side happens to be running.
     gc.freeze()
-    return [_compare(size, rounds) for size in (SMALL if small else SIZES)]
+    return [comparison for size in (SMALL if small else SIZES) for comparison in _compare(size, rounds)]
 
 
-def _compare(size: Size, rounds: int) -> Comparison:
-    rows = [
+def _compare(size: Size, rounds: int) -> list[Comparison]:
+    rows: list[Row] = [
         {"prompt": " ".join(f"w{(i + k) % VOCABULARY}" for k in range(size.prompt_tokens))}
         for i in range(size.episodes)
     ]
     gconfig = GenerationHyperparameters(n_samples=size.samples, max_new_tokens=size.new_tokens)
-    workflow = RLVRWorkflow(lambda *_, **__: 1.0, gconfig, word_tokenizer(VOCABULARY))
+    workflow = RLVRWorkflow(_reward, gconfig, word_tokenizer(VOCABULARY))
     script = {"answer": "benchmarks.scripted:fixed_answer", "logprob": -1.0, "vocab_size": VOCABULARY}
-    with scripted_server(**script) as address:
-        ours, baseline = by_turns(
-            lambda: _engine_rate(address, rows, workflow),
-            lambda: uvloop.run(_bare_rate(address, rows, workflow)),
-            rounds=rounds,
-        )
     work = (
         f"{size.episodes} episodes of {size.samples} samples, prompts of {size.prompt_tokens} and answers of "
         f"{size.new_tokens} tokens, {CONCURRENT} at a time, a server that answers at once"
     )
-    return Comparison("rollout", work, "episodes/s", ours, "bare loop over aiohttp and orjson", baseline, goal=0.9)
+    by_hand = _by_hand(workflow)
+    dropped, ready = _dropped(), [{"body": _body(workflow, workflow.tokenize(row)[1])} for row in rows]
+    with scripted_server(**script) as address:
+
+        def engine() -> float:
+            return _engine_rate(address, rows, workflow)
+
+        return [
+            _beside(
+                "bare loop, the same episodes", work, rounds, engine, lambda: _loop_rate(address, rows, by_hand), 0.9
+            ),
+            _beside(
+                "bare loop that drops the answers", work, rounds, engine, lambda: _loop_rate(address, ready, dropped)
+            ),
+        ]
 
 
-def _engine_rate(address: str, rows: list[dict[str, Any]], workflow: RLVRWorkflow) -> float:
+def _beside(
+    name: str,
+    work: str,
+    rounds: int,
+    ours: Callable[[], float],
+    baseline: Callable[[], float],
+    goal: float | None = None,
+) -> Comparison:
+    """Rates by the clock; the processor time of this process alone, which other load disturbs less, in a note."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+
+    def measured(side: Callable[[], float], spent: list[float]) -> float:
+        began = time.process_time()
+        rate = side()
+        spent.append(time.process_time() - began)
+        return rate
+
+    rates = by_turns(lambda: measured(ours, seconds[0]), lambda: measured(baseline, seconds[1]), rounds=rounds)
+    share = statistics.median(b / a for a, b in list(zip(*seconds, strict=True))[1:])  # less the first, which warms up
+    note = f"processor time of the client, {name} ÷ ours: {share:.2f}"
+    return Comparison("rollout", work, "episodes/s", rates[0], name, rates[1], goal=goal, notes=[note])
+
+
+def _reward(*_: Any, **__: Any) -> float:
+    return 1.0
+
+
+def _engine_rate(address: str, rows: list[Row], workflow: RLVRWorkflow) -> float:
     """Through the staleness gate, as in training: one batch of all rows."""
     config = RolloutConfig(max_concurrent_rollouts=CONCURRENT)
     engine = RemoteSGLangEngine(config, batch_size=len(rows), total_batches=1)
@@ -82,27 +124,68 @@ def _engine_rate(address: str, rows: list[dict[str, Any]], workflow: RLVRWorkflo
     return len(rows) / seconds
 
 
-async def _bare_rate(address: str, rows: list[dict[str, Any]], workflow: RLVRWorkflow) -> float:
-    """The same bodies, made beforehand; each answer is decoded from JSON and dropped."""
-    url, bodies = f"http://{address}/generate", iter([_body(row, workflow) for row in rows])
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), headers={"Content-Type": "application/json"}
-    )
+def _loop_rate(address: str, rows: list[Row], episode: Episode) -> float:
+    """Rows a second through ``episode``, over aiohttp's session on uvloop."""
 
-    async def post_until_done() -> None:
-        for body in bodies:
-            async with session.post(url, data=orjson.dumps(body)) as response:
-                answers = orjson.loads(await response.read())
-            assert len(answers) == workflow.gconfig.n_samples
+    async def run() -> float:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, headers={"Content-Type": "application/json"}) as session:
 
-    async with session:
-        started = time.perf_counter()
-        await asyncio.gather(*(post_until_done() for _ in range(CONCURRENT)))
-        return len(rows) / (time.perf_counter() - started)
+            async def post(body: dict[str, Any]) -> list[dict[str, Any]]:
+                async with session.post(f"http://{address}/generate", data=orjson.dumps(body)) as response:
+                    answers: list[dict[str, Any]] = orjson.loads(await response.read())
+                    return answers
+
+            left = iter(rows)
+
+            async def work() -> None:
+                for row in left:
+                    await episode(row, post)
+
+            started = time.perf_counter()
+            await asyncio.gather(*(work() for _ in range(CONCURRENT)))
+            return len(rows) / (time.perf_counter() - started)
+
+    return uvloop.run(run())
 
 
-def _body(row: dict[str, Any], workflow: RLVRWorkflow) -> dict[str, Any]:
+def _by_hand(workflow: RLVRWorkflow) -> Episode:
+    """What an episode is without engine, executor and gate: nothing is checked, continued, bounded or counted."""
+    backend = workflow.tokenizer.backend_tokenizer
+
+    async def episode(row: Row, post: Post) -> None:
+        prompt_ids = backend.encode(row["prompt"]).ids
+        answers = await post(_body(workflow, prompt_ids))
+        made = [[entry[1] for entry in answer["meta_info"]["output_token_logprobs"]] for answer in answers]
+        texts = backend.decode_batch(made, skip_special_tokens=True)
+        samples = []
+        for answer, ids, text in zip(answers, made, texts, strict=True):
+            logprobs = [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]]
+            samples.append(
+                {
+                    "input_ids": np.array(prompt_ids + ids),
+                    "loss_mask": np.array([False] * len(prompt_ids) + [True] * len(ids)),
+                    "logprobs": np.array([0.0] * len(prompt_ids) + logprobs, dtype=np.float32),
+                    "reward": _reward(row["prompt"], text, prompt_ids, ids),
+                }
+            )
+        assert len(samples) == workflow.gconfig.n_samples
+
+    return episode
+
+
+def _dropped() -> Episode:
+    """Bodies that were made beforehand; each answer is decoded from JSON and dropped."""
+
+    async def episode(row: Row, post: Post) -> None:
+        answers = await post(row["body"])
+        assert len(answers) == row["body"]["sampling_params"]["n"]
+
+    return episode
+
+
+def _body(workflow: RLVRWorkflow, prompt_ids: list[int]) -> dict[str, Any]:
     gconfig = workflow.gconfig
     params: dict[str, Any] = {"n": gconfig.n_samples, "max_new_tokens": gconfig.max_new_tokens, "temperature": 1.0}
     params["stop_token_ids"] = gconfig.stop_token_ids
-    return {"input_ids": workflow.tokenize(row)[1], "sampling_params": params, "return_logprob": True}
+    return {"input_ids": prompt_ids, "sampling_params": params, "return_logprob": True}
