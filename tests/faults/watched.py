@@ -122,9 +122,13 @@ class WatchedRun:
         """The launcher has ended: ``AssertionError`` where a process of it lives on, or a port is still listened on."""
         left = processes.wait_until_gone(self.mark)
         assert not left, f"processes outlive the launcher: {left}"
-        for port in self.ports:
-            with socket.socket() as probe:
-                assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} is still listened on"
+        for index, port in enumerate(self.ports):
+            assert not self.is_listening(index), f"port {port} is still listened on"
+
+    def is_listening(self, server: int) -> bool:
+        """Whether a server takes connections."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.ports[server])) == 0
 
     def tick(self) -> None:
         """Look once at everything. A launcher that may fail, and did, is started again."""
