@@ -64,7 +64,7 @@ def seen(
     }
     done = subprocess.run(
         [*torchrun, str(script), str(model), str(out), mode],
-        env=os.environ | environment, capture_output=True, text=True, timeout=400, check=False,
+        env=os.environ | environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-20000:]
     told: dict[str, Any] = json.loads((out / "seen.json").read_text())

@@ -6,6 +6,7 @@ Every rank trains and publishes; rank 0 writes what it saw to OUT/seen.json. The
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from support.reference_logprobs import output_logprobs
 from support.tiny_policy import actor_config, random_trajectories
 
 VERSIONS = 2
+LONGEST_S = 300.0  # of an answer: 5 s on an idle machine
 UNDER_WAY = 32
 PROMPT = [5, 9, 14, 33, 21]
 
@@ -119,8 +121,8 @@ class Trainer:
         tensors = {name: tensor.clone() for name, tensor in self.policy.named_full_tensors()}
         if self.ranks.is_first:
             held = {address: held_by(address) for address in self.addresses}
-            across = [future.result(120) for future in answers]
-            fresh = [future.result(120) for future in self._ask(8, tokens=20)]
+            across = [future.result(LONGEST_S) for future in answers]
+            fresh = [future.result(LONGEST_S) for future in self._ask(8, tokens=20)]
             self.seen.append(
                 {
                     "differ": [different(tensors, ranks) for ranks in held.values()],
@@ -148,6 +150,7 @@ class Trainer:
 
 
 def main(model: Path, out: Path, mode: str) -> None:
+    faulthandler.enable()  # a rank that dies of a signal says where
     with joined("cpu") as ranks:
         trainer = Trainer(model, out, mode, ranks)
         for version in range(1, VERSIONS + 1):
