@@ -31,7 +31,7 @@ LONGEST_S = 300.0
 
 
 def run(*, rounds: int) -> list[Comparison]:
-    """GB/s into each of the servers; the baseline copies the bytes once and makes the copy durable."""
+    """MB/s into each of the servers; the baseline copies the bytes once and makes the copy durable."""
     return [comparison for size in SIZES for comparison in _of_size(*size, rounds=rounds)]
 
 
@@ -39,7 +39,7 @@ def _of_size(layers: int, hidden: int, vocabulary: int, *, rounds: int) -> list[
     comparisons = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder)
-        size = 2 * save_qwen3(path / "model", layers=layers, hidden=hidden, vocabulary=vocabulary) / 1e9
+        size = 2 * save_qwen3(path / "model", layers=layers, hidden=hidden, vocabulary=vocabulary) / 1e6
         addresses = [stack.enter_context(_server(path, number)) for number in range(SERVERS)]
         policy = ModelPolicy(AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32))
         publish_to_disk(policy, run=path, version=1, dtype=DTYPE, writes=True)
@@ -53,11 +53,11 @@ def _of_size(layers: int, hidden: int, vocabulary: int, *, rounds: int) -> list[
                 rates = by_turns(
                     lambda: rate(size, update), lambda: rate(size, lambda: copy_published(path)), rounds=rounds
                 )
-            work = f"{1000 * size:,.1f} MB of bfloat16 from float32 masters into {SERVERS} servers by {mode}"
-            seconds = [spread([size / gb for gb in side]) for side in rates]
+            work = f"{size:,.1f} MB of bfloat16 from float32 masters into {SERVERS} servers by {mode}"
+            seconds = [spread([size / speed for speed in side]) for side in rates]
             notes = [f"seconds an update {seconds[0]}, a copy {seconds[1]}"]
             comparisons.append(
-                Comparison("weights", work, "GB/s", rates[0], "copy of the file, with fsync", rates[1], notes=notes)
+                Comparison("weights", work, "MB/s", rates[0], "copy of the file, with fsync", rates[1], notes=notes)
             )
     return comparisons
 
