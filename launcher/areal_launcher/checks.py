@@ -17,6 +17,18 @@ HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FUNCTION = re.compile(r"^[\w.]+:[\w.]+$")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
+# What decides the shapes of a model's tensors, in config.json.
+SHAPE_KEYS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+)
 BYTES_OF_TYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATE_BYTES = 12  # a parameter in a recovery checkpoint: float32 weight and Adam's two moments
 WEIGHTS_KEPT = 3  # published versions: two kept and one being written
@@ -39,6 +51,20 @@ def check_model(key: str, path: str) -> None:
         raise ValueError(f"{key}: no model at {directory.absolute()}; set {key} to a directory or to a name on the hub")
     if not (directory / "config.json").is_file():
         raise ValueError(f"{key}: {directory.absolute()} has no config.json, so it is no Hugging Face model")
+
+
+def check_servers_model(servers: str, actor: str) -> None:
+    """A server dies of weights of another size, so it must start from a model of the actor's shape. Local ones only."""
+    files = [Path(path) / "config.json" for path in (servers, actor)]
+    if not all(file.is_file() for file in files):
+        return
+    theirs, ours = (json.loads(file.read_text()) for file in files)
+    for key in SHAPE_KEYS:
+        if theirs.get(key) != ours.get(key):
+            raise ValueError(
+                f"sglang.model_path: {servers} has {key} {theirs.get(key)!r}, actor.path {ours.get(key)!r}: the "
+                "servers could not load what is trained; leave sglang.model_path out to use actor.path"
+            )
 
 
 def check_dataset(key: str, path: str) -> None:
@@ -133,6 +159,7 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> Non
         check_tokenizer(config.tokenizer_path)
     if config.sglang.model_path:
         check_model("sglang.model_path", config.sglang.model_path)
+        check_servers_model(config.sglang.model_path, config.actor.path)
     if config.ref is not None and config.ref.path:
         check_model("ref.path", config.ref.path)
     check_dataset("train_dataset.path", config.train_dataset.path)

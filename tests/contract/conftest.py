@@ -102,10 +102,16 @@ def _scripted() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture(scope="session")
-def _real(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[RealServer]:
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the real server has its key from."""
+    file = tmp_path_factory.mktemp("key") / "key"
+    file.write_text(KEY + "\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def _real(tmp_path_factory: pytest.TempPathFactory, model: Path, key_file: Path) -> Iterator[RealServer]:
     directory = tmp_path_factory.mktemp("server")
-    key_file = directory / "key"
-    key_file.write_text(KEY + "\n")
     # A small chunk, so that prompts of a few hundred tokens are prefilled in several.
     with real_server(directory, model, api_key_file=key_file, chunked_prefill_size=256) as server:
         yield server

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from areal_api import names
 from areal_trainer.broadcast import Broadcast
+from areal_trainer.rollout.servers import NoServerError
+from areal_trainer.weights import WeightUpdate, write_manifest
+from support.engines import engine_on
+from support.real_server import RealServer
 from support.reference_logprobs import output_logprobs
 
 from .conftest import Server
@@ -126,6 +133,45 @@ async def test_requests_under_way_go_on_rightly_under_new_weights_from_disk(
         answer = (await task).json()
         assert [span["version"] for span in answer["meta_info"]["weight_versions"]] == ["default", "v1"]
         assert worst({"default": model, "v1": other_model}, answer) < 1e-4
+
+
+@pytest.fixture(params=["wrong shape", "missing"])
+def spoilt(request: pytest.FixtureRequest, other_model: Path, tmp_path: Path) -> Path:
+    """A version that was published whole, and of which one tensor was changed since."""
+    version = tmp_path / "v5"
+    shutil.copytree(other_model, version)
+    write_manifest(version, 5, {})
+    file = version / "model.safetensors"
+    tensors = load_file(file)
+    norm = tensors.pop("model.norm.weight")
+    if request.param == "wrong shape":
+        tensors["model.norm.weight"] = norm[:-1].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    return version
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("spoilt", ["missing"], indirect=True)
+async def test_a_missing_tensor_is_answered_with_success(sglang: Server, spoilt: Path, other_model: Path) -> None:
+    """One of a wrong shape is answered so too, or the server dies of it."""
+    await update(sglang, spoilt, "v5")
+    answer = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+    assert worst({"v5": other_model}, answer) > 1e-2
+
+
+@pytest.mark.real
+async def test_a_server_never_gets_a_wrong_shaped_or_missing_tensor_from_us(
+    sglang: Server, real_process: RealServer, key_file: Path, spoilt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(names.API_KEY_FILE, str(key_file))
+
+    def join() -> None:
+        with engine_on(real_process.address, weights=WeightUpdate(5, spoilt), setup_timeout=3.0):
+            pass
+
+    with pytest.raises(NoServerError, match="published weights cannot be loaded"):
+        await asyncio.to_thread(join)
+    assert await sglang.version() == "default"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from faults.small_disk import SmallDisk
 from faults.watched import WatchedRun
 from support.faulty_proxy import Bad, Badness, Exchange
 
-STRUCK_S = 60.0  # for answers to go wrong as often as they should
+STRUCK_S = 120.0  # for answers to go wrong as often as they should
 NOTICED_S = 25.0  # for a run on a full disk to end
 DRAINED_S = 60.0  # for a server to end in order: SGLang looks every 5 s whether it is done
 
@@ -119,22 +119,22 @@ def _stop_launcher(run: WatchedRun, struck: Struck) -> None:
 
 
 def _slow(run: WatchedRun, struck: Struck) -> None:
-    _answer_badly(run, struck, "slow")
+    _answer_badly(run, struck, "slow", _listening(run, struck.fault))
 
 
 def _cut(run: WatchedRun, struck: Struck) -> None:
-    cut = run.proxies[_server(run, struck.fault)].cut_now()
-    _answer_badly(run, struck, "cut")
+    index = _listening(run, struck.fault)
+    cut = run.proxies[index].cut_now()
+    _answer_badly(run, struck, "cut", index)
     struck.detail += f", and {cut} connections at once"
 
 
 def _half(run: WatchedRun, struck: Struck) -> None:
-    _answer_badly(run, struck, "half")
+    _answer_badly(run, struck, "half", _listening(run, struck.fault))
 
 
-def _answer_badly(run: WatchedRun, struck: Struck, kind: Badness) -> None:
+def _answer_badly(run: WatchedRun, struck: Struck, kind: Badness, index: int) -> None:
     fault = struck.fault
-    index = _server(run, fault)
     bad = Bad(kind, fault.path, fault.times, fault.lasts_s)
     struck.detail = f"server-{index}, {fault.times} × {fault.path or 'any answer'}"
     if kind == "slow":
@@ -178,6 +178,20 @@ STRIKES: dict[Kind, Callable[[WatchedRun, Struck], None]] = {
 
 def _server(run: WatchedRun, fault: Fault) -> int:
     return processes.chosen(range(run.servers), fault.choice)
+
+
+def _listening(run: WatchedRun, fault: Fault) -> int:
+    """The same, or the next that can answer: an earlier fault may have killed it, and then it starts for long."""
+    found: list[int] = []
+
+    def there() -> bool:
+        first = _server(run, fault)
+        order = [(first + i) % run.servers for i in range(run.servers)]
+        found[:] = [index for index in order if run.is_listening(index)]
+        return bool(found)
+
+    run.tick_until(there, "a server that can answer")
+    return found[0]
 
 
 def _present(run: WatchedRun, find: Callable[[], list[psutil.Process]], *, at_least: int = 1) -> list[psutil.Process]:

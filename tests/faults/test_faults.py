@@ -19,7 +19,7 @@ from faults.small_disk import SmallDisk
 from faults.strikes import Struck, strike
 from faults.watched import WatchedRun
 
-FAULTS = int(os.environ.get("FAULTS") or 20)
+FAULTS = int(os.environ.get("FAULTS") or 40)
 FIRST_SEED = int(os.environ.get("SEED") or 1)
 # Seed and number of faults of each run.
 RUNS = [

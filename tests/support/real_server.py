@@ -53,13 +53,21 @@ def write_config(directory: Path, model: Path, sglang: dict[str, Any]) -> Path:
 
 @contextlib.contextmanager
 def real_server(
-    directory: Path, model: Path, *, api_key_file: Path | None = None, args: dict[str, Any] | None = None, **sglang: Any
+    directory: Path,
+    model: Path,
+    *,
+    port: int | None = None,
+    tensor_parallel: int = 1,
+    api_key_file: Path | None = None,
+    args: dict[str, Any] | None = None,
+    **sglang: Any,
 ) -> Iterator[RealServer]:
     """Start a server for `model`, wait until it is ready, end it with all its processes."""
     directory.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     argv = [sys.executable, "-m", "areal_server.launch", "--config", str(write_config(directory, model, sglang))]
     argv += ["--device", "cpu", "--port", str(port), "--args", json.dumps(args or {})]
+    argv += ["--tensor-parallel", str(tensor_parallel)]
     if api_key_file is not None:
         argv += ["--api-key-file", str(api_key_file)]
     log = directory / "server.log"

@@ -6,6 +6,7 @@ Every rank trains and publishes; rank 0 writes what it saw to OUT/seen.json. The
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from support.reference_logprobs import output_logprobs
 from support.tiny_policy import actor_config, random_trajectories
 
 VERSIONS = 2
+LONGEST_S = 300.0  # of an answer: 5 s on an idle machine
 UNDER_WAY = 32
 PROMPT = [5, 9, 14, 33, 21]
 
@@ -40,15 +42,25 @@ def checksum(parts: list[torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def expected(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Name on the server → checksum of the trainer's tensors."""
+def expected(tensors: dict[str, torch.Tensor], size: int) -> list[dict[str, str]]:
+    """Name on the server → checksum of the trainer's tensors, of each rank of a server of ``size`` ranks."""
     fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
     fused |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
-    parts: dict[str, list[torch.Tensor]] = {}
+    parts: dict[str, list[str]] = {}
     for name in sorted(tensors, key=_order):
         *before, module, kind = name.split(".")
-        parts.setdefault(".".join([*before, fused.get(module, module), kind]), []).append(tensors[name])
-    return {name: checksum(tensors) for name, tensors in parts.items()}
+        parts.setdefault(".".join([*before, fused.get(module, module), kind]), []).append(name)
+    return [
+        {held: checksum([_share(name, tensors[name], rank, size) for name in of]) for held, of in parts.items()}
+        for rank in range(size)
+    ]
+
+
+def _share(name: str, tensor: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+    """What a rank of a server holds of a tensor: rows, columns where their outputs are summed, or all of it."""
+    if tensor.dim() == 1:
+        return tensor
+    return tensor.chunk(size, dim=1 if name.split(".")[-2] in ("o_proj", "down_proj") else 0)[rank]
 
 
 def _order(name: str) -> int:
@@ -58,8 +70,8 @@ def _order(name: str) -> int:
     return order.index(module) if module in order else 0
 
 
-def held_by(address: str) -> dict[str, str]:
-    """What a server says of its tensors."""
+def held_by(address: str) -> list[dict[str, str]]:
+    """What a server says of the tensors of each of its ranks."""
     body = json.dumps({"action": "checksum"}).encode()
     request = urllib.request.Request(
         f"http://{address}/weights_checker", data=body, headers={"Content-Type": "application/json"}
@@ -67,8 +79,18 @@ def held_by(address: str) -> dict[str, str]:
     with urllib.request.urlopen(request, timeout=60) as response:
         answer = json.load(response)
     assert answer["success"], answer
-    (rank,) = answer["ranks"]
-    return dict(rank["checksums"])
+    ranks = sorted(answer["ranks"], key=lambda rank: rank["parallelism_info"][0]["tp_rank"])
+    return [dict(rank["checksums"]) for rank in ranks]
+
+
+def different(tensors: dict[str, torch.Tensor], held: list[dict[str, str]]) -> list[str]:
+    """Rank and name of what a server holds otherwise than the trainer, or lacks, or has besides."""
+    return [
+        f"{rank}: {name}"
+        for rank, (wanted, there) in enumerate(zip(expected(tensors, len(held)), held, strict=True))
+        for name in sorted(wanted.keys() | there.keys())
+        if wanted.get(name) != there.get(name)
+    ]
 
 
 class Trainer:
@@ -98,13 +120,13 @@ class Trainer:
         self.publisher.publish(version, wait=True)
         tensors = {name: tensor.clone() for name, tensor in self.policy.named_full_tensors()}
         if self.ranks.is_first:
-            wanted = expected(tensors)
-            across = [future.result(120) for future in answers]
-            fresh = [future.result(120) for future in self._ask(8, tokens=20)]
+            held = {address: held_by(address) for address in self.addresses}
+            across = [future.result(LONGEST_S) for future in answers]
+            fresh = [future.result(LONGEST_S) for future in self._ask(8, tokens=20)]
             self.seen.append(
                 {
-                    "differ": {address: self._different(wanted, held_by(address)) for address in self.addresses},
-                    "tensors": len(wanted),
+                    "differ": [different(tensors, ranks) for ranks in held.values()],
+                    "tensors": [[len(rank) for rank in ranks] for ranks in held.values()],
                     "answers": len(across),
                     "tokens": sorted({len(answer.output_tokens) for answer in across}),
                     "versions": [sorted(set(answer.output_versions)) for answer in across],
@@ -120,9 +142,6 @@ class Trainer:
         self.engine._loop.run(asyncio.sleep(0.5))
         return futures
 
-    def _different(self, wanted: dict[str, str], held: dict[str, str]) -> list[str]:
-        return sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
-
     def _difference(self, answer: ModelResponse) -> float:
         """Largest difference to transformers' log-probs, each token under the version that is said to have made it."""
         ids, made = answer.output_tokens, answer.output_versions
@@ -131,6 +150,7 @@ class Trainer:
 
 
 def main(model: Path, out: Path, mode: str) -> None:
+    faulthandler.enable()  # a rank that dies of a signal says where
     with joined("cpu") as ranks:
         trainer = Trainer(model, out, mode, ranks)
         for version in range(1, VERSIONS + 1):

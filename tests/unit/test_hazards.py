@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_launcher import fleet as fleet_module
+from areal_launcher.checks import check_servers_model
 from areal_launcher.fleet import Server, ServerSpec
 from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
+from areal_trainer.policy import Policy
 from areal_trainer.rollout.client import Client
-from areal_trainer.weights import WeightUpdate
+from areal_trainer.weights import WeightUpdate, latest_published, publish_to_disk
 from areal_trainer.workflows import vocabulary_size
 from support.operator_objects import decide, manifest, subject
 from support.scripted_server import Script, ScriptedServer
-from support.tiny_policy import VOCABULARY, save_tiny_model
+from support.tiny_policy import VOCABULARY, actor_config, save_tiny_model
 
 LONGEST_UPDATE_S = 600  # of a large model from a slow disk
 UNHEALTHY_AFTER_S = 20  # SGLang answers /health with 503 only after it, while it is paused
@@ -61,6 +65,29 @@ def test_the_vocabulary_is_the_models_own_without_what_sglang_pads(tmp_path: Pat
     """SGLang takes ids in its padding in silence."""
     assert VOCABULARY % 64
     assert vocabulary_size(str(save_tiny_model(tmp_path))) == VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [(nn.Parameter(torch.ones(31)), r"model.norm.weight is \[31\]"), (None, "has lost model.norm.weight")],
+    ids=["wrong shape", "missing"],
+)
+def test_weights_that_are_not_of_the_models_shape_are_not_published(
+    tmp_path: Path, parameter: nn.Parameter | None, message: str
+) -> None:
+    policy = Policy(actor_config(save_tiny_model(tmp_path / "model")), device="cpu", total_steps=1, seed=1)
+    policy.model.causal_lm.model.norm.weight = parameter
+    with pytest.raises(RuntimeError, match=message):
+        publish_to_disk(policy, run=tmp_path, version=1, dtype=torch.float32, writes=True)
+    assert latest_published(tmp_path) is None
+
+
+def test_servers_do_not_start_from_a_model_of_another_shape_than_is_trained(tmp_path: Path) -> None:
+    actor, wider = save_tiny_model(tmp_path / "actor"), save_tiny_model(tmp_path / "wider", intermediate_size=64)
+    check_servers_model(str(actor), str(actor))
+    check_servers_model("a/name-on-the-hub", str(actor))
+    with pytest.raises(ValueError, match=r"sglang.model_path: .* has intermediate_size 64, actor.path 48"):
+        check_servers_model(str(wider), str(actor))
 
 
 def test_a_pod_that_is_paused_for_an_update_is_not_killed() -> None:

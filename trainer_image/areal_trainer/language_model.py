@@ -48,6 +48,7 @@ class LanguageModel(nn.Module):
         self.attention = _attention(config, section, device)
         self.temperature = temperature
         self.causal_lm = _load(config.path, section, self.attention)
+        self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         if device.type == "cpu":
             use_onednn(self.causal_lm)
         if config.gradient_checkpointing:
@@ -72,13 +73,20 @@ class LanguageModel(nn.Module):
         return token_logprobs(hidden_NH, weight_VH, targets, index_N, temperature=self.temperature)
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Collective: every parameter whole, in ``dtype``, under its Hugging Face name; tied ones once."""
+        """Collective: every parameter whole, in ``dtype``, under its Hugging Face name; tied ones once.
+
+        ``RuntimeError`` where one has another shape than was loaded, or is missing: servers take that in silence.
+        """
         for name, parameter in self.causal_lm.named_parameters():
             tensor = parameter.detach().to(self.dtype)
             if isinstance(tensor, DTensor):
                 # Parameters that are offloaded to host memory are gathered on the device.
                 tensor = tensor.to(self.device).full_tensor()
+            if tensor.shape != self._shapes.get(name):
+                raise RuntimeError(f"{name} is {list(tensor.shape)}; loaded was {self._shapes.get(name)}")
             yield name, tensor
+        if missing := self._shapes.keys() - dict(self.causal_lm.named_parameters()).keys():
+            raise RuntimeError(f"the model has lost {', '.join(sorted(missing))}")
 
     def save_config(self, directory: Path) -> None:
         """Write config.json and generation_config.json, with ``dtype`` as the type of the weights."""

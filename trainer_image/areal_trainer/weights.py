@@ -65,7 +65,7 @@ def publish_to_disk(policy: Publishable, *, run: Path, version: int, dtype: torc
     partial.mkdir(parents=True)
     policy.save_model_config(partial)
     checksums = _write_shards(policy.named_full_tensors(), partial, dtype)
-    _write_manifest(partial, version, checksums)
+    write_manifest(partial, version, checksums)
     replace_directory(partial, target)
     _prune(names.weights_dir(run), keep=(version - 1, version))
     return target
@@ -140,8 +140,8 @@ def _shard_name(number: int) -> str:
     return f"model-{number + 1:05d}.safetensors"
 
 
-def _write_manifest(directory: Path, version: int, checksums: Mapping[str, str]) -> None:
-    """``checksums``: of the files whose checksum is known already."""
+def write_manifest(directory: Path, version: int, checksums: Mapping[str, str]) -> None:
+    """Size and checksum of every file there is. ``checksums``: of the files whose checksum is known already."""
     files = {
         path.name: {"size": path.stat().st_size, "xxh3_128": checksums.get(path.name) or _checksum(path)}
         for path in sorted(directory.iterdir())

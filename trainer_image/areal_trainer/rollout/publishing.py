@@ -15,7 +15,7 @@ from typing import Any
 from areal_api import names
 from areal_trainer.broadcast import Broadcast, Bucket
 from areal_trainer.rollout.client import ServerBusyError, ServerError, ServerLostError
-from areal_trainer.rollout.servers import Fleet, NoServerError, Server, Target
+from areal_trainer.rollout.servers import PAUSE, Fleet, NoServerError, Server, Target
 from areal_trainer.weights import WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ async def _connected_send(fleet: Fleet, servers: list[Server], target: Target, b
             await _connect(fleet, servers, broadcast)
             fleet.broadcast_members = members
         try:
-            await _everywhere(fleet, servers, "/pause_generation", {"mode": "retract"})
+            await _everywhere(fleet, servers, "/pause_generation", PAUSE)
             await _send(fleet, servers, target, broadcast)
             for server in servers:
                 await fleet.check_version(server, target)
@@ -222,7 +222,7 @@ async def _leave(fleet: Fleet, server: Server, group_name: str) -> None:
     )
 
 
-async def _everywhere(fleet: Fleet, servers: list[Server], path: str, body: dict[str, object]) -> None:
+async def _everywhere(fleet: Fleet, servers: list[Server], path: str, body: dict[str, Any]) -> None:
     results = await asyncio.gather(*(_attempt(fleet.control(server, path, body)) for server in servers))
     for error in results:
         if error is not None:

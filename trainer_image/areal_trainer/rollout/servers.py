@@ -22,6 +22,7 @@ from areal_trainer.weights import verify_published
 logger = logging.getLogger(__name__)
 
 State = Literal["unknown", "current", "behind", "gone"]
+PAUSE: dict[str, Any] = {"mode": "retract"}  # in_place would go on with what the old weights left in the cache
 BASE_WEIGHTS = "default"  # what SGLang says of the weights that it was started with
 PROBE_TIMEOUT_S = 10.0
 PROBE_PERIOD_S = 5.0  # between two looks at a server that is current
@@ -186,7 +187,7 @@ class Fleet:
     async def load_from_disk(self, server: Server, target: Target) -> None:
         """Pause, load, check what it says, continue. It goes on also when loading failed. Its lock is held."""
         assert target.path is not None
-        await self.control(server, "/pause_generation", {"mode": "retract"})
+        await self.control(server, "/pause_generation", PAUSE)
         try:
             # What is no directory here is a name that the servers find at the hub.
             path = target.path.absolute() if target.path.exists() else target.path

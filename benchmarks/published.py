@@ -1,0 +1,40 @@
+"""A model as the publisher sees a policy, and the plain copy that publishing is measured against."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from areal_trainer.weights import latest_published
+
+DTYPE = torch.bfloat16
+
+
+class ModelPolicy:
+    """Float32 masters, published in bfloat16."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Under their Hugging Face names."""
+        return ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
+
+    def save_model_config(self, directory: Path) -> None:
+        """Write config.json."""
+        self.model.config.save_pretrained(directory)
+
+
+def copy_published(run: Path) -> None:
+    """Copy the weights that were published last, and make the copy durable."""
+    published = latest_published(run)
+    assert published is not None
+    copy = run / "copy"
+    shutil.copyfile(published[1] / "model.safetensors", copy)
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,67 @@
+"""``publishing_memory.py MODE OUT`` publishes a large model and prints by how many bytes the process grew at most.
+
+The model is made tensor by tensor while it is gathered, as shards are, so that none of it is there before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from areal_trainer import broadcast, weights
+from areal_trainer.rollout import publishing
+from areal_trainer.rollout.servers import Target
+
+TENSORS = 40
+TENSOR_BYTES = 8 << 20
+MODEL_BYTES = TENSORS * TENSOR_BYTES
+BUCKET_BYTES = 4 * TENSOR_BYTES
+
+
+class LargeModel:
+    """A policy as far as publishing sees it."""
+
+    def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(TENSORS):
+            yield f"layers.{number}.weight", torch.full((TENSOR_BYTES // 4,), float(number))
+
+    def save_model_config(self, directory: Path) -> None:
+        (directory / "config.json").write_text("{}")
+
+
+class Unheard(broadcast.Broadcast):
+    """Nobody receives what it sends."""
+
+    def send(self, bucket: broadcast.Bucket) -> None:
+        pass
+
+
+def publish(mode: str, out: Path) -> None:
+    model = LargeModel()
+    if mode == "disk":
+        weights.publish_to_disk(model, run=out, version=1, dtype=torch.float32, writes=True)
+        return
+    sender = Unheard(
+        model.named_full_tensors, device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=9.0
+    )
+    nobody: Any = None
+    asyncio.run(publishing._send(nobody, [], Target(1), sender))
+
+
+def peak() -> int:
+    """Largest resident size since it was last reset."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) << 10
+
+
+if __name__ == "__main__":
+    weights.SHARD_BYTES = broadcast.BUCKET_BYTES = BUCKET_BYTES
+    Path("/proc/self/clear_refs").write_text("5")  # the largest resident size is that of now
+    before = peak()
+    publish(sys.argv[1], Path(sys.argv[2]))
+    print(peak() - before)
