@@ -6,6 +6,7 @@ from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.rollout.client import ServerRefusedError
+from areal_trainer.rollout.generation import Answer, Draft, FinishReason, Meta, Span, TokenLogprob, WrongVersionError
 from areal_trainer.rollout.servers import NoServerError
 from support.engines import LONGEST_S, engine_on, eventually, expected, generate, look_often, start_generating
 from support.scripted_server import Fault, Script, ScriptedServer
@@ -25,6 +26,13 @@ def test_an_answer_has_tokens_logprobs_and_versions():
         assert response.output_versions == [0] * 40
         assert response.stop_reason == "length"
         assert server.weight_version == "v0"  # its own name for base weights, so that a restart shows
+
+
+@pytest.mark.parametrize("said", ["v2", "v5", "default"])
+def test_an_answer_by_weights_out_of_force_is_told(said):
+    meta = Meta(FinishReason("stop"), weight_versions=[Span(said, 0, 1)], output_token_logprobs=[TokenLogprob(-1.0, 7)])
+    with pytest.raises(WrongVersionError, match=f"it says '{said}', not v3 … v4"):
+        Draft.of_answer(Answer(meta), oldest=3, newest=4, limit=9)
 
 
 def test_n_samples_of_a_prompt_are_one_request_to_one_server():

@@ -55,3 +55,23 @@ def test_weights_whose_broadcast_failed_are_published_through_files(tmp_path: Pa
     assert engine.updates[1].path is not None
     verify_published(engine.updates[1].path)
     assert policy.gathered == 4  # both for the broadcast, also the one that was not sent, and both for the files
+
+
+class EngineWithOneBehind(BreakingEngine):
+    """A server of it missed the last broadcast."""
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        self.updates.append(update)
+
+    def servers_behind(self) -> bool:
+        return True
+
+
+def test_a_broadcast_is_in_files_too_while_a_server_is_behind(tmp_path: Path) -> None:
+    engine, ranks = EngineWithOneBehind(), Ranks(0, 1, torch.device("cpu"))
+    publisher = Publisher(CountingPolicy(), engine, mode="distributed", run=tmp_path, dtype=torch.float32, ranks=ranks)
+    publisher.publish(3, wait=False)
+    [update] = engine.updates
+    assert update.broadcast is not None
+    assert update.path is not None
+    verify_published(update.path)
