@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Kind = Literal[
-    "kill server",
-    "end server",
-    "stop server",
-    "kill trainer",
-    "stop trainer",
-    "kill launcher",
-    "stop launcher",
-    "slow answers",
-    "cut connections",
-    "half answers",
-    "full disk",
-]
+Kind = str
+Deck = Mapping[Kind, int]  # how often each kind strikes a run
 # What a run of 20 faults holds; the dearest, in time, are the rarest.
-DECK: dict[Kind, int] = {
+DECK: Deck = {
     "kill server": 2,
     "end server": 1,
     "stop server": 2,
@@ -56,15 +44,21 @@ class Fault:
     path: str  # whose answers go wrong; empty for any
 
 
-def schedule(seed: int, faults: int, without: Collection[Kind] = ()) -> list[Fault]:
+def schedule(seed: int, faults: int, *, deck: Deck = DECK, without: Collection[Kind] = ()) -> list[Fault]:
     """The faults of a run. ``without``: kinds that cannot be brought about here; others take their place."""
-    if not 1 <= faults <= PER_RUN:
-        raise ValueError(f"a run of {STEPS} steps takes 1 … {PER_RUN} faults, not {faults}")
+    most = sum(deck.values())
+    if not 1 <= faults <= most:
+        raise ValueError(f"a run of {STEPS} steps takes 1 … {most} faults, not {faults}")
     choose = random.Random(seed)
-    deck = [kind for kind, count in DECK.items() if kind not in without for _ in range(count)]
-    missing = choose.choices(deck, k=PER_RUN - len(deck))
-    kinds = choose.sample([*deck, *missing], PER_RUN)[:faults]
+    cards = [kind for kind, count in deck.items() if kind not in without for _ in range(count)]
+    missing = choose.choices(cards, k=most - len(cards))
+    kinds = choose.sample([*cards, *missing], most)[:faults]
     return [_fault(choose, kind) for kind in kinds]
+
+
+def runs(first_seed: int, faults: int, *, per_run: int) -> list[tuple[int, int]]:
+    """Seed and number of faults of each run that it takes."""
+    return [(first_seed + number, min(per_run, faults - done)) for number, done in enumerate(range(0, faults, per_run))]
 
 
 def _fault(choose: random.Random, kind: Kind) -> Fault:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.kind_cluster import REGISTRY, KindCluster
 
@@ -40,6 +42,22 @@ class Release:
         """Kill its pods without grace."""
         self.cluster.kubectl(
             *["--namespace", self.namespace, "delete", "pod", "--force", "--grace-period=0"],
+            *["--selector", f"app.kubernetes.io/instance={self.name}"],
+        )
+
+    def operator_pod(self) -> dict[str, Any]:
+        """The operator's pod."""
+        selector = f"app.kubernetes.io/instance={self.name}"
+        found = self.cluster.kubectl(
+            "--namespace", self.namespace, "get", "pod", "--selector", selector, "--output", "json"
+        )
+        (pod,) = [one for one in json.loads(found)["items"] if not one["metadata"].get("deletionTimestamp")]
+        return dict(pod)
+
+    def until_operator_is_ready(self) -> None:
+        """Wait for it, also after it was killed."""
+        self.cluster.kubectl(
+            *["--namespace", self.namespace, "rollout", "status", "deployment", "--timeout=180s"],
             *["--selector", f"app.kubernetes.io/instance={self.name}"],
         )
 
