@@ -69,6 +69,14 @@ def processes_left(cluster: KindCluster) -> list[str]:
     return cluster.on_node(cluster.worker, "sh", "-c", LEFT).splitlines()
 
 
+def running_container(pod: Object | None) -> str:
+    """Identity of the container that runs in a pod; empty where none does."""
+    for container in ((pod or {}).get("status") or {}).get("containerStatuses") or ():
+        if "running" in container.get("state", {}):
+            return str(container.get("containerID"))
+    return ""
+
+
 def _do(cluster: KindCluster, pod: Object, script: str, *arguments: str) -> None:
     uid = pod["metadata"]["uid"].replace("-", "[-_]")
     cluster.on_node(pod["spec"]["nodeName"], "bash", "-euc", PROCESSES + script, "pod", uid, *arguments)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cluster.node_pods import cut_network, kill_process, restore_network
+from cluster.node_pods import cut_network, kill_process, restore_network, running_container
 from faults.processes import chosen
 from faults.schedule import Deck, Fault, Kind
 from faults.struck import Struck
-from faults.watched_pods import ONE_TRAINER, TWO_TRAINERS, Awaited, Layout, WatchedPods, running_container
+from faults.watched_pods import ONE_TRAINER, TWO_TRAINERS, Awaited, Layout, WatchedPods
 from support.kube_api import Object
 
 DEATHS: tuple[Kind, ...] = ("kill server pod", "kill server container", "end server pod")
@@ -78,13 +78,18 @@ def _kill_trainer_container(run: WatchedPods, struck: Struck) -> None:
 def _kill_operator(run: WatchedPods, struck: Struck) -> None:
     """Its pod, or the process in it."""
     release = run.release
+    pod = release.operator_pod()
+    assert pod is not None, "there is no operator"
+    before = running_container(pod)
     if struck.fault.choice < 0.5:
         struck.detail = "the operator's pod"
         release.kill_operator()
     else:
         struck.detail = "the operator's process"
-        kill_process(run.run.cluster, release.operator_pod(), "areal_operator")
-        run.tick_for(1.0)
+        kill_process(run.run.cluster, pod, "areal_operator")
+    run.tick_until(
+        lambda: running_container(release.operator_pod()) not in ("", before), "the operator again", within_s=BACK_S
+    )
     release.until_operator_is_ready()
 
 
@@ -177,7 +182,10 @@ def _victim(run: WatchedPods, struck: Struck) -> Object:
 
 
 def _trainer(run: WatchedPods, fault: Fault) -> int:
-    run.tick_until(lambda: len(run.run.pods("trainer")) == run.layout.trainers, "the trainer's pods", within_s=BACK_S)
+    def run_all() -> bool:
+        return sum(running_container(pod) != "" for pod in run.run.pods("trainer")) == run.layout.trainers
+
+    run.tick_until(run_all, "the trainer's pods", within_s=BACK_S)
     return chosen(range(run.layout.trainers), fault.choice)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from faults.schedule import STEPS
 
-PATIENCE_S = 180.0  # for the next step: servers and trainer start within 30 s on an idle machine
 Line = dict[str, Any]  # of stats.jsonl
 
 
@@ -84,6 +83,7 @@ class Watched(abc.ABC):
     """A run that is looked at again and again while faults strike it."""
 
     steps: Steps
+    patience_s = 180.0  # for the next step: servers and trainer start within 30 s on an idle machine
 
     @abc.abstractmethod
     def tick(self) -> None:
@@ -97,8 +97,9 @@ class Watched(abc.ABC):
     def settle(self) -> None:
         """A fault is survived: what it excused is wrong from now on."""
 
-    def tick_until(self, condition: Callable[[], bool], what: str, *, within_s: float = PATIENCE_S) -> None:
+    def tick_until(self, condition: Callable[[], bool], what: str, *, within_s: float | None = None) -> None:
         """Go on until ``condition`` holds; ``AssertionError`` that tells ``what`` was waited for after ``within_s``."""
+        within_s = self.patience_s if within_s is None else within_s
         deadline = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < deadline, f"waited {within_s:.0f} s for {what}:\n{self.console()}"
@@ -109,11 +110,12 @@ class Watched(abc.ABC):
         until = time.monotonic() + seconds
         self.tick_until(lambda: time.monotonic() >= until, "time to pass")
 
-    def go_on(self, steps: int, *, within_s: float = PATIENCE_S) -> None:
+    def go_on(self, steps: int) -> None:
         """Wait for so many more steps."""
         wanted = self.steps.advanced + steps
-        what = f"the step after step {self.steps.last}"
-        self.tick_until(lambda: self.steps.advanced >= wanted or self.finished, what, within_s=within_s)
+        self.tick_until(
+            lambda: self.steps.advanced >= wanted or self.finished, f"the step after step {self.steps.last}"
+        )
 
     def go_on_to_the_end(self) -> None:
         """Wait for the last step, for each as long as for any."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from areal_api import children
-from cluster.node_pods import ask, processes_left
+from cluster.node_pods import ask, processes_left, running_container
 from faults.schedule import STEPS
 from faults.small_disk import SIZE
 from faults.steps import Files, Steps, Watched
@@ -59,6 +59,8 @@ class WatchedPods(Watched):
         self.layout = layout
         self.steps = Steps(self._look)
         self.awaited: list[Awaited] = []
+
+    patience_s = 420.0  # the operator waits longer before each further attempt
 
     def settle(self) -> None:
         """Nothing is excused here."""
@@ -139,11 +141,3 @@ def watched_pods(release: Release, namespace: str, layout: Layout) -> Iterator[W
     with node_volume(run, mode, size=layout.size) as volume:
         run.apply().until_step(1, timeout_s=420.0)
         yield WatchedPods(run, release, volume, layout)
-
-
-def running_container(pod: Object) -> str:
-    """Its identity; empty where none runs."""
-    for container in (pod.get("status") or {}).get("containerStatuses") or ():
-        if "running" in container.get("state", {}):
-            return str(container.get("containerID"))
-    return ""

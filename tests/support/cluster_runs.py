@@ -19,6 +19,7 @@ import yaml
 from areal_api import children
 from areal_api.tree import set_in
 from areal_operator.manifests.pod import API_KEY_FILE
+from areal_operator.observed import is_active, is_leaving
 from cluster.kind_cluster import KindCluster
 from cluster.node_pods import kill_process
 from support.kube_api import Object, eventually
@@ -89,9 +90,9 @@ class ClusterRun:
         return list(json.loads(self.kubectl("get", kind, "--selector", labels, "--output", "json"))["items"])
 
     def pods(self, component: str) -> list[Object]:
-        """Pods of a component that are not on their way out."""
+        """Pods of a component that have not ended and are not on their way out."""
         found = self.get("pods", f"{children.COMPONENT}={component}")
-        return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
+        return [pod for pod in found if is_active(pod) and not is_leaving(pod)]
 
     @property
     def status(self) -> Object:
@@ -130,7 +131,7 @@ class ClusterRun:
         return self.until(lambda status: (status.get("step") or 0) >= step, f"step {step}", timeout_s)
 
     def pod(self, component: str, index: int = 0) -> Object:
-        """A pod of a component, by its place among those that are not on their way out."""
+        """A pod of a component, by its place among ``pods``."""
         return sorted(self.pods(component), key=lambda pod: str(pod["metadata"]["name"]))[index]
 
     def kill_pod(self, component: str, index: int = 0) -> str:

@@ -45,14 +45,13 @@ class Release:
             *["--selector", f"app.kubernetes.io/instance={self.name}"],
         )
 
-    def operator_pod(self) -> dict[str, Any]:
-        """The operator's pod."""
+    def operator_pod(self) -> dict[str, Any] | None:
+        """The operator's pod, unless it is on its way out."""
         selector = f"app.kubernetes.io/instance={self.name}"
         found = self.cluster.kubectl(
             "--namespace", self.namespace, "get", "pod", "--selector", selector, "--output", "json"
         )
-        (pod,) = [one for one in json.loads(found)["items"] if not one["metadata"].get("deletionTimestamp")]
-        return dict(pod)
+        return next((pod for pod in json.loads(found)["items"] if not pod["metadata"].get("deletionTimestamp")), None)
 
     def until_operator_is_ready(self) -> None:
         """Wait for it, also after it was killed."""
