@@ -61,7 +61,8 @@ def ask(cluster: KindCluster, pod: Object, port: int, path: str, key: str) -> st
     if not address:
         return ""
     script = ["timeout", "5", "bash", "-c", f"({ASK}) 2>/dev/null || true", "ask", address, str(port), path, key]
-    return cluster.on_node(pod["spec"]["nodeName"], "sh", "-c", '"$@" || true', "sh", *script).partition("\r\n\r\n")[2]
+    answer = cluster.on_node(pod["spec"]["nodeName"], "sh", "-c", '"$@" || true', "sh", *script)
+    return answer.partition("\n\n")[2]  # as text, it has lost its carriage returns
 
 
 def processes_left(cluster: KindCluster) -> list[str]:
