@@ -105,11 +105,22 @@ rolled_out() {
   kubectl --namespace "$1" rollout status "deployment/$2" --timeout=1s >/dev/null 2>&1
 }
 
+create() {
+  "$bin/kind" delete cluster --name "$CLUSTER" --quiet
+  "$bin/kind" create cluster --config "$node_config" --image "$node_image" --retain >"$bin/kind.log" 2>&1
+}
+
+# kind gives nodes 30 s for their first sign of life, which a busy machine may exceed: once more, from warm files.
+create_patiently() {
+  create && return
+  grep -q 'could not find a log line' "$bin/kind.log" || return
+  say "kind did not wait for the nodes; once more"
+  create
+}
+
 make_cluster() {
   say "creating the cluster"
-  "$bin/kind" delete cluster --name "$CLUSTER" --quiet
-  if ! "$bin/kind" create cluster --config "$node_config" --image "$node_image" --retain >"$bin/kind.log" 2>&1 ||
-    ! ready; then
+  if ! create_patiently || ! ready; then
     tail -n 5 "$bin/kind.log" >&2
     "$bin/kind" export logs --name "$CLUSTER" "$bin/kind-logs" >/dev/null 2>&1 || :
     "$bin/kind" delete cluster --name "$CLUSTER" --quiet
