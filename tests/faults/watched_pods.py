@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from areal_api import children
-from cluster.node_pods import ask, processes_left, running_container
+from cluster.node_pods import processes_left, running_container
 from faults.schedule import STEPS
 from faults.small_disk import SIZE
 from faults.steps import Files, Steps, Watched
@@ -117,11 +116,7 @@ class WatchedPods(Watched):
         pod = self.server(one.name)
         if pod is None or running_container(pod) in ("", one.container):
             return False
-        answer = ask(self.run.cluster, pod, children.SERVER_PORT, "/model_info", self.run.api_key)
-        with contextlib.suppress(json.JSONDecodeError):  # it is starting, or ending
-            version = str(json.loads(answer).get("weight_version"))
-            return version[1:].isdigit() and int(version[1:]) >= self.steps.last - 1
-        return False
+        return self.run.version_held(pod) >= self.steps.last - 1
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from areal_api.tree import set_in
 from areal_operator.manifests.pod import API_KEY_FILE
 from areal_operator.observed import is_active, is_leaving
 from cluster.kind_cluster import KindCluster
-from cluster.node_pods import kill_process
+from cluster.node_pods import ask, kill_process
 from support.kube_api import Object, eventually
 
 REPOSITORY = Path(__file__).parents[2]
@@ -190,6 +190,15 @@ class ClusterRun:
         """Requests for tokens that a server has answered since its pod began."""
         log = self.kubectl("logs", f"{children.servers(self.name)}-{index}")
         return log.count("POST /generate")
+
+    def version_held(self, pod: Object) -> int:
+        """The weight version that a server says it holds; −1 where it does not answer, or has just been started."""
+        answer = ask(self.cluster, pod, children.SERVER_PORT, "/model_info", self.api_key)
+        try:
+            version = str(json.loads(answer).get("weight_version"))
+        except json.JSONDecodeError:  # it is starting, or ending
+            return -1
+        return int(version[1:]) if version[1:].isdigit() else -1
 
     def ask_server(self, index: int, *, requests: int, tokens: int) -> subprocess.Popen[str]:
         """Ask a server for tokens, all at once, from the trainer's pod. It prints ``begun`` once all are sent, and then
