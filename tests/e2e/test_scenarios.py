@@ -85,7 +85,7 @@ def test_a_server_that_is_scaled_away_answers_what_it_has_begun(run: ClusterRun)
     """Requests of ours, as many as keep it busy for seconds, beside those of the run, which then lacks nothing."""
     run.changes |= {"servers.replicas": 2, "config.total_train_steps": 40}
     run.apply().until_step(3)
-    asking = run.ask_server(1, requests=400, tokens=100)
+    asking = run.ask_server(1, requests=600, tokens=100)
     assert asking.stdout is not None
     assert asking.stdout.readline() == "begun\n"
     run.kubectl("scale", "grpo/tiny", "--replicas=1")
@@ -93,7 +93,7 @@ def test_a_server_that_is_scaled_away_answers_what_it_has_begun(run: ClusterRun)
     told = time.time()
     answered, _ = asking.communicate(timeout=300.0)
     answers = json.loads(answered)
-    assert [tokens for tokens, _ in answers] == [100] * 400
+    assert [tokens for tokens, _ in answers] == [100] * 600
     assert max(at for _, at in answers) > told, "all was answered before the server was told to end"
     eventually(lambda: len(run.get("pods", "areal.dev/component=server")) == 1, "the drained server gone", 120.0)
     finish(run)
