@@ -99,7 +99,7 @@ def _restart_api_server(run: WatchedPods, struck: Struck) -> None:
 
 
 def _cut_server_off(run: WatchedPods, struck: Struck) -> None:
-    _cut_off(run, _some_server(run, struck.fault), struck)
+    _cut_off(run, _some_server(run, struck), struck)
 
 
 def _cut_trainer_off(run: WatchedPods, struck: Struck) -> None:
@@ -167,15 +167,16 @@ def seconds_until_back(struck: Struck, run: WatchedPods) -> float | None:
     return None if back is None else back - struck.at
 
 
-def _some_server(run: WatchedPods, fault: Fault) -> Object:
-    """One of the servers, once all are there."""
+def _some_server(run: WatchedPods, struck: Struck) -> Object:
+    """One of the servers, once all are there; the fault's time counts from then on."""
     run.tick_until(lambda: run.ready_servers() == run.layout.servers, "all servers", within_s=BACK_S)
-    return run.run.pod("server", chosen(range(run.layout.servers), fault.choice))
+    struck.at, struck.step = time.monotonic(), run.steps.last
+    return run.run.pod("server", chosen(range(run.layout.servers), struck.fault.choice))
 
 
 def _victim(run: WatchedPods, struck: Struck) -> Object:
     """The server that is to die, which is awaited from then on."""
-    pod = _some_server(run, struck.fault)
+    pod = _some_server(run, struck)
     struck.detail = pod["metadata"]["name"]
     run.awaited.append(Awaited(struck, struck.detail, running_container(pod)))
     return pod
