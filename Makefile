@@ -6,8 +6,9 @@ DEVICE ?= cpu
 # An index of CPU builds of torch, where there is one; without it torch is PyPI's (it runs on a CPU as it is).
 TORCH_INDEX ?=
 
-# How many faults `make faults` brings about, and which: a number that a failing schedule printed.
-FAULTS ?= 200
+# How many faults `make faults` (200) and `make faults-kind` (40) bring about, and which: a number that a failing
+# schedule printed.
+FAULTS ?=
 SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
 VENV := .venv
@@ -18,7 +19,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread a process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld demo check test e2e faults bench tools cluster cluster-down images format generate clean
+.PHONY: setup aworld demo check test e2e faults faults-kind bench tools cluster cluster-down images format generate clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -68,7 +69,10 @@ e2e: setup cluster ## Run every end-to-end test on the kind cluster.
 	$(VENV)/bin/pytest tests/e2e
 
 faults: setup ## Strike real runs with faults, FAULTS=200 of them; SEED=n repeats a schedule.
-	FAULTS=$(FAULTS) SEED=$(SEED) $(VENV)/bin/pytest tests/faults
+	FAULTS=$(or $(FAULTS),200) SEED=$(SEED) $(VENV)/bin/pytest tests/faults
+
+faults-kind: setup cluster ## Strike runs in pods of the kind cluster, FAULTS=40 times; SEED=n repeats a schedule.
+	FAULTS=$(or $(FAULTS),40) SEED=$(SEED) $(VENV)/bin/pytest tests/e2e/test_pod_faults.py
 
 bench: setup ## Run the benchmarks: each prints a ratio against a named baseline.
 	$(VENV)/bin/python -m benchmarks

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from areal_api.children import SERVER_PORT
-from areal_operator.manifests.pod import API_KEY_FILE
 from benchmarks.measure import Comparison, spread
 from benchmarks.runs import grpo_run
 from benchmarks.scripted import REPOSITORY
@@ -26,13 +23,6 @@ from support.helm_release import Release  # noqa: E402
 NAMESPACE = "areal-benchmark"
 STEPS = 60
 PAUSE_S = 0.2
-VERSION = f"""
-import json, urllib.request
-key = open({API_KEY_FILE!r}).read()
-asked = urllib.request.Request("http://127.0.0.1:{SERVER_PORT}/model_info")
-asked.add_header("Authorization", "Bearer " + key)
-print(json.load(urllib.request.urlopen(asked, timeout=5))["weight_version"])
-"""
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
@@ -83,16 +73,10 @@ class _Pods:
         self.rate = 1 / statistics.median(line["seconds_per_step"] for line in lines[1:])
 
     def _replace_server(self) -> float:
+        """Seconds until the successor of a killed pod holds weights that the trainer has published."""
         began = time.monotonic()
         self._run.kill_pod("server")
-        return self._until(lambda: self._version() not in ("", "default", "v0")) - began
-
-    def _version(self) -> str:
-        """The weight version that the server says it holds; empty while it says nothing."""
-        try:
-            return self._run.kubectl("exec", f"{self._run.name}-server-0", "--", "python3", "-c", VERSION).strip()
-        except subprocess.CalledProcessError:
-            return ""
+        return self._until(lambda: any(self._run.version_held(pod) > 0 for pod in self._run.pods("server"))) - began
 
     def _until(self, holds: Callable[[], bool]) -> float:
         deadline = time.monotonic() + 300.0

@@ -1,4 +1,4 @@
-"""Names that processes and users rely on: environment variables, and the files of a run directory."""
+"""Names that processes and users rely on: environment variables, exit statuses, the files of a run directory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ SERVER_INDEX = "AREAL_SERVER_INDEX"  # number of a server's pod
 TERMINATION_LOG = "AREAL_TERMINATION_LOG"  # file that takes one line about why a process ended; absent: nobody asks
 DEVICE = "AREAL_DEVICE"  # cuda or cpu, as spec.trainer.device says
 LOG_FORMAT = "AREAL_LOG_FORMAT"  # text (default) or json, of every process
+EXIT_STOPPED = 143  # of a rank that ended because it was told to
+EXIT_LOST_RANK = 76  # of a rank that could not go on because another one was gone
 TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # for grpo: interpreter of the trainer; absent: its own
 
 

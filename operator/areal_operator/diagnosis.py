@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from areal_api import names
 from areal_operator.clock import parse
 from areal_operator.manifests.trainer import DISRUPTED
 from areal_operator.observed import Object, Observed, condition_of, is_active, is_leaving
@@ -17,6 +18,8 @@ FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 MEMORY = re.compile(r"out of memory|cannot allocate memory", re.IGNORECASE)
 # What the trainer says of something that a user wrote, or torchrun of a rank that ended because of it.
 INVALID = re.compile(r"^error: |exitcode\s*: 2 ")
+ROOT_CAUSE = re.compile(r"Root Cause .*?exitcode\s*: (-?\d+) ", re.DOTALL)  # torchrun, of the rank that ended first
+FOLLOWED = (names.EXIT_LOST_RANK, names.EXIT_STOPPED)
 BACK_OFF = re.compile(r"\bback-off \S+ ")  # "back-off 5m0s restarting …": the time would change the status every time
 UNBOUND = "unbound immediate PersistentVolumeClaims"
 LONGEST = 600
@@ -93,8 +96,8 @@ def claim_problem(claim: Object | None, observed: Observed) -> Why | None:
     return Why("VolumePending", f"PersistentVolumeClaim {name} is not bound yet; it may wait for the first pod")
 
 
-def job_failure(job: Object, pods: Sequence[Object]) -> Failure | None:
-    """How a Job failed, from its condition and what is left of its pods; None while it runs or when it succeeded."""
+def job_failure(job: Object, pods: Sequence[Object], *, nodes: int) -> Failure | None:
+    """How a Job of ``nodes`` pods failed, from its condition and what is left of them; None unless it did."""
     failed = condition_of(job, "Failed")
     if failed is None or failed.get("status") != "True":
         return None
@@ -105,10 +108,25 @@ def job_failure(job: Object, pods: Sequence[Object]) -> Failure | None:
         why = Why("Disrupted", _short(str(said.get("message") or "the pod was disrupted")))
         return Failure(why, at, disruption=True)
     own = sorted((pod for pod in pods if _failed(pod) and not is_leaving(pod)), key=_ended_at)
-    if not own:
-        names = ", ".join(str(pod["metadata"]["name"]) for pod in pods) or "its pod"
-        return Failure(Why("PodDeleted", f"{names} was deleted"), at, disruption=True)
-    return _own_failure(own[0], at)
+    causes = [pod for pod in own if not _followed(pod)]
+    if not causes and len(own) < nodes:
+        gone = _named([pod for pod in pods if pod not in own]) or "a pod of the trainer"
+        text = f"{gone} was deleted" + (f"; {_named(own)} ended after it" if own else "")
+        return Failure(Why("PodDeleted", text), at, disruption=True)
+    return _own_failure((causes or own)[0], at)
+
+
+def _named(pods: Sequence[Object]) -> str:
+    return ", ".join(str(pod["metadata"]["name"]) for pod in pods)
+
+
+def _followed(pod: Object) -> bool:
+    """Whether a failed pod ended only because another one did: its rank lost that one's, or was told to stop by it."""
+    ends = [(container.get("state") or {}).get("terminated") or {} for container in _containers(pod)]
+    return any(
+        (found := ROOT_CAUSE.search(str(end.get("message") or ""))) is not None and int(found[1]) in FOLLOWED
+        for end in ends
+    )
 
 
 def _own_failure(pod: Object, at: datetime) -> Failure:

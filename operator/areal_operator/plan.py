@@ -128,7 +128,9 @@ def _decide(view: View) -> Plan:
             "Failed",
             Why("DeadlineExceeded", f"the run took longer than runPolicy.activeDeadlineSeconds = {limit}"),
         )
-    failure = job_failure(job, view.observed.trainer_pods(status.attempt)) if job is not None else None
+    failure = None
+    if job is not None:
+        failure = job_failure(job, view.observed.trainer_pods(status.attempt), nodes=view.spec.trainer.nodes)
     return _run(view) if failure is None else _after_failure(view, failure)
 
 

@@ -15,6 +15,8 @@ BIN = Path(__file__).parents[2] / ".bin"
 TAG = BIN / "images.tag"  # up.sh writes it
 COMMAND_S = 300.0
 NODE_READY_S = 120
+API_SERVER = "^kube-apiserver "  # its command line
+API_SERVER_BACK_S = 180  # kubelet waits longer each time
 
 
 class NoCluster(Exception):
@@ -51,6 +53,12 @@ class KindCluster:
         """What kubectl prints; ``text`` goes to its standard input."""
         return self._run([str(BIN / "kubectl"), *arguments], text)
 
+    def start_kubectl(self, *arguments: str) -> subprocess.Popen[str]:
+        """kubectl, under way; what it prints is in its ``stdout``."""
+        return subprocess.Popen(
+            [str(BIN / "kubectl"), *arguments], env=self._environment(), stdout=subprocess.PIPE, text=True
+        )
+
     def helm(self, *arguments: str) -> str:
         """What helm prints."""
         return self._run([str(BIN / "helm"), *arguments])
@@ -84,6 +92,23 @@ class KindCluster:
             time.sleep(0.5)
         self.wait("condition=Ready", f"node/{node}", timeout_s=NODE_READY_S)
 
+    def kill_api_server(self) -> None:
+        """SIGKILL to the API server; returns when kubelet has started it again and it is ready."""
+        before = self.on_node(self.control_plane, "pgrep", "-of", API_SERVER)
+        self.on_node(self.control_plane, "kill", "-9", before.strip())
+        deadline = time.monotonic() + API_SERVER_BACK_S
+        while not self._is_ready_again(before):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the API server was not ready again within {API_SERVER_BACK_S} s")
+            time.sleep(0.5)
+
+    def _is_ready_again(self, before: str) -> bool:
+        try:
+            now = self.on_node(self.control_plane, "pgrep", "-of", API_SERVER)
+            return now != before and self.kubectl("get", "--raw", "/readyz") == "ok"
+        except subprocess.CalledProcessError:
+            return False
+
     def _answers(self, node: str) -> bool:
         try:
             self.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/healthz")  # kubelet
@@ -92,10 +117,13 @@ class KindCluster:
         except subprocess.CalledProcessError:
             return False
 
-    def _run(self, command: list[str], text: str | None = None) -> str:
-        # Not the user's helm settings and kubeconfig.
+    def _environment(self) -> dict[str, str]:
+        """Not the user's helm settings and kubeconfig."""
         folders = {f"HELM_{kind}_HOME": str(self.kubeconfig.parent / kind) for kind in ("CACHE", "CONFIG", "DATA")}
-        env = {**os.environ, **folders, "KUBECONFIG": str(self.kubeconfig)}
+        return {**os.environ, **folders, "KUBECONFIG": str(self.kubeconfig)}
+
+    def _run(self, command: list[str], text: str | None = None) -> str:
+        env = self._environment()
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, env=env, timeout=COMMAND_S, check=False
         )

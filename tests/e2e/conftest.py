@@ -8,7 +8,22 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.kind_cluster import KindCluster, NoCluster
+from faults.pod_strikes import DEATHS, KINDS
+from faults.report import Report
 from support.helm_release import Release
+
+REPORT = pytest.StashKey[Report]()
+
+
+@pytest.fixture
+def fault_report(request: pytest.FixtureRequest) -> Report:
+    """One for all runs of a session."""
+    return request.config.stash.setdefault(REPORT, Report("faults in pods", KINDS, DEATHS))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if (report := config.stash.get(REPORT, None)) is not None:
+        report.show(terminalreporter)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from support.cluster_runs import ClusterRun
 from support.helm_release import Release
 from support.kube_api import eventually
+from support.node_volume import node_volume
 
 pytestmark = pytest.mark.scenario
 STEPS = 16
@@ -43,7 +45,7 @@ def test_a_killed_operator_costs_the_run_nothing(release: Release, run: ClusterR
 
 def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(run: ClusterRun) -> None:
     run.apply().until_step(5)
-    run.kill_container("trainer", "areal_trainer")
+    run.kill_container("trainer")
     status = run.until(lambda now: now.get("attempt") == 2, "a second attempt", 120.0)
     assert (status["restarts"], status["disruptions"]) == (1, 0)
     finish(run)
@@ -79,6 +81,25 @@ def test_servers_are_scaled_while_the_run_goes_on(run: ClusterRun) -> None:
     finish(run)
 
 
+def test_a_server_that_is_scaled_away_answers_what_it_has_begun(run: ClusterRun) -> None:
+    """Requests of ours, as many as keep it busy for seconds, beside those of the run, which then lacks nothing."""
+    run.changes |= {"servers.replicas": 2, "config.total_train_steps": 40}
+    run.apply().until_step(3)
+    asking = run.ask_server(1, requests=600, tokens=100)
+    assert asking.stdout is not None
+    assert asking.stdout.readline() == "begun\n"
+    run.kubectl("scale", "grpo/tiny", "--replicas=1")
+    run.until(lambda now: run.condition("ServersReady").get("reason") == "Draining", "a server that drains", 60.0)
+    told = time.time()
+    answered, _ = asking.communicate(timeout=300.0)
+    answers = json.loads(answered)
+    assert [tokens for tokens, _ in answers] == [100] * 600
+    assert max(at for _, at in answers) > told, "all was answered before the server was told to end"
+    eventually(lambda: len(run.get("pods", "areal.dev/component=server")) == 1, "the drained server gone", 120.0)
+    finish(run)
+    assert run.status["attempt"] == 1
+
+
 def test_nothing_runs_while_suspended_and_the_run_goes_on_afterwards(run: ClusterRun) -> None:
     run.apply().until_step(4)
     run.patch({"runPolicy": {"suspend": True}})
@@ -102,7 +123,7 @@ def test_an_image_that_is_not_there_is_named(run: ClusterRun) -> None:
 
 def test_a_full_volume_is_named(run: ClusterRun) -> None:
     run.changes |= {"runPolicy.backoffLimit": 6}
-    with run.small_volume("24m"):
+    with node_volume(run, "ReadWriteOnce", size="24m"):
         run.apply()
         run.until(lambda now: "space" in now.get("message", "").lower(), "no space in the message", 300.0)
 

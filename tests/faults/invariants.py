@@ -32,13 +32,17 @@ Versions = tuple[int, int]  # of the first and the last token
 
 def check_run(run: WatchedRun) -> None:
     """All of it."""
-    check_statistics(run.steps.lines)
-    check_outcome(run.run)
-    samples = dumped(run.run)
+    check_files(run.steps.lines, run.run)
     answers = list(recorded(run))
-    check_samples(samples, (TINY / "data" / "train.jsonl").read_text().splitlines())
-    check_versions(samples, answers)
+    check_versions(dumped(run.run), answers)
     check_logprobs(answers, run.kept)
+
+
+def check_files(lines: Sequence[dict[str, Any]], run: Path) -> None:
+    """What can be seen in a run directory alone, wherever it was written. ``lines`` are its statistics."""
+    check_statistics(lines)
+    check_outcome(run)
+    check_samples(dumped(run), (TINY / "data" / "train.jsonl").read_text().splitlines())
 
 
 def check_statistics(lines: Sequence[dict[str, Any]]) -> None:
@@ -76,6 +80,8 @@ def check_samples(samples: dict[int, list[Sample]], rows: Iterable[str]) -> None
         for sample in batch:
             lag = step - sample["head_version"]
             assert 0 <= lag <= STALENESS, f"step {step} trained a sample of v{sample['head_version']}"
+            last = sample["tail_version"]
+            assert sample["head_version"] <= last <= step, f"step {step} trained a sample that ends with v{last}"
             trained[sample["prompt"]] += 1
     questions = Counter(json.loads(row)["question"] for row in rows)
     for prompt, count in trained.items():

@@ -4,75 +4,61 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from faults.schedule import DECK, Kind
-from faults.strikes import Struck
-from faults.watched import WatchedRun
+import pytest
 
-DEATHS: tuple[Kind, ...] = ("kill server", "end server")
+from faults.schedule import Kind
 
 
 @dataclass
 class Report:
-    """Counts over all runs, and what deaths cost."""
+    """Counts over all runs, and what faults cost. ``deaths``: kinds after which a server is waited for, not a step."""
 
+    title: str
+    kinds: Collection[Kind]
+    deaths: Collection[Kind]
     _injected: Counter[Kind] = field(default_factory=Counter)
     _survived: Counter[Kind] = field(default_factory=Counter)
     _seconds: dict[Kind, list[float]] = field(default_factory=dict)
-    _no_disk: str | None = None
+    _not_injected: dict[Kind, str] = field(default_factory=dict)
 
-    def not_injected(self, reason: str | None) -> None:
-        """Why no disk was filled."""
-        self._no_disk = reason
+    def not_injected(self, kind: Kind, reason: str) -> None:
+        """Why a kind is not brought about here."""
+        self._not_injected[kind] = reason
 
     def injected(self, kind: Kind) -> None:
         """A fault was brought about."""
         self._injected[kind] += 1
 
-    def survived(self, struck: Struck, run: WatchedRun) -> None:
-        """A fault of a run that ended as it should; what it cost."""
-        kind = struck.fault.kind
+    def survived(self, kind: Kind, seconds: float | None) -> None:
+        """A fault of a run that ended as it should; what it cost, where that was seen."""
         self._survived[kind] += 1
-        back = _serves_again(struck, run) if kind in DEATHS else _is_where_it_was(struck, run)
-        if back is not None:
-            self._seconds.setdefault(kind, []).append(back - struck.at)
+        if seconds is not None:
+            self._seconds.setdefault(kind, []).append(seconds)
 
     def lines(self) -> list[str]:
         """A table; empty where nothing was tried."""
         if not self._injected:
             return []
-        lines = [f"{'fault':<17}{'injected':>9}{'survived':>9}   seconds until back, median (range)"]
-        for kind in DECK:
-            if kind == "full disk" and self._no_disk:
-                lines.append(f"{kind:<17}{0:>9}{0:>9}   not injected: {self._no_disk}")
-                continue
-            lines.append(f"{kind:<17}{self._injected[kind]:>9}{self._survived[kind]:>9}   {self._cost(kind)}")
-        lines.append(f"{'all':<17}{self._injected.total():>9}{self._survived.total():>9}")
+        lines = [f"{'fault':<22}{'injected':>9}{'survived':>9}   seconds until back, median (range)"]
+        for kind in self.kinds:
+            cost = f"not injected: {why}" if (why := self._not_injected.get(kind)) else self._cost(kind)
+            lines.append(f"{kind:<22}{self._injected[kind]:>9}{self._survived[kind]:>9}   {cost}")
+        lines.append(f"{'all':<22}{self._injected.total():>9}{self._survived.total():>9}")
         return lines
+
+    def show(self, reporter: pytest.TerminalReporter) -> None:
+        """Write the table, if there is one."""
+        if lines := self.lines():
+            reporter.section(self.title)
+            for line in lines:
+                reporter.write_line(line)
 
     def _cost(self, kind: Kind) -> str:
         seconds = self._seconds.get(kind)
         if not seconds:
             return ""
-        what = "serves current weights again" if kind in DEATHS else "at the next step"
+        what = "serves current weights again" if kind in self.deaths else "at the next step"
         return f"{statistics.median(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f}), {what}"
-
-
-def _serves_again(struck: Struck, run: WatchedRun) -> float | None:
-    """When a killed server gave its next answer that the trainer got; None where it never did."""
-    assert struck.server is not None
-    times = [
-        exchange.delivered
-        for exchange in run.proxies[struck.server].exchanges
-        if exchange.path == "/generate"
-        and exchange.status == 200
-        and exchange.delivered is not None
-        and exchange.began > struck.over
-    ]
-    return min(times, default=None)
-
-
-def _is_where_it_was(struck: Struck, run: WatchedRun) -> float | None:
-    """When the step after the last one before the fault was done, again or for the first time."""
-    return next((at for at, step in run.steps.times if at > struck.over and step > struck.step), None)

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Kind = Literal[
-    "kill server",
-    "end server",
-    "stop server",
-    "kill trainer",
-    "stop trainer",
-    "kill launcher",
-    "stop launcher",
-    "slow answers",
-    "cut connections",
-    "half answers",
-    "full disk",
-]
+Kind = str
+Deck = Mapping[Kind, int]  # how often each kind strikes a run
 # What a run of 40 faults holds; the dearest, in time, are the rarest.
-DECK: dict[Kind, int] = {
+DECK: Deck = {
     "kill server": 4,
     "end server": 2,
     "stop server": 4,
@@ -35,6 +23,7 @@ DECK: dict[Kind, int] = {
     "full disk": 2,
 }
 PER_RUN = sum(DECK.values())
+GAPS = (0, 0, 1)  # mostly while a server that was killed is still starting
 # Servers and ranks of a run, by turns: two of both; one rank; a single server, of which each death stops the run.
 LAYOUTS = ((2, 2), (2, 1), (1, 1))
 STEPS = 150  # of the tiny experiment; 60 learn it, and 40 faults take more
@@ -56,22 +45,31 @@ class Fault:
     path: str  # whose answers go wrong; empty for any
 
 
-def schedule(seed: int, faults: int, without: Collection[Kind] = ()) -> list[Fault]:
-    """The faults of a run. ``without``: kinds that cannot be brought about here; others take their place."""
-    if not 1 <= faults <= PER_RUN:
-        raise ValueError(f"a run of {STEPS} steps takes 1 … {PER_RUN} faults, not {faults}")
+def schedule(
+    seed: int, faults: int, *, deck: Deck = DECK, gaps: Sequence[int] = GAPS, without: Collection[Kind] = ()
+) -> list[Fault]:
+    """The faults of a run. ``gaps``: steps before a fault. ``without``: kinds that cannot be brought about here; others
+    take their place."""
+    most = sum(deck.values())
+    if not 1 <= faults <= most:
+        raise ValueError(f"a run of {STEPS} steps takes 1 … {most} faults, not {faults}")
     choose = random.Random(seed)
-    deck = [kind for kind, count in DECK.items() if kind not in without for _ in range(count)]
-    missing = choose.choices(deck, k=PER_RUN - len(deck))
-    kinds = choose.sample([*deck, *missing], PER_RUN)[:faults]
-    return [_fault(choose, kind) for kind in kinds]
+    cards = [kind for kind, count in deck.items() if kind not in without for _ in range(count)]
+    missing = choose.choices(cards, k=most - len(cards))
+    kinds = choose.sample([*cards, *missing], most)[:faults]
+    return [_fault(choose, kind, gaps) for kind in kinds]
 
 
-def _fault(choose: random.Random, kind: Kind) -> Fault:
+def runs(first_seed: int, faults: int, *, per_run: int) -> list[tuple[int, int]]:
+    """Seed and number of faults of each run that it takes."""
+    return [(first_seed + number, min(per_run, faults - done)) for number, done in enumerate(range(0, faults, per_run))]
+
+
+def _fault(choose: random.Random, kind: Kind, gaps: Sequence[int]) -> Fault:
     path = choose.choice(PATHS)
     return Fault(
         kind,
-        after_steps=choose.choice((0, 0, 1)),  # mostly while a server that was killed is still starting
+        after_steps=choose.choice(gaps),
         delay_s=round(choose.uniform(0.0, 1.0), 2),
         choice=choose.random(),
         lasts_s=round(choose.uniform(0.5, 3.0), 2),

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -14,30 +13,14 @@ import psutil
 from faults import processes
 from faults.schedule import Fault, Kind
 from faults.small_disk import SmallDisk
+from faults.struck import Struck
 from faults.watched import WatchedRun
 from support.faulty_proxy import Bad, Badness, Exchange
 
 STRUCK_S = 120.0  # for answers to go wrong as often as they should
 NOTICED_S = 25.0  # for a run on a full disk to end
+DEATHS: tuple[Kind, ...] = ("kill server", "end server")
 DRAINED_S = 60.0  # for a server to end in order: SGLang looks every 5 s whether it is done
-
-
-@dataclass
-class Struck:
-    """A fault that is, or was, brought about."""
-
-    fault: Fault
-    at: float  # time.monotonic()
-    step: int  # the last one that was done
-    detail: str = ""  # what it hit
-    server: int | None = None  # which, of a fault that hit one
-    over: float = 0.0  # when it was lifted
-    survived: float | None = None  # when the next step was done
-
-    def text(self, began: float) -> str:
-        """For the log of a run."""
-        after = "not survived" if self.survived is None else f"next step {self.survived - self.at:.1f} s later"
-        return f"{self.at - began:6.1f} s  after step {self.step:2d}  {self.fault.kind}: {self.detail}; {after}"
 
 
 def strike(run: WatchedRun, disk: SmallDisk | None, struck: Struck) -> None:
@@ -47,7 +30,24 @@ def strike(run: WatchedRun, disk: SmallDisk | None, struck: Struck) -> None:
         _fill(run, disk, struck)
     else:
         STRIKES[struck.fault.kind](run, struck)
-    struck.over = time.monotonic()
+
+
+def seconds_until_back(struck: Struck, run: WatchedRun) -> float | None:
+    """What a fault cost: until a killed server gave its next answer that the trainer got, else until the next step."""
+    if struck.fault.kind not in DEATHS:
+        back = run.steps.next_after(struck.step, struck.over)
+    else:
+        assert struck.server is not None
+        times = [
+            exchange.delivered
+            for exchange in run.proxies[struck.server].exchanges
+            if exchange.path == "/generate"
+            and exchange.status == 200
+            and exchange.delivered is not None
+            and exchange.began > struck.over
+        ]
+        back = min(times, default=None)
+    return None if back is None else back - struck.at
 
 
 def _kill_server(run: WatchedRun, struck: Struck) -> None:
@@ -208,9 +208,8 @@ def _present(run: WatchedRun, find: Callable[[], list[psutil.Process]], *, at_le
 
 def _stop(run: WatchedRun, stopped: list[psutil.Process], seconds: float) -> None:
     processes.send(stopped, signal.SIGSTOP)
-    until = time.monotonic() + seconds
     try:
-        run.tick_until(lambda: time.monotonic() >= until, "time to pass")
+        run.tick_for(seconds)
     finally:
         processes.send(stopped, signal.SIGCONT)
 

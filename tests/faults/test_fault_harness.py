@@ -11,7 +11,8 @@ import pytest
 from faults import schedule
 from faults.answers import Answer, Span
 from faults.invariants import BATCH, SAMPLES, check_logprobs, check_samples, check_versions
-from faults.watched import BASE, TINY, Steps
+from faults.steps import LocalFiles, Steps
+from faults.watched import BASE, TINY
 
 
 def test_a_seed_decides_everything_that_a_schedule_says() -> None:
@@ -35,7 +36,7 @@ def write_steps(run: Path, steps: list[int], checkpoint: int) -> None:
 
 
 def test_a_run_may_go_back_to_its_checkpoint_but_not_past_it(tmp_path: Path) -> None:
-    steps = Steps(tmp_path)
+    steps = Steps(LocalFiles(tmp_path))
     write_steps(tmp_path, [1, 2, 3, 4, 5], checkpoint=3)
     steps.poll()
     write_steps(tmp_path, [1, 2, 3], checkpoint=3)
@@ -51,13 +52,13 @@ def test_a_run_may_go_back_to_its_checkpoint_but_not_past_it(tmp_path: Path) -> 
 def test_a_step_that_is_there_twice_is_noticed(tmp_path: Path) -> None:
     write_steps(tmp_path, [1, 2, 2], checkpoint=0)
     with pytest.raises(AssertionError, match=r"\[1, 2, 2\]"):
-        Steps(tmp_path).poll()
+        Steps(LocalFiles(tmp_path)).poll()
 
 
 def batches() -> dict[int, list[dict[str, object]]]:
     return {
         step: [
-            {"prompt": f"<|user|> {step} {row} <|assistant|>", "head_version": max(step - 2, 0)}
+            {"prompt": f"<|user|> {step} {row} <|assistant|>", "head_version": max(step - 2, 0), "tail_version": step}
             for row in range(BATCH)
             for _ in range(SAMPLES)
         ]
@@ -76,9 +77,16 @@ def test_a_sample_over_the_bound_is_noticed() -> None:
         check_samples(samples, ROWS)
 
 
+def test_a_sample_that_ends_with_weights_of_after_its_training_is_noticed() -> None:
+    samples = batches()
+    samples[9][0]["tail_version"] = 10
+    with pytest.raises(AssertionError, match="step 9 trained a sample that ends with v10"):
+        check_samples(samples, ROWS)
+
+
 def test_a_row_that_is_trained_twice_is_noticed() -> None:
     samples = batches()
-    samples[9] = [{**sample, "head_version": 9} for sample in samples[3]]
+    samples[9] = [{**sample, "head_version": 9, "tail_version": 9} for sample in samples[3]]
     with pytest.raises(AssertionError, match="16 samples of 1 rows"):
         check_samples(samples, ROWS)
 

@@ -11,71 +11,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from areal_launcher.supervisor import PR_SET_PDEATHSIG, prctl
 from faults import processes
 from faults.schedule import STEPS
+from faults.steps import LocalFiles, Steps, Watched
 from support.faulty_proxy import Exchange, FaultyProxy
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny"
 CHECKPOINT_STEPS = 3
-PATIENCE_S = (
-    400.0  # for the next step: servers and trainer start within 30 s on an idle machine, within 200 on a busy one
-)
 POLL_S = 0.1
 UPDATE = "/update_weights_from_disk"
 BASE = "base"  # weights that are the experiment's own model
 GONE = "gone"  # weights that were removed before they could be copied
 
 
-@dataclass
-class Steps:
-    """stats.jsonl and recover/ as they grow, and what must hold of them at every moment."""
-
-    run: Path
-    last: int = 0
-    advanced: int = 0  # steps that were committed, repeated ones included
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    times: list[tuple[float, int]] = field(default_factory=list)  # when each was first seen
-    checkpoint: int = 0
-    _seen: tuple[int, int, int] = (0, 0, 0)
-
-    def poll(self) -> None:
-        """Read both; ``AssertionError`` where a step is missing, there twice, or lost past the last checkpoint."""
-        self._read()
-        steps = [int(line["step"]) for line in self.lines]
-        assert steps == list(range(1, len(steps) + 1)), f"stats.jsonl holds the steps {steps}"
-        assert len(steps) >= min(self.last, self.checkpoint), (
-            f"stats.jsonl went back from step {self.last} to {len(steps)}, past the checkpoint {self.checkpoint}"
-        )
-        if len(steps) > self.last:
-            self.advanced += len(steps) - self.last
-            now = time.monotonic()
-            self.times += [(now, step) for step in range(self.last + 1, len(steps) + 1)]
-        self.last = len(steps)
-        names = [path.name.removeprefix("step") for path in (self.run / "recover").glob("step*")]
-        self.checkpoint = max([int(name) for name in names if name.isdigit()], default=0)
-
-    def _read(self) -> None:
-        """Read stats.jsonl where it has changed. A line that is being written does not count yet."""
-        try:
-            with (self.run / "stats.jsonl").open("rb") as file:
-                status = os.fstat(file.fileno())
-                if (seen := (status.st_ino, status.st_size, status.st_mtime_ns)) != self._seen:
-                    self.lines = [json.loads(line) for line in file.read().split(b"\n")[:-1]]
-                    self._seen = seen
-        except FileNotFoundError:
-            self.lines = []
-
-
-class WatchedRun:
+class WatchedRun(Watched):
     """``grpo run`` with its trainer talking to the servers through proxies. Enter it to start it."""
 
     def __init__(self, work: Path, fileroot: Path, *, servers: int, ranks: int, mark: str) -> None:
@@ -83,7 +38,7 @@ class WatchedRun:
         self.mark = mark
         self.servers = servers
         self.run = fileroot / "tiny" / "run"
-        self.steps = Steps(self.run)
+        self.steps = Steps(LocalFiles(self.run))
         self.may_fail = False  # whether the launcher may end with an error, to be started again
         self.starts = 0
         self.kept = work / "kept"  # copies of all weights that servers were told to load
@@ -144,24 +99,9 @@ class WatchedRun:
         self.nothing_is_left()
         self.start()
 
-    def tick_until(self, condition: Callable[[], bool], what: str, *, within_s: float = PATIENCE_S) -> None:
-        """Go on until ``condition`` holds; ``AssertionError`` that tells ``what`` was waited for after ``within_s``."""
-        deadline = time.monotonic() + within_s
-        while not condition():
-            assert time.monotonic() < deadline, f"waited {within_s:.0f} s for {what}:\n{self.console()}"
-            self.tick()
-
-    def go_on(self, steps: int) -> None:
-        """Wait for so many more steps."""
-        wanted = self.steps.advanced + steps
-        self.tick_until(
-            lambda: self.steps.advanced >= wanted or self.finished, f"the step after step {self.steps.last}"
-        )
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last step is done."""
-        return self.steps.last >= STEPS
+    def settle(self) -> None:
+        """A launcher that ends from now on has no excuse."""
+        self.may_fail = False
 
     def wait_for_launcher(self, within_s: float) -> int | None:
         """Its exit status, None where it still runs."""

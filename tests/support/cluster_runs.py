@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from areal_api import children
 from areal_api.tree import set_in
+from areal_operator.manifests.pod import API_KEY_FILE
+from areal_operator.observed import is_active, is_leaving
 from cluster.kind_cluster import KindCluster
+from cluster.node_pods import ask, kill_process
 from support.kube_api import Object, eventually
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = REPOSITORY / "examples" / "tiny" / "experiment.yaml"
-RUNS = "runs"  # cluster.fileroot of the example, below the volume
+EXAMPLES = REPOSITORY / "examples" / "tiny"
+ASK = f"""
+import concurrent.futures, http.client, json, sys, threading, time
+host, port = sys.argv[1].split(":")
+requests, tokens = int(sys.argv[2]), int(sys.argv[3])
+headers = {{"Authorization": "Bearer " + open({API_KEY_FILE!r}).read(), "Content-Type": "application/json"}}
+sent = threading.Barrier(requests + 1)
+
+def ask(number):
+    sampling = {{"max_new_tokens": tokens, "ignore_eos": True}}
+    connection = http.client.HTTPConnection(host, int(port), timeout=300)
+    body = json.dumps({{"input_ids": [5 + number % 100] * 4, "sampling_params": sampling}})
+    connection.request("POST", "/generate", body, headers)
+    sent.wait()
+    answer = json.load(connection.getresponse())
+    return len(answer["output_ids"]), time.time()
+
+with concurrent.futures.ThreadPoolExecutor(requests) as pool:
+    answers = pool.map(ask, range(requests))
+    sent.wait()
+    print("begun", flush=True)
+    print(json.dumps(list(answers)))
+"""
 
 
 @dataclass
 class ClusterRun:
-    """One experiment in a namespace. ``changes`` are dotted keys below ``spec`` of the tiny example."""
+    """One experiment in a namespace: a file of the tiny example with ``changes``, dotted keys below ``spec``."""
 
     cluster: KindCluster
     namespace: str
-    name: str = "tiny"
+    file: str = "experiment.yaml"
     changes: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def name(self) -> str:
+        """Name of the experiment."""
+        return str(yaml.safe_load((EXAMPLES / self.file).read_text())["metadata"]["name"])
 
     def apply(self) -> ClusterRun:
         """``kubectl apply`` the example; the very file where nothing is changed."""
-        data = yaml.safe_load(TINY.read_text())
-        if not self.changes and self.name == data["metadata"]["name"]:
-            self.kubectl("apply", "-f", str(TINY))
+        if not self.changes:
+            self.kubectl("apply", "-f", str(EXAMPLES / self.file))
             return self
-        data["metadata"]["name"] = self.name
+        data = yaml.safe_load((EXAMPLES / self.file).read_text())
         for key, value in self.changes.items():
             set_in(data, f"spec.{key}", copy.deepcopy(value))
         self.kubectl("apply", "-f", "-", text=json.dumps(data))
@@ -59,9 +90,9 @@ class ClusterRun:
         return list(json.loads(self.kubectl("get", kind, "--selector", labels, "--output", "json"))["items"])
 
     def pods(self, component: str) -> list[Object]:
-        """Pods of a component that are not on their way out."""
+        """Pods of a component that have not ended and are not on their way out."""
         found = self.get("pods", f"{children.COMPONENT}={component}")
-        return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
+        return [pod for pod in found if is_active(pod) and not is_leaving(pod)]
 
     @property
     def status(self) -> Object:
@@ -99,31 +130,53 @@ class ClusterRun:
         """Wait until a number of steps is done."""
         return self.until(lambda status: (status.get("step") or 0) >= step, f"step {step}", timeout_s)
 
+    def pod(self, component: str, index: int = 0) -> Object:
+        """A pod of a component, by its place among ``pods``."""
+        return sorted(self.pods(component), key=lambda pod: str(pod["metadata"]["name"]))[index]
+
     def kill_pod(self, component: str, index: int = 0) -> str:
         """Kill a pod without grace; its name."""
-        pods = sorted(self.pods(component), key=lambda pod: pod["metadata"]["name"])
-        name: str = pods[index]["metadata"]["name"]
-        self.kubectl("delete", "pod", name, "--grace-period=0", "--force")
+        return self.delete_pod(self.pod(component, index), "--grace-period=0", "--force")
+
+    def delete_pod(self, pod: Object, *options: str) -> str:
+        """``kubectl delete``; its name."""
+        name: str = pod["metadata"]["name"]
+        self.kubectl("delete", "pod", name, *options)
         return name
 
-    def kill_container(self, component: str, pattern: str) -> None:
-        """SIGKILL the oldest process of a component's pod whose command line matches; the pod stays."""
-        pod = self.pods(component)[0]
-        node = pod["spec"]["nodeName"]
-        uid = pod["metadata"]["uid"].replace("-", "[-_]")
-        script = (
-            f"for pid in $(pgrep -of '{pattern}'; pgrep -f '{pattern}'); do "
-            f"grep -q '{uid}' /proc/$pid/cgroup && kill -9 $pid && exit 0; done; exit 1"
-        )
-        self.cluster.on_node(node, "sh", "-c", script)
+    def kill_container(self, component: str, index: int = 0) -> str:
+        """SIGKILL the main process of a component's pod; the pod stays. Its name."""
+        pod = self.pod(component, index)
+        kill_process(self.cluster, pod, f"areal_{component}")
+        return str(pod["metadata"]["name"])
 
-    def run_file(self, name: str) -> str:
-        """A file of the run directory, read from the volume on the node that has it."""
+    @cached_property
+    def run_folder(self) -> str:
+        """The run directory, as a pattern of paths of the worker."""
         claim = json.loads(self.kubectl("get", "pvc", children.volume_claim(self.name), "--output", "json"))
         volume = json.loads(self.kubectl("get", "pv", claim["spec"]["volumeName"], "--output", "json"))
         source = volume["spec"].get("hostPath") or volume["spec"]["local"]
-        path = PurePosixPath(source["path"])
-        return self.cluster.on_node(self.cluster.worker, "sh", "-c", f"cat {path}/{self.name}/*/{name}")
+        return f"{source['path']}/{self.name}/*"
+
+    def on_volume(self, script: str) -> str:
+        """What a script prints on the node that has the volume; ``$1`` is the run directory."""
+        return self.cluster.on_node(self.cluster.worker, "sh", "-c", f"set -- {self.run_folder}; {script}")
+
+    def run_file(self, name: str) -> str:
+        """A file of the run directory."""
+        return self.on_volume(f'cat "$1/{name}"')
+
+    def fetch(self, folder: Path, *names: str) -> None:
+        """Copy files and folders of the run directory into a folder here."""
+        packed = self.on_volume(f'cd "$1" && tar -czf - {" ".join(names)} | base64')
+        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed))) as archive:
+            archive.extractall(folder, filter="data")
+
+    @cached_property
+    def api_key(self) -> str:
+        """The key that the run's servers ask for."""
+        secret = json.loads(self.kubectl("get", "secret", children.api_key_secret(self.name), "--output", "json"))
+        return base64.b64decode(secret["data"]["api-key"]).decode()
 
     def stats(self) -> list[Object]:
         """Lines of stats.jsonl."""
@@ -138,33 +191,22 @@ class ClusterRun:
         log = self.kubectl("logs", f"{children.servers(self.name)}-{index}")
         return log.count("POST /generate")
 
-    @contextmanager
-    def small_volume(self, size: str) -> Iterator[None]:
-        """A volume of a bounded size on the worker, which the run then takes."""
-        path, name = f"/mnt/{self.namespace}", f"small-{self.namespace}"
-        self.cluster.on_node(self.cluster.worker, "mkdir", "-p", path)
-        self.cluster.on_node(self.cluster.worker, "mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", path)
-        volume = {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": name},
-            "spec": {
-                "capacity": {"storage": "2Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "storageClassName": name,
-                "persistentVolumeReclaimPolicy": "Retain",
-                "hostPath": {"path": path},
-            },
-        }
-        self.cluster.kubectl("apply", "-f", "-", text=json.dumps(volume))
-        self.changes["storage.storageClassName"] = name
+    def version_held(self, pod: Object) -> int:
+        """The weight version that a server says it holds; −1 where it does not answer, or has just been started."""
+        answer = ask(self.cluster, pod, children.SERVER_PORT, "/model_info", self.api_key)
         try:
-            yield
-        finally:
-            self.kubectl("delete", "grpo", self.name, "--wait=true", "--timeout=60s")
-            eventually(lambda: not self.get("pods"), "pods gone", 240.0, pause_s=1.0)
-            self.cluster.kubectl("delete", "pv", name, "--wait=false")
-            self.cluster.on_node(self.cluster.worker, "umount", path)
+            version = str(json.loads(answer).get("weight_version"))
+        except json.JSONDecodeError:  # it is starting, or ending
+            return -1
+        return int(version[1:]) if version[1:].isdigit() else -1
+
+    def ask_server(self, index: int, *, requests: int, tokens: int) -> subprocess.Popen[str]:
+        """Ask a server for tokens, all at once, from the trainer's pod. It prints ``begun`` once all are sent, and then
+        a list of how many tokens each brought, and when."""
+        address = children.server_address(self.name, self.namespace, index)
+        pod = self.pod("trainer")["metadata"]["name"]
+        command = ["--namespace", self.namespace, "exec", pod, "--container", "trainer", "--", "python3", "-c", ASK]
+        return self.cluster.start_kubectl(*command, address, str(requests), str(tokens))
 
     def describe(self) -> str:
         """What a person would look at next."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.kind_cluster import REGISTRY, KindCluster
 
@@ -40,6 +42,21 @@ class Release:
         """Kill its pods without grace."""
         self.cluster.kubectl(
             *["--namespace", self.namespace, "delete", "pod", "--force", "--grace-period=0"],
+            *["--selector", f"app.kubernetes.io/instance={self.name}"],
+        )
+
+    def operator_pod(self) -> dict[str, Any] | None:
+        """The operator's pod, unless it is on its way out."""
+        selector = f"app.kubernetes.io/instance={self.name}"
+        found = self.cluster.kubectl(
+            "--namespace", self.namespace, "get", "pod", "--selector", selector, "--output", "json"
+        )
+        return next((pod for pod in json.loads(found)["items"] if not pod["metadata"].get("deletionTimestamp")), None)
+
+    def until_operator_is_ready(self) -> None:
+        """Wait for it, also after it was killed."""
+        self.cluster.kubectl(
+            *["--namespace", self.namespace, "rollout", "status", "deployment", "--timeout=180s"],
             *["--selector", f"app.kubernetes.io/instance={self.name}"],
         )
 

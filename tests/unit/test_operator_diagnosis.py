@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from areal_api.children import TRAINER
+from areal_api.names import EXIT_LOST_RANK, EXIT_STOPPED
 from areal_operator.diagnosis import Why, claim_problem, creation_problem, job_failure, pod_problem
 from areal_operator.observed import Observed, Warned
-from support.operator_objects import claim, ended, job, pod, server_set
+from support.operator_objects import claim, ended, job, leaving, pod, server_set
 
 TORCHRUN = """Root Cause (first observed failure):
 [0]:
@@ -122,14 +123,14 @@ def test_a_claim_says_why_it_is_not_bound() -> None:
 
 
 def test_a_job_that_runs_or_succeeded_has_not_failed() -> None:
-    assert job_failure(job(1), []) is None
-    assert job_failure(job(1, "Complete"), []) is None
+    assert job_failure(job(1), [], nodes=2) is None
+    assert job_failure(job(1, "Complete"), [], nodes=2) is None
 
 
 def test_the_rank_that_failed_first_is_the_cause() -> None:
     first, second = pod(TRAINER, 0, **ended(1, message="RuntimeError: first")), pod(TRAINER, 1, **ended(1))
     second["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = "2026-01-31T12:00:09Z"
-    failure = job_failure(job(1, "Failed"), [second, first])
+    failure = job_failure(job(1, "Failed"), [second, first], nodes=2)
     assert failure is not None
     assert "RuntimeError: first" in failure.why.message
     assert not failure.disruption
@@ -138,14 +139,49 @@ def test_the_rank_that_failed_first_is_the_cause() -> None:
 def test_one_preempted_pod_makes_the_failure_of_the_others_a_disruption() -> None:
     target = [{"type": "DisruptionTarget", "status": "True", "message": "preempted by pod y"}]
     pods = [pod(TRAINER, 0, **ended(1)), pod(TRAINER, 1, phase="Failed", conditions=target)]
-    failure = job_failure(job(1, "Failed"), pods)
+    failure = job_failure(job(1, "Failed"), pods, nodes=2)
     assert failure is not None
     assert failure.disruption
     assert failure.why.message == "preempted by pod y"
 
 
+def torchrun(exit_code: int) -> str:
+    """What is left of the log of a pod whose first rank to fail ended with this status."""
+    return f"torch.distributed.elastic…ChildFailedError:\n{TORCHRUN.replace(': 2 ', f': {exit_code} ')}"
+
+
+@pytest.mark.parametrize("exit_code", [EXIT_LOST_RANK, EXIT_STOPPED])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_pod_that_ended_because_another_was_deleted_has_not_failed(exit_code: int, leaves: bool) -> None:
+    left = pod(TRAINER, 0, **ended(1, message=torchrun(exit_code)))
+    deleted = [leaving(pod(TRAINER, 1))] if leaves else []
+    failure = job_failure(job(1, "Failed"), [left, *deleted], nodes=2)
+    assert failure is not None
+    assert failure.disruption
+    gone = "case-trainer-1-1-x" if leaves else "a pod of the trainer"
+    assert failure.why == Why("PodDeleted", f"{gone} was deleted; case-trainer-1-0-x ended after it")
+
+
+def test_a_pod_that_failed_after_another_one_is_not_the_cause() -> None:
+    lost = pod(TRAINER, 0, **ended(1, message=torchrun(EXIT_LOST_RANK)))
+    killed = pod(TRAINER, 1, **ended(137))
+    killed["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = "2026-01-31T12:00:01Z"
+    failure = job_failure(job(1, "Failed"), [lost, killed], nodes=2)
+    assert failure is not None
+    assert not failure.disruption
+    assert "case-trainer-1-1-x: container trainer ended with exit status 137" in failure.why.message
+
+
+def test_ranks_that_all_lost_each_other_count_as_a_failure() -> None:
+    """Or a network between pods that never works would be tried again for ever."""
+    pods = [pod(TRAINER, index, **ended(1, message=torchrun(EXIT_LOST_RANK))) for index in range(2)]
+    failure = job_failure(job(1, "Failed"), pods, nodes=2)
+    assert failure is not None
+    assert not failure.disruption
+
+
 @pytest.mark.parametrize("message", ["error: actor.path: no such model", TORCHRUN])
 def test_a_configuration_that_cannot_work_is_final(message: str) -> None:
-    failure = job_failure(job(1, "Failed"), [pod(TRAINER, **ended(1, message=message))])
+    failure = job_failure(job(1, "Failed"), [pod(TRAINER, **ended(1, message=message))], nodes=2)
     assert failure is not None
     assert failure.final

@@ -47,6 +47,13 @@ class Ranks:
         return box[0]
 
 
+def lost_another(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone, or cannot be reached."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)  # gloo has no exception of its own
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """Join torchrun's process group; host tensors go over gloo, GPU tensors over nccl. ``device``: cuda or cpu."""

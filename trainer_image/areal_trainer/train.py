@@ -25,7 +25,7 @@ from areal_trainer.checkpoint import Due, load_loop, load_state, recovery_checkp
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.progress import say_why
-from areal_trainer.ranks import Ranks, joined
+from areal_trainer.ranks import Ranks, joined, lost_another
 from areal_trainer.rollout.executor import Interrupted
 from areal_trainer.stats import Timings, write_summary
 from areal_trainer.stop import StopSignal
@@ -235,7 +235,8 @@ def _summarise(run: Path, ranks: Ranks, progress: Progress, **rest: str) -> None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run under torchrun; the exit status is 0, 2 for what a user wrote, and 143 after a stop by a signal."""
+    """Run under torchrun; the exit status is 0, 2 for what a user wrote, and those of ``names`` where another rank is
+    gone, or after a stop by a signal."""
     stop = StopSignal()
     stop.install()
     try:
@@ -249,7 +250,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         say_why(os.environ, error)
         return 2
-    return 0 if outcome == "succeeded" else 143
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        logger.error("another rank is gone; this one cannot go on without it", exc_info=True)
+        return names.EXIT_LOST_RANK
+    return 0 if outcome == "succeeded" else names.EXIT_STOPPED
 
 
 if __name__ == "__main__":

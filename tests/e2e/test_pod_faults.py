@@ -1,0 +1,61 @@
+"""Pods, containers, node and API server of real runs are struck on a real cluster: each run still learns.
+
+``make faults-kind`` for more of them: ``FAULTS`` is how many, ``SEED`` decides which, when and where.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from faults import schedule
+from faults.invariants import check_files
+from faults.pod_strikes import DECKS, PER_RUN, seconds_until_back, strike
+from faults.report import Report
+from faults.struck import Struck, strike_all, tell
+from faults.watched_pods import WatchedPods, watched_pods
+from support.helm_release import Release
+
+pytestmark = pytest.mark.scenario
+FAULTS = int(os.environ.get("FAULTS") or 20)
+FIRST_SEED = int(os.environ.get("SEED") or 1)
+RUNS = schedule.runs(FIRST_SEED, FAULTS, per_run=PER_RUN)
+
+
+@pytest.mark.parametrize(("seed", "faults"), RUNS, ids=[f"seed{seed}" for seed, _ in RUNS])
+def test_a_run_in_pods_that_faults_strike_loses_nothing_and_learns(
+    release: Release, namespace: str, seed: int, faults: int, tmp_path: Path, fault_report: Report
+) -> None:
+    layout = list(DECKS)[(seed + 1) % len(DECKS)]
+    planned = schedule.schedule(seed, faults, deck=DECKS[layout], gaps=(1, 1, 2))
+    struck: list[Struck] = []
+    began = time.monotonic()
+    try:
+        with watched_pods(release, namespace, layout) as run:
+            strike_all(run, planned, lambda one: strike(run, one), struck=struck, report=fault_report)
+            run.finish(tmp_path)
+            check_files(run.steps.lines, tmp_path)
+            check_events(run)
+            run.nothing_is_left()
+            for one in struck:
+                fault_report.survived(one.fault.kind, seconds_until_back(one, run))
+    finally:
+        tell(f"make faults-kind SEED={seed} FAULTS={faults}", struck, began)
+
+
+def check_events(run: WatchedPods) -> None:
+    """What the status counts is told by events too."""
+    counts, reasons = run.counts(), _reasons(run)
+    assert counts["attempt"] == 1 + counts["restarts"] + counts["disruptions"], counts
+    assert ("Restarted" in reasons) == (counts["restarts"] > 0), (counts, reasons)
+    assert ("Disrupted" in reasons) == (counts["disruptions"] > 0), (counts, reasons)
+
+
+def _reasons(run: WatchedPods) -> Sequence[str]:
+    about = f"involvedObject.kind=GRPOExperiment,involvedObject.name={run.run.name}"
+    path = "jsonpath={.items[*].reason}"
+    return run.run.kubectl("get", "events", "--field-selector", about, "--output", path).split()

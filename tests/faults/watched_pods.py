@@ -1,0 +1,138 @@
+"""A real run of the tiny experiment in pods, watched from outside while faults strike it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from areal_api import children
+from cluster.node_pods import processes_left, running_container
+from faults.schedule import STEPS
+from faults.small_disk import SIZE
+from faults.steps import Files, Steps, Watched
+from faults.struck import Struck
+from support.cluster_runs import ClusterRun
+from support.helm_release import Release
+from support.kube_api import Object, eventually
+from support.node_volume import NodeVolume, node_volume
+
+CHECKPOINT_STEPS = 3
+POLL_S = 1.0
+END_S = 150.0  # from the last step until the run has Succeeded
+COUNTED = ("attempt", "restarts", "disruptions")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Pods of a run, and its volume."""
+
+    servers: int
+    trainers: int  # pods of a rank each
+    size: str | None = None  # of a volume that can be filled; it does not outlive a stop of its node
+
+
+# By turns. The first one's volume can be filled, the other's node stopped.
+ONE_TRAINER, TWO_TRAINERS = Layout(2, 1, SIZE), Layout(2, 2)
+
+
+@dataclass
+class Awaited:
+    """A server that was killed."""
+
+    struck: Struck
+    name: str
+    container: str  # the one that was killed
+    back: float | None = None  # when its successor held what the trainer had published by then
+
+
+class WatchedPods(Watched):
+    """The run; it may go on for as long as the cluster is there."""
+
+    def __init__(self, run: ClusterRun, release: Release, volume: NodeVolume, layout: Layout) -> None:
+        self.run = run
+        self.release = release
+        self.volume = volume
+        self.layout = layout
+        self.steps = Steps(self._look)
+        self.awaited: list[Awaited] = []
+
+    patience_s = 420.0  # the operator waits longer before each further attempt
+
+    def settle(self) -> None:
+        """Nothing is excused here."""
+
+    def tick(self) -> None:
+        """Files, status, and servers that are awaited."""
+        time.sleep(POLL_S)
+        self.steps.poll()
+        status = self.run.status
+        assert status.get("phase") != "Failed", f"the run has Failed: {status}\n{self.console()}"
+        for one in self.awaited:
+            if one.back is None and self._is_current(one):
+                one.back = time.monotonic()
+
+    def console(self) -> str:
+        """What a person would look at."""
+        return self.run.describe()
+
+    def counts(self) -> dict[str, int]:
+        """Attempts and their reasons."""
+        status = self.run.status
+        return {name: int(status.get(name) or 0) for name in COUNTED}
+
+    def ready_servers(self) -> int:
+        """Servers that take requests, as the status has it."""
+        return int((self.run.status.get("servers") or {}).get("ready") or 0)
+
+    def server(self, name: str) -> Object | None:
+        """A server's pod, unless it is on its way out."""
+        return next((pod for pod in self.run.pods(children.SERVER) if pod["metadata"]["name"] == name), None)
+
+    def finish(self, folder: Path) -> None:
+        """Wait for the end, and copy what the run wrote but for models."""
+        self.go_on_to_the_end()
+        self.run.until_phase("Succeeded", timeout_s=END_S)
+        self.steps.poll()
+        self.run.fetch(folder, "summary.json", "rollouts")
+
+    def nothing_is_left(self) -> None:
+        """The experiment is deleted: ``AssertionError`` where more than its volume outlives it."""
+        self.run.kubectl("delete", "grpo", self.run.name, "--wait=true", "--timeout=60s")
+        kinds = "pods,statefulsets,jobs,services,secrets,configmaps,poddisruptionbudgets,networkpolicies"
+        eventually(lambda: not self.run.get(kinds), "everything of the run but its volume gone", 240.0, pause_s=1.0)
+        left = processes_left(self.run.cluster)
+        assert not left, f"processes outlive their pods: {left}"
+
+    def _look(self) -> Files:
+        # The statistics first: a checkpoint never stands for a step whose line is not there.
+        script = 'cd "$1" || exit 0; cat stats.jsonl; echo; echo ---; ls recover; true'
+        stats, _, names = self.run.on_volume(f"({script}) 2>/dev/null").partition("\n---\n")
+        return Files(stats.encode(), names.split())
+
+    def _is_current(self, one: Awaited) -> bool:
+        pod = self.server(one.name)
+        if pod is None or running_container(pod) in ("", one.container):
+            return False
+        return self.run.version_held(pod) >= self.steps.last - 1
+
+
+@contextlib.contextmanager
+def watched_pods(release: Release, namespace: str, layout: Layout) -> Iterator[WatchedPods]:
+    """The tiny experiment in small steps from checkpoint to checkpoint, everything dumped; deleted afterwards."""
+    changes = {
+        "servers.replicas": layout.servers,
+        "trainer.nodes": layout.trainers,
+        "runPolicy.backoffLimit": 1000,
+        "config.total_train_steps": STEPS,
+        "config.rollout.dump_to_file": True,
+        "config.evaluator": {"freq_steps": 1000},
+        "config.recover": {"freq_steps": CHECKPOINT_STEPS},
+    }
+    run = ClusterRun(release.cluster, namespace, changes=changes)
+    mode = "ReadWriteOnce" if layout.trainers == 1 else "ReadWriteMany"
+    with node_volume(run, mode, size=layout.size) as volume:
+        run.apply().until_step(1, timeout_s=420.0)
+        yield WatchedPods(run, release, volume, layout)
