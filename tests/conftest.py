@@ -6,5 +6,5 @@ import signal
 
 
 def pytest_configure() -> None:
-    # Shells have what they start in the background ignore it, and that is handed down to processes that tests interrupt.
+    # Shells have what they start in the background ignore it, which processes that tests interrupt would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
