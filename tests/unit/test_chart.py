@@ -17,6 +17,7 @@ import board
 import generate
 from areal_api import children, names
 from areal_api.load import load_experiment, parse_experiment
+from areal_launcher.cli import run_parser
 from areal_operator.leader import NAME as LEASE
 from areal_operator.metrics import EXPERIMENT_GAUGES, Metrics
 from areal_operator.operate import ROOT_KEY
@@ -297,7 +298,7 @@ def test_commands_of_the_documents_render(helm: Helm, document: str, monkeypatch
 def test_files_that_commands_name_are_experiments(document: str) -> None:
     for words in commands(document, "grpo"):
         if words[0] == "run":
-            file, *overrides = [word for word in words[1:] if word not in ("--on", "kubernetes")]
+            file, *overrides = run_parser().parse_intermixed_args(words[1:]).items
             load_experiment(ROOT / file, overrides)
     for words in commands(document, "kubectl"):
         for file in [after for word, after in pairwise(words) if word == "-f" and words[0] == "apply"]:
