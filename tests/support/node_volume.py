@@ -11,6 +11,7 @@ from cluster.kind_cluster import KindCluster
 from support.cluster_runs import ClusterRun
 from support.kube_api import eventually
 
+CLEAR = '! mountpoint -q "$1" || umount "$1"; rm -rf "$1"'
 FILL = "dd if=/dev/zero bs=$2 oflag=append conv=notrunc status=none 2>/dev/null >>$1/ballast || true"
 
 
@@ -33,8 +34,8 @@ class NodeVolume:
 
     def make(self, access_mode: str, size: str | None) -> None:
         """``size``: as tmpfs takes it; such a volume is empty again when the node was stopped."""
-        self.cluster.kubectl("delete", "pv", self.name, "--ignore-not-found")  # of a run that was killed
-        self._do("-c", 'mkdir -p "$1" && chmod 0777 "$1"', "sh", self.path)
+        self.cluster.kubectl("delete", "pv", self.name, "--ignore-not-found")  # of tests that were killed
+        self._do("-c", f'{CLEAR}; mkdir -p "$1" && chmod 0777 "$1"', "sh", self.path)
         if size is not None:
             mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", self.path]
             self.cluster.on_node(self.cluster.worker, *mount)
@@ -57,7 +58,7 @@ class NodeVolume:
     def remove(self) -> None:
         """The volume and what is on it."""
         self.cluster.kubectl("delete", "pv", self.name, "--wait=false")
-        self._do("-c", '! mountpoint -q "$1" || umount "$1"; rm -rf "$1"', "sh", self.path)
+        self._do("-c", CLEAR, "sh", self.path)
 
     def _do(self, *arguments: str) -> None:
         self.cluster.on_node(self.cluster.worker, "sh", *arguments)
