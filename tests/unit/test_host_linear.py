@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from areal_trainer.host_linear import use_onednn
+from areal_trainer.host_linear import onednn_is_quicker, use_onednn
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -31,3 +31,8 @@ def test_another_type_is_left_to_pytorch() -> None:
     expected = layer(x)
     use_onednn(layer)
     assert layer(x).equal(expected)
+
+
+@pytest.mark.parametrize(("vendor", "quicker"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_intels_processors_keep_intels_library(vendor: str, quicker: bool) -> None:
+    assert onednn_is_quicker(f"processor\t: 0\nvendor_id\t: {vendor}\n") is quicker

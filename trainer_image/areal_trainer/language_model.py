@@ -25,7 +25,7 @@ from areal_api.actor import TrainEngineConfig
 from areal_trainer import attention
 from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.attention import SegmentIndex
-from areal_trainer.host_linear import use_onednn
+from areal_trainer.host_linear import use_quicker_linear
 from areal_trainer.layout import Cost, Layout
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class LanguageModel(nn.Module):
         self.causal_lm = _load(config.path, section, self.attention)
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         if device.type == "cpu":
-            use_onednn(self.causal_lm)
+            use_quicker_linear(self.causal_lm)
         if config.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.cost = self._cost() if self.attention == attention.NAME else None
