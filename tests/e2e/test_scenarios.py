@@ -52,7 +52,7 @@ def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(run: ClusterRun) -
 
 
 def test_a_killed_server_serves_again_under_its_name(run: ClusterRun) -> None:
-    run.changes["servers.replicas"] = 2
+    run.changes |= {"servers.replicas": 2, "config.total_train_steps": 100}  # enough for a server to start meanwhile
     run.apply().until_step(3)
     before = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in run.pods("server")}
     killed = run.kill_pod("server", 1)
