@@ -108,7 +108,7 @@ class FaultyProxy:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):  # cancelled: by _close
             pass
         finally:
             self._clients.discard(writer)
