@@ -102,7 +102,12 @@ def draw(directory: Path, console: Console) -> None:
 def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
     """Print the mean reward of a checkpoint on valid_dataset as a line of JSON."""
     model, directory = checkpoint_of(checkpoint), run_of(Path(checkpoint))
-    if request.path is None and directory is not None:
+    if request.path is None:
+        if directory is None:
+            raise ValueError(
+                f"{checkpoint} belongs to no run here: give a run's directory or a checkpoint in one, or beside any "
+                "other model the experiment to evaluate it on, an experiment.yaml or AReaL's own file by --config"
+            )
         request = Request(experiment_file(directory), request.script, request.overrides)
     experiment = evaluation_of(request.load(), model)
     console = console_for(stderr=True)

@@ -107,8 +107,9 @@ def trainer(experiment: GRPOExperiment, observed: Observed, *, attempt: int) -> 
 
 
 def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: int) -> ServersStatus:
-    """Figures for the columns and for autoscalers."""
-    ready = sum(is_ready(pod) for pod in observed.pods(children.SERVER))
+    """Figures for the columns and for autoscalers. What is more than is wanted drains and takes no requests."""
+    pods = [pod for pod in observed.pods(children.SERVER) if is_ready(pod) and not is_leaving(pod)]
+    ready = min(len(pods), desired)
     labels = children.component_labels(experiment.name, children.SERVER)
     return ServersStatus(ready=ready, desired=desired, summary=f"{ready}/{desired}", selector=children.selector(labels))
 

@@ -256,3 +256,12 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path, capfd: pytest.Capt
     for command in ("plot", "status", "logs"):
         assert cli.main([command, str(tmp_path)]) == 2
         assert str(tmp_path) in capfd.readouterr().err
+
+
+def test_evaluating_what_belongs_to_no_run_needs_an_experiment(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", str(tmp_path)]) == 2
+    error = capfd.readouterr().err
+    assert f"{tmp_path} belongs to no run here" in error
+    assert "--config" in error

@@ -93,6 +93,12 @@ def test_a_finished_trainer_succeeds_and_frees_the_servers_but_keeps_its_pod() -
     assert plan.status.phase == "Succeeded"
     assert plan.prune == (("StatefulSet", "case-server"),)
     assert plan.status.completion_time == "2026-01-31T12:00:00Z"
+    assert plan.status.servers.summary == "0/0"
+
+
+def test_a_server_that_drains_is_not_counted_as_one_that_takes_requests() -> None:
+    plan = decide(running(), server_set(), claim(), job(1), leaving(pod(SERVER)), pod(TRAINER))
+    assert plan.status.servers.summary == "0/1"
 
 
 def test_a_terminal_phase_stays_when_the_job_is_gone() -> None:
