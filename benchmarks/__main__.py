@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from benchmarks.measure import machine
 
-NAMES = ("rollout", "trainer", "weights", "executor", "peers", "learning", "reconcile", "faults")
+NAMES = ("rollout", "rewards", "trainer", "weights", "executor", "peers", "learning", "reconcile", "faults")
 NAMED = ("cluster",)  # run only where named: it needs `make cluster`
 
 

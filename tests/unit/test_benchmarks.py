@@ -6,7 +6,7 @@ import pytest
 from benchmarks.__main__ import main
 
 
-@pytest.mark.parametrize("name", ["rollout", "trainer", "weights", "executor"])
+@pytest.mark.parametrize("name", ["rollout", "rewards", "trainer", "weights", "executor"])
 def test_a_benchmark_prints_a_ratio_beside_its_named_baseline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--small", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
@@ -19,5 +19,6 @@ def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.Cap
         main(["rolout"])
     assert ended.value.code == 2
     assert (
-        "known are rollout, trainer, weights, executor, peers, learning, reconcile, faults" in capsys.readouterr().err
+        "known are rollout, rewards, trainer, weights, executor, peers, learning, reconcile, faults, "
+        in capsys.readouterr().err
     )

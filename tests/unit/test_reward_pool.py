@@ -117,20 +117,6 @@ async def test_slow_calls_spread_over_the_processes(pools: list[RewardPool]) -> 
     assert numbers == {float(process.pid or 0) for process in pool.processes}
 
 
-async def test_256_trivial_rewards_cost_little(pools: list[RewardPool]) -> None:
-    pool = opened(pools, "areal_trainer.reward.gsm8k:gsm8k_reward_fn")
-    ids = list(range(200))
-
-    async def batch() -> float:
-        began = time.perf_counter()
-        calls = (pool.score("p" * 400, rf"so \boxed{{{i}}}", ids, ids, answer="#### 18") for i in range(256))
-        assert sum(await asyncio.gather(*calls)) == 1.0
-        return time.perf_counter() - began
-
-    await batch()
-    assert min([await batch() for _ in range(5)]) < 0.1  # 0.02 s on an idle machine
-
-
 async def test_processes_hold_no_torch(pools: list[RewardPool]) -> None:
     pool = opened(pools, "areal_trainer.reward.gsm8k:gsm8k_reward_fn")
     await pool.score("p", r"\boxed{\sqrt{4}}", [], [], answer="#### 2")
@@ -260,6 +246,6 @@ async def test_trainer_that_stood_still_kills_no_call_that_was_answered(pools: l
     process = pool.processes[0].pid
     calls = asyncio.gather(score(pool, "yes"), score(pool, "no"))
     await asyncio.sleep(0.01)
-    time.sleep(0.6)  # the event loop, not the process
+    time.sleep(1.5)  # the event loop, not the process
     assert await calls == [1.0, 0.0]
     assert pool.processes[0].pid == process
