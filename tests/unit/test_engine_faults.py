@@ -27,6 +27,15 @@ def test_an_aborted_answer_is_carried_on_to_the_same_tokens(n):
         assert responses[0].output_logprobs == expected().logprobs
 
 
+def test_samples_of_a_prompt_that_are_carried_on_have_request_ids_of_their_own():
+    """A server refuses an id that is in use."""
+    script = Script(token_s=0.01, faults=(Fault("abort", delay_s=0.03),))
+    with ScriptedServer(script) as server, engine_on(server) as engine:
+        responses = generate(engine, n=3, rid="episode 7")
+        assert responses[0].output_tokens == expected().tokens
+        assert server.counts["/generate"] == 4
+
+
 def test_a_request_aborted_in_the_queue_starts_again():
     script = Script(token_s=0.001, faults=(Fault("abort", delay_s=0.0),))
     with ScriptedServer(script) as server, engine_on(server) as engine:

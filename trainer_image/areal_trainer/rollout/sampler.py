@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -37,6 +38,7 @@ class Sampler:
         self._timeout_s = request_timeout_s
         self._retries = retries
         self._vocab_size = vocab_size
+        self._numbers = itertools.count()
 
     async def sample(self, request: ModelRequest, n: int) -> list[ModelResponse]:
         """``n`` completions of one prompt, from one server as one request; what is interrupted goes on one by one.
@@ -82,7 +84,7 @@ class Sampler:
         for attempt in range(self._retries):
             server = await self._fleet.acquire(tried)
             if request.rid is not None:
-                body["rid"] = f"{request.rid}-{len(made)}-{attempt}"
+                body["rid"] = f"{request.rid}-{next(self._numbers)}"  # one that is in use is refused
             try:
                 return await self._ask_server(server, body, n)
             except ServerLostError as error:
