@@ -214,6 +214,46 @@ def test_a_server_that_dies_in_its_first_start_ends_no_run_that_another_serves(
     assert any("server-1 died (exit status 7); restart 1 of 5 in 1 s" in text for text in log.said)
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+
+
+def test_what_the_killed_supervisor_of_a_server_left_is_gone_before_the_next_start(
+    tmp_path: Path, ports: list[HeldPort]
+) -> None:
+    left: list[bool] = []
+
+    def kill_once(text: str) -> None:
+        family = pids(tmp_path / "pids")
+        if "server-0 ready" in text and len(family) == 2:
+            os.kill(parent(family[0]), signal.SIGKILL)
+        elif "server-0 ready" in text:
+            left.extend(alive(pid) for pid in family[:2])
+            (tmp_path / "done").touch()
+
+    trainer = python("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)", tmp_path / "done")
+    assert LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), Log(kill_once)).run() == 0
+    assert left == [False, False]
+
+
+# Kills the supervisor of the server as its own last deed, so that nobody looks after it before the run ends.
+PARTING = """
+import os, signal, sys, time
+while not (os.path.exists(sys.argv[1]) and open(sys.argv[1]).read()):
+    time.sleep(0.02)
+server = open(sys.argv[1]).read().split()[0]
+os.kill(int(open(f"/proc/{server}/stat").read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+"""
+
+
+def test_nothing_is_left_of_a_server_whose_supervisor_was_killed_at_the_end(
+    tmp_path: Path, ports: list[HeldPort]
+) -> None:
+    run = plan(tmp_path, python(PARTING, tmp_path / "pids"), [serving(tmp_path, ports[0])], ports)
+    assert LocalRun(run, Log()).run() == 0
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
 # Writes one step a start, and fails until the third.
 FRAGILE = """
 import json, os, sys
@@ -283,6 +323,14 @@ def test_a_trainer_that_fails_before_its_first_step_is_not_started_again(tmp_pat
     assert (tmp_path / "starts").read_text() == "x"
 
 
+def test_a_trainer_whose_configuration_cannot_work_is_not_started_again(tmp_path: Path) -> None:
+    run = fragile(tmp_path, "steps", 3)
+    argv = [word.replace("else 9", "else 2") for word in run.trainer.argv]
+    with pytest.raises(RunError, match="exit status 2"):
+        LocalRun(replace(run, trainer=replace(run.trainer, argv=argv)), Log()).run()
+    assert (tmp_path / "starts").read_text() == "x"
+
+
 def test_a_run_past_its_deadline_is_stopped_gently_and_is_an_error(tmp_path: Path) -> None:
     # torchrun's status after a signal is 1, whatever its ranks returned.
     trainer = python(GENTLE.replace("sys.exit(print(", "(print(").replace('written"))', 'written"), sys.exit(1))'))
@@ -309,6 +357,18 @@ def test_a_supervised_command_and_its_orphans_die_with_the_lifeline(tmp_path: Pa
     wait_until(lambda: len(pids(tmp_path / "pids")) == 2, "the family has started")
     kill_together([process])
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_a_command_dies_with_its_supervisor(tmp_path: Path) -> None:
+    """Nobody reaps it as an orphan here: this process is no subreaper."""
+    supervised = Supervised("a", python(SLEEPER, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
+    wait_until(lambda: len(pids(tmp_path / "pids")) == 2, "it has started")
+    command, grandchild = pids(tmp_path / "pids")
+    os.kill(supervised.pid, signal.SIGKILL)
+    try:
+        wait_until(lambda: not alive(command), "the command is gone")
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
 
 
 def test_orphans_of_a_command_that_ended_are_killed(tmp_path: Path) -> None:
