@@ -9,6 +9,7 @@ this process gets are SGLang's. Without a GPU it sets up SGLang's CPU engine (``
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ from areal_server.arguments import Device, Flag, server_arguments, server_enviro
 logger = logging.getLogger(__name__)
 
 LOGGING_FILE = "SGLANG_LOGGING_CONFIG_PATH"  # where SGLang finds how its processes log
+# From the end of the last request that was begun before SIGTERM: for those that came too late for SGLang to answer.
+LAST_ANSWERS_S = 5
 JSON_LOGGING = Path(__file__).with_name("json_logging.json")
 
 
@@ -123,6 +126,18 @@ def _write_json_lines() -> None:
         LOGGING_CONFIG["formatters"][name] = {"()": "areal_api.logs.JsonFormatter"}
 
 
+def _leave_unanswerable_requests() -> None:
+    """Bound the end of the HTTP server, to which SGLang gives no limit.
+
+    Told to end, SGLang answers what it has begun and stops its engine; a request that comes while it does that waits
+    for the engine for ever, and the server with it.
+    """
+    import uvicorn
+
+    bounded: Any = functools.partialmethod(uvicorn.Config.__init__, timeout_graceful_shutdown=LAST_ANSWERS_S)
+    uvicorn.Config.__init__ = bounded  # type: ignore[method-assign]
+
+
 def _prepare_sglang() -> argparse.ArgumentParser:
     from sglang.srt.plugins import load_plugins
 
@@ -143,6 +158,7 @@ def serve(argv: list[str], api_key: str | None) -> None:
         # In memory only: arguments can be read by everybody who may list processes, and SGLang logs all of them.
         server_args.api_key = api_key
         _keep_out_of_logs(api_key)
+    _leave_unanswerable_requests()
     try:
         run_server(server_args)
     finally:
