@@ -37,9 +37,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> KindCluster:
     return cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def release(cluster: KindCluster) -> Iterator[Release]:
-    """The chart, installed without its own experiment."""
+    """The chart, installed without its own experiment. One for each module: one of them uninstalls it."""
     release = Release(cluster, cluster.image_tag)
     release.install("experiment.enabled=false")
     yield release
