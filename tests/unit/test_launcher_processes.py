@@ -239,7 +239,7 @@ def test_what_the_killed_supervisor_of_a_server_left_is_gone_before_the_next_sta
 # Kills the supervisor of the server as its own last deed, so that nobody looks after it before the run ends.
 PARTING = """
 import os, signal, sys, time
-while not (os.path.exists(sys.argv[1]) and open(sys.argv[1]).read()):
+while not os.path.exists(sys.argv[2]):
     time.sleep(0.02)
 server = open(sys.argv[1]).read().split()[0]
 os.kill(int(open(f"/proc/{server}/stat").read().rpartition(")")[2].split()[1]), signal.SIGKILL)
@@ -249,8 +249,9 @@ os.kill(int(open(f"/proc/{server}/stat").read().rpartition(")")[2].split()[1]), 
 def test_nothing_is_left_of_a_server_whose_supervisor_was_killed_at_the_end(
     tmp_path: Path, ports: list[HeldPort]
 ) -> None:
-    run = plan(tmp_path, python(PARTING, tmp_path / "pids"), [serving(tmp_path, ports[0])], ports)
-    assert LocalRun(run, Log()).run() == 0
+    log = Log(lambda text: (tmp_path / "served").touch() if "server-0 ready" in text else None)
+    trainer = python(PARTING, tmp_path / "pids", tmp_path / "served")
+    assert LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), log).run() == 0
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
