@@ -17,7 +17,7 @@ import pytest
 from areal_launcher.fleet import RunError, ServerSpec
 from areal_launcher.local import LocalPlan, LocalRun, TrainerSpec
 from areal_launcher.processes import HeldPort, Supervised, children, kill_orphans, kill_together
-from areal_launcher.supervisor import PR_SET_CHILD_SUBREAPER, prctl
+from areal_launcher.supervisor import PR_SET_CHILD_SUBREAPER, parents, prctl
 from areal_launcher.torchrun import status_of_rank, without_torchrun
 
 DEADLINE_S = 15.0
@@ -214,10 +214,6 @@ def test_a_server_that_dies_in_its_first_start_ends_no_run_that_another_serves(
     assert any("server-1 died (exit status 7); restart 1 of 5 in 1 s" in text for text in log.said)
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
-
-
 def test_what_the_killed_supervisor_of_a_server_left_is_gone_before_the_next_start(
     tmp_path: Path, ports: list[HeldPort]
 ) -> None:
@@ -226,7 +222,7 @@ def test_what_the_killed_supervisor_of_a_server_left_is_gone_before_the_next_sta
     def kill_once(text: str) -> None:
         family = pids(tmp_path / "pids")
         if "server-0 ready" in text and len(family) == 2:
-            os.kill(parent(family[0]), signal.SIGKILL)
+            os.kill(parents()[family[0]], signal.SIGKILL)
         elif "server-0 ready" in text:
             left.extend(alive(pid) for pid in family[:2])
             (tmp_path / "done").touch()

@@ -92,11 +92,12 @@ def test_a_receiver_that_is_away_or_refuses_disturbs_nothing(
 def test_a_slow_receiver_does_not_slow_the_training(receiver: Receiver, token_file: Path) -> None:
     receiver.may_answer.clear()
     sink = ProgressSink(receiver.url, token_file, interval_s=0.0)
-    for step in range(1000):
-        sink.log(step, {})  # would wait for ever
+    for step in range(20):
+        sink.log(step, {})
+    assert len(receiver.got) <= 1  # which is not answered yet
     receiver.may_answer.set()
     sink.close()
-    assert [body["step"] for _, body in receiver.got][-1] == 999
+    assert [body["step"] for _, body in receiver.got][-1] == 19
 
 
 def test_what_is_not_finite_is_left_out() -> None:
