@@ -1,0 +1,41 @@
+"""Small commands that play servers and trainers, with the processes that they start."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+DEADLINE_S = 15.0
+
+# Writes its process id and that of a grandchild in a session of its own, as SGLang's and torchrun's children may be.
+FAMILY = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()} {child.pid}\\n")
+"""
+SLEEPER = FAMILY + "time.sleep(600)\n"
+
+
+def python(code: str, *args: object) -> list[str]:
+    return [sys.executable, "-S", "-c", code, *map(str, args)]
+
+
+def pids(file: Path) -> list[int]:
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.02)
