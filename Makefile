@@ -57,12 +57,12 @@ check: setup ## Lint, types, import contracts, generated files.
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m areal_api.docs --check
-	$(VENV)/bin/python -m areal_api.crd --check
+	$(VENV)/bin/python -m areal_api.generate.docs --check
+	$(VENV)/bin/python -m areal_api.generate.crd --check
 	$(VENV)/bin/python helm/generate.py --check
 
 test: setup aworld ## Run all tests but the scenarios of make e2e; what this machine cannot do is listed at the end.
-	@tests/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be had here, and the line above says why
+	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be had here, and the line above says why
 	$(VENV)/bin/pytest -m "not scenario"
 
 e2e: setup cluster ## Run every end-to-end test on the kind cluster.
@@ -78,24 +78,24 @@ bench: setup ## Run the benchmarks: each prints a ratio against a named baseline
 	$(VENV)/bin/python -m benchmarks
 
 tools: ## Put kind, kubectl and helm into .bin/.
-	@tests/cluster/tools.sh
+	@hack/cluster/tools.sh
 
 cluster: ## Bring up a kind cluster, a registry and this project's images in it; what is up stays.
-	@tests/cluster/up.sh
+	@hack/cluster/up.sh
 
 cluster-down: ## Remove the kind cluster and the registry.
-	@tests/cluster/down.sh
+	@hack/cluster/down.sh
 
 images: ## Build the images for machines without a GPU, push them to REGISTRY (localhost:5000), print their tag.
-	@tests/cluster/images.sh
+	@hack/cluster/images.sh
 
 format: setup ## Format the code.
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 generate: setup ## Write the generated files anew.
-	$(VENV)/bin/python -m areal_api.docs --write
-	$(VENV)/bin/python -m areal_api.crd --write
+	$(VENV)/bin/python -m areal_api.generate.docs --write
+	$(VENV)/bin/python -m areal_api.generate.crd --write
 	$(VENV)/bin/python helm/generate.py --write
 
 clean: ## Remove what set-up and runs made.

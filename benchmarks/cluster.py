@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,13 +11,9 @@ from pathlib import Path
 
 from benchmarks.measure import Comparison, spread
 from benchmarks.runs import grpo_run
-from benchmarks.scripted import REPOSITORY
-
-sys.path[:0] = [str(REPOSITORY / "tests")]  # the cluster and the release are the tests' own
-
-from cluster.kind_cluster import KindCluster  # noqa: E402
-from support.cluster_runs import ClusterRun  # noqa: E402
-from support.helm_release import Release  # noqa: E402
+from hack.cluster.kind_cluster import KindCluster
+from hack.testbed.cluster_runs import ClusterRun
+from hack.testbed.helm_release import Release
 
 NAMESPACE = "areal-benchmark"
 STEPS = 60

@@ -12,7 +12,7 @@ from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.rollout.workflow import RLVRWorkflow
-from areal_trainer.weights import WeightUpdate
+from areal_trainer.weights.disk import WeightUpdate
 from benchmarks.measure import Comparison, by_turns
 from benchmarks.models import word_tokenizer
 from benchmarks.scripted import scripted_server

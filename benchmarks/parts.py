@@ -12,14 +12,14 @@ import yaml
 from areal_api import names
 from areal_api.config import GRPOConfig
 from areal_trainer.batch import pack
-from areal_trainer.data import load_hf_tokenizer, train_loader
+from areal_trainer.data.dataset import load_hf_tokenizer, train_loader
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.grpo import compute_advantages
-from areal_trainer.policy import Policy
+from areal_trainer.model.policy import Policy
 from areal_trainer.reward.gsm8k import gsm8k_reward_fn
 from areal_trainer.rollout.workflow import RLVRWorkflow
 from areal_trainer.trajectory import Trajectory
-from areal_trainer.weights import publish_to_disk
+from areal_trainer.weights.disk import publish_to_disk
 from benchmarks.servers import sglang_server
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from areal_trainer.weights import latest_published
+from areal_trainer.weights.disk import latest_published
 
 DTYPE = torch.bfloat16
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,19 +14,15 @@ from typing import Any
 import httpx
 import psutil
 
-from areal_api import children
+from areal_api import resource_names
 from areal_operator.cluster import path_of
 from benchmarks.measure import Comparison, spread
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY / "tests")]  # the control plane and the kubelet's stand-in are the tests' own
-
-from cluster.control_plane import ControlPlane  # noqa: E402
-from support.experiments import Experiment, Namespace  # noqa: E402
-from support.fake_kubelet import FakeKubelet  # noqa: E402
-from support.kube_api import Api, Object, eventually  # noqa: E402
-from support.operator_process import OperatorProcess  # noqa: E402
-from support.planes import bare_plane, prepare  # noqa: E402
+from hack.cluster.control_plane import ControlPlane
+from hack.testbed.control_planes import bare_plane, prepare
+from hack.testbed.experiments import Experiment, Namespace
+from hack.testbed.fake_kubelet import FakeKubelet
+from hack.testbed.kube_api import Api, Object, eventually
+from hack.testbed.operator_process import OperatorProcess
 
 KINDS = (
     *("ConfigMap", "Secret", "ServiceAccount", "PersistentVolumeClaim", "NetworkPolicy", "Service"),
@@ -93,7 +88,10 @@ def _bench(folder: Path) -> Iterator[_Bench]:
 def _objects_after(experiment: Experiment) -> float:
     """Seconds from apply until the experiment's last object is there."""
     api, namespace = experiment.namespace.api, experiment.namespace.name
-    last = [("StatefulSet", children.servers(experiment.name)), ("Job", children.trainer_job(experiment.name, 1))]
+    last = [
+        ("StatefulSet", resource_names.servers(experiment.name)),
+        ("Job", resource_names.trainer_job(experiment.name, 1)),
+    ]
     began = time.perf_counter()
     experiment.apply()
     while any(api.get(kind, namespace, name) is None for kind, name in last):
@@ -103,7 +101,7 @@ def _objects_after(experiment: Experiment) -> float:
 
 def _apply_copies(bench: _Bench, source: Namespace, target: Namespace, name: str) -> float:
     """Seconds in which a client that knows the objects of an experiment applies them elsewhere, one by one."""
-    selector = children.selector(children.labels(name))
+    selector = resource_names.selector(resource_names.labels(name))
     found = [(kind, obj) for kind in KINDS for obj in bench.api.list(kind, source.name, selector)]
     bodies = [(kind, _bare(kind, obj, target.name)) for kind, obj in found]
     headers = {"Authorization": f"Bearer {bench.plane.token()}", "Content-Type": "application/apply-patch+yaml"}
@@ -172,9 +170,11 @@ def _progress(bench: _Bench, namespace: Namespace, rounds: int) -> str:
     body = {
         "apiVersion": "authentication.k8s.io/v1",
         "kind": "TokenRequest",
-        "spec": {"audiences": [children.progress_audience(uid)]},
+        "spec": {"audiences": [resource_names.progress_audience(uid)]},
     }
-    account = f"/api/v1/namespaces/{namespace.name}/serviceaccounts/{children.service_account(experiment.name)}/token"
+    account = (
+        f"/api/v1/namespaces/{namespace.name}/serviceaccounts/{resource_names.service_account(experiment.name)}/token"
+    )
     token = str(bench.api.post(account, body)["status"]["token"])
     url = f"{bench.operator.url}/v1/namespaces/{namespace.name}/experiments/{experiment.name}/progress"
     taken = []

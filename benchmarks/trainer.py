@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from areal_api.actor import OptimizerConfig, PPOActorConfig
-from areal_trainer import attention
-from areal_trainer.attention import SegmentIndex
 from areal_trainer.batch import PackedBatch, pack
-from areal_trainer.layout import families, lay_out
-from areal_trainer.policy import Policy
+from areal_trainer.model import attention
+from areal_trainer.model.attention import SegmentIndex
+from areal_trainer.model.layout import families, lay_out
+from areal_trainer.model.policy import Policy
 from benchmarks.measure import Comparison, by_turns, rate
 from benchmarks.models import random_groups, save_qwen3
 

@@ -17,7 +17,7 @@ from areal_api.config import RolloutConfig
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
-from areal_trainer.weights import WeightUpdate, publish_to_disk
+from areal_trainer.weights.disk import WeightUpdate, publish_to_disk
 from benchmarks.measure import Comparison, by_turns, rate, spread
 from benchmarks.models import save_qwen3
 from benchmarks.published import DTYPE, ModelPolicy, copy_published

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from areal_trainer.weights import publish_to_disk
+from areal_trainer.weights.disk import publish_to_disk
 from benchmarks import updates
 from benchmarks.measure import Comparison, by_turns, rate
 from benchmarks.models import save_qwen3

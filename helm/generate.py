@@ -1,5 +1,6 @@
 """Files of the chart that are made from others: copies of the resource definition and of the examples (a chart holds
-all that it installs), the board of ``board.py``, and descriptions of the values, which stand in values.yaml alone.
+all that it installs), the dashboard of ``dashboard.py``, and descriptions of the values, which are written only in
+values.yaml.
 
 ``python helm/generate.py --write`` writes them, ``--check`` fails where one is out of date.
 """
@@ -15,8 +16,8 @@ from typing import Any
 
 import yaml
 
-import board
-from areal_api.generated import check_or_write
+import dashboard
+from areal_api.generate.check import check_or_write
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "areal-gsm8k"
@@ -38,7 +39,7 @@ def texts() -> dict[Path, str]:
     head = "| value | default | what it is |\n|---|---|---|\n"
     return {
         **{target: source.read_text() for target, source in COPIES.items()},
-        CHART / "files/board.json": board.text(),
+        CHART / "files/dashboard.json": dashboard.text(),
         CHART / "values.schema.json": schema(),
         CHART / "README.md": f"{before}{BEGIN}{head}{table}{END}{after}",
     }

@@ -16,9 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from areal_api import names
-from areal_api.areal_keys import is_areal_key
+from areal_api.areal_config.convert import convert
+from areal_api.areal_config.keys import is_areal_key
 from areal_api.config import GRPOConfig
-from areal_api.convert import convert
 from areal_api.errors import ConfigError, config_error, problems_of
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_api.keys import known, nearest_key

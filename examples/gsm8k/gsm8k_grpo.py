@@ -25,19 +25,19 @@ from transformers import PreTrainedTokenizerBase
 from areal_api import names
 from areal_api.config import DatasetConfig, GRPOConfig
 from areal_api.load import load_expr_config
-from areal_trainer.assembly import make_publisher
 from areal_trainer.batch import PackedBatch, pack
-from areal_trainer.data import load_hf_tokenizer
-from areal_trainer.data_loader import as_list
+from areal_trainer.components import make_publisher
+from areal_trainer.data.dataset import load_hf_tokenizer
+from areal_trainer.data.loader import as_list
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
-from areal_trainer.policy import Policy
+from areal_trainer.model.policy import Policy
 from areal_trainer.ranks import Ranks, joined
 from areal_trainer.reward.gsm8k import extract_answer, extract_solution
+from areal_trainer.rollout.make_workflow import vocabulary_size
 from areal_trainer.rollout.workflow import RLVRWorkflow
-from areal_trainer.stats import StatsLogger, Timings, write_summary
-from areal_trainer.workflows import vocabulary_size
+from areal_trainer.stats.logger import StatsLogger, Timings, write_summary
 
 
 def process_gsm8k_rl_dataset(dataset: Dataset, instruction: str) -> Dataset:

@@ -15,12 +15,12 @@ from areal_api import names
 from areal_api.experiment import GRPOExperiment
 from areal_api.load import load_experiment
 from areal_api.render import experiment_yaml
-from areal_launcher import record
+from areal_launcher import run_files
 from areal_launcher.display import closing_table, display_for, figures, in_cluster, last_checkpoint
-from areal_launcher.fleet import RunError
-from areal_launcher.local import LocalRun
+from areal_launcher.errors import RunError
+from areal_launcher.local.prepare import evaluation_of, experiment_file, prepared_run
+from areal_launcher.local.run import LocalRun
 from areal_launcher.plot import plot_run
-from areal_launcher.prepare import evaluation_of, experiment_file, prepared_run
 
 YAML_SUFFIXES = (".yaml", ".yml")
 FOLLOW_S = 0.2
@@ -91,7 +91,7 @@ def run(request: Request, port: int | None) -> int:
 
 def draw(directory: Path, console: Console) -> None:
     """Draw reward.png where there is something to draw. A disk without room must not hide how the run ended."""
-    if not record.read_stats(directory).lines:
+    if not run_files.read_stats(directory).lines:
         return
     try:
         plot_run(directory)
@@ -180,16 +180,16 @@ def status(directory: Path) -> int:
     """Print how a run stands."""
     existing_run(directory)
     console = console_for()
-    pid, stats = record.launcher_pid(directory), record.read_stats(directory)
+    pid, stats = run_files.launcher_pid(directory), run_files.read_stats(directory)
     if pid is None:
-        if record.read_summary(directory) is None:
+        if run_files.read_summary(directory) is None:
             console.print("not running, and not finished: the command that started it goes on", markup=False)
         console.print(closing_table(directory))
         return 0
-    total = stats.last(record.TOTAL_STEPS)
+    total = stats.last(run_files.TOTAL_STEPS)
     shown = "  ".join(f"{label} {text}" for label, text in figures(stats, int(total) if total else None))
     console.print(f"running (process {pid})  {shown}", markup=False, soft_wrap=True)
-    for server in record.read_state(directory)["servers"]:
+    for server in run_files.read_state(directory)["servers"]:
         line = f"{server['name']}  {server['address']}  {server['state']}  restarts {server['restarts']}"
         console.print(line, markup=False, soft_wrap=True)
     return 0
@@ -231,7 +231,7 @@ def print_added(name: str, path: Path, offsets: dict[str, int], *, lines: int, p
 
 def crd() -> int:
     """Print the custom resource definition."""
-    from areal_api.crd import crd_yaml
+    from areal_api.generate.crd import crd_yaml
 
     sys.stdout.write(crd_yaml())
     return 0
@@ -239,6 +239,6 @@ def crd() -> int:
 
 def key_help() -> str:
     """Every key of an experiment: default, unit and meaning."""
-    from areal_api.docs import describe_keys
+    from areal_api.generate.docs import describe_keys
 
     return describe_keys()

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from areal_api import logs
 from areal_launcher import actions
-from areal_launcher.fleet import RunError
+from areal_launcher.errors import RunError
 
 if TYPE_CHECKING:
-    from areal_launcher.cluster import Place
+    from areal_launcher.cluster.client import Place
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -94,11 +94,11 @@ def run_action(chosen: argparse.Namespace) -> int:
         return actions.run(request, chosen.port)
     if chosen.port is not None:
         raise ValueError("--port is for servers on this machine; leave it out with --on kubernetes")
-    from areal_launcher import kubernetes
+    from areal_launcher.cluster import run as cluster_run
 
     if chosen.detach and chosen.checkpoint:
         raise ValueError("--detach follows nothing, so --checkpoint brings nothing; leave one of them out")
-    return kubernetes.run(request, place, detach=chosen.detach, results=chosen.results, checkpoint=chosen.checkpoint)
+    return cluster_run.run(request, place, detach=chosen.detach, results=chosen.results, checkpoint=chosen.checkpoint)
 
 
 def eval_parser() -> argparse.ArgumentParser:
@@ -167,9 +167,9 @@ def status_action(chosen: argparse.Namespace) -> int:
         if chosen.run is None:
             raise ValueError("no run: give a run directory, or --on kubernetes for the experiments of a cluster")
         return actions.status(Path(chosen.run))
-    from areal_launcher import listing
+    from areal_launcher.cluster import status as cluster_status
 
-    return listing.status(chosen.run, place)
+    return cluster_status.status(chosen.run, place)
 
 
 def logs_parser() -> argparse.ArgumentParser:
@@ -193,9 +193,9 @@ def logs_action(chosen: argparse.Namespace) -> int:
     told = {"component": chosen.component, "process": chosen.process, "lines": chosen.lines, "follow": chosen.follow}
     if place is None:
         return actions.logs(Path(chosen.run), **told)
-    from areal_launcher import pod_logs
+    from areal_launcher.cluster import logs as cluster_logs
 
-    return pod_logs.logs(chosen.run, place, **told)
+    return cluster_logs.logs(chosen.run, place, **told)
 
 
 def crd_parser() -> argparse.ArgumentParser:
@@ -268,7 +268,7 @@ def place_of(chosen: argparse.Namespace) -> Place | None:
         refuse_without_cluster(**options)
         return None
     try:
-        from areal_launcher.cluster import Place
+        from areal_launcher.cluster.client import Place
     except ModuleNotFoundError as error:
         raise ValueError(f"--on kubernetes needs {error.name}: pip install 'areal-k8s[kubernetes]'") from error
     return Place(chosen.kubeconfig, chosen.context, chosen.namespace)

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from areal_api import names
-from areal_launcher import record
-from areal_launcher.record import Stats
+from areal_launcher import run_files
+from areal_launcher.run_files import Stats
 
 RATE_WINDOW_STEPS = 10
 PLAIN_INTERVAL_S = 1.0
@@ -57,8 +57,8 @@ def figures(stats: Stats, total: int | None) -> list[tuple[str, str]]:
         return []
     line = stats.lines[-1]
     shown = [("step", f"{line['step']}/{total}" if total else str(line["step"]))]
-    reward, evaluations = record.value(line, record.REWARD), record.evaluations(stats.lines)
-    rate, staleness = stats.last(record.TOKENS_PER_SECOND), record.value(line, record.STALENESS)
+    reward, evaluations = run_files.value(line, run_files.REWARD), run_files.evaluations(stats.lines)
+    rate, staleness = stats.last(run_files.TOKENS_PER_SECOND), run_files.value(line, run_files.STALENESS)
     left = seconds_left(stats, total)
     if reward is not None:
         shown.append(("reward", f"{reward:.3f}"))
@@ -184,23 +184,23 @@ def display_for(console: Console) -> Display:
 
 def closing_rows(run: Path) -> list[tuple[str, str]]:
     """Label and text of the closing table: from summary.json, else from the statistics so far."""
-    stats, summary = record.read_stats(run), record.read_summary(run) or {}
+    stats, summary = run_files.read_stats(run), run_files.read_summary(run) or {}
     lines = stats.lines
 
     def known(name: str, otherwise: float | None) -> Any:
         found = summary.get(name)
         return otherwise if found is None else found
 
-    rewards = [found for line in lines if (found := record.value(line, record.REWARD)) is not None]
+    rewards = [found for line in lines if (found := run_files.value(line, run_files.REWARD)) is not None]
     seconds = known("seconds", float(lines[-1]["time"]) if lines else None)
-    rate = known("tokens_per_second", stats.last(record.TOKENS_PER_SECOND))
-    mean = [found for line in lines if (found := record.value(line, record.STALENESS)) is not None]
-    most = [found for line in lines if (found := record.value(line, record.STALENESS_MAX)) is not None]
+    rate = known("tokens_per_second", stats.last(run_files.TOKENS_PER_SECOND))
+    mean = [found for line in lines if (found := run_files.value(line, run_files.STALENESS)) is not None]
+    most = [found for line in lines if (found := run_files.value(line, run_files.STALENESS_MAX)) is not None]
     rows: list[tuple[str, str | None]] = [
         ("outcome", summary.get("outcome")),
         ("steps", str(known("steps", lines[-1]["step"] if lines else 0))),
         ("reward, first → last", ends(summary, "reward", rewards)),
-        ("evaluation, first → last", ends(summary, "eval", [reward for _, reward in record.evaluations(lines)])),
+        ("evaluation, first → last", ends(summary, "eval", [reward for _, reward in run_files.evaluations(lines)])),
         ("time", duration(seconds) if seconds is not None else None),
         ("tokens per second", f"{rate:,.0f}" if rate is not None else None),
         ("staleness", f"{sum(mean) / len(mean):.2f} (at most {max(most or mean):.0f})" if mean else None),
@@ -234,7 +234,7 @@ def last_checkpoint(run: Path) -> str | None:
 
 def in_cluster(run: Path) -> str | None:
     """Where the checkpoints of a run lie whose results were fetched from a cluster."""
-    where = record.read_cluster(run)
+    where = run_files.read_cluster(run)
     if where is None:
         return None
     return f"on the volume claim {where['claim']} of namespace {where['namespace']}, below {where['directory']}"

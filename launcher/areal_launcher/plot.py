@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from areal_api import names
-from areal_launcher import record
-from areal_launcher.record import Line
+from areal_launcher import run_files
+from areal_launcher.run_files import Line
 
 Series = tuple[list[int], list[float]]
 
 
 def series(lines: list[Line], name: str) -> Series:
     """Steps and values of a statistic, where it is known."""
-    found = [(int(line["step"]), record.value(line, name)) for line in lines]
+    found = [(int(line["step"]), run_files.value(line, name)) for line in lines]
     return [step for step, value in found if value is not None], [value for _, value in found if value is not None]
 
 
@@ -28,7 +28,7 @@ def plot_run(run: Path) -> Path:
 
     ``ValueError`` when the run has no finished step.
     """
-    lines = record.read_stats(run).lines
+    lines = run_files.read_stats(run).lines
     if not lines:
         raise ValueError(f"nothing to plot: {names.stats_file(run)} has no finished step")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -38,11 +38,11 @@ def plot_run(run: Path) -> Path:
     FigureCanvasAgg(figure)
     (reward, length), (entropy, staleness) = figure.subplots(2, 2, sharex=True)
     draw_reward(reward, lines)
-    lengths = [(int(line["step"]), found) for line in lines if (found := record.completion_length(line)) is not None]
+    lengths = [(int(line["step"]), found) for line in lines if (found := run_files.completion_length(line)) is not None]
     length.plot([step for step, _ in lengths], [found for _, found in lengths], color="tab:green")
     length.set(title="Completion length", ylabel="tokens (mean)")
     length.set_ylim(bottom=0)
-    entropy.plot(*series(lines, record.ENTROPY), color="tab:purple")
+    entropy.plot(*series(lines, run_files.ENTROPY), color="tab:purple")
     entropy.set(title="Entropy of the policy", ylabel="nats per token", xlabel="step")
     draw_staleness(staleness, lines)
     for axes in (reward, length, entropy, staleness):
@@ -58,12 +58,12 @@ def plot_run(run: Path) -> Path:
 
 def draw_reward(axes: Any, lines: list[Line]) -> None:
     """Reward of the training batches, its running mean, and the evaluations."""
-    steps, rewards = series(lines, record.REWARD)
+    steps, rewards = series(lines, run_files.REWARD)
     window = max(1, len(steps) // 10)
     axes.plot(steps, rewards, color="tab:blue", alpha=0.35 if window > 1 else 1.0, label="training batch")
     if window > 1:
         axes.plot(steps, smoothed(rewards, window), color="tab:blue", label=f"training, mean of {window} steps")
-    evaluations = record.evaluations(lines)
+    evaluations = run_files.evaluations(lines)
     axes.plot(
         [step for step, _ in evaluations],
         [reward for _, reward in evaluations],
@@ -78,8 +78,10 @@ def draw_reward(axes: Any, lines: list[Line]) -> None:
 
 def draw_staleness(axes: Any, lines: list[Line]) -> None:
     """How far the samples of a batch lagged behind the weights that trained on them."""
-    axes.plot(*series(lines, record.STALENESS_MAX), color="tab:orange", alpha=0.45, drawstyle="steps-mid", label="most")
-    axes.plot(*series(lines, record.STALENESS), color="tab:orange", label="mean")
+    axes.plot(
+        *series(lines, run_files.STALENESS_MAX), color="tab:orange", alpha=0.45, drawstyle="steps-mid", label="most"
+    )
+    axes.plot(*series(lines, run_files.STALENESS), color="tab:orange", label="mean")
     axes.set(title="Staleness", ylabel="weight versions", xlabel="step")
     axes.set_ylim(0, 1.25 * max(1.0, axes.get_ylim()[1]))
     axes.legend(loc="upper right")

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from areal_api import logs
-from areal_operator.operate import operate
+from areal_operator.app import operate
 from areal_operator.settings import Settings
 
 

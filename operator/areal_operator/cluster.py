@@ -14,8 +14,8 @@ from typing import Any, Self
 import aiohttp
 import kopf
 
-from areal_api.crd import PLURAL
 from areal_api.experiment import API_VERSION, KIND
+from areal_api.generate.crd import PLURAL
 from areal_operator.observed import Object, Warned
 
 logger = logging.getLogger(__name__)

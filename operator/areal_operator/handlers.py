@@ -10,8 +10,8 @@ from typing import Any
 
 import kopf
 
-from areal_api import children
-from areal_api.crd import GROUP, PLURAL, VERSION
+from areal_api import resource_names
+from areal_api.generate.crd import GROUP, PLURAL, VERSION
 from areal_operator.cluster import CHILD_KINDS, read_credentials
 from areal_operator.manifests.base import digest
 from areal_operator.metrics import Metrics
@@ -122,7 +122,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 270
     settings.execution.default_backoff = 5.0
     settings.scanning.disabled = True
-    selector = f"{children.MANAGED_BY}={children.OPERATOR}"
+    selector = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
     for api_version, plural in CHILD_KINDS.values():
         group, _, version = api_version.rpartition("/")
         settings.watching.label_selectors[group, version, plural] = selector

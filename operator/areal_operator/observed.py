@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from areal_api import children
+from areal_api import resource_names
 from areal_api.experiment import GRPOExperiment
 from areal_api.status import ExperimentStatus
 
@@ -53,12 +53,12 @@ class Observed:
     def pods(self, component: str | None = None) -> list[Object]:
         """Pods of one component, or all, by name."""
         pods = self.objects.get("Pod", ())
-        found = [pod for pod in pods if component is None or label(pod, children.COMPONENT) == component]
+        found = [pod for pod in pods if component is None or label(pod, resource_names.COMPONENT) == component]
         return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
     def trainer_pods(self, attempt: int) -> list[Object]:
         """Pods of one attempt of the trainer."""
-        return [pod for pod in self.pods(children.TRAINER) if label(pod, children.ATTEMPT) == str(attempt)]
+        return [pod for pod in self.pods(resource_names.TRAINER) if label(pod, resource_names.ATTEMPT) == str(attempt)]
 
     def warned(self, uid: str, *reasons: str) -> Warned | None:
         """The newest warning about an object with one of the reasons."""

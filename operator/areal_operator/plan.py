@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from areal_api import children
+from areal_api import resource_names
 from areal_api.status import TERMINAL_PHASES, ExperimentStatus
 from areal_operator import status as report
 from areal_operator.clock import seconds_since, show
@@ -66,7 +66,7 @@ class View:
 
     def job(self) -> Object | None:
         """The Job of the current attempt."""
-        return self.observed.get("Job", children.trainer_job(self.subject.name, self.status.attempt))
+        return self.observed.get("Job", resource_names.trainer_job(self.subject.name, self.status.attempt))
 
     def acceptance(self) -> Finding:
         """Whether the experiment can be carried out."""
@@ -282,7 +282,7 @@ def _after_end(view: View) -> Plan:
     prune = tuple(
         (kind, name)
         for kind, name in _others(view, objects)
-        if kind in (*SERVER_KINDS, "Job") or (kind, name) == ("Service", children.servers(view.subject.name))
+        if kind in (*SERVER_KINDS, "Job") or (kind, name) == ("Service", resource_names.servers(view.subject.name))
     )
     return Plan(status, objects, prune, left_s if left_s is None else max(0.1, left_s), delete=_is_over(left_s))
 
@@ -305,13 +305,15 @@ def _base(view: View) -> tuple[Manifest, ...]:
         shared.service_account(build),
         _volume_claim(view),
         shared.network_policy(build),
-        shared.headless_service(build, children.servers(name), children.SERVER, children.SERVER_PORT),
-        shared.headless_service(build, children.trainer(name), children.TRAINER, children.MASTER_PORT),
+        shared.headless_service(build, resource_names.servers(name), resource_names.SERVER, resource_names.SERVER_PORT),
+        shared.headless_service(
+            build, resource_names.trainer(name), resource_names.TRAINER, resource_names.MASTER_PORT
+        ),
     )
 
 
 def _volume_claim(view: View) -> Manifest:
-    existing = view.observed.get("PersistentVolumeClaim", children.volume_claim(view.subject.name))
+    existing = view.observed.get("PersistentVolumeClaim", resource_names.volume_claim(view.subject.name))
     return shared.volume_claim(view.build(view.status.attempt), existing)
 
 
@@ -327,8 +329,8 @@ def _others(view: View, objects: Iterable[Manifest]) -> tuple[tuple[str, str], .
     """Children that are not wanted any more. The last finished Jobs stay, for the logs of their pods."""
     wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in objects}
     name, attempt = view.subject.name, view.status.attempt
-    current = children.trainer_job(name, attempt)
-    last = (current, children.trainer_job(name, attempt - 1))
+    current = resource_names.trainer_job(name, attempt)
+    last = (current, resource_names.trainer_job(name, attempt - 1))
     result: list[tuple[str, str]] = []
     for kind, found in view.observed.objects.items():
         for obj in found:
@@ -352,11 +354,11 @@ def _job_stays(view: View) -> bool:
 def _blockers(view: View) -> list[str]:
     """Pods of the trainer that have to end before the Job of the current attempt is made: two would share a volume."""
     attempt, job = str(view.status.attempt), view.job()
-    pods = [pod for pod in view.observed.pods(children.TRAINER) if is_active(pod)]
+    pods = [pod for pod in view.observed.pods(resource_names.TRAINER) if is_active(pod)]
     return [
         str(pod["metadata"]["name"])
         for pod in pods
-        if label(pod, children.ATTEMPT) != attempt or job is None or is_leaving(job)
+        if label(pod, resource_names.ATTEMPT) != attempt or job is None or is_leaving(job)
     ]
 
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import ValidationError
 
-from areal_api import children
+from areal_api import resource_names
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.progress import INTERVAL_S, MAX_BODY_BYTES, ProgressReport
 from areal_operator.cluster import PROGRESS_MANAGER, ApiError, Cluster, is_transient
@@ -49,11 +49,11 @@ class Progress:
             if body is None:
                 raise HTTPException(404, "there is no such experiment")
             uid = str(body["metadata"]["uid"])
-            user = await self._cluster.review_token(token, children.progress_audience(uid))
+            user = await self._cluster.review_token(token, resource_names.progress_audience(uid))
         if user is None:
             raise HTTPException(401, "the token is not valid for this experiment")
         namespace, name = key
-        if user != f"system:serviceaccount:{namespace}:{children.service_account(name)}":
+        if user != f"system:serviceaccount:{namespace}:{resource_names.service_account(name)}":
             raise HTTPException(403, "the token is not of this experiment's account")
         if len(self._trusted) >= MOST_TRUSTED:
             self._trusted.clear()

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from areal_api import children
+from areal_api import resource_names
 from areal_api.errors import ConfigError
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.load import parse_experiment
@@ -213,7 +213,7 @@ class Reconciler:
 
     def _api_key(self, subject: Subject, observed: Observed) -> str:
         """The key in the Secret that is there, else the one that belongs to this experiment: the same every time."""
-        secret = observed.get("Secret", children.api_key_secret(subject.name))
+        secret = observed.get("Secret", resource_names.api_key_secret(subject.name))
         if secret is not None:
             try:
                 return base64.b64decode(secret["data"][API_KEY], validate=True).decode()

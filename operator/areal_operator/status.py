@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from areal_api import children
+from areal_api import resource_names
 from areal_api.experiment import GRPOExperiment
 from areal_api.status import Condition, ExperimentStatus, ServersStatus
 from areal_operator.clock import show
@@ -60,7 +60,7 @@ def with_findings(
 
 def storage(experiment: GRPOExperiment, observed: Observed) -> Finding:
     """Whether the volume is bound."""
-    claim = observed.get("PersistentVolumeClaim", children.volume_claim(experiment.name))
+    claim = observed.get("PersistentVolumeClaim", resource_names.volume_claim(experiment.name))
     why = claim_problem(claim, observed)
     if why is not None:
         return Finding(STORAGE, "False", why)
@@ -69,9 +69,9 @@ def storage(experiment: GRPOExperiment, observed: Observed) -> Finding:
 
 def servers(experiment: GRPOExperiment, observed: Observed, *, known: int) -> Finding:
     """Whether all servers that are asked for take requests. ``known`` is how many the trainer has addresses of."""
-    wanted, pods = experiment.spec.servers.replicas, observed.pods(children.SERVER)
+    wanted, pods = experiment.spec.servers.replicas, observed.pods(resource_names.SERVER)
     ready = sum(is_ready(pod) for pod in pods)
-    owner = observed.get("StatefulSet", children.servers(experiment.name))
+    owner = observed.get("StatefulSet", resource_names.servers(experiment.name))
     if wanted > known:
         text = (
             f"{ready} of {wanted} servers are ready; the trainer knows the addresses of {known} until its next "
@@ -98,7 +98,7 @@ def trainer(experiment: GRPOExperiment, observed: Observed, *, attempt: int) -> 
     running = sum(is_ready(pod) for pod in pods)
     if running == wanted:
         return Finding(TRAINER, "True", Why("Running", f"attempt {attempt}: {running} of {wanted} pods run"))
-    job = observed.get("Job", children.trainer_job(experiment.name, attempt))
+    job = observed.get("Job", resource_names.trainer_job(experiment.name, attempt))
     problem = component_problem(observed, job, pods)
     if problem is not None:
         return Finding(TRAINER, "False", Why(problem.reason, f"attempt {attempt}: {problem.message}"))
@@ -108,10 +108,12 @@ def trainer(experiment: GRPOExperiment, observed: Observed, *, attempt: int) -> 
 
 def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: int) -> ServersStatus:
     """Figures for the columns and for autoscalers. What is more than is wanted drains and takes no requests."""
-    pods = [pod for pod in observed.pods(children.SERVER) if is_ready(pod) and not is_leaving(pod)]
+    pods = [pod for pod in observed.pods(resource_names.SERVER) if is_ready(pod) and not is_leaving(pod)]
     ready = min(len(pods), desired)
-    labels = children.component_labels(experiment.name, children.SERVER)
-    return ServersStatus(ready=ready, desired=desired, summary=f"{ready}/{desired}", selector=children.selector(labels))
+    labels = resource_names.component_labels(experiment.name, resource_names.SERVER)
+    return ServersStatus(
+        ready=ready, desired=desired, summary=f"{ready}/{desired}", selector=resource_names.selector(labels)
+    )
 
 
 def ending_pods(observed: Observed, component: str | None = None) -> list[str]:

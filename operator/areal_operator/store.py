@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from areal_api import children
+from areal_api import resource_names
 from areal_operator.manifests.base import digest
 from areal_operator.observed import Object, label
 
@@ -106,7 +106,7 @@ class Store:
 
 def key_of(obj: Object) -> Key | None:
     """The experiment that an object says it belongs to."""
-    name = label(obj, children.EXPERIMENT)
+    name = label(obj, resource_names.EXPERIMENT)
     return (obj["metadata"]["namespace"], name) if name else None
 
 

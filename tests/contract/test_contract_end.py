@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.kube_api import eventually
+from hack.testbed.kube_api import eventually
 from support.real_server import RealServer, real_server
 
 from .conftest import request

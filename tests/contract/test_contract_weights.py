@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from areal_api import names
-from areal_trainer.broadcast import Broadcast
-from areal_trainer.rollout.servers import NoServerError
-from areal_trainer.weights import WeightUpdate, write_manifest
+from areal_trainer.servers.fleet import NoServerError
+from areal_trainer.weights.broadcast import Broadcast
+from areal_trainer.weights.disk import WeightUpdate, write_manifest
 from support.engines import engine_on
 from support.real_server import RealServer
 from support.reference_logprobs import output_logprobs

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from cluster.control_plane import ControlPlane
-from support.experiments import Experiment, Namespace
-from support.fake_kubelet import FakeKubelet
-from support.kube_api import Api
-from support.operator_process import OperatorProcess
-from support.planes import bare_plane, prepare
+from hack.cluster.control_plane import ControlPlane
+from hack.testbed.control_planes import bare_plane, prepare
+from hack.testbed.experiments import Experiment, Namespace
+from hack.testbed.fake_kubelet import FakeKubelet
+from hack.testbed.kube_api import Api
+from hack.testbed.operator_process import OperatorProcess
 
 
 @pytest.fixture(scope="session")

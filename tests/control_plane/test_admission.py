@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from areal_api.areal_config.tree import set_in
 from areal_api.experiment import KIND
-from areal_api.tree import set_in
+from hack.testbed.experiments import Namespace
+from hack.testbed.kube_api import Api, Object, Refused, eventually
+from hack.testbed.operator_process import OperatorProcess
 from support.experiment_cases import CASES, Case
-from support.experiments import Namespace
-from support.kube_api import Api, Object, Refused, eventually
-from support.operator_process import OperatorProcess
 
 BATCH = 20
 MALFORMED = int(os.environ.get("AREAL_MALFORMED", "1000"))  # how many are tried

@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from areal_api.experiment import KIND
-from cluster.control_plane import ControlPlane
+from hack.cluster.control_plane import ControlPlane
+from hack.testbed.control_planes import bare_plane
+from hack.testbed.kube_api import Api, Object, eventually
+from hack.testbed.operator_process import OperatorProcess
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
-from support.kube_api import Api, Object, eventually
-from support.operator_process import OperatorProcess
-from support.planes import bare_plane
 
 RELEASE = "areal-gsm8k"
 CRD = "grpoexperiments.areal.dev"

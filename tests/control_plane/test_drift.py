@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from support.experiments import Experiment
-from support.kube_api import Object, eventually
-from support.operator_process import OperatorProcess
+from hack.testbed.experiments import Experiment
+from hack.testbed.kube_api import Object, eventually
+from hack.testbed.operator_process import OperatorProcess
 
 CHILDREN = [
     ("Secret", "exp-api-key"),

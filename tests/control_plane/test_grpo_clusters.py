@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from areal_api.crd import FILE
+from areal_api.generate.crd import FILE
 from areal_launcher import cli
-from cluster.control_plane import ControlPlane, free_ports
+from hack.cluster.control_plane import ControlPlane, free_ports
+from hack.testbed.control_planes import bare_plane
+from hack.testbed.kube_api import Api, eventually
 from support.experiment_cases import Case
-from support.kube_api import Api, eventually
-from support.planes import bare_plane
 
 USER = "someone"
 RIGHTS = {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs": ["get", "list", "create", "patch"]}

@@ -18,12 +18,12 @@ import pytest
 import yaml
 
 from areal_launcher import cli
-from cluster.control_plane import ControlPlane
-from support.experiments import Experiment, Namespace
-from support.fake_kubelet import end, hang, run
-from support.kube_api import Api, eventually
+from hack.cluster.control_plane import ControlPlane
+from hack.testbed.experiments import Experiment, Namespace
+from hack.testbed.fake_kubelet import end, hang, run
+from hack.testbed.kube_api import Api, eventually
+from hack.testbed.operator_process import OperatorProcess
 from support.node_logs import NodeLogs, Readers
-from support.operator_process import OperatorProcess
 
 STEPS = [{"step": n, "time": 2.0 * n, "task_reward/avg": 0.3 * n, "staleness/avg": 1.0} for n in (1, 2, 3)]
 

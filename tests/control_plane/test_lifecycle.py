@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from areal_operator.reconcile import _never_anew
-from support.experiments import Experiment
-from support.fake_kubelet import Behaviour, end, hang, run, wait
-from support.kube_api import Object, Refused, eventually
+from hack.testbed.experiments import Experiment
+from hack.testbed.fake_kubelet import Behaviour, end, hang, run, wait
+from hack.testbed.kube_api import Object, Refused, eventually
 
 OOM = {"exitCode": 137, "reason": "OOMKilled"}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from areal_trainer.progress import ProgressSink
-from support.experiments import Experiment
-from support.kube_api import eventually
-from support.operator_process import OperatorProcess
+from areal_trainer.stats.operator_sink import ProgressSink
+from hack.testbed.experiments import Experiment
+from hack.testbed.kube_api import eventually
+from hack.testbed.operator_process import OperatorProcess
 from support.progress import post, token_of, url_of
 
 REPORT = {

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from areal_api import children
+from areal_api import resource_names
 from areal_operator.cluster import CHILD_KINDS, Cluster
 from areal_operator.reconcile import Reconciler
 from areal_operator.settings import Settings
 from areal_operator.store import Store
-from cluster.control_plane import ControlPlane
-from support.experiments import Experiment, Namespace
-from support.fake_kubelet import end, run
-from support.kube_api import Api, eventually
-from support.operator_process import NAMESPACE, USER, OperatorProcess
+from hack.cluster.control_plane import ControlPlane
+from hack.testbed.experiments import Experiment, Namespace
+from hack.testbed.fake_kubelet import end, run
+from hack.testbed.kube_api import Api, eventually
+from hack.testbed.operator_process import NAMESPACE, USER, OperatorProcess
 
 SETTINGS = Settings(images={("trainer", "cpu"): "trainer:1", ("server", "cpu"): "server:1"}, retry_s=0.0)
 
@@ -88,7 +88,7 @@ async def _fresh(cluster: Cluster, experiment: Experiment) -> tuple[Store, Recon
 
 async def _look(cluster: Cluster, store: Store, namespace: str) -> None:
     for kind in CHILD_KINDS:
-        listed = await cluster.list(kind, namespace, f"{children.MANAGED_BY}={children.OPERATOR}")
+        listed = await cluster.list(kind, namespace, f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}")
         store.replace(kind, listed.items, listed.version, namespace)
 
 

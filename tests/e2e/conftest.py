@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.kind_cluster import KindCluster, NoCluster
-from faults.pod_strikes import DEATHS, KINDS
+from faults.pod_injectors import DEATHS, KINDS
 from faults.report import Report
-from support.helm_release import Release
+from hack.cluster.kind_cluster import KindCluster, NoCluster
+from hack.testbed.helm_release import Release
 
 REPORT = pytest.StashKey[Report]()
 

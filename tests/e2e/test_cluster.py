@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cluster.kind_cluster import REGISTRY, KindCluster
-from support.kube_api import eventually
+from hack.cluster.kind_cluster import REGISTRY, KindCluster
+from hack.testbed.kube_api import eventually
 
 IMAGE = f"{REGISTRY}/areal-operator"
 SERVE = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000)"

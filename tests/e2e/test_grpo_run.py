@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from support.helm_release import REPOSITORY, Release
+from hack.testbed.helm_release import REPOSITORY, Release
 
 pytestmark = pytest.mark.scenario
 TINY = "examples/tiny/experiment.yaml"

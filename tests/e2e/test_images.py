@@ -30,7 +30,7 @@ STEPS = 3
 def built() -> str:
     """Builds the images where something has changed; the digest that is their tag."""
     result = subprocess.run(
-        [ROOT / "tests/cluster/images.sh"],
+        [ROOT / "hack/cluster/images.sh"],
         capture_output=True,
         text=True,
         timeout=BUILD_S,

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from faults import schedule
+from faults.injected import Struck, strike_all, tell
 from faults.invariants import check_files
-from faults.pod_strikes import DECKS, PER_RUN, seconds_until_back, strike
+from faults.pod_injectors import DECKS, PER_RUN, seconds_until_back, strike
 from faults.report import Report
-from faults.struck import Struck, strike_all, tell
 from faults.watched_pods import WatchedPods, watched_pods
-from support.helm_release import Release
+from hack.testbed.helm_release import Release
 
 pytestmark = pytest.mark.scenario
 FAULTS = int(os.environ.get("FAULTS") or 20)

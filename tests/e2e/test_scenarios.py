@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.cluster_runs import ClusterRun
-from support.helm_release import Release
-from support.kube_api import eventually
+from hack.testbed.cluster_runs import ClusterRun
+from hack.testbed.helm_release import Release
+from hack.testbed.kube_api import eventually
 from support.node_volume import node_volume
 
 pytestmark = pytest.mark.scenario

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from support.cluster_runs import ClusterRun
-from support.helm_release import Release
-from support.kube_api import eventually
+from hack.testbed.cluster_runs import ClusterRun
+from hack.testbed.helm_release import Release
+from hack.testbed.kube_api import eventually
 
 LEARNED = 0.9
 

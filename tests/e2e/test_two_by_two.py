@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from areal_api import children
-from support.cluster_runs import ClusterRun
-from support.helm_release import Release
+from areal_api import resource_names
+from hack.testbed.cluster_runs import ClusterRun
+from hack.testbed.helm_release import Release
 from support.node_volume import node_volume
 
 pytestmark = pytest.mark.scenario
@@ -49,5 +49,5 @@ def test_two_pods_of_a_rank_learn_and_go_on_together_after_one_of_them_is_killed
         status = run.until(lambda now: now.get("attempt") == 2, "a second attempt", 240.0)
         assert (status["restarts"], status["disruptions"]) == (0, 1), status["conditions"]
         run.until_step(20, timeout_s=300.0)
-        assert [pod["metadata"]["labels"][children.ATTEMPT] for pod in run.pods("trainer")] == ["2", "2"]
+        assert [pod["metadata"]["labels"][resource_names.ATTEMPT] for pod in run.pods("trainer")] == ["2", "2"]
         finish(run)

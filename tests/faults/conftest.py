@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from faults.injectors import DEATHS
 from faults.report import Report
 from faults.schedule import DECK
-from faults.strikes import DEATHS
 
 REPORT = pytest.StashKey[Report]()
 

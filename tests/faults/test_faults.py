@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from faults import schedule, small_disk
+from faults.injected import Struck, strike_all, tell
+from faults.injectors import seconds_until_back, strike
 from faults.invariants import check_run
 from faults.report import Report
 from faults.small_disk import SmallDisk
-from faults.strikes import seconds_until_back, strike
-from faults.struck import Struck, strike_all, tell
 from faults.watched import WatchedRun
 
 FAULTS = int(os.environ.get("FAULTS") or 40)

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from areal_api import children
-from cluster.node_pods import processes_left, running_container
+from areal_api import resource_names
+from faults.injected import Struck
 from faults.schedule import STEPS
 from faults.small_disk import SIZE
 from faults.steps import Files, Steps, Watched
-from faults.struck import Struck
-from support.cluster_runs import ClusterRun
-from support.helm_release import Release
-from support.kube_api import Object, eventually
+from hack.cluster.node_pods import processes_left, running_container
+from hack.testbed.cluster_runs import ClusterRun
+from hack.testbed.helm_release import Release
+from hack.testbed.kube_api import Object, eventually
 from support.node_volume import NodeVolume, node_volume
 
 CHECKPOINT_STEPS = 3
@@ -89,7 +89,7 @@ class WatchedPods(Watched):
 
     def server(self, name: str) -> Object | None:
         """A server's pod, unless it is on its way out."""
-        return next((pod for pod in self.run.pods(children.SERVER) if pod["metadata"]["name"] == name), None)
+        return next((pod for pod in self.run.pods(resource_names.SERVER) if pod["metadata"]["name"] == name), None)
 
     def finish(self, folder: Path) -> None:
         """Wait for the end, and copy what the run wrote but for models."""

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from areal_trainer.engine import ModelResponse, RemoteSGLangEngine
 from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
-from areal_trainer.weights import WeightUpdate
+from areal_trainer.weights.disk import WeightUpdate
 from support import weights_ranks
 from support.engines import engine_on, generate
 from support.real_server import free_port, real_server

@@ -26,10 +26,10 @@ POINTS = {
     "shutil.rmtree": 4,
     "torch.save": 2,
     "torch.distributed.checkpoint.save": 1,
-    "areal_trainer.weights.save_file": 2,
+    "areal_trainer.weights.disk.save_file": 2,
     "areal_trainer.train.train_step": 2,
-    "areal_trainer.policy.Policy.update": 2,
-    "areal_trainer.rollout.servers.Fleet.load_from_disk": 2,
+    "areal_trainer.model.policy.Policy.update": 2,
+    "areal_trainer.servers.fleet.Fleet.load_from_disk": 2,
 }
 
 
@@ -95,7 +95,7 @@ def test_an_asynchronous_run_killed_at_many_points_repeats_and_loses_no_step(
         Kill(
             "areal_trainer.rollout.workflow.RLVRWorkflow.arun_episode", 14, signal.SIGTERM
         ),  # rank 0 waits for rollouts
-        Kill("areal_trainer.policy.Policy.update", 4, signal.SIGTERM),
+        Kill("areal_trainer.model.policy.Policy.update", 4, signal.SIGTERM),
     ],
     ids=["waiting", "training"],
 )

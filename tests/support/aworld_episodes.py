@@ -59,10 +59,9 @@ async def _told(workflow: Any, engine: Any, problem: str) -> list[dict[str, Any]
 
 
 async def _episodes(engine: Any) -> dict[str, Any]:
+    from areal_api.generation import GenerationHyperparameters
     from examples.aworld import agent
     from examples.aworld.custom_workflow import Gsm8kWorkflow, gsm8k_reward_fn
-
-    from areal_api.generation import GenerationHyperparameters
 
     agent.FORGOTTEN_AFTER_S = 0.2
     gconfig = GenerationHyperparameters(n_samples=2, max_new_tokens=200)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from areal_api import children
+from areal_api import resource_names
 from areal_operator.manifests.base import Build
 from areal_operator.manifests.pod import API_KEY_FILE, CONFIG_FILE, USER
 
@@ -70,4 +70,4 @@ class PodHost:
 
     def server_host(self) -> str:
         """The name under which the trainer looks for the first server."""
-        return children.server_address(self.build.name, self.build.namespace, 0).rsplit(":", 1)[0]
+        return resource_names.server_address(self.build.name, self.build.namespace, 0).rsplit(":", 1)[0]

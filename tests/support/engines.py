@@ -18,7 +18,7 @@ from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, ModelResponse, RemoteSGLangEngine
 from areal_trainer.rollout import servers as fleet_module
-from areal_trainer.weights import publish_to_disk
+from areal_trainer.weights.disk import publish_to_disk
 from support.scripted_answers import Sample
 from support.scripted_answers import sample as scripted_sample
 from support.scripted_server import Script, ScriptedServer

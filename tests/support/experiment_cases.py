@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-from areal_api.tree import set_in
+from areal_api.areal_config.tree import set_in
 
 _BASE: dict[str, Any] = {
     "apiVersion": "areal.dev/v1alpha1",

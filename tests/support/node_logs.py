@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from support.fake_kubelet import NODES, Behaviour, end
-from support.kube_api import Api, Object, Refused
+from hack.testbed.fake_kubelet import NODES, Behaviour, end
+from hack.testbed.kube_api import Api, Object, Refused
 
 READERS = "app.kubernetes.io/managed-by=grpo"
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cluster.kind_cluster import KindCluster
-from support.cluster_runs import ClusterRun
-from support.kube_api import eventually
+from hack.cluster.kind_cluster import KindCluster
+from hack.testbed.cluster_runs import ClusterRun
+from hack.testbed.kube_api import eventually
 
 CLEAR = '! mountpoint -q "$1" || umount "$1"; rm -rf "$1"'
 FILL = "dd if=/dev/zero bs=$2 oflag=append conv=notrunc status=none 2>/dev/null >>$1/ballast || true"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from areal_api import children
+from areal_api import resource_names
 from areal_api.experiment import GRPOExperiment
 from areal_api.load import parse_experiment
 from areal_api.status import ExperimentStatus
@@ -71,7 +71,11 @@ def job(
     conditions = []
     if outcome:
         conditions = [{"type": outcome, "status": "True", "reason": reason, "lastTransitionTime": show(NOW)}]
-    metadata = {"name": children.trainer_job("case", attempt), "uid": f"job-{attempt}", "annotations": {DIGEST: "old"}}
+    metadata = {
+        "name": resource_names.trainer_job("case", attempt),
+        "uid": f"job-{attempt}",
+        "annotations": {DIGEST: "old"},
+    }
     return {"kind": "Job", "metadata": metadata, "status": {"conditions": conditions}}
 
 
@@ -93,10 +97,10 @@ def claim(phase: str = "Bound", size: str = "100Gi") -> Object:
 
 def pod(component: str, index: int = 0, *, attempt: int = 1, **status: Any) -> Object:
     """A pod, Running and Ready unless ``status`` says otherwise."""
-    name = f"case-server-{index}" if component == children.SERVER else f"case-trainer-{attempt}-{index}-x"
-    labels = children.component_labels("case", component)
-    if component == children.TRAINER:
-        labels[children.ATTEMPT] = str(attempt)
+    name = f"case-server-{index}" if component == resource_names.SERVER else f"case-trainer-{attempt}-{index}-x"
+    labels = resource_names.component_labels("case", component)
+    if component == resource_names.TRAINER:
+        labels[resource_names.ATTEMPT] = str(attempt)
     ready = [{"type": "Ready", "status": "True"}]
     return {
         "kind": "Pod",

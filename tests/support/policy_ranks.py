@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.batch import pack
 from areal_trainer.grpo import compute_advantages
-from areal_trainer.policy import Policy
+from areal_trainer.model.policy import Policy
 from areal_trainer.ranks import joined
 from areal_trainer.trajectory import Trajectory
 from support.tiny_policy import actor_config, random_trajectories

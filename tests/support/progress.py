@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import httpx
 
-from areal_api import children
-from support.experiments import Experiment
-from support.operator_process import OperatorProcess
+from areal_api import resource_names
+from hack.testbed.experiments import Experiment
+from hack.testbed.operator_process import OperatorProcess
 
 
 def token_of(experiment: Experiment, *, audience: str | None = None, account: str = "exp-run") -> str:
     """A token as the kubelet would project it."""
     uid = (experiment.get() or {})["metadata"]["uid"]
     name = experiment.namespace.name
-    spec = {"audiences": [audience or children.progress_audience(uid)]}
+    spec = {"audiences": [audience or resource_names.progress_audience(uid)]}
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
     path = f"/api/v1/namespaces/{name}/serviceaccounts/{account}/token"
     return str(experiment.namespace.api.post(path, body)["status"]["token"])

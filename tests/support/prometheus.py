@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.control_plane import BuildError, binaries, die_with_parent, free_ports
-from support.kube_api import eventually
+from hack.cluster.control_plane import BuildError, binaries, die_with_parent, free_ports
+from hack.testbed.kube_api import eventually
 
-BUILD = Path(__file__).parents[1] / "cluster" / "prometheus.sh"
+BUILD = Path(__file__).parents[2] / "hack" / "cluster" / "prometheus.sh"
 SCRAPE_S = 1
 Object = dict[str, Any]
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from areal_trainer import broadcast, weights
 from areal_trainer.rollout import publishing
-from areal_trainer.rollout.servers import Target
+from areal_trainer.servers.fleet import Target
+from areal_trainer.weights import broadcast
+from areal_trainer.weights import disk as weights
 
 TENSORS = 40
 TENSOR_BYTES = 8 << 20

@@ -20,10 +20,10 @@ import torch
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, ModelResponse, RemoteSGLangEngine
-from areal_trainer.policy import Policy
+from areal_trainer.model.policy import Policy
 from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks, joined
-from areal_trainer.weights import WeightUpdate
+from areal_trainer.weights.disk import WeightUpdate
 from support.policy_ranks import train
 from support.reference_logprobs import output_logprobs
 from support.tiny_policy import actor_config, random_trajectories

@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 
 from areal_api import names
 from areal_api.config import Frequency
-from areal_trainer.weights import replace_directory
+from areal_trainer.weights.disk import replace_directory
 
 LOOP_FILE = "loop.pt"
 STATE_DIR = "state"

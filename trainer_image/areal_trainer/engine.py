@@ -17,20 +17,20 @@ from typing import Any
 from areal_api import names
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
-from areal_trainer.rollout.client import Client
 from areal_trainer.rollout.dump import dump_samples
 from areal_trainer.rollout.executor import Accept, Episode, Executor, Interrupted, Prompt, RolloutError, run_prompts
-from areal_trainer.rollout.generation import ModelRequest, ModelResponse
 from areal_trainer.rollout.loop import LoopThread
-from areal_trainer.rollout.publishing import BroadcastError, publish
-from areal_trainer.rollout.sampler import Sampler
-from areal_trainer.rollout.servers import Fleet, Target
-from areal_trainer.rollout.sharing import Sharing, shares
+from areal_trainer.rollout.rank_channel import Sharing, shares
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.statistics import BatchClock
 from areal_trainer.rollout.workflow import RolloutWorkflow
+from areal_trainer.servers.client import Client
+from areal_trainer.servers.fleet import Fleet, Target
+from areal_trainer.servers.generation import ModelRequest, ModelResponse
+from areal_trainer.servers.sampler import Sampler
+from areal_trainer.servers.weight_update import BroadcastError, publish
 from areal_trainer.trajectory import Trajectory
-from areal_trainer.weights import WeightUpdate
+from areal_trainer.weights.disk import WeightUpdate
 
 __all__ = ["ModelRequest", "ModelResponse", "RemoteSGLangEngine"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from areal_api.config import GRPOConfig
 from areal_api.load import load_expr_config
-from areal_trainer.data import load_hf_tokenizer, valid_rows
+from areal_trainer.data.dataset import load_hf_tokenizer, valid_rows
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.ranks import joined
 from areal_trainer.reward.pool import RewardPool
+from areal_trainer.rollout.make_workflow import make_workflow, vocabulary_size
 from areal_trainer.rollout.workflow import RolloutWorkflow
-from areal_trainer.workflows import make_workflow, vocabulary_size
 
 
 def evaluate(engine: RemoteSGLangEngine, rows: list[dict[str, Any]], workflow: RolloutWorkflow) -> float:

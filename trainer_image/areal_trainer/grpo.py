@@ -15,7 +15,7 @@ from areal_trainer.algo.rewards import normalize_rewards, overlong_penalty, shap
 from areal_trainer.algo.sequences import Reduce, last_response_tokens, response_counts
 from areal_trainer.algo.token_stats import report, summarize
 from areal_trainer.batch import PackedBatch
-from areal_trainer.passes import merged_over_ranks
+from areal_trainer.model.microbatches import merged_over_ranks
 
 PREFIX = "grpo_actor/"
 

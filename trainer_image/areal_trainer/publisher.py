@@ -10,10 +10,10 @@ from typing import Literal, Protocol
 
 import torch
 
-from areal_trainer.broadcast import Broadcast
 from areal_trainer.ranks import Ranks
-from areal_trainer.rollout.publishing import BroadcastError
-from areal_trainer.weights import Publishable, WeightUpdate, publish_to_disk
+from areal_trainer.servers.weight_update import BroadcastError
+from areal_trainer.weights.broadcast import Broadcast
+from areal_trainer.weights.disk import Publishable, WeightUpdate, publish_to_disk
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from typing import Any
 from areal_api import logs, names
 from areal_api.config import GRPOConfig
 from areal_api.load import load_expr_config
-from areal_trainer.assembly import Parts, assemble
 from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.checkpoint import Due, load_loop, load_state, recovery_checkpoints, save_recovery
+from areal_trainer.components import Parts, assemble
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
-from areal_trainer.progress import say_why
 from areal_trainer.ranks import Ranks, joined, lost_another
 from areal_trainer.rollout.executor import Interrupted
-from areal_trainer.stats import Timings, write_summary
+from areal_trainer.stats.logger import Timings, write_summary
+from areal_trainer.stats.operator_sink import say_why
 from areal_trainer.stop import StopSignal
 from areal_trainer.warm_up import warm_up_policy, warm_up_servers
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from areal_api.config import GRPOConfig
 from areal_api.generation import GenerationHyperparameters
-from areal_trainer.assembly import Parts
 from areal_trainer.batch import PackedBatch, pack
+from areal_trainer.components import Parts
 from areal_trainer.trajectory import Trajectory
 
 PROMPT_TOKENS = 32

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from areal_api import children, names
+from areal_api import names, resource_names
 from areal_api.experiment import API_VERSION, KIND, GRPOExperiment
 from areal_api.render import config_yaml
 from areal_operator.settings import Settings
@@ -42,7 +42,7 @@ class Build:
     @property
     def config_map(self) -> str:
         """Name of the ConfigMap that holds it."""
-        return children.config_map(self.name, digest(self.config)[:10])
+        return resource_names.config_map(self.name, digest(self.config)[:10])
 
     @property
     def fileroot(self) -> PurePosixPath:

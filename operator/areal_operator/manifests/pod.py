@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from areal_api import children, names
+from areal_api import names, resource_names
 from areal_api.pods import PodSettings
 from areal_operator.manifests.base import ROOT, Build, Manifest
 from areal_operator.manifests.shared import API_KEY, CONFIG_KEY
@@ -23,7 +23,7 @@ def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, conta
     """A pod template. ``containers`` holds ``containers`` and, where there are any, ``initContainers``."""
     spec: Manifest = {
         **containers,
-        "serviceAccountName": children.service_account(build.name),
+        "serviceAccountName": resource_names.service_account(build.name),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -145,11 +145,11 @@ def _resources(settings: PodSettings, gpus: int) -> Manifest:
 
 def _volumes(build: Build, settings: PodSettings) -> list[Manifest]:
     return [
-        {"name": "areal-run", "persistentVolumeClaim": {"claimName": children.volume_claim(build.name)}},
+        {"name": "areal-run", "persistentVolumeClaim": {"claimName": resource_names.volume_claim(build.name)}},
         {"name": "areal-config", "configMap": {"name": build.config_map}},
         {
             "name": "areal-api-key",
-            "secret": {"secretName": children.api_key_secret(build.name), "defaultMode": 0o440},
+            "secret": {"secretName": resource_names.api_key_secret(build.name), "defaultMode": 0o440},
         },
         {"name": "areal-shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm_size}},
         {"name": "areal-tmp", "emptyDir": {}},
@@ -178,7 +178,7 @@ def _affinity(build: Build, settings: PodSettings) -> Manifest:
     if "ReadWriteMany" in build.experiment.spec.storage.access_modes or "podAffinity" in settings.affinity:
         return settings.affinity
     term = {
-        "labelSelector": {"matchLabels": children.labels(build.name)},
+        "labelSelector": {"matchLabels": resource_names.labels(build.name)},
         "topologyKey": "kubernetes.io/hostname",
     }
     return {**settings.affinity, "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}

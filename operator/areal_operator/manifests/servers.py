@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from areal_api import children, names
+from areal_api import names, resource_names
 from areal_api.commands import server_command
 from areal_operator.manifests.base import Build, Manifest, owned
 from areal_operator.manifests.pod import (
@@ -26,18 +26,18 @@ UPDATE_S = 600  # a weight update may keep a server from answering this long
 
 def server_set(build: Build, replicas: int) -> Manifest:
     """The servers. OnDelete: an edit of the spec never takes a server away from a running trainer."""
-    labels = children.component_labels(build.name, children.SERVER)
+    labels = resource_names.component_labels(build.name, resource_names.SERVER)
     servers = build.experiment.spec.servers
     return owned(
         build,
         api_version="apps/v1",
         kind="StatefulSet",
-        name=children.servers(build.name),
+        name=resource_names.servers(build.name),
         labels=labels,
         body={
             "spec": {
                 "replicas": replicas,
-                "serviceName": children.servers(build.name),
+                "serviceName": resource_names.servers(build.name),
                 "podManagementPolicy": "Parallel",
                 "updateStrategy": {"type": "OnDelete"},
                 "selector": {"matchLabels": labels},
@@ -51,12 +51,12 @@ def server_set(build: Build, replicas: int) -> Manifest:
 
 def disruption_budget(build: Build) -> Manifest:
     """Drains take one server at a time."""
-    labels = children.component_labels(build.name, children.SERVER)
+    labels = resource_names.component_labels(build.name, resource_names.SERVER)
     return owned(
         build,
         api_version="policy/v1",
         kind="PodDisruptionBudget",
-        name=children.servers(build.name),
+        name=resource_names.servers(build.name),
         labels=labels,
         body={"spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}}},
     )
@@ -69,7 +69,7 @@ def _server(build: Build) -> Manifest:
         build.experiment,
         index,
         host="0.0.0.0",
-        port=children.SERVER_PORT,
+        port=resource_names.SERVER_PORT,
         config_file=Path(CONFIG_FILE),
         api_key_file=Path(API_KEY_FILE),
         threads=compute_threads(servers, servers.tensor_parallel),
@@ -88,7 +88,7 @@ def _server(build: Build) -> Manifest:
     return {
         **result,
         "volumeMounts": mounts(build, servers),
-        "ports": [{"name": "http", "containerPort": children.SERVER_PORT, "protocol": "TCP"}],
+        "ports": [{"name": "http", "containerPort": resource_names.SERVER_PORT, "protocol": "TCP"}],
         **_probes(),
     }
 
@@ -115,7 +115,7 @@ def _spread(build: Build, template: Manifest) -> Manifest:
     """Servers on different nodes where there is room, unless the user or the volume says where they go."""
     spec: Manifest = {**template["spec"], "terminationGracePeriodSeconds": GRACE_S}
     if not build.experiment.spec.servers.topology_spread_constraints:
-        selector = {"matchLabels": children.component_labels(build.name, children.SERVER)}
+        selector = {"matchLabels": resource_names.component_labels(build.name, resource_names.SERVER)}
         spec["topologySpreadConstraints"] = [
             {
                 "maxSkew": 1,

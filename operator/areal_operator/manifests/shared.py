@@ -6,7 +6,7 @@ import base64
 import re
 from typing import Any
 
-from areal_api import children
+from areal_api import resource_names
 from areal_operator.manifests.base import Build, Manifest, owned, owner_reference
 
 CONFIG_KEY = "config.yaml"
@@ -33,7 +33,7 @@ def config_map(build: Build) -> Manifest:
         api_version="v1",
         kind="ConfigMap",
         name=build.config_map,
-        labels=children.labels(build.name),
+        labels=resource_names.labels(build.name),
         body={"immutable": True, "data": {CONFIG_KEY: build.config}},
     )
 
@@ -44,8 +44,8 @@ def api_key_secret(build: Build) -> Manifest:
         build,
         api_version="v1",
         kind="Secret",
-        name=children.api_key_secret(build.name),
-        labels=children.labels(build.name),
+        name=resource_names.api_key_secret(build.name),
+        labels=resource_names.labels(build.name),
         body={"immutable": True, "type": "Opaque", "data": {API_KEY: encoded(build.api_key)}},
     )
 
@@ -56,8 +56,8 @@ def service_account(build: Build) -> Manifest:
         build,
         api_version="v1",
         kind="ServiceAccount",
-        name=children.service_account(build.name),
-        labels=children.labels(build.name),
+        name=resource_names.service_account(build.name),
+        labels=resource_names.labels(build.name),
         body={"automountServiceAccountToken": False},
     )
 
@@ -81,9 +81,9 @@ def volume_claim(build: Build, existing: dict[str, Any] | None) -> Manifest:
         if quantity(has) > quantity(storage.size):
             spec["resources"]["requests"]["storage"] = has
     metadata: dict[str, Any] = {
-        "name": children.volume_claim(build.name),
+        "name": resource_names.volume_claim(build.name),
         "namespace": build.namespace,
-        "labels": children.labels(build.name),
+        "labels": resource_names.labels(build.name),
     }
     if storage.when_deleted == "Delete":
         metadata["ownerReferences"] = [owner_reference(build)]
@@ -95,17 +95,17 @@ def network_policy(build: Build) -> Manifest:
 
     On a server's port everything but its health and its metrics needs the run's key.
     """
-    peers = {"podSelector": {"matchLabels": children.labels(build.name)}}
+    peers = {"podSelector": {"matchLabels": resource_names.labels(build.name)}}
     ingress: list[Manifest] = [{"from": [peers]}]
     if build.settings.metrics_from:
-        ports = [{"protocol": "TCP", "port": children.SERVER_PORT}]
+        ports = [{"protocol": "TCP", "port": resource_names.SERVER_PORT}]
         ingress.append({"from": [dict(peer) for peer in build.settings.metrics_from], "ports": ports})
     return owned(
         build,
         api_version="networking.k8s.io/v1",
         kind="NetworkPolicy",
-        name=children.network_policy(build.name),
-        labels=children.labels(build.name),
+        name=resource_names.network_policy(build.name),
+        labels=resource_names.labels(build.name),
         body={"spec": {**peers, "policyTypes": ["Ingress"], "ingress": ingress}},
     )
 
@@ -117,13 +117,13 @@ def headless_service(build: Build, name: str, component: str, port: int) -> Mani
         api_version="v1",
         kind="Service",
         name=name,
-        labels=children.component_labels(build.name, component),
+        labels=resource_names.component_labels(build.name, component),
         body={
             "spec": {
                 "clusterIP": "None",
                 "publishNotReadyAddresses": True,
-                "selector": children.component_labels(build.name, component),
-                "ports": [{"name": "http" if component == children.SERVER else "torchrun", "port": port}],
+                "selector": resource_names.component_labels(build.name, component),
+                "ports": [{"name": "http" if component == resource_names.SERVER else "torchrun", "port": port}],
             }
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from areal_api import children, names
+from areal_api import names, resource_names
 from areal_api.commands import TORCHRUN_MODULE, script_arguments, trainer_env
 from areal_operator.manifests.base import Build, Manifest, owned
 from areal_operator.manifests.pod import (
@@ -32,12 +32,15 @@ def trainer_job(build: Build) -> Manifest:
     The first rule of podFailurePolicy marks disruptions: the Job's failure then says so, also when its pods are gone.
     """
     nodes = build.experiment.spec.trainer.nodes
-    labels = {**children.component_labels(build.name, children.TRAINER), children.ATTEMPT: str(build.attempt)}
+    labels = {
+        **resource_names.component_labels(build.name, resource_names.TRAINER),
+        resource_names.ATTEMPT: str(build.attempt),
+    }
     return owned(
         build,
         api_version="batch/v1",
         kind="Job",
-        name=children.trainer_job(build.name, build.attempt),
+        name=resource_names.trainer_job(build.name, build.attempt),
         labels=labels,
         annotations={SERVERS: str(build.experiment.spec.max_replicas)},
         body={
@@ -70,11 +73,11 @@ def _template(build: Build, labels: Manifest) -> Manifest:
     spec = {
         **template["spec"],
         "restartPolicy": "Never",
-        "subdomain": children.trainer(build.name),
+        "subdomain": resource_names.trainer(build.name),
         "terminationGracePeriodSeconds": GRACE_S,
     }
     if build.settings.progress_url is not None:
-        token = {"path": "token", "audience": children.progress_audience(build.uid), "expirationSeconds": TOKEN_S}
+        token = {"path": "token", "audience": resource_names.progress_audience(build.uid), "expirationSeconds": TOKEN_S}
         source = {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o440}
         spec["volumes"] = [*spec["volumes"], {"name": "areal-progress", "projected": source}]
     return {**template, "spec": spec}
@@ -104,7 +107,7 @@ def _trainer(build: Build) -> Manifest:
         run_dir=Path(build.run_dir),
         config_file=Path(CONFIG_FILE),
         server_addrs=[
-            children.server_address(build.name, build.namespace, index)
+            resource_names.server_address(build.name, build.namespace, index)
             for index in range(build.experiment.spec.max_replicas)
         ],
         api_key_file=Path(API_KEY_FILE),
@@ -129,18 +132,18 @@ def _trainer(build: Build) -> Manifest:
     return {
         **result,
         "volumeMounts": mounted,
-        "ports": [{"name": "torchrun", "containerPort": children.MASTER_PORT, "protocol": "TCP"}],
+        "ports": [{"name": "torchrun", "containerPort": resource_names.MASTER_PORT, "protocol": "TCP"}],
     }
 
 
 def _torchrun(build: Build) -> dict[str, str]:
     trainer = build.experiment.spec.trainer
-    first = children.trainer_host(build.name, build.namespace, build.attempt, 0)
+    first = resource_names.trainer_host(build.name, build.namespace, build.attempt, 0)
     return {
         "PET_NNODES": str(trainer.nodes),
         "PET_NPROC_PER_NODE": str(trainer.processes_per_node),
         "PET_MASTER_ADDR": first if trainer.nodes > 1 else "127.0.0.1",
-        "PET_MASTER_PORT": str(children.MASTER_PORT),
+        "PET_MASTER_PORT": str(resource_names.MASTER_PORT),
         "PET_MAX_RESTARTS": "0",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_S - 20),  # its own 30 s are short for a checkpoint
     }

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areal_api.generation import GenerationHyperparameters
-from areal_trainer.rollout.generation import ModelRequest, ModelResponse
-from areal_trainer.rollout.recording import Recording
+from areal_trainer.rollout.trajectory_builder import Recording
 from areal_trainer.rollout.workflow import GenerationEngine, with_stop_tokens
+from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.trajectory import Trajectory
 
 Message = dict[str, Any]

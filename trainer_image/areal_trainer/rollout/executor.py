@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from areal_trainer.rollout.servers import NoServerError
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow
+from areal_trainer.servers.fleet import NoServerError
 from areal_trainer.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)

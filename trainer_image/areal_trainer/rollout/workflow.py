@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
 from areal_api.generation import GenerationHyperparameters
+from areal_trainer.data.tokenizer import Codec
 from areal_trainer.import_path import load_object
-from areal_trainer.rollout.generation import ModelRequest, ModelResponse
-from areal_trainer.rollout.recording import record_answers
-from areal_trainer.tokenizer import Codec
+from areal_trainer.rollout.trajectory_builder import record_answers
+from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.trajectory import Trajectory
 
 RewardFn = Callable[..., float | Awaitable[float]]

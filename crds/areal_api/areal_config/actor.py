@@ -1,0 +1,127 @@
+"""The policy's section of AReaL's files: normalisation, cap and defaults, which change between generations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
+from areal_api.errors import ConfigError
+
+_DEFAULTS = {"actor.reward_scaling": 1.0, "actor.reward_bias": 0.0}  # AReaL's where a file leaves the key out
+
+
+def convert_actor(config: Tree, notes: Notes, *, generation: str) -> None:
+    """Translate ``config["actor"]`` in place."""
+    _convert_norms(config, notes, generation=generation)
+    _convert_cap(config, notes, generation=generation)
+    _convert_sizes(config, notes)
+    if get(config, "actor.weight_update_mode") in ("xccl", "nccl"):
+        set_in(config, "actor.weight_update_mode", "distributed")
+        notes.add("actor.weight_update_mode", "xccl is distributed here")
+    for key, value in _DEFAULTS.items():
+        if get(config, key) is None:
+            _fill(config, key, value, notes)
+    _convert_kl(config, notes)
+    temperature = get(config, "gconfig.temperature", 1.0)
+    if get(config, "actor.temperature") is None and temperature != 1.0:
+        set_in(config, "actor.temperature", temperature)
+        notes.add("actor.temperature", f"is missing: {temperature}, as in gconfig (AReaL takes 1.0, a mismatch)")
+
+
+def _fill(config: Tree, key: str, value: Any, notes: Notes) -> None:
+    set_in(config, key, value)
+    text = "null" if value is None else value
+    notes.add(key, f"is missing: {text}, AReaL's default, which differs from ours")
+
+
+def _convert_norms(config: Tree, notes: Notes, *, generation: str) -> None:
+    by_group = pop(config, "actor.group_adv_norm")
+    switch = get(config, "actor.adv_norm")
+    if isinstance(switch, bool) or by_group is not None or (generation == "lite" and switch is None):
+        on = switch is not False
+        level = "group" if by_group else "batch"
+        if isinstance(switch, dict):
+            level_text = "actor.adv_norm says it"
+        else:
+            set_in(config, "actor.adv_norm", {"mean_level": level, "std_level": level} if on else None)
+            level_text = (
+                f"is adv_norm {{mean_level: {level}, std_level: {level}}} here" if on else "is adv_norm: null here"
+            )
+        for key, given in (("group_adv_norm", by_group is not None), ("adv_norm", not isinstance(switch, dict))):
+            if given:
+                notes.add(f"actor.{key}", level_text)
+    for key in ("reward_norm.mean_level", "reward_norm.std_level", "adv_norm.mean_level", "adv_norm.std_level"):
+        if str(get(config, f"actor.{key}")).lower() == "none" and get(config, f"actor.{key}", ...) is not ...:
+            set_in(config, f"actor.{key}", None)  # the text none and null are the same to AReaL
+    by_group = pop(config, "actor.group_reward_norm")
+    if by_group is not None:
+        if by_group and get(config, "actor.reward_norm") is None:
+            set_in(config, "actor.reward_norm", {"mean_level": "group", "std_level": "group"})
+        notes.add("actor.group_reward_norm", "is actor.reward_norm here")
+
+
+def _convert_cap(config: Tree, notes: Notes, *, generation: str) -> None:
+    cap_key = "actor.behav_imp_weight_cap"
+    if get(config, "actor.behave_imp_weight_cap", ...) is not ...:
+        set_in(config, cap_key, pop(config, "actor.behave_imp_weight_cap"))
+        notes.add("actor.behave_imp_weight_cap", "is behav_imp_weight_cap here")
+    mode = pop(config, "actor.behave_imp_weight_mode")
+    if mode == "disabled":
+        raise ConfigError(
+            "actor.behave_imp_weight_mode is 'disabled': the decoupled loss always weighs by proximal ÷ behaviour; "
+            "set actor.use_decoupled_loss=false, and leave it out"
+        )
+    if mode is not None:
+        if mode != "token_mask":
+            raise ConfigError(f"actor.behave_imp_weight_mode is {mode!r}: only token_mask is supported; set that")
+        notes.add("actor.behave_imp_weight_mode", "tokens above the cap are masked")
+    rejection = pop(config, "actor.rejection_sampling")
+    if rejection is not None:
+        set_in(config, cap_key, _cap_of(rejection))
+        notes.add("actor.rejection_sampling", "is behav_imp_weight_cap here")
+    elif get(config, cap_key, ...) is ... and generation != "0.3" and get(config, "actor.use_decoupled_loss"):
+        _fill(config, cap_key, None, notes)
+
+
+def _cap_of(rejection: Any) -> float:
+    wanted = {"level": "token", "action": "mask", "metric": "ratio", "lower": None}
+    if not isinstance(rejection, dict):
+        raise ConfigError(
+            f"actor.rejection_sampling is {rejection!r}, not a section; write {{metric: ratio, upper: 5.0}}"
+        )
+    for key, value in rejection.items():
+        if key in wanted and value != wanted[key]:
+            raise ConfigError(
+                f"actor.rejection_sampling.{key} is {value!r}, which is not supported; "
+                f"only {wanted[key] or 'no lower bound'} is: tokens above a ratio are masked"
+            )
+        if key not in (*wanted, "upper", "agg"):
+            raise ConfigError(f"actor.rejection_sampling.{key}: unknown key; known here: metric, upper, level, action")
+    return float(rejection.get("upper", 5.0))
+
+
+def _convert_sizes(config: Tree, notes: Notes) -> None:
+    """Keys that repeat a number of gconfig: equal ones are dropped, others refused."""
+    samples, length = get(config, "gconfig.n_samples", 1), get(config, "gconfig.max_new_tokens", 16384)
+    for key, wanted, name in (
+        ("actor.group_size", samples, "gconfig.n_samples"),
+        ("actor.reward_norm.group_size", samples, "gconfig.n_samples"),
+        ("actor.adv_norm.group_size", samples, "gconfig.n_samples"),
+        ("actor.max_new_tokens", length, "gconfig.max_new_tokens"),
+    ):
+        value = pop(config, key)
+        if value is None:
+            continue
+        if value != wanted:
+            raise ConfigError(f"{key} is {value}, {name} {wanted}; here both are one number: make them equal")
+        notes.add(key, f"is {name} here")
+
+
+def _convert_kl(config: Tree, notes: Notes) -> None:
+    """Without a ref section AReaL applies no penalty, whatever kl_ctl says; with one its default is 0.1."""
+    weight, has_ref = get(config, "actor.kl_ctl"), isinstance(config.get("ref"), dict)
+    if weight is None and has_ref:
+        _fill(config, "actor.kl_ctl", 0.1, notes)
+    elif weight and not has_ref:
+        set_in(config, "actor.kl_ctl", 0.0)
+        notes.add("actor.kl_ctl", f"was {weight}: 0.0, as AReaL applies no penalty without a ref section")

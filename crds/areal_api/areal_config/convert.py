@@ -1,0 +1,231 @@
+"""AReaL's own file (``gsm8k_grpo.yaml``, of any generation) → an experiment. Pure: plain data in, plain data out."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from areal_api.actor import PPOActorConfig, TrainEngineConfig
+from areal_api.areal_config.actor import convert_actor
+from areal_api.areal_config.allocation import Sizes, parse_allocation_mode, parse_part, spread
+from areal_api.areal_config.keys import SGLANG_ARGUMENTS, foreign, is_areal_key
+from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
+from areal_api.config import GRPOConfig
+from areal_api.errors import ConfigError, config_error, shown, unknown_key
+from areal_api.experiment import API_VERSION, KIND, MAX_NAME_LENGTH
+from areal_api.keys import section_of
+from areal_api.section import Section
+
+GPUS_PER_NODE = 8  # AReaL's default of cluster.n_gpus_per_node
+
+
+def convert(
+    raw: Mapping[str, Any],
+    *,
+    source: str = "configuration",
+    config_cls: type[GRPOConfig] = GRPOConfig,
+    server_args: Iterable[str] = (),
+) -> tuple[dict[str, Any], list[str]]:
+    """An experiment (as in a file, not validated) and notes on every key that was dropped or translated.
+
+    ``raw`` has its ``${…}`` resolved. A file with none of AReaL's own keys keeps its configuration as it is.
+    ``server_args`` are keys of its sglang section that belong to ``servers.args`` though AReaL lacks them.
+    """
+    config: Tree = copy.deepcopy(dict(raw))
+    notes = Notes()
+    spec: Tree = {"config": config}
+    try:
+        if any(is_areal_key(key) for key in _dotted(config)):
+            generation = _generation(config)
+            _convert_allocation(config, spec, notes)
+            convert_actor(config, notes, generation=generation)
+            _convert_recovery(config, spec, notes)
+            _convert_data(config, notes, generation=generation)
+            _drop_foreign(config, notes)
+            _leave_out_defaults(config)
+        _move_server_arguments(config, spec, notes, wanted=frozenset(server_args))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    _refuse_unknown(config, config_cls, source=source)
+    name = config.get("experiment_name")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{source}: experiment_name is missing; set it")
+    if object_name(name) == name:
+        del config["experiment_name"]
+    experiment = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": object_name(name)}, "spec": spec}
+    return experiment, notes.lines()
+
+
+def object_name(text: str) -> str:
+    """``text`` as the name of a Kubernetes object: small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:MAX_NAME_LENGTH].strip("-") or "experiment"
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _generation(config: Tree) -> str:
+    """``lite`` (2025), ``0.3`` or ``1.0``: defaults of keys that a file leaves out differ between them."""
+    mode = config.get("allocation_mode")
+    if "." in str(mode or "").split("+")[0] or "checkpointer" in config or get(config, "actor.group_size") is not None:
+        return "lite"
+    return "1.0" if not mode else "0.3"
+
+
+def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
+    for key in ("n_nodes", "n_gpus_per_node"):
+        value = pop(config, key)
+        if value is not None and get(config, f"cluster.{key}") is None:
+            set_in(config, f"cluster.{key}", value)
+    per_node = get(config, "cluster.n_gpus_per_node")
+    if per_node == 0:
+        notes.add("cluster.n_gpus_per_node", "0 GPUs a node: servers.device and trainer.device are cpu")
+        set_in(spec, "servers.device", "cpu")
+        set_in(spec, "trainer.device", "cpu")
+    mode = pop(config, "allocation_mode")
+    parts = {role: _backend(config, role) for role in ("rollout", "actor")}
+    if any(parts.values()):
+        if mode:
+            notes.add("allocation_mode", "rollout.backend and actor.backend say it")
+        servers = parse_part(parts["rollout"] or "sglang:d1", role="servers", key="rollout.backend")
+        trainer = parse_part(parts["actor"] or "fsdp:d1", role="trainer", key="actor.backend")
+    elif mode:
+        servers, trainer = parse_allocation_mode(str(mode))
+    else:
+        servers, trainer = Sizes(1, 1), Sizes(1, 1)
+        notes.add(
+            "allocation_mode", "is missing: one server and one rank; set servers.replicas, trainer.processesPerNode"
+        )
+    if pop(config, "ref.backend"):
+        notes.add("ref.backend", "the reference model lives in the trainer's ranks")
+    set_in(spec, "servers.replicas", servers.data)
+    set_in(spec, "servers.tensorParallel", servers.tensor)
+    nodes, ranks = spread(
+        trainer.data, per_node or GPUS_PER_NODE, key="actor.backend" if not mode else "allocation_mode"
+    )
+    set_in(spec, "trainer.nodes", nodes)
+    set_in(spec, "trainer.processesPerNode", ranks)
+
+
+def _backend(config: Tree, role: str) -> str | None:
+    """``sglang:d4`` of ``rollout.backend``; a bare ``fsdp``, as the first files have it, says nothing of sizes."""
+    text = pop(config, f"{role}.backend")
+    if not text or text == "fsdp":
+        return None
+    if not re.search(r"[.:]", str(text)):
+        raise ConfigError(f"{role}.backend: {text!r} is not supported; write sglang:d4 (rollout) or fsdp:d4 (actor)")
+    return str(text)
+
+
+def _convert_recovery(config: Tree, spec: Tree, notes: Notes) -> None:
+    checkpointer = pop(config, "checkpointer")
+    if isinstance(checkpointer, dict) and get(config, "recover") is None:
+        config["recover"] = {"mode": "auto", **checkpointer}
+        notes.add("checkpointer", "is recover here")
+    elif checkpointer is not None:
+        notes.add("checkpointer", "recover says it")
+    mode = get(config, "recover.mode")
+    modes = {"on": "auto", "fault": "auto", "resume": "auto", True: "auto", "off": "disabled", False: "disabled"}
+    if mode in modes:
+        set_in(config, "recover.mode", modes[mode])
+    keep = pop(config, "recover.keep_last_n")
+    if keep is not None:
+        set_in(config, "recover.keep", keep)
+        notes.add("recover.keep_last_n", "is recover.keep here")
+    retries = pop(config, "recover.retries")
+    if retries is not None:
+        set_in(spec, "runPolicy.backoffLimit", retries)
+        notes.add("recover.retries", "is runPolicy.backoffLimit here")
+
+
+def _convert_data(config: Tree, notes: Notes, *, generation: str) -> None:
+    for section in ("train_dataset", "valid_dataset"):
+        data = config.get(section)
+        if not isinstance(data, dict):
+            continue
+        if data.get("type", "") is None:
+            del data["type"]
+        if generation == "lite" and not data.get("path"):
+            data["path"] = "openai/gsm8k"
+            notes.add(f"{section}.path", "is missing: openai/gsm8k, as in AReaL's script for such files; set yours")
+
+
+def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> None:
+    for name in list(tree):
+        key, value = f"{prefix}{name}", tree[name]
+        entry = foreign(key)
+        if entry is None and key.startswith("ref.") and prefix == "ref." and _is_of_actor_only(name):
+            notes.add(key, "the reference model is not trained")
+            del tree[name]
+        elif entry is not None:
+            if entry.only is not None and value not in entry.only:
+                fix = f"leave it out or set it to {shown(entry.only[0])}"
+                raise ConfigError(f"{key} is {shown(value)}: {entry.reason}; {fix}")
+            notes.add(key, entry.reason)
+            del tree[name]
+        elif isinstance(value, dict):
+            _drop_foreign(value, notes, f"{key}.")
+
+
+def _is_of_actor_only(name: str) -> bool:
+    return name in PPOActorConfig.model_fields and name not in TrainEngineConfig.model_fields
+
+
+def _leave_out_defaults(config: Tree) -> None:
+    """Leave out what AReaL's files spell out and is the same without: ``${…}`` to another key, empty texts, nulls."""
+    model = get(config, "actor.path")
+    same: dict[str, Callable[[Any], bool]] = {
+        "tokenizer_path": lambda value: value in ("", model),
+        "sglang.model_path": lambda value: value in ("", model),
+        "sglang.random_seed": lambda value: value == config.get("seed", 1),
+        "rollout.consumer_batch_size": lambda value: value == get(config, "train_dataset.batch_size"),
+        "actor.mb_spec.n_mbs": lambda value: value is None,
+        "ref.mb_spec.n_mbs": lambda value: value is None,
+        "stats_logger.wandb.tags": lambda value: value is None,
+        "stats_logger.swanlab.mode": lambda value: value is None,
+    }
+    for key, is_same in same.items():
+        if get(config, key, default=...) is not ... and is_same(get(config, key)):
+            pop(config, key)
+
+
+def _move_server_arguments(config: Tree, spec: Tree, notes: Notes, *, wanted: frozenset[str]) -> None:
+    sglang = config.get("sglang")
+    if not isinstance(sglang, dict):
+        return
+    for name in list(sglang):
+        if name in wanted:
+            set_in(spec, f"servers.args.{name}", sglang.pop(name))
+        elif name in SGLANG_ARGUMENTS:
+            value = sglang.pop(name)
+            if value is not None:
+                set_in(spec, f"servers.args.{name}", value)
+            notes.add(
+                f"sglang.{name}", "is in servers.args here" if value is not None else "null is SGLang's own default"
+            )
+
+
+def _refuse_unknown(config: Tree, config_cls: type[GRPOConfig], *, source: str) -> None:
+    """Report unknown keys of all sections together; pydantic would stop at the first section."""
+    problems = [unknown_key(key, config_cls) for key in _unknown(config, config_cls, "")]
+    if any(problem.startswith("sglang.") for problem in problems):
+        problems.append("an argument of SGLang that has no key here goes into servers.args, or +sglang.KEY=VALUE")
+    if problems:
+        raise config_error(source, problems)
+
+
+def _unknown(tree: Tree, model: type[Section], prefix: str) -> Iterable[str]:
+    names = model.keys()
+    for key, value in tree.items():
+        if key not in names:
+            yield f"{prefix}{key}"
+            continue
+        below = section_of(model.model_fields[names[key]].annotation)
+        if below is not None and isinstance(value, dict):
+            yield from _unknown(value, below, f"{prefix}{key}.")

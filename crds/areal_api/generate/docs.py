@@ -1,0 +1,181 @@
+"""Every key with type, default, unit, bounds and meaning: docs/configuration.md and ``grpo run --help``.
+
+``python -m areal_api.generate.docs --write`` writes the file, ``--check`` fails where it is out of date.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+import yaml
+from pydantic.fields import FieldInfo
+
+from areal_api.config import GRPOConfig
+from areal_api.experiment import ExperimentSpec
+from areal_api.generate.check import check_or_write
+from areal_api.keys import fields, section_of
+from areal_api.section import Section
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "configuration.md"
+
+_TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Any": "anything"}
+
+
+@dataclass(frozen=True)
+class KeyDoc:
+    """One key. ``type`` is empty for a section; ``default`` is as in a file, or empty where the key is required."""
+
+    key: str
+    type: str
+    default: str
+    unit: str
+    bounds: str
+    description: str
+
+
+def key_docs() -> list[KeyDoc]:
+    """Every key: those of the configuration under their own names, then those of the experiment around it."""
+    around = [(key, field) for key, field, _ in fields(ExperimentSpec) if key.split(".")[0] != "config"]
+    return [_doc(key, field) for key, field in [*((key, field) for key, field, _ in fields(GRPOConfig)), *around]]
+
+
+def describe_keys() -> str:
+    """The keys as ``grpo run --help`` shows them."""
+    lines = [
+        "Keys of the configuration (in an experiment they stand under config.) and, at the end, of the experiment:"
+    ]
+    for doc in key_docs():
+        facts = [doc.type, f"default {doc.default}" if doc.default else "required", doc.bounds, doc.unit]
+        shown = ", ".join(fact for fact in facts if fact)
+        lines.append("")
+        lines.append(f"  {doc.key}" + (f"  [{shown}]" if doc.type else ""))
+        lines.extend(textwrap.wrap(doc.description, 110, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def configuration_markdown() -> str:
+    """docs/configuration.md."""
+    lines = [_HEAD, "## Configuration (`spec.config`, and AReaL's own file)", ""]
+    lines += _tables(GRPOConfig, "", "run")
+    lines += ["## Experiment (`spec`, around the configuration)", ""]
+    for key, name in ExperimentSpec.keys().items():
+        section = section_of(ExperimentSpec.model_fields[name].annotation)
+        if key != "config" and section is not None:
+            lines += _tables(section, f"{key}.", key)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _tables(model: type[Section], prefix: str, title: str) -> Iterator[str]:
+    yield from (f"### {title}", "", str(model.__doc__).strip().splitlines()[0], "")
+    yield from ("| key | type | default | bounds | unit | meaning |", "|---|---|---|---|---|---|")
+    below: list[tuple[str, type[Section]]] = []
+    for key, name in model.keys().items():
+        field = model.model_fields[name]
+        section = section_of(field.annotation)
+        if section is not None:
+            below.append((f"{prefix}{key}", section))
+        doc = _doc(f"{prefix}{key}", field)
+        cells = [f"`{doc.key}`", doc.type or "section", f"`{doc.default}`" if doc.default else "required"]
+        yield (
+            "| "
+            + " | ".join(cell.replace("|", "\\|") for cell in [*cells, doc.bounds, doc.unit, doc.description])
+            + " |"
+        )
+    yield ""
+    for key, section in below:
+        yield from _tables(section, f"{key}.", key)
+
+
+def _doc(key: str, field: FieldInfo) -> KeyDoc:
+    extra = field.json_schema_extra
+    unit = str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+    section = section_of(field.annotation)
+    if field.is_required():
+        default = ""
+    elif section is not None:
+        default = "null" if field.default is None else "{}"
+    else:
+        default = _flow(field.get_default(call_default_factory=True))
+    kind = "" if section is not None else _type_name(field.annotation)
+    return KeyDoc(key, kind, default, unit, _bounds(field), str(field.description))
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(str(argument) for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if argument is type(None) else _type_name(argument) for argument in arguments)
+    if origin is list:
+        return "list" if get_origin(arguments[0]) is dict else f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    return _TYPES[annotation.__name__]
+
+
+def _bounds(field: FieldInfo) -> str:
+    texts: list[str] = []
+    for constraint in field.metadata:
+        match constraint:
+            case annotated_types.Ge(ge=bound):
+                texts.append(f"≥ {bound}")
+            case annotated_types.Gt(gt=bound):
+                texts.append(f"> {bound}")
+            case annotated_types.Le(le=bound):
+                texts.append(f"≤ {bound}")
+            case annotated_types.Lt(lt=bound):
+                texts.append(f"< {bound}")
+    return ", ".join(texts)
+
+
+_HEAD = """\
+# Configuration
+
+<!-- Generated by `python -m areal_api.generate.docs --write`; do not edit. -->
+
+An experiment is one file, `experiment.yaml`; `grpo run` runs it here, `kubectl apply` in a cluster:
+
+```yaml
+apiVersion: areal.dev/v1alpha1
+kind: GRPOExperiment
+metadata: {name: gsm8k}
+spec:
+  config: {…}      # AReaL's own keys, snake_case: what gsm8k_grpo.yaml holds, and what the trainer reads
+  servers: {…}     # SGLang
+  trainer: {…}     # torchrun
+  storage: {…}     # in a cluster
+  runPolicy: {…}
+```
+
+`grpo run script.py --config gsm8k_grpo.yaml` takes AReaL's own file, of any generation: `allocation_mode` (or
+`rollout.backend` and `actor.backend`) becomes servers and ranks, and every key that has no meaning here is named with
+its reason. `grpo convert` writes it as an `experiment.yaml`.
+
+Overrides follow the file: `actor.path=Qwen/Qwen3-1.7B`. After an experiment file they start at `spec`
+(`config.actor.path=…`, `servers.replicas=2`); after AReaL's file at its configuration, where `servers.`, `trainer.`,
+`storage.` and `runPolicy.` reach the experiment. Values are YAML. `${actor.path}` in a value stands for another key,
+counted from the root of the configuration. A key that does not exist is an error; `+sglang.KEY=VALUE` alone may name
+one that is not below, an argument of SGLang's `ServerArgs`, and is the same as `servers.args.KEY=VALUE`.
+`null` is a value of the keys that allow it. Of `freq_epochs`, `freq_steps` and `freq_secs` the first due counts.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``--write`` or ``--check``."""
+    return check_or_write(arguments, path=DOCUMENT, text=configuration_markdown(), module="areal_api.generate.docs")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

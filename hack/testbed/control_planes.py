@@ -1,0 +1,41 @@
+"""Control planes for tests: started, with the operator's user, and stopped again."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from areal_api.generate.crd import FILE
+from hack.cluster.control_plane import BuildError, ControlPlane, binaries
+from hack.testbed.operator_process import NAMESPACE, USER, grant
+
+
+@contextmanager
+def bare_plane(folder: Path, user: str = USER) -> Iterator[ControlPlane]:
+    """A control plane that knows nothing of us; where none can be built, the test is listed as not run."""
+    try:
+        bin_dir = binaries()
+    except (BuildError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"no Kubernetes to test against: {error}")
+    plane = ControlPlane(folder, bin_dir)
+    plane.add_user(user)
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.stop()
+
+
+def prepare(plane: ControlPlane, folder: Path) -> None:
+    """The resource definition, and what the operator needs to work on it."""
+    plane.kubectl("apply", "--server-side", "-f", str(FILE))
+    plane.kubectl("wait", "--for=condition=Established", f"-f={FILE}", "--timeout=20s")
+    plane.kubectl("create", "namespace", NAMESPACE)
+    rights = folder / "rights.yaml"
+    rights.write_text(yaml.safe_dump_all(grant()))
+    plane.kubectl("apply", "-f", str(rights))

@@ -1,0 +1,141 @@
+"""The operator as its own process against a control plane, with the rights that it needs and no more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hack.cluster.control_plane import ControlPlane, die_with_parent, free_ports
+
+USER = "operator"
+NAMESPACE = "areal-system"
+RULES: dict[str, list[dict[str, Any]]] = yaml.safe_load(
+    (Path(__file__).parents[2] / "helm" / "areal-gsm8k" / "files" / "rules.yaml").read_text()
+)  # those of the chart
+ENV = {
+    "AREAL_OPERATOR_NAMESPACE": NAMESPACE,
+    "AREAL_OPERATOR_WAITING_SECONDS": "1",
+    "AREAL_OPERATOR_RETRY_SECONDS": "1",
+    **{f"AREAL_{kind}_IMAGE{device}": f"{kind.lower()}:1" for kind in ("TRAINER", "SERVER") for device in ("", "_CPU")},
+}
+
+
+def grant() -> list[dict[str, Any]]:
+    """The objects that give the operator its rights."""
+    return [
+        *_granted("ClusterRole", {"name": USER}, RULES["experiments"] + RULES["cluster"]),
+        *_granted("Role", {"name": USER, "namespace": NAMESPACE}, RULES["own"]),
+    ]
+
+
+def _granted(kind: str, metadata: dict[str, str], rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    group = "rbac.authorization.k8s.io"
+    return [
+        {"apiVersion": f"{group}/v1", "kind": kind, "metadata": metadata, "rules": rules},
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": f"{kind}Binding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": group, "kind": kind, "name": USER},
+            "subjects": [{"kind": "User", "name": USER}],
+        },
+    ]
+
+
+class OperatorProcess:
+    """One process; it may be killed and started again."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, *, identity: str = "operator-0") -> None:
+        self._plane = plane
+        self.identity = identity
+        self.port = free_ports(1)[0]
+        self.log = folder / f"{identity}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *, wait: bool = True, **env: str) -> None:
+        """Start it, and wait until it has seen everything."""
+        assert self._process is None, "it runs already"
+        changes = {
+            "KUBECONFIG": str(self._plane.kubeconfig(USER)),
+            "AREAL_OPERATOR_IDENTITY": self.identity,
+            "AREAL_OPERATOR_PORT": str(self.port),
+            "AREAL_OPERATOR_URL": self.url,
+            "OMP_NUM_THREADS": "1",
+        }
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "areal_operator"],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ENV, **changes, **env},
+                preexec_fn=die_with_parent,
+            )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Wait until it has seen everything."""
+        deadline = time.monotonic() + timeout_s
+        while not self.answers("/readyz"):
+            assert self._process is not None
+            assert self._process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def answers(self, path: str) -> bool:
+        """Whether a path answers with 200."""
+        try:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=2.0) as response:
+                return response.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def read(self, path: str) -> str:
+        """The text under a path."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=5.0) as response:
+            return str(response.read().decode())
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """Ask it to end; its exit status."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> int:
+        if self._process is None:
+            return 0
+        self._process.send_signal(number)
+        try:
+            status = self._process.wait(20.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self._process = None
+        return status

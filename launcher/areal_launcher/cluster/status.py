@@ -1,0 +1,123 @@
+"""How the experiments of a cluster stand: `grpo status --on kubernetes`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+
+from areal_api import resource_names
+from areal_api.experiment import KIND
+from areal_api.status import TERMINAL_PHASES, ExperimentStatus
+from areal_launcher.actions import console_for
+from areal_launcher.cluster.checks import check_api
+from areal_launcher.cluster.client import ApiError, Cluster, Object, Place
+from areal_launcher.cluster.follow import status_of
+from areal_launcher.cluster.logs import lives_of, pods_of
+from areal_launcher.display import duration
+
+COLUMNS = ("NAMESPACE", "NAME", "PHASE", "STEP", "REWARD", "SERVERS", "AGE", "MESSAGE")
+
+
+def status(name: str | None, place: Place) -> int:
+    """Print all experiments, or how one stands."""
+    cluster = Cluster.connect(place)
+    check_api(cluster)
+    console = console_for()
+    if name is None:
+        return print_all(cluster, place, console)
+    body = cluster.get(KIND, cluster.namespace, name)
+    if body is None:
+        raise ValueError(
+            f"{name}: no such experiment in namespace {cluster.namespace}; grpo status --on kubernetes lists them"
+        )
+    print_one(cluster, body, console)
+    return 0
+
+
+def print_all(cluster: Cluster, place: Place, console: Console) -> int:
+    """A table of the experiments of a namespace, or of all where no --namespace is given."""
+    try:
+        found = cluster.list(KIND, place.namespace)
+    except ApiError as error:
+        if error.code != 403 or place.namespace is not None:
+            raise
+        console.print(f"{error}; those of namespace {cluster.namespace} are", markup=False, soft_wrap=True)
+        found = cluster.list(KIND, cluster.namespace)
+    if not found:
+        console.print("no experiments", markup=False)
+        return 0
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=column != "MESSAGE", overflow="fold")
+    now_s = cluster.time_s()
+    for body in sorted(found, key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"])):
+        table.add_row(*row(body, now_s))
+    console.print(table)
+    return 0
+
+
+def row(body: Object, now_s: float) -> list[str]:
+    """The columns of one experiment."""
+    state, metadata = status_of(body), body["metadata"]
+    return [
+        str(metadata["namespace"]),
+        str(metadata["name"]),
+        state.phase,
+        state.progress,
+        "" if state.reward is None else f"{state.reward:.3f}",
+        state.servers.summary,
+        age(metadata["creationTimestamp"], now_s),
+        state.message,
+    ]
+
+
+def age(since: str, now_s: float) -> str:
+    """Time since a timestamp."""
+    return duration(max(0.0, now_s - datetime.fromisoformat(since).timestamp()))
+
+
+def figures(state: ExperimentStatus) -> list[tuple[str, str]]:
+    """Label and text of what is known of the newest step."""
+    shown = [
+        ("step", state.progress or None),
+        ("reward", None if state.reward is None else f"{state.reward:.3f}"),
+        ("eval", None if state.eval_reward is None else f"{state.eval_reward:.3f}"),
+        ("tok/s", None if state.tokens_per_second is None else f"{state.tokens_per_second:,.0f}"),
+        ("staleness", None if state.staleness is None else f"{state.staleness:.2f}"),
+        ("servers", state.servers.summary or None),
+        ("behind", str(state.servers_behind) if state.servers_behind else None),
+        ("restarts", str(state.restarts) if state.restarts else None),
+        ("disruptions", str(state.disruptions) if state.disruptions else None),
+    ]
+    return [(label, text) for label, text in shown if text is not None]
+
+
+def print_one(cluster: Cluster, body: Object, console: Console) -> None:
+    """Phase, figures, conditions and pods of an experiment."""
+    state, metadata = status_of(body), body["metadata"]
+    now_s = cluster.time_s()
+    head = "  ".join([state.phase, *(f"{label} {text}" for label, text in figures(state))])
+    console.print(f"{metadata['name']}  {head}", markup=False, soft_wrap=True)
+    if state.message:
+        console.print(state.message, markup=False, soft_wrap=True)
+    for condition in state.conditions:
+        since = age(condition.last_transition_time, now_s) if condition.last_transition_time else ""
+        line = f"{condition.type}  {condition.status}  {condition.reason}  {since}  {condition.message}"
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+    for pod in pods_of(cluster, metadata["namespace"], metadata["name"]):
+        console.print(f"  {pod_line(pod)}", markup=False, soft_wrap=True)
+    if state.phase in TERMINAL_PHASES:
+        claim = resource_names.volume_claim(metadata["name"])
+        console.print(
+            f"  files: volume claim {claim}; grpo run of the same experiment fetches the results", markup=False
+        )
+
+
+def pod_line(pod: Object) -> str:
+    """Name, node, state and restarts of a pod."""
+    state, lives = pod.get("status") or {}, lives_of(pod)
+    restarts = sum(life.restarts for life in lives)
+    node = pod["spec"].get("nodeName") or "no node"
+    return f"pod {pod['metadata']['name']}  {node}  {state.get('phase')}  restarts {restarts}"

@@ -1,0 +1,138 @@
+"""Processes of a run, each under a supervisor of its own, and the ports that they will listen on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from areal_launcher.local import supervisor
+
+SUPERVISOR = Path(supervisor.__file__)
+TAIL_BYTES = 64 * 1024
+
+
+class Supervised:
+    """A command that runs now: its output goes to ``log``, and nothing of it outlives this process."""
+
+    def __init__(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self.started = time.monotonic()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(argv)}\n".encode())
+            output.flush()
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(SUPERVISOR), *argv],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=dict(env),
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process id of the supervisor."""
+        return self._process.pid
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self.started
+
+    def poll(self) -> int | None:
+        """Exit status, 128 + n for signal n; None while it runs."""
+        status = self._process.poll()
+        return 128 - status if status is not None and status < 0 else status
+
+    @property
+    def lost(self) -> bool:
+        """Whether its supervisor was itself killed, so that what it ran may live on."""
+        status = self._process.poll()
+        return status is not None and status < 0
+
+    def terminate(self) -> None:
+        """Ask the command to end: SIGTERM."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(supervisor.TERMINATE)
+            self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """Kill the command and its descendants; ``wait`` says when they are gone."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Exit status, or None when it still runs after ``timeout_s``."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return self.poll()
+
+    def tail(self, lines: int = 20) -> list[str]:
+        """The last lines of this start in the log."""
+        with self.log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_start, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+
+
+def kill_together(processes: Iterable[Supervised]) -> None:
+    """Kill several processes at once and wait until they are gone."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.kill()
+    for process in running:
+        process.wait(supervisor.KILL_TIMEOUT_S + 5)
+
+
+def children(*, zombies: bool = False) -> set[int]:
+    """Processes whose parent is this one."""
+    return {pid for pid, parent in supervisor.parents(zombies=zombies).items() if parent == os.getpid()}
+
+
+def kill_orphans(spared: set[int]) -> None:
+    """Kill this subreaper's children but ``spared``: what no supervisor looks after, because its own was killed.
+
+    Returns when they are gone, and what they leave behind too: the children of a dying process become this one's only
+    when its last thread has left, until when it is a zombie that cannot be waited for.
+    """
+    deadline = time.monotonic() + supervisor.KILL_TIMEOUT_S
+    while (orphans := children(zombies=True) - spared) and time.monotonic() < deadline:
+        for orphan in orphans:
+            supervisor.kill_all([orphan, *supervisor.descendants(orphan)])
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(orphan, os.WNOHANG)
+        time.sleep(0.002)
+
+
+class HeldPort:
+    """A TCP port kept for a server during the whole run, restarts included.
+
+    The socket is bound but never listens, and both sides set SO_REUSEADDR, so Linux lets the server bind beside it
+    (socket(7)) while giving the port to nobody who asks for a free one. ``ValueError`` when ``port`` is taken.
+    """
+
+    def __init__(self, host: str, port: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((host, port))
+        except OSError as error:
+            self._socket.close()
+            raise ValueError(f"cannot use port {port} on {host}: {error.strerror}; choose another --port") from error
+        self.number: int = self._socket.getsockname()[1]
+
+    def release(self) -> None:
+        """Give the port back."""
+        self._socket.close()

@@ -1,0 +1,268 @@
+"""AReaL's own files of three generations become experiments, and nothing is dropped in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import support
+from areal_api.areal_config.allocation import Sizes, parse_allocation_mode
+from areal_api.areal_config.convert import convert, object_name
+from areal_api.areal_config.tree import get, set_in
+from areal_api.errors import ConfigError
+from areal_api.experiment import GRPOExperiment
+from areal_api.load import load_experiment, read_yaml, resolve
+from areal_api.render import experiment_yaml
+
+FILES = Path(support.__path__[0]) / "areal_files"
+
+
+def raw(name: str) -> dict[str, Any]:
+    return resolve(read_yaml(FILES / f"{name}.yaml"), source=name)
+
+
+def converted(name: str) -> tuple[GRPOExperiment, list[str]]:
+    experiment, notes = convert(raw(name))
+    return GRPOExperiment.model_validate(experiment), notes
+
+
+def with_change(key: str, value: Any, *, name: str = "v03") -> dict[str, Any]:
+    data = raw(name)
+    set_in(data, key, value)
+    return data
+
+
+def test_the_first_generation() -> None:
+    experiment, notes = converted("lite")
+    spec = experiment.spec
+    assert (experiment.name, spec.config.trial_name, spec.config.seed) == ("math-lite", "first", 7)
+    assert (spec.servers.replicas, spec.servers.tensor_parallel, spec.trainer.ranks) == (4, 1, 4)
+    assert (spec.config.cluster.n_nodes, spec.config.cluster.n_gpus_per_node) == (1, 8)
+    actor = spec.config.actor
+    assert (actor.path, actor.eps_clip, actor.ppo_n_minibatches) == ("Qwen/Qwen2-1.5B-Instruct", 0.4, 1)
+    assert (actor.optimizer.lr, actor.behav_imp_weight_cap, actor.use_decoupled_loss) == (2e-5, 5.0, True)
+    assert actor.adv_norm is not None
+    assert (actor.adv_norm.mean_level, actor.adv_norm.std_level) == ("group", "group")
+    assert spec.servers.args == {"enable_torch_compile": True}
+    assert (spec.config.recover.mode, spec.config.recover.freq_secs) == ("auto", 1800)
+    assert spec.config.train_dataset.path == "openai/gsm8k"
+    assert "checkpointer: is recover here" in notes
+    assert "actor.backend" not in " ".join(notes)
+
+
+def test_the_second_generation() -> None:
+    experiment, notes = converted("v03")
+    spec = experiment.spec
+    assert (spec.servers.replicas, spec.servers.tensor_parallel) == (4, 2)
+    assert (spec.trainer.nodes, spec.trainer.processes_per_node) == (1, 8)
+    norm = spec.config.actor.reward_norm
+    assert norm is not None
+    assert (norm.mean_level, norm.std_level) == ("group", "group")
+    assert spec.config.actor.weight_update_mode == "distributed"
+    assert (spec.config.recover.mode, spec.run_policy.backoff_limit) == ("disabled", 5)
+    assert spec.config.valid_dataset is not None
+    assert spec.config.valid_dataset.shuffle is True
+    assert "recover.retries: is runPolicy.backoffLimit here" in notes
+    assert not any("not a secret" in note for note in notes)
+
+
+def test_the_third_generation() -> None:
+    experiment, notes = converted("v10")
+    spec = experiment.spec
+    assert (spec.servers.replicas, spec.servers.tensor_parallel, spec.trainer.ranks) == (4, 1, 4)
+    assert spec.config.actor.behav_imp_weight_cap == 4.0
+    assert spec.config.rollout.dump_to_file is True
+    assert "vllm: the servers are SGLang" in notes
+    assert any(note.startswith("rollout.scheduling_spec") or "rollout.scheduling_spec" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["lite", "v03", "v10"])
+def test_every_key_is_kept_translated_or_named(name: str) -> None:
+    data = raw(name)
+    experiment, notes = converted(name)
+    spoken = " ".join(notes)
+    same = {"tokenizer_path", "sglang.model_path", "sglang.random_seed", "rollout.consumer_batch_size"}
+    places = {"experiment_name", "allocation_mode", "rollout.backend", "actor.backend", "n_nodes", "n_gpus_per_node"}
+    kept = experiment.spec.config.model_dump()
+    for key in _leaves(data):
+        value = get(data, key)
+        in_config = get(kept, key, default=...)
+        named = any(part in spoken for part in _prefixes(key))
+        assert in_config == value or named or key in same | places, key
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            keys += _leaves(value, f"{prefix}{key}.")
+        else:
+            keys.append(f"{prefix}{key}")
+    return keys
+
+
+def _prefixes(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1) if ".".join(parts[:end]) != "actor"]
+
+
+@pytest.mark.parametrize("name", ["lite", "v03", "v10"])
+def test_what_is_written_loads_to_the_same_experiment(name: str, tmp_path: Path) -> None:
+    experiment = load_experiment(FILES / f"{name}.yaml")
+    path = tmp_path / "experiment.yaml"
+    path.write_text(experiment_yaml(experiment))
+    assert load_experiment(path) == experiment
+    assert experiment == converted(name)[0]
+
+
+def test_the_input_is_left_as_it_was() -> None:
+    data = raw("v10")
+    convert(data)
+    assert data == raw("v10")
+
+
+def test_a_configuration_of_ours_is_kept_as_it_is() -> None:
+    config = {"experiment_name": "a", "actor": {"path": "m"}, "train_dataset": {"path": "d"}}
+    experiment, notes = convert(config)
+    assert experiment["spec"] == {"config": {"actor": {"path": "m"}, "train_dataset": {"path": "d"}}}
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("text", "servers", "trainer"),
+    [
+        ("sglang.d4p1t1+d4p1t1", Sizes(4, 1), Sizes(4, 1)),
+        ("sglang:d4p1t1+d4p1t1", Sizes(4, 1), Sizes(4, 1)),
+        ("sglang:d4t2+fsdp:d8", Sizes(4, 2), Sizes(8, 1)),
+        ("sglang[rollout]:t2d1+fsdp[actor]:d2", Sizes(1, 2), Sizes(2, 1)),
+        ("sglang:t8+d16", Sizes(1, 8), Sizes(16, 1)),
+    ],
+)
+def test_allocation_modes_are_servers_and_ranks(text: str, servers: Sizes, trainer: Sizes) -> None:
+    assert parse_allocation_mode(text) == (servers, trainer)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vllm:d4+fsdp:d4", "backend vllm in 'vllm:d4' is not supported, the servers run sglang; write sglang:d4"),
+        ("sglang:d4p2+d4", "p2 in 'sglang:d4p2' asks for pipeline parallelism in the servers"),
+        ("sglang:d4+megatron:d2p2", "backend megatron in 'megatron:d2p2' is not supported, the trainer run fsdp"),
+        ("sglang:d4+d2t2", "t2 in 'd2t2' asks for tensor parallelism in the trainer"),
+        ("sglang:d4+fsdp:d2c2", "c2 in 'fsdp:d2c2' asks for context parallelism in the trainer"),
+        ("d4p1t1", "'d4p1t1' is not servers + trainer; write for example sglang:d4t1+fsdp:d4"),
+        ("sglang:d4|fsdp:d4", "puts two parts on the same GPUs, which is not supported; write +, not |"),
+        ("sglang:d4+eval", "'eval' is not a backend and its sizes; write for example fsdp:d4"),
+        ("sglang:d0+d1", "are not letters d, p, t with counts from 1"),
+    ],
+)
+def test_allocations_that_cannot_run_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(with_change("allocation_mode", text), source="f.yaml")
+    assert str(caught.value).startswith("f.yaml: allocation_mode: ")
+    assert message in str(caught.value)
+
+
+def test_ranks_are_spread_over_nodes() -> None:
+    data = with_change("allocation_mode", "sglang:d8+fsdp:d24")
+    set_in(data, "cluster.n_nodes", 4)
+    trainer = convert(data)[0]["spec"]["trainer"]
+    assert (trainer["nodes"], trainer["processesPerNode"]) == (3, 8)
+    with pytest.raises(ConfigError, match="12 ranks of the trainer do not fill nodes of 8 GPUs"):
+        convert(with_change("allocation_mode", "sglang:d8+fsdp:d12"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("actor.use_lora", True, "actor.use_lora is true: LoRA is not supported here; leave it out or set it to false"),
+        ("actor.init_from_scratch", True, "actor.init_from_scratch is true: training starts from actor.path"),
+        ("critic", {"path": "x"}, "critic is {'path': 'x'}: GRPO has no critic; leave it out or set it to null"),
+        ("enable_offload", True, "enable_offload is true"),
+        ("actor.group_size", 3, "actor.group_size is 3, gconfig.n_samples 4; here both are one number"),
+        ("actor.max_new_tokens", 3, "actor.max_new_tokens is 3, gconfig.max_new_tokens 1024"),
+        ("actor.behave_imp_weight_mode", "token_truncate", "only token_mask is supported"),
+        ("actor.rejection_sampling", {"metric": "kl_k2"}, "actor.rejection_sampling.metric is 'kl_k2'"),
+        ("actor.rejection_sampling", {"lower": 0.5}, "actor.rejection_sampling.lower is 0.5"),
+        ("actor.rejection_sampling", {"uper": 5}, "actor.rejection_sampling.uper: unknown key"),
+        ("actor.no_such", 1, "actor.no_such: unknown key"),
+        ("sglang.page_size", 1, "sglang.page_size: unknown key"),
+    ],
+)
+def test_what_would_change_the_run_is_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(with_change(key, value))
+    assert message in str(caught.value)
+
+
+def test_defaults_that_differ_are_written_out() -> None:
+    data = raw("v03")
+    for key in ("reward_scaling", "reward_bias", "kl_ctl"):
+        del data["actor"][key]
+    experiment, notes = convert(data)
+    actor = experiment["spec"]["config"]["actor"]
+    assert (actor["reward_scaling"], actor["reward_bias"], actor["kl_ctl"]) == (1.0, 0.0, 0.1)
+    assert "actor.kl_ctl: is missing: 0.1, AReaL's default, which differs from ours" in notes
+
+
+def test_without_a_reference_section_areal_applies_no_penalty() -> None:
+    data = with_change("actor.kl_ctl", 0.2)
+    del data["ref"]
+    experiment, notes = convert(data)
+    assert experiment["spec"]["config"]["actor"]["kl_ctl"] == 0.0
+    assert any(note.startswith("actor.kl_ctl: was 0.2") for note in notes)
+
+
+def test_the_newest_files_have_no_cap_unless_they_say_so() -> None:
+    data = raw("v10")
+    del data["actor"]["rejection_sampling"]
+    assert convert(data)[0]["spec"]["config"]["actor"]["behav_imp_weight_cap"] is None
+
+
+@pytest.mark.parametrize(
+    ("adv_norm", "by_group", "level"), [(True, False, "batch"), (True, True, "group"), (False, False, None)]
+)
+def test_switches_of_the_first_files_are_levels(adv_norm: bool, by_group: bool, level: str | None) -> None:
+    data = with_change("actor.adv_norm", adv_norm, name="lite")
+    set_in(data, "actor.group_adv_norm", by_group)
+    wanted = None if level is None else {"mean_level": level, "std_level": level}
+    assert convert(data)[0]["spec"]["config"]["actor"]["adv_norm"] == wanted
+
+
+def test_a_cluster_without_gpus_runs_on_the_cpu() -> None:
+    data = with_change("cluster.n_gpus_per_node", 0, name="v10")
+    experiment, notes = convert(data)
+    assert (experiment["spec"]["servers"]["device"], experiment["spec"]["trainer"]["device"]) == ("cpu", "cpu")
+    assert any("servers.device and trainer.device are cpu" in note for note in notes)
+
+
+def test_a_backend_says_more_than_an_allocation_mode() -> None:
+    data = with_change("allocation_mode", "sglang:d1+d1", name="v10")
+    experiment, notes = convert(data)
+    assert experiment["spec"]["servers"]["replicas"] == 4
+    assert "allocation_mode: rollout.backend and actor.backend say it" in notes
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("GSM8K_grpo.v1", "gsm8k-grpo-v1"), ("a" * 50, "a" * 40), ("--", "experiment")]
+)
+def test_names_become_names_of_objects(text: str, name: str) -> None:
+    assert object_name(text) == name
+
+
+def test_a_name_that_no_object_can_have_is_kept_in_the_configuration() -> None:
+    experiment, _ = convert(with_change("experiment_name", "My_Run"))
+    assert experiment["metadata"]["name"] == "my-run"
+    assert experiment["spec"]["config"]["experiment_name"] == "My_Run"
+
+
+def test_overrides_of_areals_own_keys_are_taken() -> None:
+    experiment = load_experiment(FILES / "v03.yaml", ["allocation_mode=sglang:d2+fsdp:d2", "cluster.n_nodes=1"])
+    assert (experiment.spec.servers.replicas, experiment.spec.trainer.ranks) == (2, 2)
+
+
+def test_the_text_none_is_null_in_a_level() -> None:
+    data = with_change("actor.reward_norm", {"mean_level": "group", "std_level": "none"})
+    assert convert(data)[0]["spec"]["config"]["actor"]["reward_norm"] == {"mean_level": "group", "std_level": None}

@@ -1,0 +1,120 @@
+"""Generated files are true, and the resource definition is one that Kubernetes takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from areal_api.config import GRPOConfig
+from areal_api.generate.cel_rules import RULES
+from areal_api.generate.check import check_or_write
+from areal_api.generate.crd import FILE, crd, crd_yaml
+from areal_api.generate.docs import DOCUMENT, configuration_markdown, describe_keys, key_docs
+from areal_api.keys import fields
+from support.experiment_cases import CASES
+
+
+def root() -> dict[str, Any]:
+    schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert isinstance(schema, dict)
+    return schema
+
+
+def schemas(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, node
+    for key, below in node.get("properties", {}).items():
+        yield from schemas(below, f"{path}.{key}")
+    for key in ("items", "additionalProperties"):
+        if key in node:
+            yield from schemas(node[key], f"{path}[]")
+
+
+@pytest.mark.parametrize(("path", "text"), [(FILE, crd_yaml()), (DOCUMENT, configuration_markdown())])
+def test_the_committed_file_is_up_to_date(path: Any, text: str) -> None:
+    assert path.read_text() == text
+
+
+def test_a_file_that_drifted_is_told_apart(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.yaml"
+    assert check_or_write(["--check"], path=path, text="a", module="m") == 1
+    assert check_or_write(["--write"], path=path, text="a", module="m") == 0
+    assert check_or_write(["--check"], path=path, text="a", module="m") == 0
+    assert check_or_write(["--check"], path=path, text="b", module="m") == 1
+    assert check_or_write([], path=path, text="b", module="m") == 2
+    assert "x.yaml is out of date; run: python -m m --write" in capsys.readouterr().err
+
+
+def test_the_definition_is_plain_yaml() -> None:
+    assert yaml.safe_load(crd_yaml()) == crd()
+
+
+def test_every_schema_is_structural() -> None:
+    for path, schema in schemas(root()):
+        assert "type" in schema, path
+        assert not {"$ref", "anyOf", "const", "title"} & set(schema), path
+        assert not ("properties" in schema and "additionalProperties" in schema), path
+        assert schema.get("default", "") is not None, path
+        for bound in ("exclusiveMinimum", "exclusiveMaximum"):
+            assert schema.get(bound, True) is True, path
+
+
+def test_defaults_of_the_models_are_those_of_the_definition() -> None:
+    config = root()["properties"]["spec"]["properties"]["config"]["properties"]
+    assert config["actor"]["default"] == {}
+    assert config["actor"]["properties"]["eps_clip"] == {
+        "minimum": 0,
+        "type": "number",
+        "description": "PPO clip range below 1 (and above, without eps_clip_higher).",
+        "default": 0.2,
+    }
+    assert config["actor"]["properties"]["behav_imp_weight_cap"]["nullable"] is True
+    assert "default" not in config["valid_dataset"]
+    assert config["valid_dataset"]["nullable"] is True
+    assert "required" not in root()["properties"]["spec"]["properties"]["config"]
+
+
+def test_free_form_parts_are_kept() -> None:
+    spec = root()["properties"]["spec"]["properties"]
+    keep = "x-kubernetes-preserve-unknown-fields"
+    assert spec["servers"]["properties"]["args"][keep] is True
+    assert spec["config"]["properties"]["workflow"]["properties"]["kwargs"][keep] is True
+    assert spec["trainer"]["properties"]["tolerations"]["items"][keep] is True
+    assert spec["trainer"]["properties"]["nodeSelector"]["additionalProperties"] == {"type": "string"}
+
+
+def test_conditions_are_a_map_by_type() -> None:
+    conditions = root()["properties"]["status"]["properties"]["conditions"]
+    assert conditions["x-kubernetes-list-type"] == "map"
+    assert conditions["x-kubernetes-list-map-keys"] == ["type"]
+
+
+def test_columns_and_subresources_point_at_fields() -> None:
+    version = crd()["spec"]["versions"][0]
+    paths = [column["jsonPath"] for column in version["additionalPrinterColumns"]]
+    paths += list(version["subresources"]["scale"].values())
+    known = {path for path, _ in schemas(root())} | {".metadata.creationTimestamp"}
+    assert set(paths) <= known
+
+
+def test_rules_stand_at_objects_and_are_tried_by_a_case() -> None:
+    places = {path.removeprefix(".") for path, schema in schemas(root()) if "properties" in schema}
+    assert {rule.at for rule in RULES} <= places | {""}
+    tried = [rule.message for rule in RULES if any(case.rule and case.rule in rule.message for case in CASES)]
+    untried = [rule.message for rule in RULES if rule.message not in tried]
+    assert untried == ["spec.config of a run that has started does not change; make a new experiment"]
+
+
+def test_every_key_is_in_the_help_and_in_the_reference() -> None:
+    text, document = describe_keys(), configuration_markdown()
+    for key, _, _ in fields(GRPOConfig):
+        assert f"\n  {key}" in text
+        assert f"| `{key}` |" in document
+    assert "\n  servers.maxReplicas  [whole number or null, default null, ≥ 1]" in text
+
+
+def test_a_key_shows_default_unit_and_bounds() -> None:
+    doc = next(doc for doc in key_docs() if doc.key == "gconfig.max_new_tokens")
+    assert (doc.type, doc.default, doc.unit, doc.bounds) == ("whole number", "16384", "tokens", "≥ 1")

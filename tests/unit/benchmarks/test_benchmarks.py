@@ -1,0 +1,25 @@
+"""Each benchmark runs in a tiny size and prints its ratio. What it measures here means nothing."""
+
+import re
+
+import pytest
+
+from benchmarks.__main__ import main
+
+
+@pytest.mark.parametrize("name", ["rollout", "rewards", "trainer", "weights", "executor"])
+def test_a_benchmark_prints_a_ratio_beside_its_named_baseline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--small", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^{name}: .*; 1 rounds$", out, re.MULTILINE)
+    assert re.search(r"^  ratio +\d+\.\d\d", out, re.MULTILINE)
+
+
+def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["rolout"])
+    assert ended.value.code == 2
+    assert (
+        "known are rollout, rewards, trainer, weights, executor, peers, learning, reconcile, faults, "
+        in capsys.readouterr().err
+    )

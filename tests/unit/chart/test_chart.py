@@ -1,0 +1,305 @@
+"""What the chart renders, and what it refuses. On a real API server: tests/control_plane/test_chart_releases.py."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import dashboard
+import generate
+from areal_api import names, resource_names
+from areal_api.load import load_experiment, parse_experiment
+from areal_launcher.cli import run_parser
+from areal_operator.app import ROOT_KEY
+from areal_operator.leader import NAME as LEASE
+from areal_operator.metrics import EXPERIMENT_GAUGES, Metrics
+from areal_operator.settings import Settings
+from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
+from support.operator_objects import decide, manifest, subject
+
+EVERYTHING = (
+    "operator.replicas=3",
+    "operator.watchNamespaces={areal,other}",
+    "networkPolicy.enabled=true",
+    "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring",
+    "serviceMonitor.enabled=true",
+    "podMonitor.enabled=true",
+    "grafanaDashboard.enabled=true",
+    "grafanaDashboard.annotations.folder=RL",
+    "prometheusRule.enabled=true",
+    "experiment.enabled=true",
+    "image.pullSecrets[0].name=registry",
+    "image.pullPolicy=Always",
+    "operator.nodeSelector.pool=cpu",
+    "operator.tolerations[0].key=x",
+    "operator.priorityClassName=high",
+    "operator.podLabels.team=rl",
+    "operator.podAnnotations.note=x",
+)
+
+
+@pytest.fixture(scope="module")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    return Helm(tmp_path_factory.mktemp("helm"))
+
+
+def values() -> dict[str, Any]:
+    return dict(yaml.safe_load((CHART / "values.yaml").read_text()))
+
+
+def test_generated_files_of_the_chart_are_up_to_date() -> None:
+    for path, text in generate.texts().items():
+        assert path.read_text() == text, f"{path.name} is out of date; run: python helm/generate.py --write"
+
+
+def test_the_chart_has_the_version_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+
+
+def test_rules_name_what_they_allow() -> None:
+    rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
+    assert set(rules) == {"experiments", "own", "cluster"}
+    assert "*" not in json.dumps(rules)
+    names = [name for rule in rules["own"] for name in rule.get("resourceNames", [])]
+    assert names == [LEASE, ROOT_KEY]
+
+
+def test_the_schema_knows_every_value_and_no_others() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    for section, below in values().items():
+        node = schema["properties"][section]
+        assert node["additionalProperties"] is False
+        assert set(node["properties"]) - {"global"} == set(below)
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) - {"global"} == set(values())
+
+
+@pytest.mark.parametrize("more", [(), (f"--values={CPU}",), tuple(f"--set={setting}" for setting in EVERYTHING)])
+def test_the_chart_is_lint_free(helm: Helm, more: tuple[str, ...]) -> None:
+    helm.run("lint", "--strict", str(CHART), "--namespace=areal", *more)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("operator.replica=2", "'replica' not allowed"),
+        ("operator.replicas=0", "got 0, want 1"),
+        ("operator.workers=many", "got string, want integer"),
+        ("operator.watchNamespaces=x", "got string, want array"),
+        ("operator.watchNamespaces={A}", "does not match pattern"),
+        ("image.registry=https://x", "does not match pattern"),
+        ("image.tag=a b", "does not match pattern"),
+        ("image.pullPolicy=Sometimes", "must be one of"),
+        ("image.pullSecrets={name}", "got string, want object"),
+        ("experiment.name=Big", "does not match pattern"),
+        ("experiment.example=math", "must be one of '', 'gsm8k', 'tiny'"),
+        ("experiment.spec.server.replicas=1", "'server' not allowed"),
+        ("prometheusRule.stalledAfter=soon", "does not match pattern"),
+        ("networkPolicy.metricsFrom[0].pods=x", "'pods' not allowed"),
+        ("podMonitor.interval=often", "does not match pattern"),
+        ("crd.enabled=false", "'crd' not allowed"),
+    ],
+)
+def test_a_wrong_value_is_refused(helm: Helm, setting: str, says: str) -> None:
+    with pytest.raises(HelmError, match=re.escape(says)):
+        helm.template(setting)
+
+
+def test_what_cannot_work_is_refused(helm: Helm) -> None:
+    with pytest.raises(HelmError, match=r"watchNamespaces is \[other\] without the release's namespace areal"):
+        helm.template("experiment.enabled=true", "operator.watchNamespaces={other}")
+    with pytest.raises(HelmError, match=r"experiment\.spec has no config"):
+        helm.template("experiment.enabled=true", "experiment.example=")
+    with pytest.raises(HelmError, match=r'release\'s name "a\.b" cannot be part of a Service'):
+        helm.template(release="a.b")
+
+
+def test_the_operator_understands_what_the_chart_sets(helm: Helm) -> None:
+    settings = Settings.of(environment(operator_container(helm.template(*EVERYTHING))))
+    assert settings.watched == ("areal", "other")
+    assert settings.progress_url == "http://areal-gsm8k-operator.areal.svc:8080"
+    assert settings.metrics_from == ({"namespaceSelector": {"matchLabels": {"team": "monitoring"}}},)
+    defaults, plain = Settings(), Settings.of(environment(operator_container(helm.template())))
+    assert plain.watched == ()
+    for name in ("workers", "resync_s", "waiting_s", "retry_s", "port"):
+        assert getattr(plain, name) == getattr(defaults, name), name
+
+
+def test_every_variable_of_the_operator_is_set(helm: Helm) -> None:
+    source = (ROOT / "operator" / "areal_operator" / "settings.py").read_text()
+    known = set(re.findall(r"AREAL_[A-Z_]+", source)) - {"AREAL_OPERATOR_PORT"}  # the container's port is fixed
+    assert {entry["name"] for entry in operator_container(helm.template())["env"]} == known | {names.LOG_FORMAT}
+
+
+def test_images_come_from_one_registry_and_tag(helm: Helm) -> None:
+    container = operator_container(helm.template("image.registry=localhost:5000", "image.tag=latest"))
+    env = environment(container)
+    assert container["image"] == "localhost:5000/areal-operator:latest"
+    assert env["AREAL_TRAINER_IMAGE"] == "localhost:5000/areal-trainer:latest"
+    assert env["AREAL_TRAINER_IMAGE_CPU"] == "localhost:5000/areal-trainer:latest-cpu"
+    assert env["AREAL_SERVER_IMAGE"] == "localhost:5000/areal-sglang:latest"
+    assert env["AREAL_SERVER_IMAGE_CPU"] == "localhost:5000/areal-sglang:latest-cpu"
+
+
+def test_a_whole_reference_of_an_image_wins(helm: Helm) -> None:
+    objects = helm.template("images.serverCpu=r/s@sha256:1", "images.operator=r/o:2")
+    container = operator_container(objects)
+    assert environment(container)["AREAL_SERVER_IMAGE_CPU"] == "r/s@sha256:1"
+    assert container["image"] == "r/o:2"
+    assert environment(container)["AREAL_TRAINER_IMAGE"] == "areal-trainer:0.1.0"
+
+
+def test_an_operator_of_some_namespaces_has_rights_there_alone(helm: Helm) -> None:
+    rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
+    assert one(helm.template(), "ClusterRole")["rules"] == rules["cluster"] + rules["experiments"]
+    objects = helm.template("operator.watchNamespaces={a,b}")
+    assert one(objects, "ClusterRole")["rules"] == rules["cluster"]
+    roles = {obj["metadata"]["namespace"]: obj["rules"] for obj in objects if obj["kind"] == "Role"}
+    assert roles == {"areal": rules["own"], "a": rules["experiments"], "b": rules["experiments"]}
+    bindings = [obj for obj in objects if obj["kind"] == "RoleBinding"]
+    assert sorted(obj["metadata"]["namespace"] for obj in bindings) == ["a", "areal", "b"]
+
+
+def test_several_operators_are_spread_and_not_drained_together(helm: Helm) -> None:
+    objects = helm.template("operator.replicas=2")
+    assert one(objects, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert one(objects, "Deployment")["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert "PodDisruptionBudget" not in [obj["kind"] for obj in helm.template()]
+
+
+@pytest.mark.parametrize("example", ["gsm8k", "tiny"])
+def test_the_experiment_is_the_example(helm: Helm, example: str) -> None:
+    objects = helm.template("experiment.enabled=true", f"experiment.example={example}", f"experiment.name={example}")
+    rendered = one(objects, "GRPOExperiment")
+    committed = yaml.safe_load((ROOT / "examples" / example / "experiment.yaml").read_text())
+    assert parse_experiment(rendered, source="chart").spec == parse_experiment(committed, source="file").spec
+
+
+def test_values_for_the_cpu_run_the_tiny_experiment(helm: Helm) -> None:
+    rendered = one(helm.template(more=[f"--values={CPU}"]), "GRPOExperiment")
+    assert rendered["metadata"]["name"] == "tiny"
+    assert rendered["spec"]["servers"]["device"] == "cpu"
+
+
+def test_the_specification_lies_over_the_example(helm: Helm) -> None:
+    settings = ("experiment.spec.servers.replicas=2", "experiment.spec.config.actor.path=other")
+    secrets = ("image.pullSecrets[0].name=registry", "experiment.spec.trainer.imagePullSecrets[0].name=own")
+    spec = one(helm.template("experiment.enabled=true", *settings, *secrets), "GRPOExperiment")["spec"]
+    assert (spec["servers"]["replicas"], spec["servers"]["device"]) == (2, "cuda")
+    assert (spec["config"]["actor"]["path"], spec["config"]["actor"]["kl_ctl"]) == ("other", 0)
+    assert spec["servers"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert spec["trainer"]["imagePullSecrets"] == [{"name": "own"}]
+
+
+def test_an_experiment_may_be_given_as_a_whole(helm: Helm, tmp_path: Path) -> None:
+    spec = {"config": {"actor": {"path": "m"}, "train_dataset": {"path": "d", "batch_size": 8}}}
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump({"experiment": {"enabled": True, "example": "", "spec": spec}}))
+    assert one(helm.template(more=[f"--values={file}"]), "GRPOExperiment")["spec"]["config"] == spec["config"]
+
+
+def test_the_definition_is_left_out_where_it_is_not_wanted(helm: Helm) -> None:
+    kinds = [obj["kind"] for obj in helm.template("crds.enabled=false", more=["--include-crds"])]
+    assert "CustomResourceDefinition" not in kinds
+    assert [obj["kind"] for obj in helm.template(more=["--include-crds"])].count("CustomResourceDefinition") == 2
+
+
+def operator_metrics() -> set[str]:
+    """Names of everything that an operator tells."""
+    metrics = Metrics()
+    status = {
+        "phase": "Running",
+        **dict.fromkeys((field for _, field in EXPERIMENT_GAUGES.values()), 1),
+        "servers": {"ready": 1, "desired": 1},
+    }
+    metrics.watch(queue_depth=lambda: 0, leads=lambda: True, experiments=lambda: {("ns", "x"): {"status": status}})
+    return {sample.name for family in metrics.registry.collect() for sample in family.samples}
+
+
+def test_the_operators_guide_names_every_figure_of_an_experiment() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    assert [name for name in EXPERIMENT_GAUGES if f"`{name.removeprefix('areal_experiment')}`" not in text] == []
+
+
+def test_alerts_ask_for_metrics_that_the_operator_has(helm: Helm) -> None:
+    told = operator_metrics()
+    rule = one(helm.template("prometheusRule.enabled=true", "prometheusRule.stalledAfter=2h"), "PrometheusRule")
+    alerts = rule["spec"]["groups"][0]["rules"]
+    assert len(alerts) == 6
+    for alert in alerts:
+        asked = set(re.findall(r"areal_\w+", alert["expr"]))
+        assert asked, alert
+        assert asked <= told, alert["alert"]
+    assert [alert["for"] for alert in alerts if alert["alert"] == "ArealRunStalled"] == ["2h"]
+
+
+def test_prometheus_is_sent_to_the_servers_of_experiments(helm: Helm) -> None:
+    spec = one(helm.template("podMonitor.enabled=true"), "PodMonitor")["spec"]
+    pods = resource_names.component_labels("x", resource_names.SERVER)
+    assert spec["selector"]["matchLabels"].items() <= pods.items()
+    assert resource_names.EXPERIMENT not in spec["selector"]["matchLabels"]
+    assert spec["namespaceSelector"] == {"any": True}
+    [endpoint] = spec["podMetricsEndpoints"]
+    [port] = manifest(decide(subject()), "StatefulSet")["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
+    label = re.sub(r"[^a-z]", "_", resource_names.EXPERIMENT)
+    assert endpoint["relabelings"] == [
+        {"sourceLabels": [f"__meta_kubernetes_pod_label_{label}"], "targetLabel": "name"}
+    ]
+    watching = one(helm.template("podMonitor.enabled=true", "operator.watchNamespaces={a,b}"), "PodMonitor")["spec"]
+    assert watching["namespaceSelector"] == {"matchNames": ["a", "b"]}
+
+
+def test_the_board_is_in_a_config_map_that_grafanas_sidecar_finds(helm: Helm) -> None:
+    found = one(helm.template("grafanaDashboard.enabled=true"), "ConfigMap", "areal-gsm8k-operator-board")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(found["data"]["areal.json"]) == dashboard.dashboard()
+
+
+def test_notes_say_how_to_watch(helm: Helm) -> None:
+    text = helm.run("install", "r", str(CHART), "--dry-run=client", f"--values={CPU}", "--namespace=areal")
+    assert "kubectl -n areal get grpo tiny --watch" in text
+    text = helm.run("install", "r", str(CHART), "--dry-run=client", "--set=operator.watchNamespaces={a,default}")
+    assert "get grpo gsm8k --watch" in text
+    assert "looks after GRPOExperiments in a, default." in text
+
+
+DOCUMENTS = ("docs/quickstart.md", "helm/areal-gsm8k/README.md")
+
+
+def commands(document: str, program: str) -> list[list[str]]:
+    """The commands of a document that call a program, as words."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith(f"{program} ")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_the_documents_render(helm: Helm, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = [words for words in commands(document, "helm") if words[0] in ("install", "upgrade")]
+    assert found
+    for words in found:
+        rendered = helm.run("template", *[word for word in words[1:] if word not in ("--wait", "--create-namespace")])
+        one([obj for obj in yaml.safe_load_all(rendered) if obj], "Deployment")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_commands_name_are_experiments(document: str) -> None:
+    for words in commands(document, "grpo"):
+        if words[0] == "run":
+            file, *overrides = run_parser().parse_intermixed_args(words[1:]).items
+            load_experiment(ROOT / file, overrides)
+    for words in commands(document, "kubectl"):
+        for file in [after for word, after in pairwise(words) if word == "-f" and words[0] == "apply"]:
+            parse_experiment(yaml.safe_load((ROOT / file).read_text()), source=file)

@@ -1,0 +1,53 @@
+"""The OCI runtime for hosts that lack CAP_SYS_RESOURCE."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hack.cluster.runc_fit import fit_request, fitted
+
+PRIVILEGED: dict[str, Any] = {
+    "args": ["sh"],
+    "capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_RESOURCE"], "effective": ["CAP_SYS_RESOURCE", "CAP_KILL"]},
+    "oomScoreAdj": -500,
+    "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 2**20, "soft": 2**20}],
+}
+FITTED = {
+    "args": ["sh"],
+    "capabilities": {"bounding": ["CAP_CHOWN"], "effective": ["CAP_KILL"]},
+    "oomScoreAdj": 0,
+}
+
+
+def test_a_process_is_not_given_what_the_host_cannot_give() -> None:
+    assert fitted(PRIVILEGED) == FITTED
+
+
+def test_a_process_that_asks_for_nothing_special_stays_as_it_is() -> None:
+    process = {"args": ["sh"], "capabilities": {"bounding": ["CAP_CHOWN"]}, "oomScoreAdj": 100}
+    assert fitted(process) == process
+    assert fitted({"args": ["sh"]}) == {"args": ["sh"]}
+
+
+@pytest.mark.parametrize("spelling", [["--bundle", "{}"], ["--bundle={}"], ["-b", "{}"]])
+def test_the_bundle_of_a_new_container_is_rewritten(tmp_path: Path, spelling: list[str]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"hostname": "node", "process": PRIVILEGED}))
+    fit_request(["--root", "/run", "create", *(word.format(tmp_path) for word in spelling), "id"])
+    assert json.loads(file.read_text()) == {"hostname": "node", "process": FITTED}
+
+
+def test_a_process_that_joins_a_container_is_rewritten(tmp_path: Path) -> None:
+    file = tmp_path / "process.json"
+    file.write_text(json.dumps(PRIVILEGED))
+    fit_request(["exec", "--detach", "--process", str(file), "id"])
+    assert json.loads(file.read_text()) == FITTED
+
+
+def test_other_commands_touch_nothing() -> None:
+    for arguments in (["state", "id"], ["delete", "--force", "id"], ["exec", "id", "sh"]):
+        fit_request(arguments)

@@ -1,0 +1,142 @@
+"""The image builds, as far as they can be judged without building."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sysconfig
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+from images.project import requirements, write_metadata
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = {
+    folder.name: folder
+    for part in ("crds", "trainer_image", "sglang_image", "launcher", "operator")
+    for folder in (ROOT / part).glob("areal_*")
+}
+# What the pods run, by Dockerfile.
+PROCESSES = {
+    "Dockerfile.trainer": "areal_trainer",
+    "Dockerfile.sglang": "areal_server",
+    "operator/Dockerfile": "areal_operator",
+}
+PROJECT = {
+    "name": "my-project",
+    "version": "1.2",
+    "dependencies": ["rich>=13", "pyyaml"],
+    "optional-dependencies": {"web": ["fastapi>=1"], "dev": ["math-verify[antlr4_13_2]>=0.8"]},
+    "entry-points": {"some.plugins": {"mine": "package.module:register"}},
+}
+
+
+def text(dockerfile: str) -> str:
+    return (ROOT / dockerfile).read_text()
+
+
+def stages(dockerfile: str) -> dict[str, str]:
+    """The instructions of each stage, without comments and continued lines, by its name (the last one's may be "")."""
+    plain = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", text(dockerfile), flags=re.MULTILINE))
+    found: dict[str, str] = {}
+    for stage in re.split(r"^(?=FROM )", plain, flags=re.MULTILINE)[1:]:
+        first = stage.splitlines()[0].split()
+        found[first[3] if len(first) > 3 else ""] = stage.strip()
+    return found
+
+
+def copied(stage: str) -> list[str]:
+    """What COPY takes from the repository."""
+    return [source for line in re.findall(r"^COPY (?!--from)(.*)", stage, re.MULTILINE) for source in line.split()[:-1]]
+
+
+def imported_packages(package: str) -> set[str]:
+    """The project's packages that ``package`` needs, itself among them, wherever in its files the import stands."""
+    needed, waiting = set[str](), {package}
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        for path in PACKAGES[name].rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                waiting |= {module.split(".")[0] for module in modules} & PACKAGES.keys() - needed
+    return needed
+
+
+@pytest.mark.parametrize("dockerfile", PROCESSES)
+def test_hadolint_finds_nothing(dockerfile: str) -> None:
+    hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
+    assert hadolint.exists(), "hadolint is missing: make setup installs it"
+    result = subprocess.run([hadolint, ROOT / dockerfile], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("dockerfile", "package"), PROCESSES.items())
+def test_an_image_holds_and_finds_every_package_that_its_process_imports(dockerfile: str, package: str) -> None:
+    sources = [ROOT / source for stage in stages(dockerfile).values() for source in copied(stage)]
+    for needed in imported_packages(package):
+        folder = PACKAGES[needed]
+        assert any(source in (folder, *folder.parents) for source in sources), f"{dockerfile} does not copy {needed}"
+        for path in re.findall(r"PYTHONPATH=(\S+)", text(dockerfile)):
+            assert f"/opt/areal/{folder.parent.name}" in path.split(":"), f"{dockerfile} does not find {needed}"
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile.trainer", "Dockerfile.sglang"])
+def test_pods_find_the_examples_where_the_repository_has_them(dockerfile: str) -> None:
+    assert {"examples/tiny", "examples/gsm8k"} <= set(copied(stages(dockerfile)["code"]))
+    for target in ("cpu", "gpu"):
+        assert "COPY --from=code /opt/areal /opt/areal" in stages(dockerfile)[target]
+
+
+@pytest.mark.parametrize("dockerfile", PROCESSES)
+def test_what_a_build_copies_is_let_through(dockerfile: str) -> None:
+    allowed = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    mounted = re.findall(r"type=bind,source=([^,]+)", text(dockerfile))
+    for source in [*mounted, *(source for stage in stages(dockerfile).values() for source in copied(stage))]:
+        assert any(source == entry or source.startswith(f"{entry}/") for entry in allowed), source
+
+
+@pytest.mark.parametrize("dockerfile", PROCESSES)
+def test_every_image_runs_as_user_1000(dockerfile: str) -> None:
+    for name, stage in stages(dockerfile).items():
+        if name in ("cpu", "gpu", ""):
+            assert re.findall(r"^USER (.*)", stage, re.MULTILINE) == ["1000:1000"]
+
+
+@pytest.mark.parametrize("stage", ["requirements", "environment"])
+def test_trainer_and_server_share_the_stages_of_their_big_layer(stage: str) -> None:
+    assert stages("Dockerfile.trainer")[stage] == stages("Dockerfile.sglang")[stage]
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile.trainer", "Dockerfile.sglang"])
+def test_images_for_gpus_are_built_on_the_pinned_sglang(dockerfile: str) -> None:
+    (pinned,) = re.findall(r"^sglang==(.*)", text("constraints.txt"), re.MULTILINE)
+    assert f"ARG SGLANG_IMAGE=lmsysorg/sglang:v{pinned}\n" in text(dockerfile)
+
+
+def test_images_and_set_up_use_the_same_uv() -> None:
+    (here,) = re.findall(r"^UV_VERSION := (.*)", text("Makefile"), re.MULTILINE)
+    assert f"UV_VERSION={here}\n" in text("images/install.sh")
+
+
+def test_requirements_are_those_of_the_project_and_its_extras() -> None:
+    assert requirements(PROJECT, ["web"], []) == ["rich>=13", "pyyaml", "fastapi>=1"]
+    assert requirements(PROJECT, ["dev"], ["rich", "math-verify"]) == ["pyyaml"]
+
+
+@pytest.mark.parametrize(("extras", "without"), [(["wbe"], []), ([], ["fastapi"])])
+def test_an_unknown_extra_or_package_is_refused(extras: list[str], without: list[str]) -> None:
+    with pytest.raises(ValueError, match="there are"):
+        requirements(PROJECT, extras, without)
+
+
+def test_the_metadata_of_an_image_names_the_entry_points(tmp_path: Path) -> None:
+    write_metadata(PROJECT, tmp_path)
+    (found,) = distributions(path=[str(tmp_path)])
+    (entry,) = found.entry_points
+    assert (found.name, found.version) == ("my-project", "1.2")
+    assert (entry.group, entry.name, entry.value) == ("some.plugins", "mine", "package.module:register")

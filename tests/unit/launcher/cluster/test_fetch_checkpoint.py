@@ -1,0 +1,99 @@
+"""A checkpoint on its way out of a pod: the archive that is sent, the frames that carry it, what is unpacked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websocket import ABNF
+
+from areal_launcher.cluster.client import output_in
+from areal_launcher.cluster.fetch_checkpoint import unpack
+from areal_launcher.cluster.in_pod import send_checkpoint
+from areal_launcher.errors import RunError
+
+STDOUT, STDERR, STATUS = 1, 2, 3
+SUCCESS = {"status": "Success"}
+FAILURE = {"status": "Failure", "message": "command terminated with exit code 3"}
+
+
+class Frames:
+    """What a connection brings, frame by frame; then it is closed."""
+
+    def __init__(self, *frames: tuple[int, bytes]) -> None:
+        self._frames: Iterator[tuple[int, bytes]] = iter(frames)
+
+    def recv_data_frame(self, control: bool) -> tuple[int, Any]:
+        for channel, data in self._frames:
+            return ABNF.OPCODE_BINARY, ABNF(1, 0, 0, 0, ABNF.OPCODE_BINARY, 0, bytes([channel]) + data)
+        return ABNF.OPCODE_CLOSE, ABNF(1, 0, 0, 0, ABNF.OPCODE_CLOSE, 0, b"")
+
+
+def said(status: dict[str, str]) -> tuple[int, bytes]:
+    return STATUS, json.dumps(status).encode()
+
+
+def checkpoint(folder: Path, name: str, *, weights: bytes, written_at: int) -> None:
+    place = folder / name
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    (place / "model.safetensors").write_bytes(weights)
+    os.utime(place, (written_at, written_at))
+
+
+def sent(folder: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, send_checkpoint.__file__, str(folder)], capture_output=True, check=False)
+
+
+def in_pieces(data: bytes, size: int) -> list[tuple[int, bytes]]:
+    return [(STDOUT, data[at : at + size]) for at in range(0, len(data), size)]
+
+
+def test_the_newest_checkpoint_arrives_as_it_was(tmp_path: Path) -> None:
+    weights = os.urandom(100_000)
+    checkpoint(tmp_path / "there", "epoch1step9", weights=b"older", written_at=1000)
+    checkpoint(tmp_path / "there", "epoch1step10", weights=weights, written_at=2000)
+    (tmp_path / "there" / "epoch2step20").mkdir()  # just begun
+    archive = sent(tmp_path / "there").stdout
+    frames = Frames((STDOUT, b""), *in_pieces(archive, 1000), said(SUCCESS))
+    found = unpack(output_in(frames), tmp_path / "here")
+    assert found == tmp_path / "here" / "epoch1step10"
+    assert (found / "model.safetensors").read_bytes() == weights
+    assert list((tmp_path / "here").iterdir()) == [found]
+
+
+def test_a_checkpoint_that_is_here_already_is_replaced(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "there", "epoch1step1", weights=b"new", written_at=1000)
+    checkpoint(tmp_path / "here", "epoch1step1", weights=b"old", written_at=1000)
+    archive = sent(tmp_path / "there").stdout
+    found = unpack(output_in(Frames((STDOUT, archive), said(SUCCESS))), tmp_path / "here")
+    assert (found / "model.safetensors").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.95])
+def test_half_a_checkpoint_is_none(tmp_path: Path, kept: float) -> None:
+    checkpoint(tmp_path / "there", "epoch1step1", weights=os.urandom(50_000), written_at=1000)
+    archive = sent(tmp_path / "there").stdout
+    frames = Frames(*in_pieces(archive[: int(len(archive) * kept)], 1000))
+    with pytest.raises(RunError, match="ended without a status"):
+        unpack(output_in(frames), tmp_path / "here")
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    done = sent(tmp_path / "nothing")
+    assert done.returncode == send_checkpoint.NOTHING_THERE
+    frames = Frames((STDERR, done.stderr), said(FAILURE))
+    with pytest.raises(RunError, match="nothing holds no checkpoint"):
+        unpack(output_in(frames), tmp_path / "here")
+
+
+def test_a_command_that_cannot_be_run_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="exit code 3"):
+        unpack(output_in(Frames(said(FAILURE))), tmp_path / "here")

@@ -1,0 +1,144 @@
+"""Statistics: lines that survive a kill, nothing twice after a resume, the real services in their offline modes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from areal_api.config import StatsLoggerConfig
+from areal_trainer.stats.logger import StatsLogger, Timings, spread, write_summary
+
+
+def logger(run: Path, **services: Any) -> StatsLogger:
+    return StatsLogger(
+        run, StatsLoggerConfig(**services), experiment_name="gsm8k", trial_name="trial0", settings={"seed": 1}
+    )
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+
+
+def test_line_a_step_is_on_disk_at_once(tmp_path: Path) -> None:
+    stats = logger(tmp_path)
+    stats.commit({"step": 1, "version": 1, "task_reward/avg": 0.25})
+    assert lines(tmp_path) == [{"step": 1, "version": 1, "task_reward/avg": 0.25}]
+    stats.commit({"step": 2, "version": 2, "task_reward/avg": 0.5})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    stats.close()
+
+
+def test_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    with logger(tmp_path) as stats:
+        stats.commit({"step": 1, "grad_norm": math.inf, "loss": math.nan})
+    assert lines(tmp_path) == [{"step": 1, "grad_norm": None, "loss": None}]
+
+
+def test_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
+    with logger(tmp_path) as stats:
+        for step in range(1, 6):
+            stats.commit({"step": step, "try": 1})
+    with logger(tmp_path) as stats:
+        assert stats.rewind(3) == 3
+        stats.commit({"step": 4, "try": 2})
+    assert [(line["step"], line["try"]) for line in lines(tmp_path)] == [(1, 1), (2, 1), (3, 1), (4, 2)]
+
+
+def test_line_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
+    with logger(tmp_path) as stats:
+        stats.commit({"step": 1})
+        stats.commit({"step": 2})
+    file = tmp_path / "stats.jsonl"
+    file.write_bytes(file.read_bytes()[:-4])
+    with logger(tmp_path) as stats:
+        assert stats.rewind(2) == 1
+        stats.commit({"step": 2})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_cut_off_line_with_all_but_its_end_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "stats.jsonl").write_text('{"step": 1}\n{"step": 2}')
+    with logger(tmp_path) as stats:
+        assert stats.rewind(5) == 1
+
+
+def test_rewind_of_a_new_run_does_nothing(tmp_path: Path) -> None:
+    with logger(tmp_path / "new") as stats:
+        assert stats.rewind(0) == 0
+        stats.commit({"step": 1})
+    assert lines(tmp_path / "new") == [{"step": 1}]
+
+
+def test_summary_is_written_whole(tmp_path: Path) -> None:
+    write_summary(tmp_path, {"outcome": "succeeded", "steps": 3})
+    write_summary(tmp_path, {"outcome": "failed", "steps": 4})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"outcome": "failed", "steps": 4}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_stages_add_up_and_failing_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 20.5])
+    monkeypatch.setattr("areal_trainer.stats.logger.time.perf_counter", lambda: next(clock))
+    timings = Timings()
+    with timings.stage("rollout"):
+        pass
+    with pytest.raises(RuntimeError), timings.stage("rollout"):
+        raise RuntimeError
+    with timings.stage("save"):
+        pass
+    timings.add("save", 0.25)
+    assert timings.as_stats() == {"timeperf/rollout": 3.0, "timeperf/save": 0.75}
+
+
+def test_spread_is_mean_and_bounds() -> None:
+    assert spread("staleness", [0, 1, 2, 1]) == {"staleness/avg": 1.0, "staleness/min": 0.0, "staleness/max": 2.0}
+    assert spread("staleness", []) == {}
+
+
+def test_tensorboard_gets_the_points_and_a_resumed_run_replaces_them(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with logger(tmp_path, tensorboard={"path": "events"}) as stats:
+        for step in (1, 2, 3):
+            stats.commit({"step": step, "task_reward/avg": step / 4})
+    with logger(tmp_path, tensorboard={"path": "events"}) as stats:
+        stats.rewind(1)
+        stats.commit({"step": 2, "task_reward/avg": 1.0})
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("task_reward/avg")] == [(1, 0.25), (2, 1.0)]
+
+
+def test_wandb_offline_writes_a_run_that_a_resume_goes_on_with(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with logger(tmp_path, wandb={"mode": "offline", "tags": ["grpo"]}) as stats:
+            stats.commit({"step": step, "task_reward/avg": 0.5})
+    written = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len({file.name for file in written}) == 1  # one run
+    assert b"task_reward/avg" in b"".join(file.read_bytes() for file in written)
+
+
+@pytest.mark.parametrize("mode", ["local", "offline"])
+def test_swanlab_writes_its_log(tmp_path: Path, mode: str) -> None:
+    with logger(tmp_path, swanlab={"mode": mode}) as stats:
+        stats.commit({"step": 1, "task_reward/avg": 0.5})
+    [run] = (tmp_path / "swanlab").glob("run-*")
+    assert any(file.suffix == ".swanlab" and file.stat().st_size for file in run.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("service", "mode", "wanted"),
+    [("wandb", "online", "WANDB_API_KEY"), ("swanlab", "cloud", "SWANLAB_API_KEY")],
+)
+def test_missing_api_key_is_an_error_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str, mode: str, wanted: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (wanted, "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "SWANLAB_SAVE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=rf"stats_logger\.{service}\.mode is {mode}.*set {wanted}"):
+        logger(tmp_path, **{service: {"mode": mode}})

@@ -1,0 +1,178 @@
+"""What the engine does when a broadcast of weights fails. That one succeeds takes the real server: tests/local."""
+
+import asyncio
+import threading
+import urllib.request
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from areal_api.config import RolloutConfig
+from areal_api.generation import GenerationHyperparameters
+from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
+from areal_trainer.rollout import publishing
+from areal_trainer.rollout import servers as fleet_module
+from areal_trainer.servers.weight_update import BroadcastError, WeightUpdateError
+from areal_trainer.weights.broadcast import Bucket
+from areal_trainer.weights.disk import WeightUpdate, publish_to_disk
+from support.scripted_server import Fault, Script, ScriptedServer
+
+UPDATE = "/update_weights_from_distributed"
+GROUP = ("/init_weights_update_group", "/begin_weight_update", UPDATE, "/end_weight_update")
+LEAVE = "/destroy_weights_update_group"
+
+
+class FailingBroadcast:
+    """A group that the scripted server, which has no route for it, never joins."""
+
+    backend, address, group_name, connected = "gloo", "127.0.0.1", "group-1", False
+
+    def __init__(self):
+        self.closed = 0
+
+    def plan_group(self):
+        return self.group_name, 12345
+
+    def connect(self, world_size):
+        self.world_size = world_size
+        raise RuntimeError("no server joined")
+
+    def abort(self):
+        self.close()
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A directory of weights as the trainer publishes it."""
+    policy = SimpleNamespace(
+        named_full_tensors=lambda: iter([("a.weight", torch.ones(4))]), save_model_config=lambda directory: None
+    )
+    return publish_to_disk(policy, run=tmp_path, version=1, dtype=torch.float32, writes=True)
+
+
+@contextmanager
+def engine_on(*servers):
+    engine = RemoteSGLangEngine(RolloutConfig(consumer_batch_size=2, setup_timeout=5.0))
+    engine.initialize([server.address for server in servers])
+    try:
+        yield engine
+    finally:
+        engine.destroy()
+
+
+def test_servers_that_miss_a_broadcast_load_from_disk(published):
+    with ScriptedServer() as first, ScriptedServer() as second, engine_on(first, second) as engine:
+        broadcast = FailingBroadcast()
+        engine.update_weights(WeightUpdate(1, path=published, broadcast=broadcast))
+        assert (broadcast.world_size, broadcast.closed > 0) == (3, True)
+        request = ModelRequest([3, 4], GenerationHyperparameters(max_new_tokens=4))
+        assert set(asyncio.run(engine.agenerate(request)).output_versions) == {1}
+
+
+def test_a_failed_broadcast_without_a_directory_is_an_error_and_leaves_no_server_paused():
+    with ScriptedServer() as server, engine_on(server) as engine:
+        with pytest.raises(
+            WeightUpdateError, match=r"no server took weights v1 by broadcast.*init_weights_update_group"
+        ):
+            engine.update_weights(WeightUpdate(1, broadcast=FailingBroadcast()))
+        assert server.counts.get("/pause_generation", 0) <= server.counts["/continue_generation"]
+        assert engine.servers_behind()
+
+
+class BreakingBroadcast(FailingBroadcast):
+    """A group that every server joins, and that breaks with the first tensors."""
+
+    def connect(self, world_size):
+        self.connected = True
+
+    def buckets(self):
+        raise RuntimeError("a server left")
+
+
+def test_a_broadcast_that_breaks_off_leaves_no_server_paused():
+    with ScriptedServer(Script(more_routes=GROUP)) as server, engine_on(server) as engine:
+        with pytest.raises(WeightUpdateError, match="a server left"):
+            engine.update_weights(WeightUpdate(1, broadcast=BreakingBroadcast()))
+        assert server.counts["/pause_generation"] == 1
+        assert urllib.request.urlopen(f"http://{server.address}/ready", timeout=5).status == 200  # 503 while paused
+
+
+class WaitingBroadcast(FailingBroadcast):
+    """A group that every server joins, and whose broadcast waits, as gloo's does, for servers that will not receive."""
+
+    def __init__(self):
+        super().__init__()
+        self.aborted = threading.Event()
+
+    def connect(self, world_size):
+        self.connected = True
+
+    def buckets(self):
+        yield Bucket(["a.weight"], ["float32"], [[1]], torch.zeros(4, dtype=torch.uint8))
+
+    def send(self, bucket):
+        assert self.aborted.wait(20.0), "nobody noticed that a server does not receive"
+        raise RuntimeError("given up")
+
+    def abort(self):
+        self.aborted.set()
+        self.connected = False
+
+
+def member(*faults):
+    """A server that joins a group."""
+    return ScriptedServer(Script(more_routes=(*GROUP, LEAVE), faults=faults))
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr(publishing, "LETTING_GO_S", 0.2)
+    monkeypatch.setattr(fleet_module, "PROBE_PERIOD_S", 0.05)
+    monkeypatch.setattr(fleet_module, "PROBE_TIMEOUT_S", 0.5)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("kind", ["status", "die", "hang"])
+def test_a_broadcast_ends_when_a_server_does_not_receive_and_the_servers_load_from_disk(published, kind):
+    receiving, failing = member(Fault("hang", UPDATE)), member(Fault(kind, UPDATE, status=400))
+    with receiving, failing, engine_on(receiving, failing) as engine:
+        if kind == "hang":
+            failing.add_faults(Fault("hang", "/ready", times=3))
+        broadcast = WaitingBroadcast()
+        engine.update_weights(WeightUpdate(1, path=published, broadcast=broadcast))
+        assert (receiving.counts[UPDATE], broadcast.aborted.is_set()) == (1, True)
+        assert "v1" in (receiving.weight_version, failing.weight_version)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_server_that_refuses_a_broadcast_leaves_the_group_so_that_nobody_waits_for_it():
+    receiving, refusing = member(Fault("hang", UPDATE)), member(Fault("status", UPDATE, status=400))
+    with receiving, refusing, engine_on(receiving, refusing) as engine:
+        with pytest.raises(BroadcastError, match="scripted fault"):
+            engine.update_weights(WeightUpdate(1, broadcast=WaitingBroadcast()))
+        assert refusing.counts[LEAVE] == 1
+        assert LEAVE not in receiving.counts  # it waits for the tensor
+        assert receiving.counts["/continue_generation"] >= 1
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_what_failed_as_a_broadcast_may_be_published_from_disk_and_the_run_goes_on(published):
+    with member(Fault("status", UPDATE, status=400)) as server, engine_on(server) as engine:
+        with pytest.raises(BroadcastError):
+            engine.update_weights(WeightUpdate(1, broadcast=WaitingBroadcast()))
+        engine.update_weights(WeightUpdate(1, path=published))
+        assert (server.weight_version, engine.get_version()) == ("v1", 1)
+        assert engine._executor._error is None
+
+
+def test_a_dead_server_is_left_out_of_the_group(published):
+    with ScriptedServer() as first, ScriptedServer() as second, engine_on(first, second) as engine:
+        first.kill()
+        broadcast = FailingBroadcast()
+        engine.update_weights(WeightUpdate(1, path=published, broadcast=broadcast))
+        assert broadcast.world_size == 2

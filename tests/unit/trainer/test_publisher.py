@@ -1,0 +1,77 @@
+"""What the publisher does where a broadcast fails."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+
+from areal_trainer.publisher import Publisher
+from areal_trainer.ranks import Ranks
+from areal_trainer.servers.weight_update import BroadcastError
+from areal_trainer.weights.disk import WeightUpdate, verify_published
+
+
+class CountingPolicy:
+    """Two tensors; counts how often each was gathered, which all ranks do together."""
+
+    def __init__(self) -> None:
+        self.gathered = 0
+
+    def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in ("a.weight", "b.weight"):
+            self.gathered += 1
+            yield name, torch.ones(4)
+
+    def save_model_config(self, directory: Path) -> None:
+        pass
+
+
+class BreakingEngine:
+    """Takes the first tensor of every broadcast, then fails."""
+
+    def __init__(self) -> None:
+        self.updates: list[WeightUpdate] = []
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        self.updates.append(update)
+        if update.broadcast is not None:
+            next(update.broadcast._tensors())
+            raise BroadcastError("a server refused")
+
+    def update_weights_async(self, update: WeightUpdate) -> Future[None]:
+        raise AssertionError("a broadcast is waited for")
+
+    def servers_behind(self) -> bool:
+        return False
+
+
+def test_weights_whose_broadcast_failed_are_published_through_files(tmp_path: Path) -> None:
+    policy, engine = CountingPolicy(), BreakingEngine()
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    publisher = Publisher(policy, engine, mode="distributed", run=tmp_path, dtype=torch.float32, ranks=ranks)
+    publisher.publish(3, wait=False)
+    assert [(update.version, update.broadcast is None) for update in engine.updates] == [(3, False), (3, True)]
+    assert engine.updates[1].path is not None
+    verify_published(engine.updates[1].path)
+    assert policy.gathered == 4  # both for the broadcast, also the one that was not sent, and both for the files
+
+
+class EngineWithOneBehind(BreakingEngine):
+    """A server of it missed the last broadcast."""
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        self.updates.append(update)
+
+    def servers_behind(self) -> bool:
+        return True
+
+
+def test_a_broadcast_is_in_files_too_while_a_server_is_behind(tmp_path: Path) -> None:
+    engine, ranks = EngineWithOneBehind(), Ranks(0, 1, torch.device("cpu"))
+    publisher = Publisher(CountingPolicy(), engine, mode="distributed", run=tmp_path, dtype=torch.float32, ranks=ranks)
+    publisher.publish(3, wait=False)
+    [update] = engine.updates
+    assert update.broadcast is not None
+    assert update.path is not None
+    verify_published(update.path)

@@ -1,0 +1,112 @@
+"""Rank 0's end of a broadcast, against a peer in this process that joins and does not receive."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from areal_trainer.weights.broadcast import Broadcast
+
+TIMEOUT = timedelta(seconds=60)
+
+
+@pytest.fixture
+def broadcast() -> Iterator[Broadcast]:
+    made = Broadcast(
+        lambda: iter([("a.weight", torch.arange(250_000.0))]),
+        device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=TIMEOUT.total_seconds(),
+    )  # fmt: skip
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def join(name: str, port: int) -> dist.ProcessGroupGloo:
+    """The end of a server, as torch builds it for a group of that name."""
+    store: dist.Store = dist.TCPStore("127.0.0.1", port, 2, timeout=TIMEOUT, wait_for_workers=False)
+    for prefix in (name, f"{name}/", "cpu/"):
+        store = dist.PrefixStore(prefix, store)
+    return dist.ProcessGroupGloo(store, 1, 2, TIMEOUT)
+
+
+def connected(broadcast: Broadcast, threads: ThreadPoolExecutor) -> dist.ProcessGroupGloo:
+    name, port = broadcast.plan_group()
+    connecting = threads.submit(broadcast.connect, 2)
+    peer = join(name, port)
+    connecting.result(20)
+    return peer
+
+
+def waits_for_servers() -> bool:
+    return any(thread.name == "broadcast" for thread in threading.enumerate())
+
+
+def test_a_peer_receives_what_is_sent(broadcast: Broadcast, threads: ThreadPoolExecutor) -> None:
+    peer = connected(broadcast, threads)
+    bucket = next(broadcast.buckets())
+    sending = threads.submit(broadcast.send, bucket)
+    received = torch.empty_like(bucket.payload)
+    peer.broadcast([received]).wait()
+    sending.result(20)
+    assert torch.equal(received.view(torch.float32), torch.arange(250_000.0))
+
+
+def test_a_broadcast_that_waits_for_a_peer_ends_when_it_is_aborted(
+    broadcast: Broadcast, threads: ThreadPoolExecutor
+) -> None:
+    peer = connected(broadcast, threads)
+    sending = threads.submit(broadcast.send, next(broadcast.buckets()))
+    while not waits_for_servers():
+        threading.Event().wait(0.001)
+    broadcast.abort()
+    with pytest.raises(RuntimeError, match="given up"):
+        sending.result(20)  # by itself it would end after 60 s
+    assert not broadcast.connected
+    del peer  # its connections are closed, as those of a server that leaves the group
+    for thread in threading.enumerate():
+        if thread.name == "broadcast":
+            thread.join(20)
+    assert not waits_for_servers()
+
+
+def test_a_wait_for_peers_to_join_ends_when_it_is_aborted_and_lets_them_go(
+    broadcast: Broadcast, threads: ThreadPoolExecutor
+) -> None:
+    name, port = broadcast.plan_group()
+    connecting = threads.submit(broadcast.connect, 3)
+    store = dist.TCPStore("127.0.0.1", port, 3, timeout=TIMEOUT, wait_for_workers=False)
+    joining = threads.submit(dist.ProcessGroupGloo, dist.PrefixStore(name, store), 1, 3, TIMEOUT)
+    while not waits_for_servers():
+        threading.Event().wait(0.001)
+    broadcast.abort()
+    with pytest.raises(RuntimeError, match="given up"):
+        connecting.result(20)
+    with pytest.raises(RuntimeError):
+        joining.result(20)
+
+
+def test_after_an_abort_a_new_group_can_be_joined(broadcast: Broadcast, threads: ThreadPoolExecutor) -> None:
+    connected(broadcast, threads)
+    broadcast.abort()
+    peer = connected(broadcast, threads)
+    bucket = next(broadcast.buckets())
+    sending = threads.submit(broadcast.send, bucket)
+    peer.broadcast([torch.empty_like(bucket.payload)]).wait()
+    sending.result(20)
+
+
+def test_a_trainer_that_starts_again_gives_its_groups_names_that_servers_have_not_seen(broadcast: Broadcast) -> None:
+    other = Broadcast(
+        lambda: iter([]), device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=60.0
+    )
+    names = [one.plan_group()[0] for one in (broadcast, other, broadcast, other)]
+    assert len(set(names)) == 4

@@ -1,0 +1,152 @@
+"""The parts of a run, put together from its configuration."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from areal_api import names
+from areal_api.config import GRPOConfig
+from areal_trainer.algo.filters import rewards_differ
+from areal_trainer.data.dataset import PromptLoader, load_hf_tokenizer, train_loader, valid_rows
+from areal_trainer.engine import RemoteSGLangEngine
+from areal_trainer.model.policy import Policy, ReferenceModel
+from areal_trainer.publisher import Publisher
+from areal_trainer.ranks import Ranks
+from areal_trainer.reward.pool import RewardPool
+from areal_trainer.rollout.executor import Accept
+from areal_trainer.rollout.make_workflow import make_workflow, vocabulary_size
+from areal_trainer.rollout.workflow import RolloutWorkflow
+from areal_trainer.stats.logger import StatsLogger
+from areal_trainer.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the loop works with. The engine is not connected yet."""
+
+    config: GRPOConfig
+    run: Path
+    ranks: Ranks
+    policy: Policy
+    reference: ReferenceModel | None
+    engine: RemoteSGLangEngine
+    publisher: Publisher
+    loader: PromptLoader
+    workflow: RolloutWorkflow
+    eval_workflow: RolloutWorkflow
+    accept: Accept | None
+    valid_rows: list[dict[str, Any]]  # empty where there is no valid_dataset, and on every rank but the first
+    stats: StatsLogger | None  # rank 0's
+    vocab_size: int
+    steps_per_epoch: int
+    total_steps: int
+
+
+@contextmanager
+def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
+    """The parts of a run; closes them at the end. Raises ``ValueError`` for what the configuration asks in vain."""
+    with ExitStack() as stack:
+        stats = stack.enter_context(_stats_logger(config, run)) if ranks.is_first else None
+        tokenizer = load_hf_tokenizer(config.tokenizer)
+        loader = train_loader(
+            config.train_dataset, tokenizer, seed=config.seed, rank=ranks.rank, world_size=ranks.world_size
+        )
+        total_steps = len(loader) * config.total_train_epochs
+        if config.total_train_steps is not None:
+            total_steps = min(total_steps, config.total_train_steps)
+        engine = RemoteSGLangEngine(
+            config.rollout,
+            batch_size=config.consumer_batch_size,
+            max_staleness=config.max_staleness,
+            total_batches=total_steps,
+            dump_dir=names.rollouts_dir(run),
+        )
+        stack.callback(engine.destroy)
+        pool = RewardPool.of(config.reward)
+        stack.callback(pool.close)  # before the engine, on whose event loop it works
+        if ranks.is_first:
+            pool.start()  # its processes import while the model is loaded
+        policy = Policy(
+            config.actor,
+            device=ranks.device.type,
+            total_steps=total_steps,
+            seed=config.seed,
+            tokenizer_path=config.tokenizer,
+        )
+        publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)
+        stack.callback(publisher.close)
+        yield Parts(
+            config=config,
+            run=run,
+            ranks=ranks,
+            policy=policy,
+            reference=_reference(config, ranks),
+            engine=engine,
+            publisher=publisher,
+            loader=loader,
+            workflow=make_workflow(config, config.gconfig, tokenizer, pool),
+            eval_workflow=make_workflow(config, config.evaluation, tokenizer, pool),
+            accept=_differs if config.actor.dynamic_sampling else None,
+            valid_rows=valid_rows(config.valid_dataset, tokenizer) if config.valid_dataset and ranks.is_first else [],
+            stats=stats,
+            vocab_size=vocabulary_size(config.actor.path),
+            steps_per_epoch=len(loader),
+            total_steps=total_steps,
+        )
+
+
+def make_publisher(
+    config: GRPOConfig, policy: Policy, engine: RemoteSGLangEngine | None, *, run: Path, ranks: Ranks
+) -> Publisher:
+    """Publishes in the type that the servers compute in."""
+    name = config.actor.dtype if config.sglang.dtype == "auto" else config.sglang.dtype
+    return Publisher(
+        policy,
+        engine,
+        mode=config.actor.weight_update_mode,
+        run=run,
+        dtype=getattr(torch, name),
+        ranks=ranks,
+        address=_own_address(os.environ.get(names.SERVER_ADDRS, "")),
+    )
+
+
+def _reference(config: GRPOConfig, ranks: Ranks) -> ReferenceModel | None:
+    if config.actor.kl_ctl == 0:
+        return None
+    return ReferenceModel(config.ref or config.actor, temperature=config.actor.temperature, device=ranks.device.type)
+
+
+def _stats_logger(config: GRPOConfig, run: Path) -> StatsLogger:
+    return StatsLogger(
+        run,
+        config.stats_logger,
+        experiment_name=config.experiment_name,
+        trial_name=config.trial_name,
+        settings=config.model_dump(mode="json"),
+    )
+
+
+def _differs(group: list[Trajectory]) -> bool:
+    return rewards_differ([trajectory.reward for trajectory in group])
+
+
+def _own_address(server_addrs: str) -> str:
+    """The address under which the servers reach this host: that of the interface towards the first of them."""
+    host, _, port = server_addrs.split(",")[0].strip().rpartition(":")
+    if not host:
+        return "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # a datagram socket sends nothing to connect
+        try:
+            probe.connect((host, int(port)))
+        except OSError:
+            return "127.0.0.1"  # the name is not known yet: the server's pod is still to come
+        return str(probe.getsockname()[0])

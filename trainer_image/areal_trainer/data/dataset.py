@@ -1,0 +1,130 @@
+"""Problems for training and evaluation: rows with a chat prompt and a reference answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from areal_api.config import DatasetConfig
+from areal_trainer.data.loader import PromptLoader, global_batches
+from areal_trainer.data.source import Row, Source, read_source
+from areal_trainer.data.tokenizer import load_hf_tokenizer, prompt_lengths, require_chat_template
+
+__all__ = ["Problems", "PromptLoader", "load_hf_tokenizer", "train_loader", "train_problems", "valid_rows"]
+
+logger = logging.getLogger(__name__)
+
+ROWS_A_TIME = 512  # tokenised together
+
+
+class Problems(Dataset):
+    """Rows as a workflow gets them: ``messages``, ``answer``, ``task_id``, and every other column of the data.
+
+    ``dropped`` prompts were longer than ``max_length`` tokens. ``task_id`` is the row's own ``task_id`` or ``id``, or
+    ``<split>/<row number>``.
+    """
+
+    def __init__(self, source: Source, config: DatasetConfig, *, split: str) -> None:
+        self.name = source.name
+        self.dropped = 0
+        self._rows = source.rows
+        self._config = config
+        self._split = split
+        self._kept: Sequence[int] = range(min(len(source.rows), config.limit or len(source.rows)))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Row:
+        number = self._kept[index]
+        row = dict(self._rows[number])
+        config = self._config
+        if "messages" not in row:
+            text = str(row.pop(config.question_column))
+            content = f"{text}\n{config.instruction}" if config.instruction else text
+            row["messages"] = [{"role": "user", "content": content}]
+        if config.answer_column in row:
+            row["answer"] = row.pop(config.answer_column)
+        row["task_id"] = str(row.get("task_id", row.get("id", f"{self._split}/{number}")))
+        return row
+
+    def __getitems__(self, indices: list[int]) -> list[Row]:
+        return [self[index] for index in indices]
+
+    def drop_long(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """Drop the prompts of more than ``max_length`` tokens."""
+        kept: list[int] = []
+        numbers = iter(enumerate(self._kept))
+        while chunk := list(islice(numbers, ROWS_A_TIME)):
+            lengths = prompt_lengths(tokenizer, [self[index]["messages"] for index, _ in chunk])
+            kept += [number for (_, number), length in zip(chunk, lengths, strict=True) if length <= max_length]
+        self.dropped += len(self._kept) - len(kept)
+        self._kept = kept
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+
+def train_problems(config: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> Problems:
+    """The problems of ``train_dataset``; see ``Problems``."""
+    return _problems(config, tokenizer, split=config.split or "train", section="train_dataset")
+
+
+def train_loader(
+    config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, rank: int = 0, world_size: int = 1
+) -> PromptLoader:
+    """The batches of ``train_dataset`` for one rank; see ``PromptLoader``. Raises ``ValueError`` for unusable data."""
+    problems = train_problems(config, tokenizer)
+    batches = global_batches(
+        config, len(problems), section="train_dataset", seed=seed, rank=rank, world_size=world_size
+    )
+    return PromptLoader(problems, batches, num_workers=config.num_workers)
+
+
+def valid_rows(config: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """All rows of ``valid_dataset``, in the order in which they are stored."""
+    return list(_problems(config, tokenizer, split=config.split or "test", section="valid_dataset"))
+
+
+def _problems(config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, split: str, section: str) -> Problems:
+    require_chat_template(tokenizer)
+    source = read_source(config, split=split, section=section, tokenizer=tokenizer)
+    if not len(source.rows):
+        raise ValueError(f"{section}.path is {config.path!r}: {source.name} has no rows")
+    _check_columns(source, config, section=section)
+    problems = Problems(source, config, split=split)
+    if config.max_length is not None:
+        problems.drop_long(tokenizer, config.max_length)
+    if not len(problems):
+        raise ValueError(
+            f"{section}.max_length is {config.max_length} tokens and all {problems.dropped} prompts of {source.name} "
+            "are longer; raise it"
+        )
+    logger.info(
+        "%s: %d problems from %s; %d prompts over max_length (%s tokens) dropped",
+        section,
+        len(problems),
+        source.name,
+        problems.dropped,
+        config.max_length,
+    )
+    return problems
+
+
+def _check_columns(source: Source, config: DatasetConfig, *, section: str) -> None:
+    """A question (or messages) in every row, and an answer unless the user's own function made the rows."""
+    needed = [] if "messages" in source.columns else [("question_column", config.question_column)]
+    if not source.own:
+        needed.append(("answer_column", config.answer_column))
+    for key, column in needed:
+        if column not in source.columns:
+            alternative = " (or give the rows messages)" if key == "question_column" else ""
+            raise ValueError(
+                f"{source.name} has no column {column!r} in every row; its columns are: "
+                f"{', '.join(source.columns) or 'none'}. Set {section}.{key}{alternative}"
+            )

@@ -1,0 +1,251 @@
+"""The transformers model of the trainer: loaded, sharded over the ranks, and asked for log-probs."""
+
+# P tokens of a pass, N trained tokens of it, H hidden size
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.initialization import no_init_weights
+
+from areal_api.actor import TrainEngineConfig
+from areal_trainer.algo.logprobs import token_logprobs
+from areal_trainer.model import attention
+from areal_trainer.model.attention import SegmentIndex
+from areal_trainer.model.layout import Cost, Layout
+from areal_trainer.model.onednn_linear import use_quicker_linear
+
+logger = logging.getLogger(__name__)
+
+# Ways in which a model changes its logits after the output embedding, by the configuration key that says so.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
+
+class LanguageModel(nn.Module):
+    """Log-probs of the tokens of a pass. ``forward`` is the one entry, so that FSDP gathers all it needs.
+
+    Master weights are float32; with a ``dtype`` other than float32 FSDP computes in that type. One rank that computes
+    in float32 has nothing to shard or to convert and runs the bare model.
+    """
+
+    def __init__(self, config: TrainEngineConfig, *, section: str, device: torch.device, temperature: float) -> None:
+        super().__init__()
+        self.device = device
+        self.dtype = getattr(torch, config.dtype)
+        self.attention = _attention(config, section, device)
+        self.temperature = temperature
+        self.causal_lm = _load(config.path, section, self.attention)
+        self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
+        if device.type == "cpu":
+            use_quicker_linear(self.causal_lm)
+        if config.gradient_checkpointing:
+            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.cost = self._cost() if self.attention == attention.NAME else None
+        # On a CPU everything is in host memory already.
+        self.offloads = config.fsdp.offload_params and device.type == "cuda"
+        self.sharded = _world_size() > 1 or self.dtype != torch.float32 or self.offloads
+        if self.sharded:
+            self._shard(config, section)
+        else:
+            self.causal_lm.to(device)
+
+    def forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Log-prob and entropy (no gradient) of the N trained tokens, float32."""
+        source_N, target_N = layout.source_N.to(self.device), layout.target_N.to(self.device)
+        hidden_NH = self._hidden(layout)[source_N]
+        weight_VH = self.causal_lm.get_output_embeddings().weight
+        # Row n of hidden_NH judges target n: as a sequence of N + 1 tokens of which all but the first are asked for.
+        targets = torch.cat([target_N.new_zeros(1), target_N])
+        index_N = torch.arange(1, len(targets), device=self.device)
+        return token_logprobs(hidden_NH, weight_VH, targets, index_N, temperature=self.temperature)
+
+    def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Collective: every parameter whole, in ``dtype``, under its Hugging Face name; tied ones once.
+
+        ``RuntimeError`` where one has another shape than was loaded, or is missing: servers take that in silence.
+        """
+        for name, parameter in self.causal_lm.named_parameters():
+            tensor = parameter.detach().to(self.dtype)
+            if isinstance(tensor, DTensor):
+                # Parameters that are offloaded to host memory are gathered on the device.
+                tensor = tensor.to(self.device).full_tensor()
+            if tensor.shape != self._shapes.get(name):
+                raise RuntimeError(f"{name} is {list(tensor.shape)}; loaded was {self._shapes.get(name)}")
+            yield name, tensor
+        if missing := self._shapes.keys() - dict(self.causal_lm.named_parameters()).keys():
+            raise RuntimeError(f"the model has lost {', '.join(sorted(missing))}")
+
+    def save_config(self, directory: Path) -> None:
+        """Write config.json and generation_config.json, with ``dtype`` as the type of the weights."""
+        config = self.causal_lm.config
+        config.architectures = [type(self.causal_lm).__name__]
+        config.dtype = self.dtype
+        config.save_pretrained(directory)
+        if self.causal_lm.generation_config is not None:
+            self.causal_lm.generation_config.save_pretrained(directory)
+
+    def _hidden(self, layout: Layout) -> Tensor:
+        """Last hidden states of the P tokens of a pass."""
+        backbone = self.causal_lm.base_model
+        if self.attention == "eager":
+            return self._padded_hidden(layout)
+        extra: dict[str, Any]
+        if self.attention == attention.NAME:
+            extra = {"segments": SegmentIndex.of(layout.segments, self.device)}
+        else:
+            extra = _varlen(layout, self.device)
+        states = backbone(
+            input_ids=layout.input_ids_P.to(self.device).unsqueeze(0),
+            position_ids=layout.position_ids_P.to(self.device).unsqueeze(0),
+            use_cache=False,
+            **extra,
+        )
+        return states.last_hidden_state[0]
+
+    def _padded_hidden(self, layout: Layout) -> Tensor:
+        """One row a sequence, padded on the right, under the model's own causal mask: no token sees the padding."""
+        longest = max(segment.length for segment in layout.segments)
+        row_P = torch.cat([torch.full((s.length,), row) for row, s in enumerate(layout.segments)])
+        at_P = row_P * longest + layout.position_ids_P
+        ids = torch.zeros(len(layout.segments) * longest, dtype=torch.int64)
+        ids[at_P] = layout.input_ids_P
+        states = self.causal_lm.base_model(input_ids=ids.view(-1, longest).to(self.device), use_cache=False)
+        return states.last_hidden_state.flatten(0, 1)[at_P.to(self.device)]
+
+    def _cost(self) -> Cost:
+        config = self.causal_lm.config
+        embedded = sum(p.numel() for p in self.causal_lm.get_input_embeddings().parameters())
+        parameters = sum(p.numel() for p in self.causal_lm.base_model.parameters()) - embedded
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        # Attention kernels reach about half the rate of a large matrix multiplication.
+        pair = 2 * 4 * config.num_hidden_layers * config.num_attention_heads * size
+        return Cost(token=2 * parameters, pair=pair)
+
+    def _shard(self, config: TrainEngineConfig, section: str) -> None:
+        if not dist.is_initialized():
+            raise RuntimeError(
+                f"{section}.dtype {config.dtype} (or offload_params) is FSDP's work and needs a process group; "
+                "enter areal_trainer.ranks.joined first"
+            )
+        layers = [m for m in self.causal_lm.modules() if type(m).__name__ in (self.causal_lm._no_split_modules or ())]
+        policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
+        mesh = init_device_mesh(self.device.type, (_world_size(),))
+        whole = self.causal_lm.state_dict() if _is_first() else {}
+        offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
+        for layer in layers:
+            fully_shard(
+                layer,
+                mesh=mesh,
+                mp_policy=policy,
+                offload_policy=offload,
+                reshard_after_forward=config.fsdp.reshard_after_forward,
+            )
+        fully_shard(self, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        if _world_size() > 1:
+            from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            set_model_state_dict(self.causal_lm, whole, options=from_first)
+        for buffer in self.buffers():
+            buffer.data = buffer.data.to(self.device)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability in the model to 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _attention(config: TrainEngineConfig, section: str, device: torch.device) -> str:
+    """The attention implementation under transformers' name."""
+    chosen = config.attn_impl or ("flash_attention_2" if device.type == "cuda" else "sdpa")
+    if chosen == "sdpa":
+        return attention.NAME
+    if chosen == "flash_attention_2":
+        if device.type != "cuda":
+            raise ValueError(f"{section}.attn_impl is flash_attention_2, which needs a GPU; set attn_impl: sdpa")
+        if importlib.util.find_spec("flash_attn") is None:
+            raise ValueError(
+                f"{section}.attn_impl is flash_attention_2 (the default on cuda), but the package flash_attn is not "
+                "installed; install it or set attn_impl: sdpa"
+            )
+        if config.dtype == "float32":
+            raise ValueError(
+                f"{section}.attn_impl flash_attention_2 has no float32; set dtype: bfloat16 or attn_impl: sdpa"
+            )
+    return chosen
+
+
+def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
+    AttentionInterface.register(attention.NAME, attention.segment_attention)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if _is_first():
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=torch.float32, attn_implementation=implementation
+            )
+        else:
+            # Memory that is never written takes none: only rank 0 holds the whole model, until it is sharded.
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=torch.float32, attn_implementation=implementation
+                )
+            model.tie_weights()
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{section}.path is {path!r}, where no model can be loaded: {reason}") from error
+    if implementation == attention.NAME and not model._supports_attention_backend:
+        raise ValueError(
+            f"{section}.path: {type(model).__name__} has an attention of its own; set {section}.attn_impl: eager"
+        )
+    head = model.get_output_embeddings()
+    changes = [key for key in _LOGIT_CHANGES if getattr(config, key, None) not in (None, 1, 1.0)]
+    if getattr(head, "bias", None) is not None or changes:
+        what = ", ".join(changes) or "a bias of the output embedding"
+        raise ValueError(f"{section}.path: {type(model).__name__} has {what}, which the trainer does not compute")
+    _check_names(model, section)
+    return model
+
+
+def _check_names(model: PreTrainedModel, section: str) -> None:
+    names = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
+    if revert_weight_conversion(model, dict(names)).keys() != names.keys():
+        raise ValueError(
+            f"{section}.path: {type(model).__name__} is trained under other tensor names than its checkpoint has "
+            "(fused experts, for instance), and the servers could not load its weights; choose a dense model"
+        )
+
+
+def _varlen(layout: Layout, device: torch.device) -> dict[str, Any]:
+    lengths = torch.tensor([segment.length for segment in layout.segments])
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+    longest = int(lengths.max())
+    return {
+        "cu_seq_lens_q": cu_seqlens,
+        "cu_seq_lens_k": cu_seqlens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1

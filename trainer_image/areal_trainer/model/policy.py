@@ -1,0 +1,316 @@
+"""The policy that is trained, and the reference model beside it.
+
+A pass goes ``passes`` (which sequences) → ``layout`` (how they lie) → ``language_model`` (log-probs) → loss here.
+"""
+
+# B sequences of this rank, T tokens of its batch, N trained tokens of a pass, K statistics
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from areal_api.actor import PPOActorConfig, TrainEngineConfig
+from areal_trainer.algo.loss import ppo_loss, sapo_loss
+from areal_trainer.algo.m2po import second_moment_mask
+from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
+from areal_trainer.batch import PackedBatch
+from areal_trainer.data.tokenizer import load_hf_tokenizer
+from areal_trainer.model.language_model import LanguageModel, disable_dropout
+from areal_trainer.model.layout import Family, Layout, families
+from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches, over_ranks
+from areal_trainer.model.optimizer import learning_rate, make_optimizer
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "grpo_actor/"
+LOGPROB_DIFF = (
+    "rollout_logprob_diff"  # over all trained tokens; those of older versions differ by what was learned since
+)
+CURRENT_DIFF = "rollout_logprob_diff_current"  # over the tokens that the current version made: rounding alone
+
+
+class ReferenceModel:
+    """A frozen model that is asked for log-probs. ``section`` names its configuration in messages."""
+
+    section = "ref"
+
+    def __init__(self, config: TrainEngineConfig, *, device: str, temperature: float = 1.0) -> None:
+        place = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
+        self._section_config = config
+        self.model = LanguageModel(config, section=self.section, device=place, temperature=temperature)
+        self.model.requires_grad_(False)
+        self.model.eval()
+
+    def logprobs(self, batch: PackedBatch) -> Tensor:
+        """Log-prob of each trained token, [T] float32 in host memory; 0 off the loss mask. Collective."""
+        self.model.eval()
+        logp_T = torch.zeros(len(batch.input_ids_T), dtype=torch.float32)
+        with torch.no_grad():
+            for layout in self._passes(batch, families(batch, cost=self.model.cost)):
+                logp_N, _ = self.model(layout)
+                logp_T[layout.token_N] = logp_N.cpu()
+        return logp_T
+
+    def _passes(self, batch: PackedBatch, units: list[Family]) -> list[Layout]:
+        return microbatches(batch, units, self._section_config.mb_spec, field=f"{self.section}.mb_spec")
+
+
+class Policy(ReferenceModel):
+    """The model that learns, with its optimizer and schedule."""
+
+    section = "actor"
+
+    def __init__(
+        self, config: PPOActorConfig, *, device: str, total_steps: int, seed: int, tokenizer_path: str | None = None
+    ) -> None:
+        """``tokenizer_path``: saved with the model; by default the one of ``config.path``."""
+        if config.dtype == "float16":
+            raise ValueError("actor.dtype float16 cannot hold small gradients; set bfloat16 or float32")
+        super().__init__(config, device=device, temperature=config.temperature)
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        torch.manual_seed(seed + rank)  # of dropout, the only chance in an update
+        if config.disable_dropout:
+            disable_dropout(self.model)
+        self.model.requires_grad_(True)
+        self.config = config
+        self.tokenizer_path = tokenizer_path or config.path
+        self.version = 0
+        """Weight version of the parameters; the training loop sets it."""
+        self._total_steps = total_steps
+        self._steps_done = 0  # calls of update: what the schedule counts
+        self._optimizer = make_optimizer(config.optimizer, self.model.parameters())
+
+    def update(
+        self, batch: PackedBatch, *, advantages_T: Tensor, prox_logp_T: Tensor | None = None
+    ) -> dict[str, float]:
+        """``ppo_n_minibatches`` optimizer steps and one step of the schedule; returns statistics. Collective.
+
+        ``prox_logp_T`` is what ``logprobs`` returned for this batch; None takes the server's log-probs as the old ones.
+        The loss of a minibatch is the mean over its trained tokens on all ranks; a minibatch without any, or whose
+        gradient is not finite, leaves the parameters as they are. Raises ``RuntimeError`` on every rank where server
+        and trainer disagree by more than ``max_logprob_diff`` on tokens of the current version.
+        """
+        if prox_logp_T is None and (self.config.use_decoupled_loss or self.config.recompute_logprob):
+            raise ValueError("actor.use_decoupled_loss and actor.recompute_logprob need prox_logp_T from logprobs()")
+        parts: list[Stats] = []
+        if prox_logp_T is not None:
+            parts.append(self._checked(self._difference(batch, prox_logp_T, batch.loss_mask_T)))
+        rate = learning_rate(self.config.optimizer, step=self._steps_done, total_steps=self._total_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        norms: list[float] = []
+        self.model.train()
+        for units in minibatches(batch, self.config.ppo_n_minibatches, cost=self.model.cost):
+            stats, differences = self._accumulate(batch, units, advantages_T, prox_logp_T)
+            if prox_logp_T is None and not norms:
+                parts.append(self._checked(merge_stats(differences)))
+            parts.append(merged_over_ranks(merge_stats(stats)))
+            norms.append(self._apply_gradient(tokens=int(parts[-1]["actor_loss"][1])))
+        self._steps_done += 1
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        numbers = report(merge_stats(parts)) | {"lr": rate, "update_successful": len(finite) / len(norms)}
+        if finite:
+            numbers["grad_norm"] = sum(finite) / len(finite)
+        return {f"{PREFIX}{name}": value for name, value in numbers.items()}
+
+    def warm_up(self, batch: PackedBatch) -> None:
+        """Go through log-probs and gradients of ``batch`` and forget them: memory and kernels are then there for the
+        first step. Weights, optimizer, schedule and random numbers stay as they are. Collective."""
+        device = self.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            prox_logp_T = self.logprobs(batch)
+            self.model.train()
+            for units in minibatches(batch, self.config.ppo_n_minibatches, cost=self.model.cost):
+                self._accumulate(batch, units, torch.zeros_like(prox_logp_T), prox_logp_T)
+        self._optimizer.zero_grad()
+        self._fill_optimizer_state()
+
+    def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor whole, on the device, in ``actor.dtype``, under its Hugging Face name; tied ones once.
+
+        Collective: every rank must go through all of them. One tensor is whole at a time.
+        """
+        return self.model.named_full_tensors()
+
+    def save_model_config(self, directory: Path) -> None:
+        """Write config.json and generation_config.json."""
+        self.model.save_config(directory)
+
+    def save_hf(self, directory: Path) -> None:
+        """Write a Hugging Face checkpoint with tokenizer, in ``actor.dtype``. Collective; rank 0 writes."""
+        writes = not dist.is_initialized() or dist.get_rank() == 0
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.named_full_tensors():
+            if writes:
+                tensors[name] = tensor.cpu().contiguous()
+        if writes:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.model.causal_lm.save_pretrained(directory, state_dict=tensors)
+            self.model.save_config(directory)
+            load_hf_tokenizer(self.tokenizer_path).save_pretrained(directory)
+        if dist.is_initialized():
+            dist.barrier()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective: model, optimizer and schedule for torch.distributed.checkpoint, for any number of ranks."""
+        self._fill_optimizer_state()
+        model = self.model.causal_lm
+        return {
+            "model": get_model_state_dict(model),
+            "optimizer": get_optimizer_state_dict(model, self._optimizer),
+            "steps_done": self._steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state that was read into that of ``state_dict``. Collective."""
+        set_model_state_dict(self.model.causal_lm, state["model"])
+        set_optimizer_state_dict(self.model.causal_lm, self._optimizer, state["optimizer"])
+        self._steps_done = int(state["steps_done"])
+
+    def _accumulate(
+        self, batch: PackedBatch, units: list[Family], advantages_T: Tensor, prox_logp_T: Tensor | None
+    ) -> tuple[list[Stats], list[Stats]]:
+        """Gradients of a minibatch; statistics of this rank, and its differences to the server where unmeasured yet."""
+        layouts = self._passes(batch, units)
+        mine = torch.tensor([sum(len(layout.token_N) for layout in layouts)], dtype=torch.float64)
+        tokens = over_ranks(mine)
+        # FSDP averages gradients over ranks, so a sum over ranks needs the factor len(tokens).
+        scale = len(tokens) / max(1.0, float(tokens.sum()))
+        kept_T = self._kept(batch, layouts, prox_logp_T)
+        stats, differences = [], []
+        for layout in layouts:
+            logp_N, entropy_N = self.model(layout)
+            loss, loss_stats = self._loss(batch, layout, logp_N, advantages_T, prox_logp_T, kept_T)
+            (loss * scale).backward()
+            stats.append(loss_stats | summarize({"entropy": (entropy_N, None)}))
+            if prox_logp_T is None:
+                logp_T = torch.zeros_like(batch.behav_logp_T).index_copy_(0, layout.token_N, logp_N.detach().cpu())
+                here_T = torch.zeros_like(batch.loss_mask_T).index_fill_(0, layout.token_N, True)
+                differences.append(self._difference(batch, logp_T, here_T))
+        return stats, differences
+
+    def _kept(self, batch: PackedBatch, layouts: list[Layout], prox_logp_T: Tensor | None) -> Tensor:
+        """Tokens that take part in the loss of a minibatch: all that are trained, less what M2PO leaves out."""
+        threshold = self.config.m2_threshold
+        if threshold is None or prox_logp_T is None:
+            return batch.loss_mask_T
+        here_T = torch.zeros_like(batch.loss_mask_T)
+        for layout in layouts:
+            here_T[layout.token_N] = True
+        return second_moment_mask(
+            prox_logp_T,
+            batch.behav_logp_T,
+            here_T,
+            threshold=threshold,
+            reduce=lambda sums: over_ranks(sums).sum(0),
+        )
+
+    def _loss(
+        self,
+        batch: PackedBatch,
+        layout: Layout,
+        logp_N: Tensor,
+        advantages_T: Tensor,
+        prox_logp_T: Tensor | None,
+        kept_T: Tensor,
+    ) -> tuple[Tensor, Stats]:
+        """Sum of the token losses of a pass."""
+        config, token_N, device = self.config, layout.token_N, logp_N.device
+        behav_logp_N = batch.behav_logp_T[token_N].to(device)
+        old_logp_N = behav_logp_N if prox_logp_T is None else prox_logp_T[token_N].to(device)
+        advantages_N = advantages_T[token_N].to(device)
+        kept_N = kept_T[token_N].to(device)
+        cu_seqlens = torch.searchsorted(token_N, batch.cu_seqlens.long()).to(device)
+        if config.use_sapo_loss:
+            return sapo_loss(
+                logp_N,
+                old_logp_T=old_logp_N,
+                advantages_T=advantages_N,
+                loss_mask_T=kept_N,
+                cu_seqlens=cu_seqlens,
+                tau_pos=config.sapo_tau_pos,
+                tau_neg=config.sapo_tau_neg,
+                ratio_level=config.importance_sampling_level,
+            )
+        return ppo_loss(
+            logp_N,
+            prox_logp_T=old_logp_N,
+            behav_logp_T=behav_logp_N if config.use_decoupled_loss else None,
+            advantages_T=advantages_N,
+            loss_mask_T=kept_N,
+            cu_seqlens=cu_seqlens,
+            eps_clip=config.eps_clip,
+            eps_clip_higher=config.eps_clip_higher,
+            c_clip=config.c_clip,
+            behav_imp_weight_cap=config.behav_imp_weight_cap,
+            ratio_level=config.importance_sampling_level,
+        )
+
+    def _apply_gradient(self, *, tokens: int) -> float:
+        """Clip the gradient and step, unless there is nothing to learn or it is not finite; returns its norm."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        norm_value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) if tokens else math.nan
+        if math.isfinite(norm_value):
+            factor = self.config.optimizer.gradient_clipping / (norm_value + 1e-6)
+            if factor < 1:
+                torch._foreach_mul_(gradients, factor)
+            self._optimizer.step()
+        else:
+            reason = f"the gradient's norm is {norm_value}" if tokens else "it has no trained tokens"
+            logger.warning("version %d: a minibatch is skipped: %s", self.version, reason)
+        self._optimizer.zero_grad()
+        return norm_value
+
+    def _difference(self, batch: PackedBatch, logp_T: Tensor, where_T: Tensor) -> Stats:
+        """|server − trainer| on trained tokens, and on those of them that the current version made."""
+        difference_T, trained_T = (batch.behav_logp_T - logp_T).abs(), where_T & batch.loss_mask_T
+        current_T = trained_T & (batch.versions_T == self.version)
+        return summarize({LOGPROB_DIFF: (difference_T, trained_T), CURRENT_DIFF: (difference_T, current_T)})
+
+    def _checked(self, mine: Stats) -> Stats:
+        stats = merged_over_ranks(mine)
+        for name, which in ((CURRENT_DIFF, f"tokens of version {self.version}"), (LOGPROB_DIFF, "trained tokens")):
+            total, count, _, largest = stats[name].tolist()
+            # Written so that NaN counts as absurd.
+            if count and not total / count <= self.config.max_logprob_diff:
+                raise RuntimeError(
+                    f"servers and trainer disagree: on {count:.0f} {which} their log-probs differ by "
+                    f"{total / count:.3g} nats a token (at most {largest:.3g}), above actor.max_logprob_diff "
+                    f"{self.config.max_logprob_diff}. Check that the servers run this model (sglang.model_path, "
+                    "tokenizer) in a type like actor.dtype and sample at actor.temperature, and that the policy has "
+                    "not run away (actor.optimizer.lr)"
+                )
+        return stats
+
+    def _fill_optimizer_state(self) -> None:
+        """Give the optimizer its state before the first step, as the first step would find it.
+
+        torch does this too, but by a step that then counts in Adam's bias correction.
+        """
+        if self._optimizer.state or self.config.optimizer.type == "sgd":
+            return
+        parameters = list(self.model.parameters())
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        for parameter in parameters:
+            self._optimizer.state[parameter]["step"].zero_()

@@ -1,0 +1,160 @@
+"""Services that get the statistics beside ``stats.jsonl``: Weights & Biases, SwanLab, TensorBoard, and the operator."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+from areal_api.config import StatsLoggerConfig, SwanlabConfig, WandBConfig
+from areal_trainer.stats.operator_sink import progress_sink
+
+Stats = Mapping[str, float]
+
+
+class Sink(Protocol):
+    """Takes the statistics of a step."""
+
+    def log(self, step: int, stats: Stats) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_sinks(
+    run: Path, config: StatsLoggerConfig, *, experiment_name: str, trial_name: str, settings: Mapping[str, Any]
+) -> list[Sink]:
+    """The configured services, connected. ``settings`` is the run's configuration, shown beside its curves.
+
+    Raises ``ValueError`` where a service needs an API key and there is none.
+    """
+    if config.wandb.mode == "online":
+        _require_wandb_key()
+    if config.swanlab.mode == "cloud":
+        _require_swanlab_key()
+    sinks: list[Sink] = []
+    if config.wandb.mode != "disabled":
+        sinks.append(WandB(run, config.wandb, experiment_name, trial_name, settings))
+    if config.swanlab.mode != "disabled":
+        sinks.append(SwanLab(run, config.swanlab, experiment_name, trial_name, settings))
+    if config.tensorboard.path is not None:
+        sinks.append(TensorBoard(run / config.tensorboard.path))
+    sinks.extend(progress_sink(os.environ))
+    return sinks
+
+
+class WandB:
+    """A run of Weights & Biases; a resumed run goes on in the same one."""
+
+    def __init__(
+        self, run: Path, config: WandBConfig, experiment_name: str, trial_name: str, settings: Mapping[str, Any]
+    ) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            mode=config.mode,
+            project=config.project or experiment_name,
+            entity=config.entity,
+            name=config.name or trial_name,
+            group=config.group,
+            tags=config.tags or None,
+            notes=config.notes,
+            dir=str(run),
+            id=_kept_id(run / "wandb" / "run_id"),
+            resume="allow" if config.mode == "online" else None,
+            config=dict(settings),
+            settings=wandb.Settings(console="off"),
+        )
+        # Its own step only ever grows, so it would drop what a resumed run repeats; ours is the x-axis.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, stats: Stats) -> None:
+        self._run.log({"step": step, **stats})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class SwanLab:
+    """A run of SwanLab."""
+
+    def __init__(
+        self, run: Path, config: SwanlabConfig, experiment_name: str, trial_name: str, settings: Mapping[str, Any]
+    ) -> None:
+        import swanlab
+
+        self._swanlab = swanlab
+        logdir = Path(config.logdir) if config.logdir else run / "swanlab"
+        logdir.mkdir(parents=True, exist_ok=True)
+        swanlab.init(
+            mode=config.mode,
+            project=config.project or experiment_name,
+            experiment_name=config.name or trial_name,
+            logdir=str(logdir),
+            config=dict(settings),
+        )
+
+    def log(self, step: int, stats: Stats) -> None:
+        self._swanlab.log(dict(stats), step=step)
+
+    def close(self) -> None:
+        self._swanlab.finish()
+
+
+class TensorBoard:
+    """Event files of TensorBoard. What a resumed run repeats replaces the earlier points."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._writer: Any = None
+
+    def log(self, step: int, stats: Stats) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._directory), purge_step=step)
+        for name, value in stats.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _kept_id(file: Path) -> str:
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:8])
+    return file.read_text().strip()
+
+
+def _require_wandb_key() -> None:
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    if not named and not _in_netrc(Path(os.environ.get("NETRC", "~/.netrc")).expanduser(), host):
+        raise ValueError(
+            "stats_logger.wandb.mode is online, but there is no API key; set WANDB_API_KEY, run `wandb login`, or set "
+            "stats_logger.wandb.mode=offline"
+        )
+
+
+def _require_swanlab_key() -> None:
+    saved = Path(os.environ.get("SWANLAB_SAVE_DIR", "~/.swanlab")).expanduser() / ".netrc"
+    if not os.environ.get("SWANLAB_API_KEY") and not _in_netrc(saved):
+        raise ValueError(
+            "stats_logger.swanlab.mode is cloud, but there is no API key; set SWANLAB_API_KEY, run `swanlab login`, or "
+            "set stats_logger.swanlab.mode=local"
+        )
+
+
+def _in_netrc(file: Path, host: str | None = None) -> bool:
+    try:
+        hosts = netrc.netrc(str(file)).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return bool(hosts) if host is None else host in hosts

@@ -1,0 +1,174 @@
+"""Publishing new weights to the servers: through files that they load, or by a broadcast from rank 0.
+
+A published version is a directory that is made whole by a rename; what does not carry that name is never loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import xxhash
+
+from areal_api import names
+from areal_trainer.weights.broadcast import Broadcast
+from areal_trainer.weights.safetensors_writer import save_file
+
+MANIFEST = "manifest.json"
+SHARD_BYTES = 2 << 30  # bounds the host memory that publishing takes
+
+
+class Publishable(Protocol):
+    """What publishing needs of a policy."""
+
+    def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Collective: every tensor whole, one at a time, under its Hugging Face name."""
+        ...
+
+    def save_model_config(self, directory: Path) -> None:
+        """Write config.json and generation_config.json."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """New weights for the servers; ``path``, ``broadcast``, or both (who missed the broadcast loads the path)."""
+
+    version: int
+    path: Path | None = None
+    broadcast: Broadcast | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.broadcast is None:
+            raise ValueError(f"WeightUpdate of version {self.version} has neither path nor broadcast; give one")
+
+
+def publish_to_disk(policy: Publishable, *, run: Path, version: int, dtype: torch.dtype, writes: bool) -> Path:
+    """Write ``weights/v<version>/`` whole and durable, and return it. Collective over the policy's ranks.
+
+    ``writes`` is True on the one rank that holds the full tensors; the others only take part in gathering them.
+    The last two versions are kept.
+    """
+    target = names.weights_version_dir(run, version)
+    if not writes:
+        for _ in policy.named_full_tensors():
+            pass
+        return target
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    policy.save_model_config(partial)
+    checksums = _write_shards(policy.named_full_tensors(), partial, dtype)
+    write_manifest(partial, version, checksums)
+    replace_directory(partial, target)
+    _prune(names.weights_dir(run), keep=(version - 1, version))
+    return target
+
+
+def verify_published(directory: Path) -> None:
+    """Raise ``ValueError`` where a file differs from the manifest in size or checksum, or is missing."""
+    manifest = directory / MANIFEST
+    if not manifest.is_file():
+        raise ValueError(f"{directory} has no {MANIFEST}: it is not a published version")
+    for name, wanted in json.loads(manifest.read_text())["files"].items():
+        file = directory / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != wanted["size"]:
+            raise ValueError(f"{file} has {size} bytes, the manifest says {wanted['size']}")
+        if _checksum(file) != wanted["xxh3_128"]:
+            raise ValueError(f"{file} differs from the checksum in the manifest")
+
+
+def latest_published(run: Path) -> tuple[int, Path] | None:
+    """Highest version that is whole, with its directory."""
+    versions = sorted(
+        (int(path.name[1:]), path) for path in names.weights_dir(run).glob("v*") if path.name[1:].isdigit()
+    )
+    return versions[-1] if versions else None
+
+
+def replace_directory(partial: Path, target: Path) -> None:
+    """Make ``partial`` durable and give it its name; an older directory of that name goes."""
+    for file in partial.rglob("*"):
+        _fsync(file)
+    _fsync(partial)
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(target)
+    _fsync(target.parent)
+
+
+def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, dtype: torch.dtype) -> dict[str, str]:
+    """Returns the checksum of each file that holds tensors."""
+    shard: dict[str, torch.Tensor] = {}
+    checksums: list[str] = []
+    index: dict[str, int] = {}
+    size = total = 0
+    for name, tensor in tensors:
+        converts = tensor.is_floating_point() and tensor.device.type != "cpu"  # on the host the writer does it
+        host = tensor.detach().to(dtype if converts else tensor.dtype).cpu()
+        nbytes = host.numel() * (dtype if host.is_floating_point() else host.dtype).itemsize
+        if shard and size + nbytes > SHARD_BYTES:
+            checksums.append(save_file(shard, directory / _shard_name(len(checksums)), dtype=dtype))
+            shard, size = {}, 0
+        shard[name] = host
+        index[name] = len(checksums)
+        size += nbytes
+        total += nbytes
+    checksums.append(save_file(shard, directory / _shard_name(len(checksums)), dtype=dtype))
+    if len(checksums) == 1:
+        (directory / _shard_name(0)).rename(directory / "model.safetensors")
+        return {"model.safetensors": checksums[0]}
+    weight_map = {name: _shard_name(number) for name, number in index.items()}
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
+    (directory / "model.safetensors.index.json").write_text(text)
+    return {_shard_name(number): checksum for number, checksum in enumerate(checksums)}
+
+
+def _shard_name(number: int) -> str:
+    return f"model-{number + 1:05d}.safetensors"
+
+
+def write_manifest(directory: Path, version: int, checksums: Mapping[str, str]) -> None:
+    """Size and checksum of every file there is. ``checksums``: of the files whose checksum is known already."""
+    files = {
+        path.name: {"size": path.stat().st_size, "xxh3_128": checksums.get(path.name) or _checksum(path)}
+        for path in sorted(directory.iterdir())
+        if path.is_file()
+    }
+    (directory / MANIFEST).write_text(json.dumps({"version": version, "files": files}, indent=1))
+
+
+def _checksum(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    buffer = bytearray(8 << 20)
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _prune(directory: Path, keep: tuple[int, ...]) -> None:
+    kept = {names.weight_version(version) for version in keep}
+    for path in directory.iterdir():
+        if path.is_dir() and path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
