@@ -17,7 +17,7 @@ import torch
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, ModelResponse, RemoteSGLangEngine
-from areal_trainer.rollout import servers as fleet_module
+from areal_trainer.servers import fleet as fleet_module
 from areal_trainer.weights.disk import publish_to_disk
 from support.scripted_answers import Sample
 from support.scripted_answers import sample as scripted_sample

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from areal_trainer.rollout import publishing
+from areal_trainer.servers import weight_update
 from areal_trainer.servers.fleet import Target
 from areal_trainer.weights import broadcast
 from areal_trainer.weights import disk as weights
@@ -51,7 +51,7 @@ def publish(mode: str, out: Path) -> None:
         model.named_full_tensors, device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=9.0
     )
     nobody: Any = None
-    asyncio.run(publishing._send(nobody, [], Target(1), sender))
+    asyncio.run(weight_update._send(nobody, [], Target(1), sender))
 
 
 def peak() -> int:

@@ -12,8 +12,8 @@ import torch
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
-from areal_trainer.rollout import publishing
-from areal_trainer.rollout import servers as fleet_module
+from areal_trainer.servers import fleet as fleet_module
+from areal_trainer.servers import weight_update
 from areal_trainer.servers.weight_update import BroadcastError, WeightUpdateError
 from areal_trainer.weights.broadcast import Bucket
 from areal_trainer.weights.disk import WeightUpdate, publish_to_disk
@@ -131,7 +131,7 @@ def member(*faults):
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    monkeypatch.setattr(publishing, "LETTING_GO_S", 0.2)
+    monkeypatch.setattr(weight_update, "LETTING_GO_S", 0.2)
     monkeypatch.setattr(fleet_module, "PROBE_PERIOD_S", 0.05)
     monkeypatch.setattr(fleet_module, "PROBE_TIMEOUT_S", 0.5)
 

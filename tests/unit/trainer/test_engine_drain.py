@@ -9,7 +9,7 @@ import pytest
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, ModelResponse, RemoteSGLangEngine
-from areal_trainer.rollout import servers as fleet_module
+from areal_trainer.servers import fleet as fleet_module
 from support.scripted_server import Script, ScriptedServer
 
 GCONFIG = GenerationHyperparameters(max_new_tokens=40, ignore_eos=True)

@@ -4,7 +4,7 @@
 
 import pytest
 
-from areal_trainer.rollout import servers as fleet_module
+from areal_trainer.servers import fleet as fleet_module
 from areal_trainer.servers.fleet import NoServerError
 from areal_trainer.servers.sampler import GenerationError
 from support.engines import LONGEST_S, engine_on, eventually, expected, generate, look_often, start_generating, state_of

@@ -9,7 +9,7 @@ import torch
 
 from areal_api.config import RolloutConfig
 from areal_trainer.engine import RemoteSGLangEngine
-from areal_trainer.rollout import servers as fleet_module
+from areal_trainer.servers import fleet as fleet_module
 from areal_trainer.weights.disk import WeightUpdate, publish_to_disk
 from support.scripted_server import Fault, Script, ScriptedServer
 

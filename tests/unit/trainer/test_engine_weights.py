@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from areal_trainer.rollout import servers as fleet_module
+from areal_trainer.servers import fleet as fleet_module
 from areal_trainer.servers.fleet import NoServerError
 from areal_trainer.servers.weight_update import WeightUpdateError
 from areal_trainer.weights.disk import WeightUpdate

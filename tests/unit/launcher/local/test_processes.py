@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from areal_launcher.errors import RunError, ServerSpec
+from areal_launcher.errors import RunError
 from areal_launcher.local.processes import HeldPort
 from areal_launcher.local.run import LocalPlan, LocalRun, TrainerSpec
+from areal_launcher.local.servers import ServerSpec
 from areal_launcher.local.supervisor import parents
 from areal_launcher.torchrun import status_of_rank, without_torchrun
 from support.process_trees import DEADLINE_S, FAMILY, SLEEPER, alive, pids, python, wait_until
@@ -338,7 +339,8 @@ def test_a_held_port_lets_its_server_listen(ports: list[HeldPort]) -> None:
 DRIVER = """
 import os, sys
 from pathlib import Path
-from areal_launcher.errors import RunError, ServerSpec
+from areal_launcher.errors import RunError
+from areal_launcher.local.servers import Fleet, ServerSpec
 from areal_launcher.local.run import LocalPlan, LocalRun, TrainerSpec
 from areal_launcher.torchrun import status_of_rank, without_torchrun
 from areal_launcher.display import PlainDisplay
