@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from areal_api.config import GRPOConfig
 
@@ -19,6 +19,9 @@ LOG_FORMAT = "AREAL_LOG_FORMAT"  # text (default) or json, of every process
 EXIT_STOPPED = 143  # of a rank that ended because it was told to
 EXIT_LOST_RANK = 76  # of a rank that could not go on because another one was gone
 TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # for grpo: interpreter of the trainer; absent: its own
+
+IMAGE_ROOT = PurePosixPath("/opt/areal")  # working directory of the images; relative paths start here
+TORCHRUN_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds; the default of 30 is too short for a checkpoint
 
 
 def run_dir(config: GRPOConfig) -> Path:

@@ -19,7 +19,7 @@ import yaml
 from areal_api import resource_names
 from areal_api.areal_config.tree import set_in
 from areal_operator.manifests.pod import API_KEY_FILE
-from areal_operator.observed import is_active, is_leaving
+from areal_operator.observed import is_active, is_terminating
 from hack.cluster.kind_cluster import KindCluster
 from hack.cluster.node_pods import ask, kill_process
 from hack.testbed.kube_api import Object, eventually
@@ -92,7 +92,7 @@ class ClusterRun:
     def pods(self, component: str) -> list[Object]:
         """Pods of a component that have not ended and are not on their way out."""
         found = self.get("pods", f"{resource_names.COMPONENT}={component}")
-        return [pod for pod in found if is_active(pod) and not is_leaving(pod)]
+        return [pod for pod in found if is_active(pod) and not is_terminating(pod)]
 
     @property
     def status(self) -> Object:

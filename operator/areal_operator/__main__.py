@@ -32,7 +32,7 @@ def main() -> int:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         logs.set_up()
-        settings = Settings.of(os.environ)
+        settings = Settings.from_env(os.environ)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,7 +21,7 @@ from areal_operator.cluster import CHILD_KINDS, ApiError, Cluster, is_transient
 from areal_operator.handlers import Experiments, WatchGuard, kopf_settings, make_registry, object_key
 from areal_operator.leader import Leader
 from areal_operator.metrics import Metrics
-from areal_operator.progress import Progress, make_app
+from areal_operator.progress import ProgressReceiver, make_app
 from areal_operator.reconcile import Reconciler
 from areal_operator.settings import Settings
 from areal_operator.store import Key, Store
@@ -173,7 +173,7 @@ class Operator:
             logger.warning("the Lease could not be given up: %s", error or type(error).__name__)
 
     def _uvicorn_config(self) -> uvicorn.Config:
-        app = make_app(Progress(self._cluster))
+        app = make_app(ProgressReceiver(self._cluster))
 
         @app.get("/metrics")
         async def metrics() -> Response:

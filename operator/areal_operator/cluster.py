@@ -14,14 +14,15 @@ from typing import Any, Self
 import aiohttp
 import kopf
 
+from areal_api import resource_names
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.generate.crd import PLURAL
-from areal_operator.observed import Object, Warned
+from areal_operator.observed import Object, WarningEvent
 
 logger = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
 LOGIN_S = 60.0  # how long credentials are used before they are read again: the kubelet renews tokens
-MANAGER = "areal-operator"
+MANAGER = resource_names.OPERATOR
 PROGRESS_MANAGER = "areal-operator-progress"
 PAGE = 500
 
@@ -130,13 +131,13 @@ class Cluster:
             if error.status not in (404, 409):
                 raise
 
-    async def warnings(self, namespace: str) -> Sequence[Warned]:
+    async def warnings(self, namespace: str) -> Sequence[WarningEvent]:
         """The warning events of a namespace, newest last."""
         listed = await self.list("Event", namespace, fields="type=Warning")
         found = [event for event in listed.items if (event.get("involvedObject") or {}).get("uid")]
         found.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
         return [
-            Warned(event["involvedObject"]["uid"], event.get("reason") or "", event.get("message") or "")
+            WarningEvent(event["involvedObject"]["uid"], event.get("reason") or "", event.get("message") or "")
             for event in found
         ]
 

@@ -1,4 +1,4 @@
-"""Why a pod waits, and why an attempt failed: from what Kubernetes says to one word and one sentence."""
+"""Reason a pod waits, and why an attempt failed: from what Kubernetes says to one word and one sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import datetime
 from areal_api import names
 from areal_operator.clock import parse
 from areal_operator.manifests.trainer import DISRUPTED
-from areal_operator.observed import Object, Observed, condition_of, is_active, is_leaving
+from areal_operator.observed import Object, Observed, condition_of, is_active, is_terminating
 
 PULL_REASONS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 MOUNT_REASONS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
@@ -26,7 +26,7 @@ LONGEST = 600
 
 
 @dataclass(frozen=True)
-class Why:
+class Reason:
     """A reason, as conditions have it, and a sentence."""
 
     reason: str
@@ -37,39 +37,39 @@ class Why:
 class Failure:
     """How an attempt of the trainer ended."""
 
-    why: Why
+    why: Reason
     at: datetime
     disruption: bool = False  # nothing of ours failed: it does not count against backoffLimit
     final: bool = False  # the next attempt would end the same way
 
 
-def pod_problem(pod: Object, observed: Observed) -> Why | None:
+def pod_problem(pod: Object, observed: Observed) -> Reason | None:
     """What keeps a pod from running well; None while nothing is wrong, as far as Kubernetes knows."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     scheduled = condition_of(pod, "PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         said = str(scheduled.get("message") or "is not scheduled")
         if UNBOUND in said:
-            return Why("VolumePending", _short(f"pod {name}: {said}"))
+            return Reason("VolumePending", _short(f"pod {name}: {said}"))
         if scheduled.get("reason") == "SchedulerError":  # a conflict of its own; it tries again at once
             return None
         reason = scheduled.get("reason") or "Unschedulable"
-        return Why(reason, _short(f"pod {name}: {said}"))
+        return Reason(reason, _short(f"pod {name}: {said}"))
     if status.get("reason") == "Evicted":
-        return Why("Evicted", _short(f"pod {name}: {status.get('message') or 'was evicted'}"))
+        return Reason("Evicted", _short(f"pod {name}: {status.get('message') or 'was evicted'}"))
     for container in _containers(pod):
         why = _waiting(container) or _ended(container)
         if why is not None:
-            return Why(why.reason, _short(f"pod {name}: {why.message}"))
+            return Reason(why.reason, _short(f"pod {name}: {why.message}"))
     if status.get("phase") == "Pending":
         mount = observed.warned(str(pod["metadata"].get("uid")), *MOUNT_REASONS)
         if mount is not None:
-            return Why(_mount_reason(mount.message), _short(f"pod {name}: {mount.message}"))
+            return Reason(_mount_reason(mount.message), _short(f"pod {name}: {mount.message}"))
     return None
 
 
-def creation_problem(owner: Object, observed: Observed) -> Why | None:
-    """Why a StatefulSet or Job could not make its pods: refused by quota, by Pod Security, by admission."""
+def creation_problem(owner: Object, observed: Observed) -> Reason | None:
+    """Reason a StatefulSet or Job could not make its pods: refused by quota, by Pod Security, by admission."""
     warned = observed.warned(str(owner["metadata"].get("uid")), "FailedCreate")
     if warned is None:
         return None
@@ -78,22 +78,24 @@ def creation_problem(owner: Object, observed: Observed) -> Why | None:
         reason = "QuotaExceeded"
     elif "violates PodSecurity" in warned.message:
         reason = "PodSecurity"
-    return Why(reason, _short(f"{owner['kind']} {owner['metadata']['name']}: {warned.message}"))
+    return Reason(reason, _short(f"{owner['kind']} {owner['metadata']['name']}: {warned.message}"))
 
 
-def claim_problem(claim: Object | None, observed: Observed) -> Why | None:
-    """Why the volume is not there yet; None once it is bound."""
+def claim_problem(claim: Object | None, observed: Observed) -> Reason | None:
+    """Reason the volume is not there yet; None once it is bound."""
     if claim is None:
-        return Why("Creating", "the volume claim is being made")
+        return Reason("Creating", "the volume claim is being made")
     name, phase = claim["metadata"]["name"], (claim.get("status") or {}).get("phase", "Pending")
     if phase == "Bound":
         return None
     if phase == "Lost":
-        return Why("VolumeLost", f"PersistentVolumeClaim {name} has lost its volume; restore it, or delete the claim")
+        return Reason(
+            "VolumeLost", f"PersistentVolumeClaim {name} has lost its volume; restore it, or delete the claim"
+        )
     warned = observed.warned(str(claim["metadata"].get("uid")), "ProvisioningFailed", "FailedBinding")
     if warned is not None:
-        return Why("ProvisioningFailed", _short(f"PersistentVolumeClaim {name}: {warned.message}"))
-    return Why("VolumePending", f"PersistentVolumeClaim {name} is not bound yet; it may wait for the first pod")
+        return Reason("ProvisioningFailed", _short(f"PersistentVolumeClaim {name}: {warned.message}"))
+    return Reason("VolumePending", f"PersistentVolumeClaim {name} is not bound yet; it may wait for the first pod")
 
 
 def job_failure(job: Object, pods: Sequence[Object], *, nodes: int) -> Failure | None:
@@ -105,14 +107,14 @@ def job_failure(job: Object, pods: Sequence[Object], *, nodes: int) -> Failure |
     disrupted = [pod for pod in pods if (condition_of(pod, DISRUPTED) or {}).get("status") == "True"]
     if disrupted or failed.get("reason") == "PodFailurePolicy":
         said = (condition_of(disrupted[0], DISRUPTED) if disrupted else failed) or {}
-        why = Why("Disrupted", _short(str(said.get("message") or "the pod was disrupted")))
+        why = Reason("Disrupted", _short(str(said.get("message") or "the pod was disrupted")))
         return Failure(why, at, disruption=True)
-    own = sorted((pod for pod in pods if _failed(pod) and not is_leaving(pod)), key=_ended_at)
+    own = sorted((pod for pod in pods if _failed(pod) and not is_terminating(pod)), key=_ended_at)
     causes = [pod for pod in own if not _followed(pod)]
     if not causes and len(own) < nodes:
         gone = _named([pod for pod in pods if pod not in own]) or "a pod of the trainer"
         text = f"{gone} was deleted" + (f"; {_named(own)} ended after it" if own else "")
-        return Failure(Why("PodDeleted", text), at, disruption=True)
+        return Failure(Reason("PodDeleted", text), at, disruption=True)
     return _own_failure((causes or own)[0], at)
 
 
@@ -136,11 +138,11 @@ def _own_failure(pod: Object, at: datetime) -> Failure:
         if ended is None or ended.get("exitCode") == 0:
             continue
         if INVALID.search(str(ended.get("message") or "")):
-            return Failure(Why("InvalidConfiguration", _short(f"pod {name}: {_tail(ended)}")), at, final=True)
+            return Failure(Reason("InvalidConfiguration", _short(f"pod {name}: {_tail(ended)}")), at, final=True)
         why = _terminated(container["name"], ended)
-        return Failure(Why(why.reason, _short(f"pod {name}: {why.message}")), at)
+        return Failure(Reason(why.reason, _short(f"pod {name}: {why.message}")), at)
     message = status.get("message") or f"ended as {status.get('phase')}"
-    return Failure(Why(status.get("reason") or "TrainerFailed", _short(f"pod {name}: {message}")), at)
+    return Failure(Reason(status.get("reason") or "TrainerFailed", _short(f"pod {name}: {message}")), at)
 
 
 def _containers(pod: Object) -> Iterator[Object]:
@@ -149,46 +151,50 @@ def _containers(pod: Object) -> Iterator[Object]:
     yield from status.get("containerStatuses") or ()
 
 
-def _waiting(container: Object) -> Why | None:
+def _waiting(container: Object) -> Reason | None:
     waiting = (container.get("state") or {}).get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message") or waiting.get("reason", "")
     if reason in PULL_REASONS:
-        return Why(
+        return Reason(
             "ImagePull", f"image {container.get('image')} cannot be pulled: {BACK_OFF.sub('back-off ', message)}"
         )
     if reason == "CrashLoopBackOff":
         last = (container.get("lastState") or {}).get("terminated")
-        why = _terminated(container["name"], last) if last else Why("CrashLoop", BACK_OFF.sub("back-off ", message))
+        why = _terminated(container["name"], last) if last else Reason("CrashLoop", BACK_OFF.sub("back-off ", message))
         reason = "CrashLoop" if why.reason == "ContainerFailed" else why.reason
-        return Why(reason, f"{why.message}; it is restarted again and again ({container.get('restartCount', 0)} times)")
+        return Reason(
+            reason, f"{why.message}; it is restarted again and again ({container.get('restartCount', 0)} times)"
+        )
     if reason == "CreateContainerConfigError":
-        return Why("MissingSecret" if "secret" in message.lower() else "ContainerConfig", message)
+        return Reason("MissingSecret" if "secret" in message.lower() else "ContainerConfig", message)
     if reason in ("CreateContainerError", "RunContainerError", "StartError"):
-        return Why("ContainerStart", message)
+        return Reason("ContainerStart", message)
     return None
 
 
-def _ended(container: Object) -> Why | None:
+def _ended(container: Object) -> Reason | None:
     ended = (container.get("state") or {}).get("terminated")
     return _terminated(container["name"], ended) if ended and ended.get("exitCode") != 0 else None
 
 
-def _terminated(name: str, ended: Object) -> Why:
+def _terminated(name: str, ended: Object) -> Reason:
     text, status = _tail(ended), ended.get("exitCode")
     if ended.get("reason") == "OOMKilled":
-        return Why(
+        return Reason(
             "OutOfMemory", f"container {name} was killed: it used more memory than its limit; raise resources.limits"
         )
     said = str(ended.get("message") or "")
     if FULL.search(said):
-        return Why(
+        return Reason(
             "VolumeFull", f"container {name} found the volume full; raise storage.size or delete old runs: {text}"
         )
     if MEMORY.search(said):
-        return Why("OutOfMemory", f"container {name} ran out of memory: {text}")
+        return Reason("OutOfMemory", f"container {name} ran out of memory: {text}")
     if ended.get("reason") == "StartError":
-        return Why("ContainerStart", f"container {name} could not be started: {text}")
-    return Why("ContainerFailed", f"container {name} ended with exit status {status}" + (f": {text}" if text else ""))
+        return Reason("ContainerStart", f"container {name} could not be started: {text}")
+    return Reason(
+        "ContainerFailed", f"container {name} ended with exit status {status}" + (f": {text}" if text else "")
+    )
 
 
 def _tail(ended: Object) -> str:
@@ -220,7 +226,7 @@ def _short(message: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def component_problem(observed: Observed, owner: Object | None, pods: Sequence[Object]) -> Why | None:
+def component_problem(observed: Observed, owner: Object | None, pods: Sequence[Object]) -> Reason | None:
     """The first problem of a set of pods, or of making them."""
     for pod in pods:
         why = pod_problem(pod, observed)

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from areal_api import resource_names
 from areal_operator.cluster import ApiError, Cluster, is_transient
 
 logger = logging.getLogger(__name__)
-NAME = "areal-operator"
+NAME = resource_names.OPERATOR
 LEASE_S = 15  # after this long without a renewal others may take it
 RENEW_S = 5.0
 GIVE_UP_S = 10.0  # stops working this long after the last renewal: before another may begin

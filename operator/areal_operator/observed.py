@@ -15,7 +15,7 @@ ENDED_PODS = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExperimentState:
     """One experiment as the API server holds it."""
 
     experiment: GRPOExperiment
@@ -31,7 +31,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Warned:
+class WarningEvent:
     """A warning event."""
 
     uid: str  # of the object it is about
@@ -44,7 +44,7 @@ class Observed:
     """Children by kind, and the warnings about them, newest last."""
 
     objects: Mapping[str, Sequence[Object]] = field(default_factory=dict)
-    warnings: Sequence[Warned] = ()
+    warnings: Sequence[WarningEvent] = ()
 
     def get(self, kind: str, name: str) -> Object | None:
         """The child with this name."""
@@ -60,7 +60,7 @@ class Observed:
         """Pods of one attempt of the trainer."""
         return [pod for pod in self.pods(resource_names.TRAINER) if label(pod, resource_names.ATTEMPT) == str(attempt)]
 
-    def warned(self, uid: str, *reasons: str) -> Warned | None:
+    def warned(self, uid: str, *reasons: str) -> WarningEvent | None:
         """The newest warning about an object with one of the reasons."""
         found = [warning for warning in self.warnings if warning.uid == uid and warning.reason in reasons]
         return found[-1] if found else None
@@ -77,7 +77,7 @@ def is_active(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") not in ENDED_PODS
 
 
-def is_leaving(obj: Object) -> bool:
+def is_terminating(obj: Object) -> bool:
     """Whether an object was deleted and its end is awaited."""
     return obj["metadata"].get("deletionTimestamp") is not None
 
@@ -91,4 +91,4 @@ def condition_of(obj: Object, kind: str) -> Object | None:
 def is_ready(pod: Object) -> bool:
     """Whether a pod is Ready and not on its way out."""
     ready = condition_of(pod, "Ready")
-    return ready is not None and ready.get("status") == "True" and not is_leaving(pod) and is_active(pod)
+    return ready is not None and ready.get("status") == "True" and not is_terminating(pod) and is_active(pod)

@@ -25,7 +25,7 @@ MOST_TRUSTED = 10_000
 REVIEWS = 8  # at a time: a flood of bad tokens does not become a flood on the API server
 
 
-class Progress:
+class ProgressReceiver:
     """Takes reports and writes each experiment's newest, at most once in ``INTERVAL_S``."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -110,7 +110,7 @@ class Progress:
         return self._trusted.get(_token_digest(uid, token), 0.0) > time.monotonic()
 
 
-def make_app(progress: Progress) -> FastAPI:
+def make_app(progress: ProgressReceiver) -> FastAPI:
     """The service: ``POST /v1/namespaces/{namespace}/experiments/{name}/progress``."""
 
     @asynccontextmanager

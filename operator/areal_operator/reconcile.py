@@ -23,10 +23,10 @@ from areal_api.load import parse_experiment
 from areal_api.status import ExperimentStatus
 from areal_operator import transitions
 from areal_operator.cluster import MANAGER, ApiError, Cluster, is_transient
-from areal_operator.diagnosis import Why
+from areal_operator.diagnosis import Reason
 from areal_operator.manifests.base import Manifest, digest
 from areal_operator.manifests.shared import API_KEY
-from areal_operator.observed import Object, Observed, Subject, Warned
+from areal_operator.observed import ExperimentState, Object, Observed, WarningEvent
 from areal_operator.plan import Plan, plan, refused
 from areal_operator.settings import Settings
 from areal_operator.status import SERVERS, STORAGE, TRAINER, find, status_to_write
@@ -61,8 +61,8 @@ class Reconciler:
         self._root_key = root_key
         self._now = now
         self._applied: dict[Key, dict[tuple[str, str], tuple[str, str]]] = {}  # digest asked for, fingerprint got
-        self._refusals: dict[Key, Why] = {}
-        self._warned: dict[str, tuple[float, Sequence[Warned]]] = {}
+        self._refusals: dict[Key, Reason] = {}
+        self._warned: dict[str, tuple[float, Sequence[WarningEvent]]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one experiment; returns after how many seconds to look again, None to wait for news."""
@@ -78,16 +78,16 @@ class Reconciler:
 
     async def _bring(self, key: Key, body: Object) -> float | None:
         try:
-            subject = subject_of(body)
+            state = state_of(body)
         except ConfigError as error:
             await self._say_refused(body, str(error))
             return None
-        decided = await self._plan(key, subject)
-        await self._write_status(subject, decided.status)
+        decided = await self._plan(key, state)
+        await self._write_status(state, decided.status)
         if decided.delete:
-            await self._cluster.delete(KIND, *key, uid=subject.uid)
+            await self._cluster.delete(KIND, *key, uid=state.uid)
             return None
-        refusal = await self._act(key, subject, decided)
+        refusal = await self._act(key, state, decided)
         if refusal == self._refusals.get(key):
             return TAKEN_S if refusal is not None and refusal.reason == NAME_TAKEN else decided.requeue_after_s
         if refusal is None:
@@ -96,22 +96,22 @@ class Reconciler:
             self._refusals[key] = refusal
         return 0.0  # the status is to say it
 
-    async def _plan(self, key: Key, subject: Subject) -> Plan:
+    async def _plan(self, key: Key, state: ExperimentState) -> Plan:
         """The plan; where something waits and nothing says why, once more with the warnings about it."""
-        observed = Observed(self._store.objects(key, subject.uid))
-        api_key, refusal = self._api_key(subject, observed), self._refusals.get(key)
+        observed = Observed(self._store.objects(key, state.uid))
+        api_key, refusal = self._api_key(state, observed), self._refusals.get(key)
 
         def decide(observed: Observed) -> Plan:
-            return plan(subject, observed, self._now(), settings=self._settings, api_key=api_key, refusal=refusal)
+            return plan(state, observed, self._now(), settings=self._settings, api_key=api_key, refusal=refusal)
 
         decided = decide(observed)
         if not _waits_in_silence(decided.status):
             return decided
         uids = {str(obj["metadata"]["uid"]) for found in observed.objects.values() for obj in found}
-        warnings = [warned for warned in await self._warnings(subject.namespace) if warned.uid in uids]
+        warnings = [warned for warned in await self._warnings(state.namespace) if warned.uid in uids]
         return decide(replace(observed, warnings=warnings)) if warnings else decided
 
-    async def _warnings(self, namespace: str) -> Sequence[Warned]:
+    async def _warnings(self, namespace: str) -> Sequence[WarningEvent]:
         """The warnings of a namespace; experiments that wait at the same time share one look."""
         looked_at, found = self._warned.get(namespace, (float("-inf"), ()))
         if time.monotonic() - looked_at > self._settings.waiting_s / 3:
@@ -119,22 +119,22 @@ class Reconciler:
             self._warned[namespace] = (time.monotonic(), found)
         return found
 
-    async def _write_status(self, subject: Subject, status: ExperimentStatus) -> None:
-        if status == subject.status:
+    async def _write_status(self, state: ExperimentState, status: ExperimentStatus) -> None:
+        if status == state.status:
             return
-        await self._apply_status(subject.namespace, subject.name, subject.uid, status)
-        for transition in transitions.between(subject.status, status):
-            logger.info("%s/%s: %s: %s", subject.namespace, subject.name, transition.reason, transition.message)
-            await self._post(subject, transition)
+        await self._apply_status(state.namespace, state.name, state.uid, status)
+        for transition in transitions.between(state.status, status):
+            logger.info("%s/%s: %s: %s", state.namespace, state.name, transition.reason, transition.message)
+            await self._post(state, transition)
 
-    async def _act(self, key: Key, subject: Subject, decided: Plan) -> Why | None:
+    async def _act(self, key: Key, state: ExperimentState, decided: Plan) -> Reason | None:
         """Remove and apply; what the API server said against an object, if it did."""
         for kind, name in decided.prune:
             found = self._store.get(key, kind, name)
             if found is not None:
-                await self._cluster.delete(kind, subject.namespace, name, uid=found["metadata"]["uid"])
+                await self._cluster.delete(kind, state.namespace, name, uid=found["metadata"]["uid"])
         for wave in _waves(decided.objects):
-            applied = [self._apply(key, subject, manifest) for manifest in wave]
+            applied = [self._apply(key, state, manifest) for manifest in wave]
             for result in await asyncio.gather(*applied, return_exceptions=True):
                 if isinstance(result, BaseException):
                     raise result
@@ -142,16 +142,16 @@ class Reconciler:
                     return result
         return None
 
-    async def _apply(self, key: Key, subject: Subject, manifest: Manifest) -> Why | None:
+    async def _apply(self, key: Key, state: ExperimentState, manifest: Manifest) -> Reason | None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         wanted, known = digest(manifest), self._store.get(key, kind, name)
         applied = self._applied.setdefault(key, {})
         if known is not None and applied.get((kind, name)) == (wanted, known[FINGERPRINT]):
             return None
-        if known is None or not _is_ours(known, subject):
-            existing = await self._cluster.get(kind, subject.namespace, name)
-            if existing is not None and not _is_ours({**existing, "kind": kind}, subject):
-                return Why(NAME_TAKEN, f"{kind} {name} exists and is not this experiment's; delete or rename one")
+        if known is None or not _is_ours(known, state):
+            existing = await self._cluster.get(kind, state.namespace, name)
+            if existing is not None and not _is_ours({**existing, "kind": kind}, state):
+                return Reason(NAME_TAKEN, f"{kind} {name} exists and is not this experiment's; delete or rename one")
         try:
             made = await self._cluster.apply(_never_anew(manifest, known))
         except ApiError as error:
@@ -162,7 +162,7 @@ class Reconciler:
             if is_transient(error):
                 raise
             logger.warning("%s/%s: %s %s is refused: %s", *key, kind, name, error)
-            return Why("Refused", f"{kind} {name}: {error}"[:1000])
+            return Reason("Refused", f"{kind} {name}: {error}"[:1000])
         self._store.put(made)
         applied[kind, name] = (wanted, slim(made)[FINGERPRINT])
         return None
@@ -184,19 +184,19 @@ class Reconciler:
                 raise _Replaced from error
             raise
 
-    async def _post(self, subject: Subject, transition: transitions.Transition) -> None:
+    async def _post(self, state: ExperimentState, transition: transitions.Transition) -> None:
         now = self._now().isoformat(timespec="seconds").replace("+00:00", "Z")
         about = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "name": subject.name,
-            "namespace": subject.namespace,
-            "uid": subject.uid,
+            "name": state.name,
+            "namespace": state.namespace,
+            "uid": state.uid,
         }
         event = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{subject.name}.{uuid.uuid4().hex[:16]}", "namespace": subject.namespace},
+            "metadata": {"name": f"{state.name}.{uuid.uuid4().hex[:16]}", "namespace": state.namespace},
             "involvedObject": about,
             "type": transition.type,
             "reason": transition.reason,
@@ -209,17 +209,17 @@ class Reconciler:
         try:
             await self._cluster.create(event)
         except ApiError as error:
-            logger.warning("%s/%s: the event %s is refused: %s", *subject_key(subject), transition.reason, error)
+            logger.warning("%s/%s: the event %s is refused: %s", *key_of_state(state), transition.reason, error)
 
-    def _api_key(self, subject: Subject, observed: Observed) -> str:
+    def _api_key(self, state: ExperimentState, observed: Observed) -> str:
         """The key in the Secret that is there, else the one that belongs to this experiment: the same every time."""
-        secret = observed.get("Secret", resource_names.api_key_secret(subject.name))
+        secret = observed.get("Secret", resource_names.api_key_secret(state.name))
         if secret is not None:
             try:
                 return base64.b64decode(secret["data"][API_KEY], validate=True).decode()
             except (KeyError, binascii.Error, UnicodeDecodeError):
-                logger.warning("%s/%s: the Secret of the API key is damaged and made anew", *subject_key(subject))
-        return hmac.new(self._root_key, subject.uid.encode(), hashlib.sha256).hexdigest()
+                logger.warning("%s/%s: the Secret of the API key is damaged and made anew", *key_of_state(state))
+        return hmac.new(self._root_key, state.uid.encode(), hashlib.sha256).hexdigest()
 
     def _forget(self, key: Key) -> None:
         self._applied.pop(key, None)
@@ -240,12 +240,12 @@ def _never_anew(manifest: Manifest, known: Object | None) -> Manifest:
     return {**manifest, "metadata": {**manifest["metadata"], "uid": known["metadata"]["uid"]}}
 
 
-def subject_of(body: Object) -> Subject:
+def state_of(body: Object) -> ExperimentState:
     """The experiment in an object of the API server; raises ``ConfigError`` that says what is wrong with it."""
     metadata = body["metadata"]
     plain = {key: value for key, value in body.items() if key != "status"}
     experiment = parse_experiment(plain, source=metadata["name"])
-    return Subject(experiment, metadata["namespace"], metadata["uid"], metadata["generation"], status_of(body))
+    return ExperimentState(experiment, metadata["namespace"], metadata["uid"], metadata["generation"], status_of(body))
 
 
 def status_of(body: Object) -> ExperimentStatus:
@@ -257,9 +257,9 @@ def status_of(body: Object) -> ExperimentStatus:
         return ExperimentStatus()
 
 
-def subject_key(subject: Subject) -> Key:
+def key_of_state(state: ExperimentState) -> Key:
     """The key of an experiment."""
-    return subject.namespace, subject.name
+    return state.namespace, state.name
 
 
 def _waits_in_silence(status: ExperimentStatus) -> bool:
@@ -273,9 +273,9 @@ def _waits_in_silence(status: ExperimentStatus) -> bool:
     return any(reason in EXPLAINED_BY_EVENTS for reason in found)
 
 
-def _is_ours(obj: Object, subject: Subject) -> bool:
+def _is_ours(obj: Object, state: ExperimentState) -> bool:
     """Whether an object may be applied: this experiment owns it. A volume claim without an owner may be used."""
     owner = owner_uid(obj)
     if obj["kind"] == "PersistentVolumeClaim":
-        return owner in (None, subject.uid)
-    return owner == subject.uid
+        return owner in (None, state.uid)
+    return owner == state.uid

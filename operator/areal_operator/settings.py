@@ -37,7 +37,7 @@ class Settings:
     retry_s: float = 10.0  # from a failure to the next attempt; it doubles with each
 
     @classmethod
-    def of(cls, env: Mapping[str, str]) -> Settings:
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
         """Settings from the environment; raises ``ValueError`` that names the variable."""
         images = {key: env[name] for key, name in IMAGE_VARIABLES.items() if env.get(name)}
         return cls(

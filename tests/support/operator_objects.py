@@ -11,7 +11,7 @@ from areal_api.load import parse_experiment
 from areal_api.status import ExperimentStatus
 from areal_operator.clock import show
 from areal_operator.manifests.base import DIGEST, Manifest
-from areal_operator.observed import Object, Observed, Subject, Warned
+from areal_operator.observed import ExperimentState, Object, Observed, WarningEvent
 from areal_operator.plan import Plan, plan
 from areal_operator.settings import Settings
 from support.experiment_cases import Case
@@ -33,24 +33,24 @@ def experiment(**changes: Any) -> GRPOExperiment:
     return parse_experiment(Case("", dotted).experiment(), source="case")
 
 
-def subject(status: ExperimentStatus | None = None, **changes: Any) -> Subject:
+def state(status: ExperimentStatus | None = None, **changes: Any) -> ExperimentState:
     """The experiment as the operator sees it."""
-    return Subject(experiment(**changes), "ns", UID, 1, status or ExperimentStatus())
+    return ExperimentState(experiment(**changes), "ns", UID, 1, status or ExperimentStatus())
 
 
 def decide(
-    subject: Subject, *objects: Object, now: datetime = NOW, warnings: tuple[Warned, ...] = (), **more: Any
+    state: ExperimentState, *objects: Object, now: datetime = NOW, warnings: tuple[WarningEvent, ...] = (), **more: Any
 ) -> Plan:
     """The plan for what is observed."""
     by_kind: dict[str, list[Object]] = {}
     for obj in objects:
         by_kind.setdefault(obj["kind"], []).append(obj)
-    return plan(subject, Observed(by_kind, warnings), now, settings=SETTINGS, api_key="s3cret", **more)
+    return plan(state, Observed(by_kind, warnings), now, settings=SETTINGS, api_key="s3cret", **more)
 
 
-def continued(subject: Subject, plan: Plan) -> Subject:
-    """The subject once the plan's status is written."""
-    return Subject(subject.experiment, subject.namespace, subject.uid, subject.generation, plan.status)
+def continued(state: ExperimentState, plan: Plan) -> ExperimentState:
+    """The state once the plan's status is written."""
+    return ExperimentState(state.experiment, state.namespace, state.uid, state.generation, plan.status)
 
 
 def named(plan: Plan) -> list[str]:

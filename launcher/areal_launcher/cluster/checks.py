@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from areal_api import resource_names
+from areal_api import names, resource_names
 from areal_api.experiment import API_VERSION, ExperimentSpec
 from areal_api.generate.crd import PLURAL
 from areal_launcher import run_files
@@ -16,7 +16,6 @@ from areal_launcher.cluster.client import ApiError, Cluster, Object
 from areal_launcher.errors import RunError
 from areal_launcher.local.checks import is_local
 
-ROOT = PurePosixPath("/opt/areal")  # working directory of the images
 IN_IMAGES = ("examples/tiny", "examples/gsm8k")  # what our own images hold below it
 INSTALL = "helm install areal-gsm8k helm/areal-gsm8k --namespace areal --create-namespace"
 RENEWED_WITHIN_S = 8.0  # the operator renews its Lease every 5 s; one that was just installed makes it
@@ -108,9 +107,13 @@ def in_pods(spec: ExperimentSpec, path: str) -> bool:
     """Whether pods may see ``path``: in an image of the user's, in what ours hold, or on a volume."""
     if spec.trainer.image is not None:
         return True
-    place = PurePosixPath(posixpath.normpath(ROOT / path))
+    place = PurePosixPath(posixpath.normpath(names.IMAGE_ROOT / path))
     volumes = [PurePosixPath(str(mount.get("mountPath"))) for mount in spec.trainer.volume_mounts]
-    known = [ROOT / spec.config.cluster.fileroot, *volumes, *(ROOT / name for name in IN_IMAGES)]
+    known = [
+        names.IMAGE_ROOT / spec.config.cluster.fileroot,
+        *volumes,
+        *(names.IMAGE_ROOT / name for name in IN_IMAGES),
+    ]
     return any(place.is_relative_to(root) for root in known)
 
 
@@ -118,7 +121,7 @@ def unseen(key: str, path: str) -> str:
     """The message about a file that pods do not see."""
     return (
         f"{key}: {path} is a file of this machine, which pods do not see; make an image from areal-trainer that holds "
-        f"it below {ROOT} and set trainer.image, or mount it by trainer.volumes and trainer.volumeMounts"
+        f"it below {names.IMAGE_ROOT} and set trainer.image, or mount it by trainer.volumes and trainer.volumeMounts"
     )
 
 

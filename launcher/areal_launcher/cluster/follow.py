@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from areal_api import conditions
 from areal_api.experiment import KIND, GRPOExperiment
 from areal_api.status import TERMINAL_PHASES, Condition, ExperimentStatus
 from areal_launcher import run_files
@@ -19,8 +20,6 @@ LOST_S = 600.0  # how long an API server that does not answer is waited for
 UNSEEN_S = 20.0  # an operator that works has written a status by then
 TRANSIENT = (429, 500, 502, 503, 504)
 STARTING = (401, 403)  # said for seconds by an API server that starts; we have had an answer before
-ASPECTS = ("Accepted", "StorageReady", "ServersReady", "TrainerRunning")
-USUAL = ("Starting", "Creating", "VolumePending", "Restarting")
 
 
 def status_of(body: Object) -> ExperimentStatus:
@@ -31,8 +30,8 @@ def status_of(body: Object) -> ExperimentStatus:
 def open_condition(status: ExperimentStatus) -> Condition | None:
     """What is to be told of the state: the first thing that is wrong, else the last that is waited for."""
     by_type = {condition.type: condition for condition in status.conditions}
-    waiting = [by_type[name] for name in ASPECTS if name in by_type and by_type[name].status != "True"]
-    wrong = [condition for condition in waiting if condition.reason not in USUAL]
+    waiting = [by_type[name] for name in conditions.HEALTH if name in by_type and by_type[name].status != "True"]
+    wrong = [condition for condition in waiting if condition.reason not in conditions.BENIGN]
     return next(iter([*wrong, *reversed(waiting)]), None)
 
 
@@ -43,7 +42,7 @@ def phase_text(status: ExperimentStatus) -> str:
     if status.phase == "Suspended":
         return f"suspended: {status.message}"
     condition = open_condition(status)
-    wrong = condition is not None and condition.reason not in USUAL
+    wrong = condition is not None and condition.reason not in conditions.BENIGN
     if status.phase == "Running":
         work = "training" if status.step is not None else "starting the trainer, first step"
         return f"{work}; {told(condition)}" if condition is not None and wrong else work

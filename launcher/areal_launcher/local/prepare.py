@@ -20,7 +20,7 @@ from areal_launcher.local.servers import ServerSpec
 from areal_launcher.run_files import RunLock, cluster_file, write_whole
 
 HOST = "127.0.0.1"
-TORCHRUN = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{GRACE_S - 10:.0f}"}  # its own 30 s are short for a checkpoint
+TORCHRUN = {names.TORCHRUN_SHUTDOWN_TIMEOUT: f"{GRACE_S - 10:.0f}"}
 EVALUATE_MODULE = "areal_trainer.evaluate"
 
 

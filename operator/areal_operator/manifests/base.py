@@ -15,7 +15,6 @@ from areal_operator.settings import Settings
 
 Manifest = dict[str, Any]
 DIGEST = "areal.dev/manifest"
-ROOT = PurePosixPath("/opt/areal")  # working directory of the images; relative paths of a configuration start there
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ class Build:
     @property
     def fileroot(self) -> PurePosixPath:
         """Where the shared volume is mounted."""
-        return ROOT / self.experiment.spec.config.cluster.fileroot
+        return names.IMAGE_ROOT / self.experiment.spec.config.cluster.fileroot
 
     @property
     def run_dir(self) -> PurePosixPath:
         """The run directory in the pods."""
-        return ROOT / names.run_dir(self.experiment.spec.config).as_posix()
+        return names.IMAGE_ROOT / names.run_dir(self.experiment.spec.config).as_posix()
 
     def image(self, kind: Literal["trainer", "server"]) -> str:
         """Image of the pods of one kind; raises ``ValueError`` where there is none."""

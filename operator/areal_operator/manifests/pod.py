@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from areal_api import names, resource_names
 from areal_api.pods import PodSettings
-from areal_operator.manifests.base import ROOT, Build, Manifest
+from areal_operator.manifests.base import Build, Manifest
 from areal_operator.manifests.shared import API_KEY, CONFIG_KEY
 
 USER = 1000
@@ -61,7 +61,7 @@ def container(
         "name": name,
         "image": image,
         "command": [argument.replace("$(", "$$(") for argument in command],
-        "workingDir": str(ROOT),
+        "workingDir": str(names.IMAGE_ROOT),
         "env": list(env),
         "resources": _resources(settings, gpus),
         "securityContext": {

@@ -145,7 +145,7 @@ def _torchrun(build: Build) -> dict[str, str]:
         "PET_MASTER_ADDR": first if trainer.nodes > 1 else "127.0.0.1",
         "PET_MASTER_PORT": str(resource_names.MASTER_PORT),
         "PET_MAX_RESTARTS": "0",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_S - 20),  # its own 30 s are short for a checkpoint
+        names.TORCHRUN_SHUTDOWN_TIMEOUT: str(GRACE_S - 20),
     }
 
 

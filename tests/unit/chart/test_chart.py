@@ -23,7 +23,7 @@ from areal_operator.leader import NAME as LEASE
 from areal_operator.metrics import EXPERIMENT_GAUGES, Metrics
 from areal_operator.settings import Settings
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
-from support.operator_objects import decide, manifest, subject
+from support.operator_objects import decide, manifest, state
 
 EVERYTHING = (
     "operator.replicas=3",
@@ -125,11 +125,11 @@ def test_what_cannot_work_is_refused(helm: Helm) -> None:
 
 
 def test_the_operator_understands_what_the_chart_sets(helm: Helm) -> None:
-    settings = Settings.of(environment(operator_container(helm.template(*EVERYTHING))))
+    settings = Settings.from_env(environment(operator_container(helm.template(*EVERYTHING))))
     assert settings.watched == ("areal", "other")
     assert settings.progress_url == "http://areal-gsm8k-operator.areal.svc:8080"
     assert settings.metrics_from == ({"namespaceSelector": {"matchLabels": {"team": "monitoring"}}},)
-    defaults, plain = Settings(), Settings.of(environment(operator_container(helm.template())))
+    defaults, plain = Settings(), Settings.from_env(environment(operator_container(helm.template())))
     assert plain.watched == ()
     for name in ("workers", "resync_s", "waiting_s", "retry_s", "port"):
         assert getattr(plain, name) == getattr(defaults, name), name
@@ -250,7 +250,7 @@ def test_prometheus_is_sent_to_the_servers_of_experiments(helm: Helm) -> None:
     assert resource_names.EXPERIMENT not in spec["selector"]["matchLabels"]
     assert spec["namespaceSelector"] == {"any": True}
     [endpoint] = spec["podMetricsEndpoints"]
-    [port] = manifest(decide(subject()), "StatefulSet")["spec"]["template"]["spec"]["containers"][0]["ports"]
+    [port] = manifest(decide(state()), "StatefulSet")["spec"]["template"]["spec"]["containers"][0]["ports"]
     assert (endpoint["port"], endpoint["path"]) == (port["name"], "/metrics")
     label = re.sub(r"[^a-z]", "_", resource_names.EXPERIMENT)
     assert endpoint["relabelings"] == [

@@ -21,7 +21,7 @@ from areal_trainer.model.policy import Policy
 from areal_trainer.rollout.make_workflow import vocabulary_size
 from areal_trainer.servers.client import Client
 from areal_trainer.weights.disk import WeightUpdate, latest_published, publish_to_disk
-from support.operator_objects import decide, manifest, subject
+from support.operator_objects import decide, manifest, state
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY, actor_config, save_tiny_model
 
@@ -91,14 +91,14 @@ def test_servers_do_not_start_from_a_model_of_another_shape_than_is_trained(tmp_
 
 
 def test_a_pod_that_is_paused_for_an_update_is_not_killed() -> None:
-    pod = manifest(decide(subject()), "StatefulSet")["spec"]["template"]["spec"]
+    pod = manifest(decide(state()), "StatefulSet")["spec"]["template"]["spec"]
     probe = pod["containers"][0]["livenessProbe"]
     assert probe["timeoutSeconds"] > UNHEALTHY_AFTER_S
     assert probe["periodSeconds"] * probe["failureThreshold"] >= LONGEST_UPDATE_S
 
 
 def test_a_pod_that_loads_a_large_model_is_not_killed() -> None:
-    pod = manifest(decide(subject()), "StatefulSet")["spec"]["template"]["spec"]
+    pod = manifest(decide(state()), "StatefulSet")["spec"]["template"]["spec"]
     probe = pod["containers"][0]["startupProbe"]
     assert probe["httpGet"]["path"] == "/ready"
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 1800

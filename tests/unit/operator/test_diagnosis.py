@@ -1,4 +1,4 @@
-"""Why a pod waits, a claim is pending, an attempt failed: one word and one sentence."""
+"""Reason a pod waits, a claim is pending, an attempt failed: one word and one sentence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from areal_api.names import EXIT_LOST_RANK, EXIT_STOPPED
 from areal_api.resource_names import TRAINER
-from areal_operator.diagnosis import Why, claim_problem, creation_problem, job_failure, pod_problem
-from areal_operator.observed import Observed, Warned
+from areal_operator.diagnosis import Reason, claim_problem, creation_problem, job_failure, pod_problem
+from areal_operator.observed import Observed, WarningEvent
 from support.operator_objects import claim, ended, job, leaving, pod, server_set
 
 TORCHRUN = """Root Cause (first observed failure):
@@ -70,7 +70,7 @@ def test_a_healthy_pod_has_no_problem() -> None:
 def test_a_pod_that_has_no_place_says_what_the_scheduler_said() -> None:
     conditions = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes: gpu"}]
     why = pod_problem(pod(TRAINER, phase="Pending", conditions=conditions), Observed())
-    assert why == Why("Unschedulable", "pod case-trainer-1-0-x: 0/2 nodes: gpu")
+    assert why == Reason("Unschedulable", "pod case-trainer-1-0-x: 0/2 nodes: gpu")
 
 
 def test_a_conflict_that_the_scheduler_resolves_by_itself_is_no_problem() -> None:
@@ -89,7 +89,7 @@ def test_a_conflict_that_the_scheduler_resolves_by_itself_is_no_problem() -> Non
 )
 def test_a_pod_whose_volume_cannot_be_mounted_says_so(message: str, reason: str) -> None:
     waits = pod(TRAINER, **waiting("ContainerCreating"))
-    why = pod_problem(waits, Observed(warnings=[Warned(waits["metadata"]["uid"], "FailedMount", message)]))
+    why = pod_problem(waits, Observed(warnings=[WarningEvent(waits["metadata"]["uid"], "FailedMount", message)]))
     assert why is not None
     assert why.reason == reason
 
@@ -103,7 +103,7 @@ def test_a_pod_whose_volume_cannot_be_mounted_says_so(message: str, reason: str)
     ],
 )
 def test_pods_that_could_not_be_made_are_explained(message: str, reason: str) -> None:
-    why = creation_problem(server_set(), Observed(warnings=[Warned("set", "FailedCreate", message)]))
+    why = creation_problem(server_set(), Observed(warnings=[WarningEvent("set", "FailedCreate", message)]))
     assert why is not None
     assert why.reason == reason
     assert why.message.startswith("StatefulSet case-server: ")
@@ -111,7 +111,7 @@ def test_pods_that_could_not_be_made_are_explained(message: str, reason: str) ->
 
 def test_a_claim_says_why_it_is_not_bound() -> None:
     assert claim_problem(claim("Bound"), Observed()) is None
-    failed = Observed(warnings=[Warned("claim", "ProvisioningFailed", 'storageclass "x" not found')])
+    failed = Observed(warnings=[WarningEvent("claim", "ProvisioningFailed", 'storageclass "x" not found')])
     for found, reason in (
         (claim_problem(claim("Pending"), Observed()), "VolumePending"),
         (claim_problem(claim("Pending"), failed), "ProvisioningFailed"),
@@ -159,7 +159,7 @@ def test_a_pod_that_ended_because_another_was_deleted_has_not_failed(exit_code: 
     assert failure is not None
     assert failure.disruption
     gone = "case-trainer-1-1-x" if leaves else "a pod of the trainer"
-    assert failure.why == Why("PodDeleted", f"{gone} was deleted; case-trainer-1-0-x ended after it")
+    assert failure.why == Reason("PodDeleted", f"{gone} was deleted; case-trainer-1-0-x ended after it")
 
 
 def test_a_pod_that_failed_after_another_one_is_not_the_cause() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from areal_api.resource_names import SERVER, TRAINER
 from areal_api.status import Condition, ExperimentStatus
-from areal_operator.diagnosis import Why
-from areal_operator.observed import Subject
+from areal_operator.diagnosis import Reason
+from areal_operator.observed import ExperimentState
 from areal_operator.status import find
 from support.operator_objects import (
     claim,
@@ -23,20 +23,20 @@ from support.operator_objects import (
     named,
     pod,
     server_set,
-    subject,
+    state,
 )
 
 PREEMPTED = [{"type": "DisruptionTarget", "status": "True"}]
 RUNNING = (server_set(), claim(), job(1), pod(SERVER), pod(TRAINER))
 
 
-def started(**changes: Any) -> Subject:
+def started(**changes: Any) -> ExperimentState:
     """An experiment in its first attempt."""
-    fresh = subject(**changes)
+    fresh = state(**changes)
     return continued(fresh, decide(fresh))
 
 
-def running(**changes: Any) -> Subject:
+def running(**changes: Any) -> ExperimentState:
     """An experiment whose pods run."""
     begun = started(**changes)
     return continued(begun, decide(begun, *RUNNING))
@@ -49,7 +49,7 @@ def condition(status: ExperimentStatus, kind: str) -> Condition:
 
 
 def test_a_new_experiment_starts_its_first_attempt() -> None:
-    plan = decide(subject())
+    plan = decide(state())
     assert (plan.status.phase, plan.status.attempt, plan.status.start_time) == ("Starting", 1, "2026-01-31T12:00:00Z")
     assert [line.split()[0] for line in named(plan)] == [
         "ConfigMap",
@@ -171,7 +171,7 @@ def test_a_deleted_job_comes_back_once_its_pods_have_ended() -> None:
 
 
 def test_suspending_removes_everything_that_runs_and_then_says_suspended() -> None:
-    flagged = subject(running().status, runPolicy__suspend=True)
+    flagged = state(running().status, runPolicy__suspend=True)
     plan = decide(flagged, *RUNNING)
     assert plan.status.phase == "Running"
     assert set(plan.prune) == {("StatefulSet", "case-server"), ("Job", "case-trainer-1")}
@@ -181,9 +181,9 @@ def test_suspending_removes_everything_that_runs_and_then_says_suspended() -> No
 
 
 def test_a_suspension_is_finished_though_the_flag_is_taken_back() -> None:
-    flagged = subject(running().status, runPolicy__suspend=True)
+    flagged = state(running().status, runPolicy__suspend=True)
     suspending = decide(flagged, *RUNNING)
-    taken_back = subject(suspending.status)
+    taken_back = state(suspending.status)
     plan = decide(taken_back, server_set(), claim(), pod(SERVER))
     assert "StatefulSet" not in {line.split()[0] for line in named(plan)}
     suspended = decide(taken_back, claim())
@@ -194,7 +194,7 @@ def test_a_suspension_is_finished_though_the_flag_is_taken_back() -> None:
 
 
 def test_a_suspended_experiment_that_never_ran_owns_nothing() -> None:
-    plan = decide(subject(runPolicy__suspend=True))
+    plan = decide(state(runPolicy__suspend=True))
     assert (plan.status.phase, plan.objects, plan.status.start_time) == ("Suspended", (), None)
 
 
@@ -225,7 +225,7 @@ def test_the_time_to_start_does_not_run_while_it_runs() -> None:
 
 def test_a_finished_experiment_is_deleted_after_its_time() -> None:
     done = continued(running(), decide(running(), claim(), job(1, "Complete")))
-    timed = subject(done.status, runPolicy__ttlSecondsAfterFinished=60)
+    timed = state(done.status, runPolicy__ttlSecondsAfterFinished=60)
     plan = decide(timed, claim(), now=later(20))
     assert (plan.delete, plan.requeue_after_s) == (False, 40.0)
     assert decide(timed, claim(), now=later(60)).delete
@@ -243,14 +243,14 @@ def test_servers_beyond_the_known_addresses_are_said_to_be_useless() -> None:
 
 
 def test_a_refusal_of_the_api_server_is_said_and_asked_again() -> None:
-    plan = decide(started(), claim(), refusal=Why("Refused", "StatefulSet case-server: cpu is no quantity"))
+    plan = decide(started(), claim(), refusal=Reason("Refused", "StatefulSet case-server: cpu is no quantity"))
     assert condition(plan.status, "Accepted").status == "False"
     assert plan.status.message == "StatefulSet case-server: cpu is no quantity"
     assert plan.requeue_after_s == 15.0
 
 
 def test_a_spec_that_cannot_be_built_is_refused_and_leaves_alone_what_runs() -> None:
-    edited = subject(running().status, servers__volumes=[{"name": "areal-x"}])
+    edited = state(running().status, servers__volumes=[{"name": "areal-x"}])
     plan = decide(edited, *RUNNING)
     assert (plan.status.phase, plan.objects, plan.prune) == ("Running", (), ())
     assert condition(plan.status, "Accepted").reason == "Invalid"
@@ -266,5 +266,5 @@ def test_an_existing_volume_keeps_what_cannot_change_and_never_shrinks() -> None
 
 def test_old_jobs_go_and_the_last_failed_one_stays_for_its_logs() -> None:
     third = running().status.model_copy(update={"attempt": 3})
-    plan = decide(subject(third), server_set(), claim(), job(1, "Failed"), job(2, "Failed"), job(3))
+    plan = decide(state(third), server_set(), claim(), job(1, "Failed"), job(2, "Failed"), job(3))
     assert plan.prune == (("Job", "case-trainer-1"),)

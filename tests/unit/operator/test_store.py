@@ -116,7 +116,7 @@ async def test_failures_wait_twice_as_long_each_time_until_one_succeeds() -> Non
 
 
 def test_settings_come_from_the_environment_or_are_refused() -> None:
-    settings = Settings.of({"AREAL_WATCH_NAMESPACES": "a, b", "AREAL_OPERATOR_URL": "http://x/"})
+    settings = Settings.from_env({"AREAL_WATCH_NAMESPACES": "a, b", "AREAL_OPERATOR_URL": "http://x/"})
     assert (settings.watched, settings.progress_url) == (("a", "b"), "http://x")
     with pytest.raises(ValueError, match="AREAL_OPERATOR_PORT is 'x'"):
-        Settings.of({"AREAL_OPERATOR_PORT": "x"})
+        Settings.from_env({"AREAL_OPERATOR_PORT": "x"})

@@ -17,12 +17,12 @@ from areal_operator.manifests.pod import CONFIG_FILE, compute_threads
 from areal_operator.manifests.shared import network_policy, quantity
 from areal_operator.settings import Settings
 from support import operator_objects
-from support.operator_objects import decide, manifest, named, subject
+from support.operator_objects import decide, manifest, named, state
 
 
 def made(kind: str, **changes: Any) -> Any:
     """The manifest of a kind that a new experiment gets."""
-    return manifest(decide(subject(**changes)), kind)
+    return manifest(decide(state(**changes)), kind)
 
 
 def pods(**changes: Any) -> list[Any]:
@@ -60,7 +60,7 @@ def test_the_configuration_is_immutable_and_named_by_its_digest() -> None:
 
 
 def test_the_key_is_in_a_secret_and_nowhere_else() -> None:
-    plan = decide(subject())
+    plan = decide(state())
     assert base64.b64decode(manifest(plan, "Secret")["data"]["api-key"]) == b"s3cret"
     assert "s3cret" not in json.dumps([m["spec"] for m in plan.objects if m["kind"] in ("StatefulSet", "Job")])
 
@@ -179,7 +179,7 @@ def test_only_pods_of_the_experiment_reach_its_pods() -> None:
 
 def test_who_reads_metrics_reaches_the_servers_port_and_no_other() -> None:
     text = '[{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}]'
-    settings = Settings.of({"AREAL_METRICS_FROM": text})
+    settings = Settings.from_env({"AREAL_METRICS_FROM": text})
     build = Build(operator_objects.experiment(), "ns", "uid", 1, "key", settings)
     _, scraping = network_policy(build)["spec"]["ingress"]
     assert scraping == {"from": json.loads(text), "ports": [{"protocol": "TCP", "port": resource_names.SERVER_PORT}]}
@@ -188,7 +188,7 @@ def test_who_reads_metrics_reaches_the_servers_port_and_no_other() -> None:
 @pytest.mark.parametrize("text", ["{", "{}", "[{}]", '["monitoring"]', '[{"pods": {}}]'])
 def test_peers_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"AREAL_METRICS_FROM is .*; set a JSON list of a NetworkPolicy's peers"):
-        Settings.of({"AREAL_METRICS_FROM": text})
+        Settings.from_env({"AREAL_METRICS_FROM": text})
 
 
 def test_names_stay_within_63_letters() -> None:
@@ -207,7 +207,7 @@ def test_names_stay_within_63_letters() -> None:
     ],
 )
 def test_cores_are_shared_among_the_processes_of_a_pod(resources: Any, processes: int, threads: int) -> None:
-    settings = subject(servers__resources=resources).experiment.spec.servers
+    settings = state(servers__resources=resources).experiment.spec.servers
     assert compute_threads(settings, processes) == threads
 
 
@@ -219,7 +219,7 @@ def test_sizes_are_compared_by_their_number() -> None:
 
 
 def test_an_image_is_the_specs_or_the_operators_and_else_an_error() -> None:
-    settings = Settings.of({"AREAL_SERVER_IMAGE_CPU": "cpu:1"})
+    settings = Settings.from_env({"AREAL_SERVER_IMAGE_CPU": "cpu:1"})
     assert settings.image("server", "cpu", None) == "cpu:1"
     assert settings.image("server", "cpu", "mine") == "mine"
     with pytest.raises(ValueError, match=r"trainer\.image is not set .*AREAL_TRAINER_IMAGE of the operator"):
@@ -230,11 +230,11 @@ def test_pods_log_as_the_operator_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(names.LOG_FORMAT not in env_of(pod) for pod in pods())
     monkeypatch.setattr(operator_objects, "SETTINGS", replace(operator_objects.SETTINGS, json_logs=True))
     assert all(env_of(pod)[names.LOG_FORMAT] == "json" for pod in pods())
-    assert Settings.of({"AREAL_LOG_FORMAT": "json"}).json_logs
+    assert Settings.from_env({"AREAL_LOG_FORMAT": "json"}).json_logs
 
 
 def test_children_are_owned_and_carry_the_labels() -> None:
-    plan = decide(subject())
+    plan = decide(state())
     for obj in plan.objects:
         assert obj["metadata"]["labels"][resource_names.EXPERIMENT] == "case"
         if obj["kind"] != "PersistentVolumeClaim":

@@ -1,0 +1,75 @@
+"""Condition types and reasons of an experiment's status, and which reasons are benign.
+
+The operator writes them; the launcher and the operator's events read them. Reasons that come from Kubernetes
+(for example a pod's ``Unschedulable``) are passed through and not listed here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Types.
+ACCEPTED: Final = "Accepted"
+STORAGE_READY: Final = "StorageReady"
+SERVERS_READY: Final = "ServersReady"
+TRAINER_RUNNING: Final = "TrainerRunning"
+SUSPENDED: Final = "Suspended"
+SUCCEEDED: Final = "Succeeded"
+
+# In the order in which they depend on each other: all are True while a run is healthy.
+HEALTH: Final = (ACCEPTED, STORAGE_READY, SERVERS_READY, TRAINER_RUNNING)
+
+# Reasons of Accepted. "Accepted" is also the reason of the condition of that name.
+INVALID: Final = "Invalid"
+REFUSED: Final = "Refused"
+NAME_TAKEN: Final = "NameTaken"
+
+# Reasons of StorageReady.
+BOUND: Final = "Bound"
+CREATING: Final = "Creating"
+VOLUME_PENDING: Final = "VolumePending"
+VOLUME_LOST: Final = "VolumeLost"
+PROVISIONING_FAILED: Final = "ProvisioningFailed"
+
+# Reasons of ServersReady and TrainerRunning.
+READY: Final = "Ready"
+RUNNING: Final = "Running"
+STARTING: Final = "Starting"
+DRAINING: Final = "Draining"
+FINISHED: Final = "Finished"
+BEYOND_MAX_REPLICAS: Final = "BeyondMaxReplicas"
+BACK_OFF: Final = "BackOff"
+WAITING_FOR_PODS: Final = "WaitingForPods"
+
+# Problems of pods.
+UNSCHEDULABLE: Final = "Unschedulable"
+EVICTED: Final = "Evicted"
+IMAGE_PULL: Final = "ImagePull"
+CRASH_LOOP: Final = "CrashLoop"
+OUT_OF_MEMORY: Final = "OutOfMemory"
+VOLUME_FULL: Final = "VolumeFull"
+VOLUME_MOUNT: Final = "VolumeMount"
+MISSING_SECRET: Final = "MissingSecret"
+MISSING_CONFIG_MAP: Final = "MissingConfigMap"
+CONTAINER_CONFIG: Final = "ContainerConfig"
+CONTAINER_START: Final = "ContainerStart"
+CONTAINER_FAILED: Final = "ContainerFailed"
+QUOTA_EXCEEDED: Final = "QuotaExceeded"
+POD_SECURITY: Final = "PodSecurity"
+
+# Reasons of Suspended.
+SUSPENDING: Final = "Suspending"
+NOT_SUSPENDED: Final = "NotSuspended"
+
+# Reasons of Succeeded.
+INVALID_CONFIGURATION: Final = "InvalidConfiguration"
+TRAINER_FAILED: Final = "TrainerFailed"
+DISRUPTED: Final = "Disrupted"
+POD_DELETED: Final = "PodDeleted"
+DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
+PRE_RUNNING_DEADLINE_EXCEEDED: Final = "PreRunningDeadlineExceeded"
+
+# Something is pending and these do not say why; a warning event may.
+UNEXPLAINED: Final = frozenset({STARTING, CREATING, VOLUME_PENDING})
+# Part of a normal life: no warning event, and no reason to hide what else is pending.
+BENIGN: Final = UNEXPLAINED | {DRAINING, FINISHED, SUSPENDED}
