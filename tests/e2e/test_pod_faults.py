@@ -1,6 +1,6 @@
-"""Pods, containers, node and API server of real runs are struck on a real cluster: each run still learns.
+"""Runs on a real cluster still learn while faults hit their pods, containers, node and API server.
 
-``make faults-kind`` for more of them: ``FAULTS`` is how many, ``SEED`` decides which, when and where.
+``make faults-kind`` injects more: ``FAULTS`` sets how many, ``SEED`` which, when and where.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from faults import schedule
-from faults.injected import Struck, strike_all, tell
+from faults.injected import Injected, inject_all, print_replay
 from faults.invariants import check_files
-from faults.pod_injectors import DECKS, PER_RUN, seconds_until_back, strike
+from faults.pod_injectors import DECKS, PER_RUN, inject, seconds_until_back
 from faults.report import Report
 from faults.watched_pods import WatchedPods, watched_pods
 from hack.testbed.helm_release import Release
@@ -27,28 +27,28 @@ RUNS = schedule.runs(FIRST_SEED, FAULTS, per_run=PER_RUN)
 
 
 @pytest.mark.parametrize(("seed", "faults"), RUNS, ids=[f"seed{seed}" for seed, _ in RUNS])
-def test_a_run_in_pods_that_faults_strike_loses_nothing_and_learns(
+def test_a_run_in_pods_with_injected_faults_loses_nothing_and_learns(
     release: Release, namespace: str, seed: int, faults: int, tmp_path: Path, fault_report: Report
 ) -> None:
     layout = list(DECKS)[(seed + 1) % len(DECKS)]
     planned = schedule.schedule(seed, faults, deck=DECKS[layout], gaps=(1, 1, 2))
-    struck: list[Struck] = []
+    injected: list[Injected] = []
     began = time.monotonic()
     try:
         with watched_pods(release, namespace, layout) as run:
-            strike_all(run, planned, lambda one: strike(run, one), struck=struck, report=fault_report)
+            inject_all(run, planned, lambda one: inject(run, one), injected=injected, report=fault_report)
             run.finish(tmp_path)
             check_files(run.steps.lines, tmp_path)
             check_events(run)
-            run.nothing_is_left()
-            for one in struck:
+            run.check_nothing_left()
+            for one in injected:
                 fault_report.survived(one.fault.kind, seconds_until_back(one, run))
     finally:
-        tell(f"make faults-kind SEED={seed} FAULTS={faults}", struck, began)
+        print_replay(f"make faults-kind SEED={seed} FAULTS={faults}", injected, began)
 
 
 def check_events(run: WatchedPods) -> None:
-    """What the status counts is told by events too."""
+    """Events report what the status counts."""
     counts, reasons = run.counts(), _reasons(run)
     assert counts["attempt"] == 1 + counts["restarts"] + counts["disruptions"], counts
     assert ("Restarted" in reasons) == (counts["restarts"] > 0), (counts, reasons)

@@ -1,4 +1,4 @@
-"""One report for all runs of a session."""
+"""One fault report per test session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One fault after the other, each when the run has got over the one before."""
+"""Injects faults one after another, each after the run has recovered from the previous one."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from faults.steps import Watched
 
 
 @dataclass
-class Struck:
-    """A fault that is, or was, brought about."""
+class Injected:
+    """A fault that was injected."""
 
     fault: Fault
     at: float  # time.monotonic()
-    step: int  # the last one that was done
-    detail: str = ""  # what it hit
-    server: int | None = None  # which, of a fault that hit one
-    over: float = 0.0  # when it was lifted
-    survived: float | None = None  # when the next step was done
+    step: int  # last completed step
+    detail: str = ""  # what was hit
+    server: int | None = None  # index of the server that was hit
+    over: float = 0.0  # when the fault ended
+    survived: float | None = None  # when the next step completed
 
     def text(self, began: float) -> str:
-        """For the log of a run."""
+        """One line for the run's log."""
         after = "not survived" if self.survived is None else f"next step {self.survived - self.at:.1f} s later"
         return f"{self.at - began:6.1f} s  after step {self.step:2d}  {self.fault.kind}: {self.detail}; {after}"
 
 
-def strike_all(
+def inject_all(
     run: Watched,
     planned: Sequence[Fault],
-    strike: Callable[[Struck], None],
+    inject: Callable[[Injected], None],
     *,
-    struck: list[Struck],
+    injected: list[Injected],
     report: Report,
 ) -> None:
-    """Bring all faults about; those that were are added to ``struck``. ``strike`` brings one about, and lifts it."""
+    """Inject all faults and append each to ``injected``. ``inject`` injects one fault and ends it."""
     for fault in planned:
-        run.go_on(fault.after_steps)
+        run.advance(fault.after_steps)
         run.tick_for(fault.delay_s)
-        assert not run.finished, f"the run was over before {fault}"
-        struck.append(Struck(fault, time.monotonic(), run.steps.last))
+        assert not run.finished, f"the run ended before {fault}"
+        injected.append(Injected(fault, time.monotonic(), run.steps.last))
         report.injected(fault.kind)
-        strike(struck[-1])
-        struck[-1].over = time.monotonic()
-        run.go_on(1)
-        run.settle()
-        struck[-1].survived = time.monotonic()
+        inject(injected[-1])
+        injected[-1].over = time.monotonic()
+        run.advance(1)
+        run.fault_survived()
+        injected[-1].survived = time.monotonic()
 
 
-def tell(replay: str, struck: Sequence[Struck], began: float) -> None:
-    """What happened, and how it happens again; pytest shows it where the test fails."""
+def print_replay(replay: str, injected: Sequence[Injected], began: float) -> None:
+    """Print what happened and how to replay it; pytest shows this when the test fails."""
     print(f"replay: {replay}")
-    for one in struck:
+    for one in injected:
         print(one.text(began))

@@ -1,4 +1,4 @@
-"""What must hold at the end of a run, whatever struck it; ``AssertionError`` says what does not."""
+"""Invariants that hold after a run, whatever faults were injected. Violations raise ``AssertionError``."""
 
 # T tokens of one sequence, V vocabulary.
 
@@ -15,56 +15,58 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from faults.answers import Answer, Span, recorded
+from faults.answers import Answer, Span, recorded_answers
 from faults.schedule import STEPS
 from faults.watched import BASE, GONE, TINY, WatchedRun
 
 BATCH, SAMPLES, STALENESS = 32, 8, 2  # of the tiny experiment
 USER, ASSISTANT = "<|user|> ", " <|assistant|>"  # around a question
 LEARNED = 0.9
-# Server and trainer differ by rounding alone, 8e-6 as measured; weights that are one version older, by 1e-2 and more.
+# Server and trainer differ only by rounding (8e-6 measured). Weights one version older differ by 1e-2 or more.
 LOGPROB_TOLERANCE = 1e-3
-CHECKED_ANSWERS = 4  # of each version on each server
+CHECKED_ANSWERS = 4  # per version and server
 
-Sample = dict[str, Any]  # a line of a dumped file
+Sample = dict[str, Any]  # one line of a rollout dump
 Versions = tuple[int, int]  # of the first and the last token
 
 
 def check_run(run: WatchedRun) -> None:
-    """All of it."""
+    """Check all invariants."""
     check_files(run.steps.lines, run.run)
-    answers = list(recorded(run))
+    answers = list(recorded_answers(run))
     check_versions(dumped(run.run), answers)
     check_logprobs(answers, run.kept)
 
 
 def check_files(lines: Sequence[dict[str, Any]], run: Path) -> None:
-    """What can be seen in a run directory alone, wherever it was written. ``lines`` are its statistics."""
+    """Check what a run directory alone shows. ``lines`` are its statistics."""
     check_statistics(lines)
     check_outcome(run)
     check_samples(dumped(run), (TINY / "data" / "train.jsonl").read_text().splitlines())
 
 
 def check_statistics(lines: Sequence[dict[str, Any]]) -> None:
-    """Every step once, none with a sample over the bound, all with an update that was carried out."""
+    """Every step once, no sample over the staleness bound, every update applied."""
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for line in lines:
-        assert line["staleness/max"] <= STALENESS, f"step {line['step']} trained a sample {line['staleness/max']} old"
-        assert line["grpo_actor/update_successful"] == 1.0, f"step {line['step']} changed nothing"
-        apart = line.get("grpo_actor/rollout_logprob_diff_current/max", 0.0)
-        assert apart < LOGPROB_TOLERANCE, f"step {line['step']}: servers and trainer are {apart} apart"
+        assert line["staleness/max"] <= STALENESS, (
+            f"step {line['step']} trained a sample of staleness {line['staleness/max']}"
+        )
+        assert line["grpo_actor/update_successful"] == 1.0, f"step {line['step']} applied no update"
+        difference = line.get("grpo_actor/rollout_logprob_diff_current/max", 0.0)
+        assert difference < LOGPROB_TOLERANCE, f"step {line['step']}: servers and trainer differ by {difference}"
     reward = lines[-1]["eval-rollout/reward"]
     assert reward >= LEARNED, f"the held-out reward is {reward} after {STEPS} steps"
 
 
 def check_outcome(run: Path) -> None:
-    """The summary tells of a whole run."""
+    """The summary reports a complete run."""
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["outcome"], summary["steps"]) == ("succeeded", STEPS), f"summary.json: {summary}"
 
 
 def dumped(run: Path) -> dict[int, list[Sample]]:
-    """The samples that each step trained, by the version of the weights that it changed."""
+    """Samples trained in each step, keyed by the weight version before the step."""
     return {
         int(file.stem.removeprefix("step")): [json.loads(line) for line in file.open()]
         for file in (run / "rollouts").rglob("step*.jsonl")
@@ -72,8 +74,8 @@ def dumped(run: Path) -> dict[int, list[Sample]]:
 
 
 def check_samples(samples: dict[int, list[Sample]], rows: Iterable[str]) -> None:
-    """Whole batches, none too old, and no row of the epoch in two of them."""
-    assert sorted(samples) == list(range(STEPS)), f"dumped are the steps {sorted(samples)}"
+    """Complete batches, no sample too old, no row of the epoch in two batches."""
+    assert sorted(samples) == list(range(STEPS)), f"dumps exist for the steps {sorted(samples)}"
     trained: Counter[str] = Counter()
     for step, batch in samples.items():
         assert len(batch) == BATCH * SAMPLES, f"step {step} trained {len(batch)} samples"
@@ -90,9 +92,9 @@ def check_samples(samples: dict[int, list[Sample]], rows: Iterable[str]) -> None
 
 
 def check_versions(samples: dict[int, list[Sample]], answers: Iterable[Answer]) -> None:
-    """What was trained is what a server answered, under the versions that it said."""
+    """Every trained sample was answered by a server under the recorded versions."""
     tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
-    said = _said(answers, tokenizer.backend_tokenizer)
+    said = _reported_versions(answers, tokenizer.backend_tokenizer)
     for step, batch in samples.items():
         for sample in batch:
             prompt_ids = tuple(tokenizer.encode(sample["prompt"], add_special_tokens=False))
@@ -104,8 +106,8 @@ def check_versions(samples: dict[int, list[Sample]], answers: Iterable[Answer]) 
             )
 
 
-def _said(answers: Iterable[Answer], decoder: Any) -> dict[tuple[tuple[int, ...], str], set[Versions]]:
-    """By prompt and completion: the versions of its first and last token, as servers told them."""
+def _reported_versions(answers: Iterable[Answer], decoder: Any) -> dict[tuple[tuple[int, ...], str], set[Versions]]:
+    """Map (prompt, completion) to the versions of its first and last token as reported by servers."""
     said: dict[tuple[tuple[int, ...], str], set[Versions]] = {}
     begun: dict[tuple[int, ...], tuple[int, int]] = {}  # tokens so far → length of the prompt, first version
     for answer in answers:
@@ -123,11 +125,11 @@ def _said(answers: Iterable[Answer], decoder: Any) -> dict[tuple[tuple[int, ...]
 
 
 def _number(version: str) -> int:
-    return int(version[1:]) if version[1:].isdigit() else -1  # "default": a server that has just restarted
+    return int(version[1:]) if version[1:].isdigit() else -1  # "default": the server has just restarted
 
 
 def check_logprobs(answers: Iterable[Answer], kept: Path) -> None:
-    """Servers held the weights that they said: their log-probs are those of the copy that was to be loaded."""
+    """Servers held the weights that they reported: their log-probs match the copy they were asked to load."""
     choose = random.Random(0)
     by_weights: dict[tuple[int, str, tuple[str, ...]], list[tuple[Answer, Span]]] = {}
     for answer in answers:
@@ -139,14 +141,18 @@ def check_logprobs(answers: Iterable[Answer], kept: Path) -> None:
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for (server, version, copies), made in by_weights.items():
         for answer, span in choose.sample(made, min(CHECKED_ANSWERS, len(made))):
-            apart = min(_apart(model, base, kept, copy, answer, span) for copy in copies)
-            assert apart < LOGPROB_TOLERANCE, f"server-{server} answered as {version} with other weights: {apart} apart"
-    assert len({version for _, version, _ in by_weights}) >= STEPS // 2, "hardly any version was ever asked"
+            difference = min(_logprob_difference(model, base, kept, copy, answer, span) for copy in copies)
+            assert difference < LOGPROB_TOLERANCE, (
+                f"server-{server} answered as {version} with other weights: log-probs differ by {difference}"
+            )
+    assert len({version for _, version, _ in by_weights}) >= STEPS // 2, "too few versions were sampled to check"
 
 
 @torch.no_grad()
-def _apart(model: Any, base: dict[str, torch.Tensor], kept: Path, copy: str, answer: Answer, span: Span) -> float:
-    """Largest difference between what a server said of the tokens of a span and what the weights say."""
+def _logprob_difference(
+    model: Any, base: dict[str, torch.Tensor], kept: Path, copy: str, answer: Answer, span: Span
+) -> float:
+    """Largest difference between a server's log-probs of a span and those computed from the weights."""
     weights = base if copy == BASE else load_file(kept / f"{copy}.safetensors")
     absent = model.load_state_dict(weights, strict=False)
     assert not absent.unexpected_keys
@@ -154,5 +160,5 @@ def _apart(model: Any, base: dict[str, torch.Tensor], kept: Path, copy: str, ans
     tokens_T = torch.tensor(answer.prompt_ids + answer.output_ids)
     logprobs_TV = model(tokens_T[None, :-1]).logits[0].log_softmax(-1)
     logprobs_T = logprobs_TV.gather(-1, tokens_T[1:, None])[-len(answer.output_ids) :, 0]
-    said_T = torch.tensor(answer.logprobs)
-    return float((logprobs_T - said_T)[span.start : span.end].abs().max())
+    reported_T = torch.tensor(answer.logprobs)
+    return float((logprobs_T - reported_T)[span.start : span.end].abs().max())

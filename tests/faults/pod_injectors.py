@@ -1,12 +1,12 @@
-"""What each kind of fault does to a run in pods, when it is over, and what the status has to say of it."""
+"""How each kind of fault is injected into a run in pods, when it ends, and what the status must report."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from faults.injected import Struck
-from faults.processes import chosen
+from faults.injected import Injected
+from faults.processes import choose
 from faults.schedule import Deck, Fault, Kind
 from faults.watched_pods import ONE_TRAINER, TWO_TRAINERS, Awaited, Layout, WatchedPods
 from hack.cluster.node_pods import cut_network, kill_process, restore_network, running_container
@@ -28,87 +28,89 @@ FILL, STOP = "fill volume", "stop worker"
 DECKS: dict[Layout, Deck] = {ONE_TRAINER: {**EVERYWHERE, FILL: 1}, TWO_TRAINERS: {**EVERYWHERE, STOP: 1}}
 KINDS: Deck = {**EVERYWHERE, FILL: 1, STOP: 1}
 PER_RUN = sum(DECKS[ONE_TRAINER].values())
-SLOWER = 5.0  # than a fault on one machine: probes and watches take seconds to see anything
-NOTICED_S = 60.0  # by kubelet, the operator, the status
-BACK_S = 240.0  # a pod that is given up, and its successor
+SLOWER = 5.0  # factor over a local fault: probes and watches take seconds to react
+NOTICED_S = 60.0  # deadline for kubelet, operator and status to notice
+BACK_S = 240.0  # deadline for evicting a pod and starting its replacement
 
 
-def strike(run: WatchedPods, struck: Struck) -> None:
-    """Bring a fault about, lift it, and check that the status tells of it."""
+def inject(run: WatchedPods, injected: Injected) -> None:
+    """Inject a fault, end it, and check that the status reports it."""
     before = run.counts()
-    STRIKES[struck.fault.kind](run, struck)
-    counted = COUNTED.get(struck.fault.kind)
+    INJECTORS[injected.fault.kind](run, injected)
+    counted = COUNTED.get(injected.fault.kind)
     if counted is not None:
-        run.tick_until(lambda: run.counts() != before, f"the status to tell of {struck.detail}", within_s=BACK_S)
+        run.tick_until(lambda: run.counts() != before, f"the status to report {injected.detail}", within_s=BACK_S)
         wanted = {**before, "attempt": before["attempt"] + 1, counted: before[counted] + 1}
-        assert run.counts() == wanted, f"after {struck.detail}: {run.counts()}, not {wanted}\n{run.console()}"
-    elif struck.fault.kind not in UNCOUNTED:
-        assert run.counts() == before, f"after {struck.detail}: {run.counts()}, not {before}\n{run.console()}"
+        assert run.counts() == wanted, f"after {injected.detail}: {run.counts()}, expected {wanted}\n{run.console()}"
+    elif injected.fault.kind not in UNCOUNTED:
+        assert run.counts() == before, f"after {injected.detail}: {run.counts()}, expected {before}\n{run.console()}"
 
 
-# What the status counts an end of the trainer as; of the others no attempt may end, but for UNCOUNTED.
+# The status counter that each fault increments. Other faults must not end an attempt, except those in UNCOUNTED.
 COUNTED: dict[Kind, str] = {"kill trainer pod": "disruptions", "kill trainer container": "restarts"}
 UNCOUNTED: tuple[Kind, ...] = (FILL, STOP)
 
 
-def _kill_server_pod(run: WatchedPods, struck: Struck) -> None:
-    run.run.delete_pod(_victim(run, struck), "--grace-period=0", "--force")
+def _kill_server_pod(run: WatchedPods, injected: Injected) -> None:
+    run.run.delete_pod(_victim(run, injected), "--grace-period=0", "--force")
     _is_missing(run)
 
 
-def _kill_server_container(run: WatchedPods, struck: Struck) -> None:
-    kill_process(run.run.cluster, _victim(run, struck), "areal_server")
+def _kill_server_container(run: WatchedPods, injected: Injected) -> None:
+    kill_process(run.run.cluster, _victim(run, injected), "areal_server")
     _is_missing(run)
 
 
-def _end_server_pod(run: WatchedPods, struck: Struck) -> None:
-    """SIGTERM: it finishes what it has begun, gets nothing more, and ends."""
-    run.run.delete_pod(_victim(run, struck), "--wait=false")
+def _end_server_pod(run: WatchedPods, injected: Injected) -> None:
+    """SIGTERM: the server finishes its running requests, gets no new ones and exits."""
+    run.run.delete_pod(_victim(run, injected), "--wait=false")
     _is_missing(run)
 
 
-def _kill_trainer_pod(run: WatchedPods, struck: Struck) -> None:
-    struck.detail = run.run.kill_pod("trainer", _trainer(run, struck.fault))
+def _kill_trainer_pod(run: WatchedPods, injected: Injected) -> None:
+    injected.detail = run.run.kill_pod("trainer", _trainer(run, injected.fault))
 
 
-def _kill_trainer_container(run: WatchedPods, struck: Struck) -> None:
-    struck.detail = run.run.kill_container("trainer", _trainer(run, struck.fault))
+def _kill_trainer_container(run: WatchedPods, injected: Injected) -> None:
+    injected.detail = run.run.kill_container("trainer", _trainer(run, injected.fault))
 
 
-def _kill_operator(run: WatchedPods, struck: Struck) -> None:
-    """Its pod, or the process in it."""
+def _kill_operator(run: WatchedPods, injected: Injected) -> None:
+    """Kill the operator's pod or the process in it."""
     release = run.release
     pod = release.operator_pod()
-    assert pod is not None, "there is no operator"
+    assert pod is not None, "no operator pod found"
     before = running_container(pod)
-    if struck.fault.choice < 0.5:
-        struck.detail = "the operator's pod"
+    if injected.fault.choice < 0.5:
+        injected.detail = "the operator's pod"
         release.kill_operator()
     else:
-        struck.detail = "the operator's process"
+        injected.detail = "the operator's process"
         kill_process(run.run.cluster, pod, "areal_operator")
     run.tick_until(
-        lambda: running_container(release.operator_pod()) not in ("", before), "the operator again", within_s=BACK_S
+        lambda: running_container(release.operator_pod()) not in ("", before),
+        "the operator to restart",
+        within_s=BACK_S,
     )
     release.until_operator_is_ready()
 
 
-def _restart_api_server(run: WatchedPods, struck: Struck) -> None:
-    struck.detail = "the API server"
+def _restart_api_server(run: WatchedPods, injected: Injected) -> None:
+    injected.detail = "the API server"
     run.run.cluster.kill_api_server()
 
 
-def _cut_server_off(run: WatchedPods, struck: Struck) -> None:
-    _cut_off(run, _some_server(run, struck), struck)
+def _cut_server_off(run: WatchedPods, injected: Injected) -> None:
+    _cut_off(run, _some_server(run, injected), injected)
 
 
-def _cut_trainer_off(run: WatchedPods, struck: Struck) -> None:
-    _cut_off(run, run.run.pod("trainer", _trainer(run, struck.fault)), struck)
+def _cut_trainer_off(run: WatchedPods, injected: Injected) -> None:
+    _cut_off(run, run.run.pod("trainer", _trainer(run, injected.fault)), injected)
 
 
-def _cut_off(run: WatchedPods, pod: Object, struck: Struck) -> None:
-    seconds = struck.fault.lasts_s * SLOWER
-    struck.detail = f"{pod['metadata']['name']}, {seconds:.1f} s"
+def _cut_off(run: WatchedPods, pod: Object, injected: Injected) -> None:
+    seconds = injected.fault.lasts_s * SLOWER
+    injected.detail = f"{pod['metadata']['name']}, {seconds:.1f} s"
     cut_network(run.run.cluster, pod)
     try:
         run.tick_for(seconds)
@@ -116,10 +118,10 @@ def _cut_off(run: WatchedPods, pod: Object, struck: Struck) -> None:
         restore_network(run.run.cluster, pod)
 
 
-def _stop_worker(run: WatchedPods, struck: Struck) -> None:
-    """As a machine loses power, with all that runs on it: the operator too."""
-    seconds = struck.fault.lasts_s * SLOWER
-    struck.detail = f"the node of all pods, {seconds:.1f} s"
+def _stop_worker(run: WatchedPods, injected: Injected) -> None:
+    """Power loss of the worker, with everything that runs on it, including the operator."""
+    seconds = injected.fault.lasts_s * SLOWER
+    injected.detail = f"the node of all pods, {seconds:.1f} s"
     cluster = run.run.cluster
     cluster.stop_node(cluster.worker)
     try:
@@ -129,21 +131,21 @@ def _stop_worker(run: WatchedPods, struck: Struck) -> None:
     run.release.until_operator_is_ready()
 
 
-def _fill_volume(run: WatchedPods, struck: Struck) -> None:
-    """Until the trainer has failed of it and the status says why."""
+def _fill_volume(run: WatchedPods, injected: Injected) -> None:
+    """Fill the volume until the trainer fails and the status names the reason."""
 
-    def is_told() -> bool:
+    def is_reported() -> bool:
         run.volume.fill()
         return "volume full" in str(run.run.status.get("message"))
 
     try:
-        run.tick_until(lambda: is_told() or run.finished, "the status to tell of a full volume", within_s=BACK_S)
+        run.tick_until(lambda: is_reported() or run.finished, "the status to report a full volume", within_s=BACK_S)
     finally:
         run.volume.free()
-    struck.detail = "the run's volume"
+    injected.detail = "the run's volume"
 
 
-STRIKES: dict[Kind, Callable[[WatchedPods, Struck], None]] = {
+INJECTORS: dict[Kind, Callable[[WatchedPods, Injected], None]] = {
     "kill server pod": _kill_server_pod,
     "kill server container": _kill_server_container,
     "end server pod": _end_server_pod,
@@ -158,27 +160,27 @@ STRIKES: dict[Kind, Callable[[WatchedPods, Struck], None]] = {
 }
 
 
-def seconds_until_back(struck: Struck, run: WatchedPods) -> float | None:
-    """What a fault cost: until a killed server held current weights again, else until the next step."""
-    if struck.fault.kind in DEATHS:
-        back = next(one.back for one in run.awaited if one.struck is struck)
+def seconds_until_back(injected: Injected, run: WatchedPods) -> float | None:
+    """Recovery time: until a killed server held current weights again, otherwise until the next step."""
+    if injected.fault.kind in DEATHS:
+        back = next(one.back for one in run.awaited if one.injected is injected)
     else:
-        back = run.steps.next_after(struck.step, struck.over)
-    return None if back is None else back - struck.at
+        back = run.steps.next_after(injected.step, injected.over)
+    return None if back is None else back - injected.at
 
 
-def _some_server(run: WatchedPods, struck: Struck) -> Object:
-    """One of the servers, once all are there; the fault's time counts from then on."""
+def _some_server(run: WatchedPods, injected: Injected) -> Object:
+    """Choose a server once all are ready; the fault's time starts then."""
     run.tick_until(lambda: run.ready_servers() == run.layout.servers, "all servers", within_s=BACK_S)
-    struck.at, struck.step = time.monotonic(), run.steps.last
-    return run.run.pod("server", chosen(range(run.layout.servers), struck.fault.choice))
+    injected.at, injected.step = time.monotonic(), run.steps.last
+    return run.run.pod("server", choose(range(run.layout.servers), injected.fault.choice))
 
 
-def _victim(run: WatchedPods, struck: Struck) -> Object:
-    """The server that is to die, which is awaited from then on."""
-    pod = _some_server(run, struck)
-    struck.detail = pod["metadata"]["name"]
-    run.awaited.append(Awaited(struck, struck.detail, running_container(pod)))
+def _victim(run: WatchedPods, injected: Injected) -> Object:
+    """Choose a server to kill and await its replacement from now on."""
+    pod = _some_server(run, injected)
+    injected.detail = pod["metadata"]["name"]
+    run.awaited.append(Awaited(injected, injected.detail, running_container(pod)))
     return pod
 
 
@@ -187,8 +189,10 @@ def _trainer(run: WatchedPods, fault: Fault) -> int:
         return sum(running_container(pod) != "" for pod in run.run.pods("trainer")) == run.layout.trainers
 
     run.tick_until(run_all, "the trainer's pods", within_s=BACK_S)
-    return chosen(range(run.layout.trainers), fault.choice)
+    return choose(range(run.layout.trainers), fault.choice)
 
 
 def _is_missing(run: WatchedPods) -> None:
-    run.tick_until(lambda: run.ready_servers() < run.layout.servers, "the status to miss a server", within_s=NOTICED_S)
+    run.tick_until(
+        lambda: run.ready_servers() < run.layout.servers, "the status to report a missing server", within_s=NOTICED_S
+    )

@@ -1,4 +1,4 @@
-"""The processes of a local run, found from outside, and what is done to them."""
+"""Finds and signals the processes of a local run from outside."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TypeVar
 import psutil
 
 T = TypeVar("T")
-MARK = "AREAL_FAULTS_RUN"  # in the environment of everything that descends from a launcher under test
+MARK = "AREAL_FAULTS_RUN"  # environment variable of every descendant of a launcher under test
 DEATH_S = 20.0
 
 
-def supervised(launcher: int, *words: str) -> list[psutil.Process]:
-    """The supervisor whose command line holds ``words``, then what it runs: the command itself, then the rest."""
+def find_supervised(launcher: int, *words: str) -> list[psutil.Process]:
+    """The supervisor whose command line contains ``words``, its command, then the command's descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(launcher).children():
             line = command_line(child)
@@ -28,16 +28,16 @@ def supervised(launcher: int, *words: str) -> list[psutil.Process]:
 
 def server(launcher: int, index: int) -> list[psutil.Process]:
     """Supervisor and processes of a server."""
-    return supervised(launcher, "areal_server.launch", f"--index {index}")
+    return find_supervised(launcher, "areal_server.launch", f"--index {index}")
 
 
 def trainer(launcher: int) -> list[psutil.Process]:
-    """Supervisor, torchrun, and what it runs: ranks and reward processes."""
-    return supervised(launcher, "torch.distributed.run")
+    """Supervisor, torchrun, and torchrun's descendants: ranks and reward processes."""
+    return find_supervised(launcher, "torch.distributed.run")
 
 
 def ranks(launcher: int) -> list[psutil.Process]:
-    """The processes that train."""
+    """The ranks of the trainer."""
     return [
         process
         for process in trainer(launcher)
@@ -46,7 +46,7 @@ def ranks(launcher: int) -> list[psutil.Process]:
 
 
 def command_line(process: psutil.Process) -> str:
-    """Empty where it is gone."""
+    """The command line, or an empty string if the process has exited."""
     try:
         return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -54,19 +54,19 @@ def command_line(process: psutil.Process) -> str:
 
 
 def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
-    """Signal processes of which some may be gone."""
+    """Signal processes; those that have exited are ignored."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
 
 
-def chosen(among: Sequence[T], choice: float) -> T:
-    """The one at the share ``choice`` of the way."""
+def choose(among: Sequence[T], choice: float) -> T:
+    """The item at the fraction ``choice`` (0 ≤ choice < 1) of the sequence."""
     return among[int(choice * len(among))]
 
 
-def marked(mark: str) -> list[str]:
-    """Every process of the machine that was started by a run with this mark, as a line of text."""
+def processes_with_mark(mark: str) -> list[str]:
+    """Every process on this machine started by a run with this mark, as a line of text."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -78,9 +78,9 @@ def marked(mark: str) -> list[str]:
 
 
 def wait_until_gone(mark: str) -> list[str]:
-    """What is left after the time that processes get to die; they are then killed, so that no later run meets them."""
+    """Processes that remain after the deadline; they are killed so that later runs do not meet them."""
     deadline = time.monotonic() + DEATH_S
-    while left := marked(mark):
+    while left := processes_with_mark(mark):
         if time.monotonic() > deadline:
             for line in left:
                 with contextlib.suppress(ProcessLookupError):

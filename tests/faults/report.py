@@ -1,4 +1,4 @@
-"""What the runs of a session survived."""
+"""Counts of injected and survived faults in a test session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from faults.schedule import Kind
 
 @dataclass
 class Report:
-    """Counts over all runs, and what faults cost. ``deaths``: kinds after which a server is waited for, not a step."""
+    """Counts and recovery times over all runs. ``deaths``: kinds whose recovery is a server's, not the next step."""
 
     title: str
     kinds: Collection[Kind]
@@ -25,21 +25,21 @@ class Report:
     _not_injected: dict[Kind, str] = field(default_factory=dict)
 
     def not_injected(self, kind: Kind, reason: str) -> None:
-        """Why a kind is not brought about here."""
+        """Record why a kind cannot be injected here."""
         self._not_injected[kind] = reason
 
     def injected(self, kind: Kind) -> None:
-        """A fault was brought about."""
+        """Record an injected fault."""
         self._injected[kind] += 1
 
     def survived(self, kind: Kind, seconds: float | None) -> None:
-        """A fault of a run that ended as it should; what it cost, where that was seen."""
+        """Record a fault of a run that ended correctly and its recovery time, if observed."""
         self._survived[kind] += 1
         if seconds is not None:
             self._seconds.setdefault(kind, []).append(seconds)
 
     def lines(self) -> list[str]:
-        """A table; empty where nothing was tried."""
+        """The table; empty if nothing was injected."""
         if not self._injected:
             return []
         lines = [f"{'fault':<22}{'injected':>9}{'survived':>9}   seconds until back, median (range)"]
@@ -50,7 +50,7 @@ class Report:
         return lines
 
     def show(self, reporter: pytest.TerminalReporter) -> None:
-        """Write the table, if there is one."""
+        """Print the table, if there is one."""
         if lines := self.lines():
             reporter.section(self.title)
             for line in lines:

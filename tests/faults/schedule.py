@@ -1,4 +1,4 @@
-"""Which faults strike a run, in which order: a function of the seed alone."""
+"""The faults of a run and their order, as a function of the seed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 Kind = str
-Deck = Mapping[Kind, int]  # how often each kind strikes a run
-# What a run of 40 faults holds; the dearest, in time, are the rarest.
+Deck = Mapping[Kind, int]  # how often each kind is injected into a run
+# Faults of a run of 40; those that take longest are the rarest.
 DECK: Deck = {
     "kill server": 4,
     "end server": 2,
@@ -23,32 +23,32 @@ DECK: Deck = {
     "full disk": 2,
 }
 PER_RUN = sum(DECK.values())
-GAPS = (0, 0, 1)  # mostly while a server that was killed is still starting
-# Servers and ranks of a run, by turns: two of both; one rank; a single server, of which each death stops the run.
+GAPS = (0, 0, 1)  # short, so most faults hit while a killed server is still restarting
+# (servers, ranks) of a run, alternating by seed; with a single server, each of its deaths stops the run.
 LAYOUTS = ((2, 2), (2, 1), (1, 1))
-STEPS = 150  # of the tiny experiment; 60 learn it, and 40 faults take more
-# Answers that go wrong: of what is asked most, of what changes weights, of looks at a server, of whatever comes.
+STEPS = 150  # of the tiny experiment; it learns in 60, and 40 faults need more
+# Requests whose answers are faulted: the most frequent, those that change weights, probes, and any.
 PATHS = ("/generate", "/update_weights_from_disk", "/pause_generation", "/continue_generation", "/model_info", "")
-OFTEN = ("/generate", "")  # asked many times a step
+OFTEN = ("/generate", "")  # requested many times per step
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, and when it strikes: ``delay_s`` after ``after_steps`` more steps since the one before was over."""
+    """One fault, injected ``delay_s`` after ``after_steps`` further steps from the end of the previous fault."""
 
     kind: Kind
     after_steps: int
     delay_s: float
-    choice: float  # of a process or a server among those that there are; from 0 to below 1
-    lasts_s: float  # stopped, late, full for so long
-    times: int  # answers that go wrong
-    path: str  # whose answers go wrong; empty for any
+    choice: float  # selects a process or server; 0 ≤ choice < 1
+    lasts_s: float  # duration of a stop, delay or full disk
+    times: int  # number of faulty answers
+    path: str  # request path whose answers are faulted; empty for any
 
 
 def schedule(
     seed: int, faults: int, *, deck: Deck = DECK, gaps: Sequence[int] = GAPS, without: Collection[Kind] = ()
 ) -> list[Fault]:
-    """The faults of a run. ``gaps``: steps before a fault. ``without``: kinds that cannot be brought about here; others
+    """The faults of a run. ``gaps``: steps before a fault. ``without``: kinds that cannot be injected here; others
     take their place."""
     most = sum(deck.values())
     if not 1 <= faults <= most:
@@ -61,7 +61,7 @@ def schedule(
 
 
 def runs(first_seed: int, faults: int, *, per_run: int) -> list[tuple[int, int]]:
-    """Seed and number of faults of each run that it takes."""
+    """Seed and number of faults of each run."""
     return [(first_seed + number, min(per_run, faults - done)) for number, done in enumerate(range(0, faults, per_run))]
 
 

@@ -1,4 +1,4 @@
-"""A small file system of its own, that can be filled and freed again."""
+"""A small separate file system that can be filled and freed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-SIZE = "420m"  # what a run of the tiny experiment asks for before it starts, and a little
+SIZE = "420m"  # slightly more than a run of the tiny experiment requires to start
 PIECES = (1 << 20, 4 << 10)
 
 
@@ -25,11 +25,11 @@ class SmallDisk:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # Lazily: a process that should not be there may still have a file open, which is told elsewhere.
+        # Lazily: a leaked process, which another check reports, may still hold a file open.
         subprocess.run(["umount", "--lazy", str(self.at)], check=True)
 
     def fill(self) -> None:
-        """Take all the room that there is now."""
+        """Use all remaining space."""
         with self._ballast.open("ab", buffering=0) as file:
             for piece in PIECES:
                 try:
@@ -39,13 +39,13 @@ class SmallDisk:
                     continue
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the space that ``fill`` used."""
         self._ballast.unlink(missing_ok=True)
 
 
 @cache
-def why_not() -> str | None:
-    """Why no disk can be filled here; None where one can."""
+def unavailable_reason() -> str | None:
+    """Why a small disk cannot be mounted here, or None if it can."""
     if os.geteuid() != 0:
         return "mounting needs root"
     with tempfile.TemporaryDirectory() as at:

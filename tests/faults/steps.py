@@ -1,4 +1,4 @@
-"""The steps of a run that is watched, wherever it runs, and what must hold of them at every moment."""
+"""Watches the steps of a run and checks the invariants that hold at every moment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Line = dict[str, Any]  # of stats.jsonl
 
 @dataclass(frozen=True)
 class Files:
-    """What a run has written: its statistics, of which the last line may be half there, and whole checkpoints."""
+    """Files of a run: its statistics, whose last line may be incomplete, and complete checkpoints."""
 
     stats: bytes
     recover: list[str]  # names in recover/
@@ -26,18 +26,18 @@ class Files:
 
 @dataclass
 class Steps:
-    """stats.jsonl and recover/ as they grow."""
+    """Follows stats.jsonl and recover/."""
 
     look: Callable[[], Files]
     last: int = 0
-    advanced: int = 0  # steps that were committed, repeated ones included
+    advanced: int = 0  # committed steps, including repeated ones
     lines: list[Line] = field(default_factory=list)
     times: list[tuple[float, int]] = field(default_factory=list)  # when each was first seen
     checkpoint: int = 0
     _stats: bytes = b""
 
     def poll(self) -> None:
-        """Look; ``AssertionError`` where a step is missing, there twice, or lost past the last checkpoint."""
+        """Read the files. Raises ``AssertionError`` if a step is missing, duplicated or lost past a checkpoint."""
         files = self.look()
         if files.stats != self._stats:
             self._stats = files.stats
@@ -45,7 +45,7 @@ class Steps:
         steps = [int(line["step"]) for line in self.lines]
         assert steps == list(range(1, len(steps) + 1)), f"stats.jsonl holds the steps {steps}"
         assert len(steps) >= min(self.last, self.checkpoint), (
-            f"stats.jsonl went back from step {self.last} to {len(steps)}, past the checkpoint {self.checkpoint}"
+            f"stats.jsonl went back from step {self.last} to {len(steps)}, past checkpoint {self.checkpoint}"
         )
         if len(steps) > self.last:
             self.advanced += len(steps) - self.last
@@ -56,12 +56,12 @@ class Steps:
         self.checkpoint = max([int(name) for name in names if name.isdigit()], default=0)
 
     def next_after(self, step: int, since: float) -> float | None:
-        """When the step after ``step`` was done, again or for the first time; None while it is not."""
+        """When a step after ``step`` completed after ``since``, or None."""
         return next((at for at, done in self.times if at > since and done > step), None)
 
 
 class LocalFiles:
-    """Looks at a run directory of this machine; statistics are read where they have changed."""
+    """Reads a run directory on this machine; statistics only when they have changed."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
@@ -80,25 +80,25 @@ class LocalFiles:
 
 
 class Watched(abc.ABC):
-    """A run that is looked at again and again while faults strike it."""
+    """A run that is polled while faults are injected."""
 
     steps: Steps
-    patience_s = 180.0  # for the next step: servers and trainer start within 30 s on an idle machine
+    patience_s = 180.0  # deadline for the next step; on an idle machine servers and trainer start within 30 s
 
     @abc.abstractmethod
     def tick(self) -> None:
-        """Wait a moment, then look once at everything; ``AssertionError`` where something is wrong."""
+        """Sleep briefly, then poll everything once. Raises ``AssertionError`` on a violation."""
 
     @abc.abstractmethod
     def console(self) -> str:
-        """What the run said last."""
+        """The last output of the run."""
 
     @abc.abstractmethod
-    def settle(self) -> None:
-        """A fault is survived: what it excused is wrong from now on."""
+    def fault_survived(self) -> None:
+        """Stop tolerating failures that only the previous fault excused."""
 
     def tick_until(self, condition: Callable[[], bool], what: str, *, within_s: float | None = None) -> None:
-        """Go on until ``condition`` holds; ``AssertionError`` that tells ``what`` was waited for after ``within_s``."""
+        """Tick until ``condition`` holds. Raises ``AssertionError`` naming ``what`` after ``within_s``."""
         within_s = self.patience_s if within_s is None else within_s
         deadline = time.monotonic() + within_s
         while not condition():
@@ -106,23 +106,23 @@ class Watched(abc.ABC):
             self.tick()
 
     def tick_for(self, seconds: float) -> None:
-        """Go on for a time."""
+        """Tick for a number of seconds."""
         until = time.monotonic() + seconds
         self.tick_until(lambda: time.monotonic() >= until, "time to pass")
 
-    def go_on(self, steps: int) -> None:
-        """Wait for so many more steps."""
+    def advance(self, steps: int) -> None:
+        """Wait for a number of further steps."""
         wanted = self.steps.advanced + steps
         self.tick_until(
             lambda: self.steps.advanced >= wanted or self.finished, f"the step after step {self.steps.last}"
         )
 
-    def go_on_to_the_end(self) -> None:
-        """Wait for the last step, for each as long as for any."""
+    def advance_to_end(self) -> None:
+        """Wait for the last step, allowing each step the usual time."""
         while not self.finished:
-            self.go_on(1)
+            self.advance(1)
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done."""
+        """Whether the last step has completed."""
         return self.steps.last >= STEPS

@@ -1,4 +1,4 @@
-"""What brings faults about, and what looks for their traces, do what they are for."""
+"""The fault schedule and the invariant checks detect what they should."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from faults.steps import LocalFiles, Steps
 from faults.watched import BASE, TINY
 
 
-def test_a_seed_decides_everything_that_a_schedule_says() -> None:
+def test_a_schedule_depends_only_on_its_seed() -> None:
     assert schedule.schedule(7, 20) == schedule.schedule(7, 20)
     assert schedule.schedule(7, 20) != schedule.schedule(8, 20)
 
 
-def test_a_whole_schedule_holds_every_kind_as_often_as_the_deck() -> None:
+def test_a_full_schedule_contains_each_kind_as_often_as_the_deck() -> None:
     assert Counter(fault.kind for fault in schedule.schedule(3, schedule.PER_RUN)) == schedule.DECK
 
 
-def test_other_kinds_take_the_place_of_one_that_cannot_be_brought_about() -> None:
+def test_other_kinds_replace_one_that_cannot_be_injected() -> None:
     faults = schedule.schedule(3, schedule.PER_RUN, without=["full disk"])
     assert len(faults) == schedule.PER_RUN
     assert all(fault.kind != "full disk" for fault in faults)
@@ -45,11 +45,11 @@ def test_a_run_may_go_back_to_its_checkpoint_but_not_past_it(tmp_path: Path) -> 
     steps.poll()
     assert (steps.last, steps.advanced) == (4, 6)
     write_steps(tmp_path, [1, 2], checkpoint=3)
-    with pytest.raises(AssertionError, match="past the checkpoint 3"):
+    with pytest.raises(AssertionError, match="past checkpoint 3"):
         steps.poll()
 
 
-def test_a_step_that_is_there_twice_is_noticed(tmp_path: Path) -> None:
+def test_a_duplicated_step_is_detected(tmp_path: Path) -> None:
     write_steps(tmp_path, [1, 2, 2], checkpoint=0)
     with pytest.raises(AssertionError, match=r"\[1, 2, 2\]"):
         Steps(LocalFiles(tmp_path)).poll()
@@ -69,7 +69,7 @@ def batches() -> dict[int, list[dict[str, object]]]:
 ROWS = [json.dumps({"question": f"{step} {row}"}) for step in range(schedule.STEPS) for row in range(BATCH)]
 
 
-def test_a_sample_over_the_bound_is_noticed() -> None:
+def test_a_sample_over_the_staleness_bound_is_detected() -> None:
     samples = batches()
     check_samples(samples, ROWS)
     samples[9][0]["head_version"] = 6
@@ -77,14 +77,14 @@ def test_a_sample_over_the_bound_is_noticed() -> None:
         check_samples(samples, ROWS)
 
 
-def test_a_sample_that_ends_with_weights_of_after_its_training_is_noticed() -> None:
+def test_a_sample_ending_with_weights_newer_than_its_training_step_is_detected() -> None:
     samples = batches()
     samples[9][0]["tail_version"] = 10
     with pytest.raises(AssertionError, match="step 9 trained a sample that ends with v10"):
         check_samples(samples, ROWS)
 
 
-def test_a_row_that_is_trained_twice_is_noticed() -> None:
+def test_a_row_trained_twice_is_detected() -> None:
     samples = batches()
     samples[9] = [{**sample, "head_version": 9, "tail_version": 9} for sample in samples[3]]
     with pytest.raises(AssertionError, match="16 samples of 1 rows"):
@@ -96,7 +96,7 @@ def answer(version: str) -> Answer:
     return Answer(0, ids, (31, 32, 33), (-1.0, -1.0, -1.0), (Span(version, 0, 3),), True, {version: [BASE]})
 
 
-def test_a_sample_under_another_version_than_the_server_said_is_noticed() -> None:
+def test_a_sample_recorded_under_another_version_than_the_server_reported_is_detected() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
@@ -109,6 +109,6 @@ def test_a_sample_under_another_version_than_the_server_said_is_noticed() -> Non
         check_versions({5: [sample | {"head_version": 5, "tail_version": 5}]}, [told])
 
 
-def test_an_answer_of_other_weights_than_the_server_said_is_noticed(tmp_path: Path) -> None:
+def test_an_answer_from_other_weights_than_the_server_reported_is_detected(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="server-0 answered as v0 with other weights"):
         check_logprobs([answer("v0")], tmp_path)

@@ -1,6 +1,6 @@
-"""Servers, trainer and launcher of real runs are killed, stopped, cut off, left without a disk: each run still learns.
+"""Real runs still learn while servers, trainer and launcher are killed, stopped, cut off and run out of disk space.
 
-``make faults`` for more of them: ``FAULTS`` is how many, ``SEED`` decides which, when and where.
+``make faults`` injects more: ``FAULTS`` sets how many, ``SEED`` which, when and where.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from faults import schedule, small_disk
-from faults.injected import Struck, strike_all, tell
-from faults.injectors import seconds_until_back, strike
+from faults.injected import Injected, inject_all, print_replay
+from faults.injectors import inject, seconds_until_back
 from faults.invariants import check_run
 from faults.report import Report
 from faults.small_disk import SmallDisk
@@ -26,27 +26,27 @@ RUNS = schedule.runs(FIRST_SEED, FAULTS, per_run=schedule.PER_RUN)
 
 
 @pytest.mark.parametrize(("seed", "faults"), RUNS, ids=[f"seed{seed}" for seed, _ in RUNS])
-def test_a_run_struck_by_faults_loses_nothing_and_learns(
+def test_a_run_with_injected_faults_loses_nothing_and_learns(
     seed: int, faults: int, tmp_path: Path, fault_report: Report
 ) -> None:
     servers, ranks = schedule.LAYOUTS[seed % len(schedule.LAYOUTS)]
-    reason = small_disk.why_not()
+    reason = small_disk.unavailable_reason()
     planned = schedule.schedule(seed, faults, without=["full disk"] if reason else [])
     if reason:
         fault_report.not_injected("full disk", reason)
-    struck: list[Struck] = []
+    injected: list[Injected] = []
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: tell(f"make faults SEED={seed} FAULTS={faults}", struck, began))
+        stack.callback(lambda: print_replay(f"make faults SEED={seed} FAULTS={faults}", injected, began))
         disk = None if reason else stack.enter_context(SmallDisk(tmp_path / "disk"))
         fileroot = tmp_path / "disk" if disk else tmp_path / "files"
         mark = f"{seed}-{os.getpid()}"
         run = WatchedRun(tmp_path / "work", fileroot, servers=servers, ranks=ranks, mark=mark)
         stack.enter_context(run)
-        strike_all(run, planned, lambda one: strike(run, disk, one), struck=struck, report=fault_report)
-        run.go_on_to_the_end()
+        inject_all(run, planned, lambda one: inject(run, disk, one), injected=injected, report=fault_report)
+        run.advance_to_end()
         run.tick_until(lambda: run.wait_for_launcher(0.0) is not None, "the end of the run")
-        run.nothing_is_left()
+        run.check_nothing_left()
         check_run(run)
-        for one in struck:
+        for one in injected:
             fault_report.survived(one.fault.kind, seconds_until_back(one, run))

@@ -1,4 +1,4 @@
-"""The proxy passes on what a server answers, keeps it, and spoils what it is told to."""
+"""The proxy forwards and records answers and injects the requested faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from support.faulty_proxy import Bad, FaultyProxy
+from support.faulty_proxy import BadAnswers, FaultyProxy
 from support.scripted_server import Script, ScriptedServer
 
 REQUEST = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 9, "ignore_eos": True}, "return_logprob": True}
@@ -27,7 +27,7 @@ def ask(proxy: FaultyProxy, path: str = "/generate", **settings: float) -> httpx
     return httpx.post(f"http://127.0.0.1:{proxy.port}{path}", json=REQUEST, timeout=5.0, **settings)
 
 
-def test_an_answer_arrives_and_is_recorded_with_its_request(proxy: FaultyProxy) -> None:
+def test_an_answer_is_forwarded_and_recorded_with_its_request(proxy: FaultyProxy) -> None:
     answer = ask(proxy)
     (exchange,) = proxy.exchanges
     assert len(answer.json()["output_ids"]) == 9
@@ -37,33 +37,33 @@ def test_an_answer_arrives_and_is_recorded_with_its_request(proxy: FaultyProxy) 
     assert exchange.delivered is not None
 
 
-def test_only_so_many_answers_of_the_path_are_cut(proxy: FaultyProxy) -> None:
-    bad = Bad("cut", "/generate", 2)
+def test_only_the_requested_number_of_answers_is_cut(proxy: FaultyProxy) -> None:
+    bad = BadAnswers("cut", "/generate", 2)
     proxy.bad.append(bad)
     assert ask(proxy, "/flush_cache").status_code == 200
     for _ in range(2):
         with pytest.raises(httpx.RemoteProtocolError):
             ask(proxy)
     assert ask(proxy).status_code == 200
-    assert bad.struck == 2
+    assert bad.injected == 2
     assert [exchange.delivered is None for exchange in proxy.exchanges] == [False, True, True, False]
 
 
-def test_a_half_answer_ends_in_the_midst_of_its_body(proxy: FaultyProxy) -> None:
-    proxy.bad.append(Bad("half", "", 1))
+def test_a_half_answer_ends_in_the_middle_of_its_body(proxy: FaultyProxy) -> None:
+    proxy.bad.append(BadAnswers("half", "", 1))
     with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
         ask(proxy)
     assert ask(proxy).status_code == 200
 
 
-def test_a_slow_answer_comes_late(proxy: FaultyProxy) -> None:
-    proxy.bad.append(Bad("slow", "", 1, delay_s=0.4))
+def test_a_slow_answer_is_delayed(proxy: FaultyProxy) -> None:
+    proxy.bad.append(BadAnswers("slow", "", 1, delay_s=0.4))
     started = time.monotonic()
     assert ask(proxy).status_code == 200
     assert time.monotonic() - started >= 0.4
 
 
-def test_connections_that_are_there_are_cut_at_once() -> None:
+def test_open_connections_are_cut_at_once() -> None:
     asked = threading.Event()
     with (
         ScriptedServer(Script(latency_s=30.0)) as server,
@@ -77,18 +77,18 @@ def test_connections_that_are_there_are_cut_at_once() -> None:
             answer.result()
 
 
-def test_a_client_that_hangs_up_is_let_go_at_the_server_too() -> None:
+def test_a_client_that_hangs_up_is_disconnected_from_the_server() -> None:
     with ScriptedServer(Script(latency_s=30.0)) as server, FaultyProxy(server.port) as proxy:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"http://127.0.0.1:{proxy.port}/generate", json=REQUEST, timeout=0.3)
         deadline = time.monotonic() + 10.0
-        while proxy._clients or not proxy.exchanges:
-            assert time.monotonic() < deadline, "the proxy keeps a client that has hung up"
+        while proxy.open_connections or not proxy.exchanges:
+            assert time.monotonic() < deadline, "the proxy keeps the connection of a client that has hung up"
             time.sleep(0.01)
         assert proxy.exchanges[0].status == 0
 
 
-def test_a_server_that_is_gone_looks_gone() -> None:
+def test_a_dead_server_refuses_connections() -> None:
     with ScriptedServer(Script()) as server, FaultyProxy(server.port) as proxy:
         server.kill()
         with pytest.raises(httpx.TransportError):

@@ -1,4 +1,4 @@
-"""A real run of the tiny experiment, started by ``grpo run`` and watched from outside while faults strike it."""
+"""A real run of the tiny experiment, started by ``grpo run`` and watched from outside while faults are injected."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TINY = ROOT / "examples" / "tiny"
 CHECKPOINT_STEPS = 3
 POLL_S = 0.1
 UPDATE = "/update_weights_from_disk"
-BASE = "base"  # weights that are the experiment's own model
-GONE = "gone"  # weights that were removed before they could be copied
+BASE = "base"  # the experiment's initial model
+GONE = "gone"  # weights removed before they could be copied
 
 
 class WatchedRun(Watched):
-    """``grpo run`` with its trainer talking to the servers through proxies. Enter it to start it."""
+    """``grpo run`` whose trainer reaches the servers through proxies. Entering the context starts it."""
 
     def __init__(self, work: Path, fileroot: Path, *, servers: int, ranks: int, mark: str) -> None:
         self.work = work
@@ -39,17 +39,20 @@ class WatchedRun(Watched):
         self.servers = servers
         self.run = fileroot / "tiny" / "run"
         self.steps = Steps(LocalFiles(self.run))
-        self.may_fail = False  # whether the launcher may end with an error, to be started again
+        self.may_fail = False  # whether the launcher may exit with an error and is then restarted
         self.starts = 0
-        self.kept = work / "kept"  # copies of all weights that servers were told to load
+        self.kept = work / "kept"  # copies of all weights that servers were asked to load
         self._fileroot = fileroot
         self._ranks = ranks
         self._stack = contextlib.ExitStack()
+        self.ports = free_ports(servers)
+        self.proxies = [FaultyProxy(port, self._keep) for port in self.ports]
+        self._launcher: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> WatchedRun:
         self.kept.mkdir(parents=True)
-        self.ports = free_ports(self.servers)
-        self.proxies = [self._stack.enter_context(FaultyProxy(port, self._keep)) for port in self.ports]
+        for proxy in self.proxies:
+            self._stack.enter_context(proxy)
         self._write_experiment()
         self._stack.callback(processes.wait_until_gone, self.mark)
         self._stack.callback(self._end)
@@ -62,10 +65,10 @@ class WatchedRun(Watched):
     @property
     def launcher(self) -> int:
         """Process id of ``grpo run``."""
-        return self._launcher.pid
+        return self._started().pid
 
     def start(self) -> None:
-        """The same command, the first time and every other time."""
+        """Run the launch command; restarts use the same command."""
         argv = [sys.executable, "-m", "areal_launcher.cli", "run", str(self.work / "experiment.yaml")]
         argv += ["--port", str(self.ports[0])]
         env = {**os.environ, processes.MARK: self.mark, "OMP_NUM_THREADS": "1"}
@@ -75,42 +78,42 @@ class WatchedRun(Watched):
             )
         self.starts += 1
 
-    def nothing_is_left(self) -> None:
-        """The launcher has ended: ``AssertionError`` where a process of it lives on, or a port is still listened on."""
+    def check_nothing_left(self) -> None:
+        """Raises ``AssertionError`` if a process of the ended launcher survives or a port is still open."""
         left = processes.wait_until_gone(self.mark)
         assert not left, f"processes outlive the launcher: {left}"
         for index, port in enumerate(self.ports):
-            assert not self.is_listening(index), f"port {port} is still listened on"
+            assert not self.is_listening(index), f"port {port} is still open"
 
     def is_listening(self, server: int) -> bool:
-        """Whether a server takes connections."""
+        """Whether a server accepts connections."""
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.ports[server])) == 0
 
     def tick(self) -> None:
-        """Look once at everything. A launcher that may fail, and did, is started again."""
+        """Poll everything once. Restarts a launcher that failed and was allowed to."""
         time.sleep(POLL_S)
         self.steps.poll()
-        status = self._launcher.poll()
+        status = self._started().poll()
         if status is None or (status == 0 and self.finished):
             return
-        assert status != 0, f"grpo run ended well after step {self.steps.last} of {STEPS}"
-        assert self.may_fail, f"grpo run ended with status {status}:\n{self.console()}"
-        self.nothing_is_left()
+        assert status != 0, f"grpo run exited with status 0 after step {self.steps.last} of {STEPS}"
+        assert self.may_fail, f"grpo run exited with status {status}:\n{self.console()}"
+        self.check_nothing_left()
         self.start()
 
-    def settle(self) -> None:
-        """A launcher that ends from now on has no excuse."""
+    def fault_survived(self) -> None:
+        """From now on the launcher must not exit."""
         self.may_fail = False
 
     def wait_for_launcher(self, within_s: float) -> int | None:
-        """Its exit status, None where it still runs."""
+        """Its exit status, or None if it is still running."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._launcher.wait(within_s)
+            return self._started().wait(within_s)
         return None
 
     def console(self) -> str:
-        """The end of what the launcher and the trainer said."""
+        """The last output of launcher and trainer."""
         texts = []
         for log in (self.work / "console.log", self.run / "logs" / "trainer.log"):
             if log.exists():
@@ -118,18 +121,23 @@ class WatchedRun(Watched):
         return "\n".join(texts)
 
     def _end(self) -> None:
-        self._launcher.kill()
-        self._launcher.wait()
+        if self._launcher is not None:
+            self._launcher.kill()
+            self._launcher.wait()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        assert self._launcher is not None, "enter the run first"
+        return self._launcher
 
     def _write_experiment(self) -> None:
-        """The tiny experiment, in small steps from checkpoint to checkpoint, everything dumped."""
+        """The tiny experiment with frequent checkpoints and rollout dumps."""
         document = yaml.safe_load((TINY / "experiment.yaml").read_text())
         spec = document["spec"]
         spec["servers"]["replicas"] = self.servers
         addresses = ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.proxies)
         spec["trainer"] |= {
             "processesPerNode": self._ranks,
-            "env": [{"name": "AREAL_LLM_SERVER_ADDRS", "value": addresses}],  # in the place of the launcher's own
+            "env": [{"name": "AREAL_LLM_SERVER_ADDRS", "value": addresses}],  # overrides the launcher's value
         }
         spec["runPolicy"] = {"backoffLimit": 1000}
         config = spec["config"]
@@ -139,7 +147,7 @@ class WatchedRun(Watched):
         (self.work / "experiment.yaml").write_text(yaml.safe_dump(document))
 
     def _keep(self, exchange: Exchange) -> object:
-        """Copy the weights that a server is told to load; the name of the copy."""
+        """Copy the weights that a server is asked to load; returns the copy's name."""
         if exchange.path != UPDATE:
             return None
         source = Path(json.loads(exchange.request)["model_path"])
@@ -154,17 +162,17 @@ class WatchedRun(Watched):
                 shutil.copyfile(source / "model.safetensors", aside)
                 aside.rename(copy)
         except FileNotFoundError:
-            return GONE  # the trainer that asked has died, and the next one tidies up
+            return GONE  # the requesting trainer has died and its successor has cleaned up
         return digest
 
 
 def _die_with_the_tests() -> None:
-    """Tests that are killed leave no run behind."""
+    """Killed tests must leave no run behind."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:
-    """Neighbouring ports that nobody listens on now, below those that the kernel hands out by itself."""
+    """Consecutive free ports below the kernel's ephemeral range."""
     for first in range(20000 + os.getpid() % 5000, 30000, count):
         ports = list(range(first, first + count))
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A real run of the tiny experiment in pods, watched from outside while faults strike it."""
+"""A real run of the tiny experiment in pods, watched from outside while faults are injected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from areal_api import resource_names
-from faults.injected import Struck
+from faults.injected import Injected
 from faults.schedule import STEPS
 from faults.small_disk import SIZE
 from faults.steps import Files, Steps, Watched
@@ -21,35 +21,35 @@ from support.node_volume import NodeVolume, node_volume
 
 CHECKPOINT_STEPS = 3
 POLL_S = 1.0
-END_S = 150.0  # from the last step until the run has Succeeded
+END_S = 150.0  # deadline from the last step to phase Succeeded
 COUNTED = ("attempt", "restarts", "disruptions")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Pods of a run, and its volume."""
+    """Pods and volume of a run."""
 
     servers: int
-    trainers: int  # pods of a rank each
-    size: str | None = None  # of a volume that can be filled; it does not outlive a stop of its node
+    trainers: int  # pods with one rank each
+    size: str | None = None  # of a volume that can be filled; its data is lost if the node stops
 
 
-# By turns. The first one's volume can be filled, the other's node stopped.
+# Alternating by seed. The volume of the first can be filled; the node of the second can be stopped.
 ONE_TRAINER, TWO_TRAINERS = Layout(2, 1, SIZE), Layout(2, 2)
 
 
 @dataclass
 class Awaited:
-    """A server that was killed."""
+    """A killed server whose replacement is awaited."""
 
-    struck: Struck
+    injected: Injected
     name: str
-    container: str  # the one that was killed
-    back: float | None = None  # when its successor held what the trainer had published by then
+    container: str  # the killed container
+    back: float | None = None  # when its replacement held the latest published weights
 
 
 class WatchedPods(Watched):
-    """The run; it may go on for as long as the cluster is there."""
+    """A run in pods of the kind cluster."""
 
     def __init__(self, run: ClusterRun, release: Release, volume: NodeVolume, layout: Layout) -> None:
         self.run = run
@@ -59,13 +59,13 @@ class WatchedPods(Watched):
         self.steps = Steps(self._look)
         self.awaited: list[Awaited] = []
 
-    patience_s = 420.0  # the operator waits longer before each further attempt
+    patience_s = 420.0  # the operator's back-off grows with each attempt
 
-    def settle(self) -> None:
-        """Nothing is excused here."""
+    def fault_survived(self) -> None:
+        """Nothing to do: no failure is tolerated in pods."""
 
     def tick(self) -> None:
-        """Files, status, and servers that are awaited."""
+        """Poll files, status and awaited servers."""
         time.sleep(POLL_S)
         self.steps.poll()
         status = self.run.status
@@ -75,39 +75,44 @@ class WatchedPods(Watched):
                 one.back = time.monotonic()
 
     def console(self) -> str:
-        """What a person would look at."""
+        """The objects and events of the run."""
         return self.run.describe()
 
     def counts(self) -> dict[str, int]:
-        """Attempts and their reasons."""
+        """The status's counters of attempts and their causes."""
         status = self.run.status
         return {name: int(status.get(name) or 0) for name in COUNTED}
 
     def ready_servers(self) -> int:
-        """Servers that take requests, as the status has it."""
+        """Number of ready servers according to the status."""
         return int((self.run.status.get("servers") or {}).get("ready") or 0)
 
     def server(self, name: str) -> Object | None:
-        """A server's pod, unless it is on its way out."""
+        """A server's pod, unless it is terminating."""
         return next((pod for pod in self.run.pods(resource_names.SERVER) if pod["metadata"]["name"] == name), None)
 
     def finish(self, folder: Path) -> None:
-        """Wait for the end, and copy what the run wrote but for models."""
-        self.go_on_to_the_end()
+        """Wait for the end of the run and copy its files except models."""
+        self.advance_to_end()
         self.run.until_phase("Succeeded", timeout_s=END_S)
         self.steps.poll()
         self.run.fetch(folder, "summary.json", "rollouts")
 
-    def nothing_is_left(self) -> None:
-        """The experiment is deleted: ``AssertionError`` where more than its volume outlives it."""
+    def check_nothing_left(self) -> None:
+        """Delete the experiment. Raises ``AssertionError`` if anything but its volume survives."""
         self.run.kubectl("delete", "grpo", self.run.name, "--wait=true", "--timeout=60s")
         kinds = "pods,statefulsets,jobs,services,secrets,configmaps,poddisruptionbudgets,networkpolicies"
-        eventually(lambda: not self.run.get(kinds), "everything of the run but its volume gone", 240.0, pause_s=1.0)
+        eventually(
+            lambda: not self.run.get(kinds),
+            "all objects of the run except its volume to be deleted",
+            240.0,
+            pause_s=1.0,
+        )
         left = processes_left(self.run.cluster)
         assert not left, f"processes outlive their pods: {left}"
 
     def _look(self) -> Files:
-        # The statistics first: a checkpoint never stands for a step whose line is not there.
+        # Read the statistics first, so that no checkpoint is seen whose step is not yet in them.
         script = 'cd "$1" || exit 0; cat stats.jsonl; echo; echo ---; ls recover; true'
         stats, _, names = self.run.on_volume(f"({script}) 2>/dev/null").partition("\n---\n")
         return Files(stats.encode(), names.split())
@@ -121,7 +126,7 @@ class WatchedPods(Watched):
 
 @contextlib.contextmanager
 def watched_pods(release: Release, namespace: str, layout: Layout) -> Iterator[WatchedPods]:
-    """The tiny experiment in small steps from checkpoint to checkpoint, everything dumped; deleted afterwards."""
+    """The tiny experiment with frequent checkpoints and rollout dumps; deleted afterwards."""
     changes = {
         "servers.replicas": layout.servers,
         "trainer.nodes": layout.trainers,

@@ -1,6 +1,6 @@
-"""A proxy between trainer and server that speaks HTTP/1.1, records every exchange and, when told to, answers badly.
+"""An HTTP/1.1 proxy between trainer and server that records every exchange and injects faults into answers.
 
-It runs on an event loop in a thread of its own; its methods may be called from any thread.
+It runs on an event loop in its own thread; its methods may be called from any thread.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Badness = Literal["slow", "cut", "half"]
+AnswerFault = Literal["slow", "cut", "half"]
 HEAD_END = b"\r\n\r\n"
-LOOK_S = 0.05  # between two looks at a client that waits: whether it has hung up
+POLL_S = 0.05  # how often to check whether a waiting client has hung up
 
 
 @dataclass
 class Exchange:
-    """A request and its answer. ``delivered`` is when the whole answer was sent on; None where it was not.
+    """A request and its answer.
 
-    ``answered`` is when the server had answered, ``status`` 0 where it never did.
+    ``answered``: when the server answered; ``status`` is 0 if it never did. ``delivered``: when the whole answer was
+    forwarded, or None.
     """
 
     path: str
     request: bytes
     began: float
-    seen: object = None  # what ``on_request`` said
+    seen: object = None  # result of ``on_request``
     status: int = 0
     answer: bytes = b""
     answered: float = 0.0
@@ -36,39 +37,41 @@ class Exchange:
 
 
 @dataclass
-class Bad:
-    """Answers of ``path`` (every path where it is empty) go wrong ``left`` times more.
+class BadAnswers:
+    """Faults the next ``left`` answers of ``path`` (any path if empty).
 
-    slow: it comes ``delay_s`` late. cut: the connection breaks instead. half: half of it comes, then it breaks.
+    slow: delayed by ``delay_s``. cut: the connection is closed instead. half: closed after half of the answer.
     """
 
-    kind: Badness
+    kind: AnswerFault
     path: str
     left: int
     delay_s: float = 0.0
-    struck: int = 0
+    injected: int = 0
 
 
 @dataclass
 class FaultyProxy:
-    """In front of the server at 127.0.0.1:``upstream``; ``port`` is its own once it is entered.
+    """Proxies the server at 127.0.0.1:``upstream``; listens on ``port``, which is set on entering.
 
-    ``on_request`` is called with each request in a thread of its own, before the server gets it.
+    ``on_request`` is called with each request in a worker thread before the request is forwarded.
     """
 
     upstream: int
     on_request: Callable[[Exchange], object] = lambda exchange: None
     exchanges: list[Exchange] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
+    bad: list[BadAnswers] = field(default_factory=list)
     port: int = 0
 
-    def __enter__(self) -> FaultyProxy:
+    def __post_init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._clients: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._server: asyncio.Server | None = None
+
+    def __enter__(self) -> FaultyProxy:
         self._thread.start()
-        listening = asyncio.run_coroutine_threadsafe(self._listen(), self._loop)
-        self._server = listening.result(10.0)
+        self._server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10.0)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -77,8 +80,13 @@ class FaultyProxy:
         self._thread.join(10.0)
         self._loop.close()
 
+    @property
+    def open_connections(self) -> int:
+        """Number of connected clients."""
+        return len(self._clients)
+
     def cut_now(self) -> int:
-        """Break every connection that there is; how many."""
+        """Close all open connections; returns how many."""
 
         async def cut() -> int:
             clients = list(self._clients)
@@ -94,7 +102,8 @@ class FaultyProxy:
         return server
 
     async def _close(self) -> None:
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         for client in list(self._clients):
             client.transport.abort()
         own = asyncio.current_task()
@@ -115,7 +124,7 @@ class FaultyProxy:
             writer.transport.abort()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Pass one request on, and its answer back; whether the connection goes on."""
+        """Forward one request and its answer. Returns whether the connection stays open."""
         head, body = await _message(reader)
         exchange = Exchange(head.split(b" ", 2)[1].decode(), body, time.monotonic())
         exchange.seen = await asyncio.to_thread(self.on_request, exchange)
@@ -123,7 +132,7 @@ class FaultyProxy:
         answering = asyncio.ensure_future(self._ask(head + body))
         try:
             while not answering.done():
-                await asyncio.wait([answering], timeout=LOOK_S)
+                await asyncio.wait([answering], timeout=POLL_S)
                 if reader.at_eof():
                     return False
             answer_head, answer = answering.result()
@@ -131,9 +140,9 @@ class FaultyProxy:
             answering.cancel()
         exchange.status, exchange.answer = int(answer_head.split(b" ", 2)[1]), answer
         exchange.answered = time.monotonic()
-        whole = await self._spoil(exchange.path, writer, answer_head, answer)
+        whole = await self._apply_fault(exchange.path, writer, answer_head, answer)
         if whole:
-            exchange.delivered = time.monotonic()  # before the client can look
+            exchange.delivered = time.monotonic()  # before the client can receive it
             writer.write(answer_head + answer)
             await writer.drain()
         return whole
@@ -146,13 +155,13 @@ class FaultyProxy:
         finally:
             writer.transport.abort()
 
-    async def _spoil(self, path: str, writer: asyncio.StreamWriter, head: bytes, answer: bytes) -> bool:
-        """Do what is due to an answer; whether it is to be sent all the same."""
+    async def _apply_fault(self, path: str, writer: asyncio.StreamWriter, head: bytes, answer: bytes) -> bool:
+        """Apply a pending fault. Returns whether the answer should still be sent."""
         bad = next((one for one in self.bad if one.left > 0 and one.path in ("", path)), None)
         if bad is None:
             return True
         bad.left -= 1
-        bad.struck += 1
+        bad.injected += 1
         if bad.kind == "slow":
             await asyncio.sleep(bad.delay_s)
             return True
@@ -160,14 +169,14 @@ class FaultyProxy:
             writer.write(head + answer[: len(answer) // 2])
             with contextlib.suppress(OSError):
                 await writer.drain()
-            writer.close()  # not abort(): what was written is to arrive
+            writer.close()  # not abort(): the written part must arrive
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
         return False
 
 
 async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Head and body of a request or an answer. A body in chunks is kept as it is."""
+    """Head and body of a request or an answer. A chunked body is kept as is."""
     head = await reader.readuntil(HEAD_END)
     fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
     if b"chunked" in fields.get(b"transfer-encoding", b""):
