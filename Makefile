@@ -14,12 +14,13 @@ SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 VENV := .venv
 UV := .bin/uv/bin/uv
 READY := $(VENV)/.ready-$(DEVICE)
+comma := ,
 AWORLD := .bin/aworld/.ready
 TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread a process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld demo check test e2e faults faults-kind bench tools cluster cluster-down images format generate clean
+.PHONY: setup aworld demo check test e2e faults faults-kind bench tools cluster cluster-down images format generate constraints clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -40,7 +41,7 @@ $(READY): $(UV) pyproject.toml constraints.txt sglang_image/cpu-excludes.txt
 	@$(UV) pip install --quiet --python $(VENV)/bin/python --prerelease=allow --compile-bytecode \
 	  --constraints constraints.txt $(if $(filter cpu,$(DEVICE)),--excludes sglang_image/cpu-excludes.txt) \
 	  $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) \
-	  --editable ".[trainer,server,operator,dev]"
+	  --editable ".[trainer,server,operator,dev$(if $(filter cuda,$(DEVICE)),$(comma)cuda)]"
 	@touch $@
 
 aworld: $(AWORLD) ## Make .bin/aworld/, the trainer's environment with AWorld.
@@ -60,6 +61,7 @@ check: setup ## Lint, types, import contracts, generated files.
 	$(VENV)/bin/python -m areal_api.generate.docs --check
 	$(VENV)/bin/python -m areal_api.generate.crd --check
 	$(VENV)/bin/python helm/generate.py --check
+	$(VENV)/bin/python hack/constraints.py --check
 
 test: setup aworld ## Run all tests but the scenarios of make e2e; what this machine cannot do is listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be had here, and the line above says why
@@ -97,6 +99,9 @@ generate: setup ## Write the generated files anew.
 	$(VENV)/bin/python -m areal_api.generate.docs --write
 	$(VENV)/bin/python -m areal_api.generate.crd --write
 	$(VENV)/bin/python helm/generate.py --write
+
+constraints: setup ## Write constraints.txt: one version of every package, for both devices.
+	$(VENV)/bin/python hack/constraints.py --write
 
 clean: ## Remove what set-up and runs made.
 	rm -rf $(VENV) .bin runs
