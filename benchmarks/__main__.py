@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: run all benchmarks, or those that are named."""
+"""``python -m benchmarks [NAME ...]``: run the named benchmarks, by default all but ``cluster``."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from collections.abc import Sequence
 from benchmarks.measure import machine
 
 NAMES = ("rollout", "rewards", "trainer", "weights", "executor", "peers", "learning", "reconcile", "faults")
-NAMED = ("cluster",)  # run only where named: it needs `make cluster`
+NAMED = ("cluster",)  # run only by name: needs `make cluster`
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the comparisons; the exit status is 0 whatever they show."""
+    """Run the benchmarks and print their comparisons; the exit status is 0 for any result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     known = ", ".join(NAMES + NAMED)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {known}; default all but cluster")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side (default 5)")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
-    parser.add_argument("--trl", action="store_true", help="peers: TRL beside it; installs it into .bin/trl-env")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run: {known}; default all but cluster")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds per side (default 5)")
+    parser.add_argument("--small", action="store_true", help="tiny sizes: checks that it runs, measures nothing")
+    parser.add_argument(
+        "--trl", action="store_true", help="peers: compare with TRL as well; installs it into .bin/trl-env"
+    )
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in NAMES + NAMED:
-            parser.error(f"{name!r} is no benchmark; known are {known}")
+            parser.error(f"{name!r} is not a benchmark; choose from {known}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported by a benchmark
     print(machine(), flush=True)
     for name in options.names or NAMES:

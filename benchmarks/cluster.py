@@ -1,4 +1,4 @@
-"""The tiny example in pods of the kind cluster, beside ``grpo run`` of it on this machine. Needs ``make cluster``."""
+"""The tiny example in pods of the kind cluster against ``grpo run`` on the same machine. Needs ``make cluster``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAUSE_S = 0.2
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Steps a second. A round is a run in pods and one here; in the pods' run a server is killed once on the way."""
+    """Steps per second. A round is one run in pods, in which a server is killed once, and one local run."""
     steps, rounds = (4, 1) if small else (STEPS, min(rounds, 3))
     ours: list[float] = []
     here: list[float] = []
@@ -43,14 +43,14 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
             release.uninstall()
     notes = [
         f"kubectl apply → first training step: {spread(starts)} s, images on the node",
-        f"a killed server's pod → its successor holds the newest weights: {spread(replaced)} s",
+        f"a killed server's pod → its replacement holds the newest weights: {spread(replaced)} s",
     ]
     work = f"{steps} steps of examples/tiny, one server and one trainer"
     return [Comparison("cluster", work, "steps/s", ours, "grpo run on this machine", here, notes=notes)]
 
 
 class _Pods:
-    """One run in pods, from apply to its end."""
+    """One run in pods, from ``kubectl apply`` to its end."""
 
     def __init__(self, cluster: KindCluster, steps: int) -> None:
         cluster.kubectl("create", "namespace", NAMESPACE)
@@ -64,11 +64,11 @@ class _Pods:
             lines = self._run.stats()
         finally:
             cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=240s")
-        # Without the first step and those in which the server was missing.
+        # Exclude the first step and those during which the server was missing.
         self.rate = 1 / statistics.median(line["seconds_per_step"] for line in lines[1:])
 
     def _replace_server(self) -> float:
-        """Seconds until the successor of a killed pod holds weights that the trainer has published."""
+        """Seconds until the replacement of a killed pod holds weights that the trainer has published."""
         began = time.monotonic()
         self._run.kill_pod("server")
         return self._until(lambda: any(self._run.version_held(pod) > 0 for pod in self._run.pods("server"))) - began
@@ -77,6 +77,6 @@ class _Pods:
         deadline = time.monotonic() + 300.0
         while not holds():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not within 300 s; the status is {json.dumps(self._run.status)}")
+                raise TimeoutError(f"timed out after 300 s; the status is {json.dumps(self._run.status)}")
             time.sleep(PAUSE_S)
         return time.monotonic()

@@ -1,4 +1,4 @@
-"""Measuring two ways of doing the same work by turns, and printing their ratio with its spread."""
+"""Measures two implementations of the same work alternately and prints their ratio with its spread."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rates of two sides, one pair a round; more is better. ``goal`` is for the ratio ours ÷ baseline."""
+    """Rates of both sides, one pair per round; higher is better. ``goal`` applies to the ratio ours ÷ baseline."""
 
     name: str
-    work: str  # what both sides do, with its sizes
+    work: str  # the work that both sides do, with its sizes
     unit: str
     ours: list[float]
     baseline_name: str
@@ -26,12 +26,12 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours ÷ baseline, round by round."""
+        """Ours ÷ baseline of each round."""
         return [a / b for a, b in zip(self.ours, self.baseline, strict=True)]
 
     @property
     def ratio(self) -> float:
-        """The median over the rounds."""
+        """Median ratio over the rounds."""
         return statistics.median(self.ratios)
 
     def report(self) -> str:
@@ -53,7 +53,7 @@ class Comparison:
 def by_turns(
     ours: Callable[[], float], baseline: Callable[[], float], *, rounds: int, warm_up: bool = True
 ) -> tuple[list[float], list[float]]:
-    """What both return, over ``rounds``; who goes first alternates. ``warm_up``: a first round is not counted."""
+    """Results of both sides over ``rounds``, alternating which runs first. ``warm_up``: discard a first round."""
     if warm_up:
         ours(), baseline()
     results: tuple[list[float], list[float]] = ([], [])
@@ -65,14 +65,14 @@ def by_turns(
 
 
 def rate(amount: float, work: Callable[[], object]) -> float:
-    """``amount`` ÷ the seconds that ``work`` takes."""
+    """``amount`` divided by the seconds that ``work`` takes."""
     started = time.perf_counter()
     work()
     return amount / (time.perf_counter() - started)
 
 
 def spread(values: list[float]) -> str:
-    """Median and, where there are several, the range."""
+    """Median and, for several values, the range."""
     median = statistics.median(values)
     digits = 0 if median >= 100 else 1 if median >= 10 else 2
     if len(values) == 1:
@@ -81,7 +81,7 @@ def spread(values: list[float]) -> str:
 
 
 def machine() -> str:
-    """Cores and processor, for the head of a report."""
+    """Cores, processor and load, for the head of a report."""
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""The operator on a real API server: how soon an experiment has its objects, and what the operator costs."""
+"""The operator on a real API server: time until an experiment's objects exist, and the operator's own cost."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class _Bench:
         return Namespace(self.api, self.kubelet, name)
 
     def memory(self) -> float:
-        """Resident megabytes of the operator."""
+        """Resident memory of the operator in MB."""
         return psutil.Process(self.operator.pid).memory_info().rss / 1e6
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Experiments a second, one after the other; the baseline applies the same objects as a plain client does."""
+    """Experiments per second, sequentially; the baseline is a plain client applying the same objects."""
     count = 3 if small else 100
     with tempfile.TemporaryDirectory() as folder, _bench(Path(folder)) as bench:
         empty = bench.memory()
@@ -59,14 +59,14 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
         plain = [_apply_copies(bench, namespace, copies, f"one-{number}") for number in range(count)]
         eventually(lambda: _all_run(namespace, count + 1), f"{count} experiments run", 300.0)
         notes = [
-            f"apply → all objects there: p50 {_percentile(ours, 50):.3f} s, p99 {_percentile(ours, 99):.3f} s",
+            f"apply → all objects exist: p50 {_percentile(ours, 50):.3f} s, p99 {_percentile(ours, 99):.3f} s",
             f"memory of the operator: {empty:.0f} MB with none, {bench.memory():.0f} MB with {count + 1} experiments",
             _idle_writes(bench, 5.0 if small else IDLE_S),
             _progress(bench, namespace, 2 if small else max(rounds, 10)),
         ]
-        work = f"{count} experiments, one after the other, until all their objects are there"
+        work = f"{count} experiments, sequentially, until all their objects exist"
         sides = ([1 / s for s in ours], [1 / s for s in plain])
-        return [Comparison("reconcile", work, "a second", sides[0], "plain apply", sides[1], notes=notes)]
+        return [Comparison("reconcile", work, "experiments/s", sides[0], "plain apply", sides[1], notes=notes)]
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _bench(folder: Path) -> Iterator[_Bench]:
 
 
 def _objects_after(experiment: Experiment) -> float:
-    """Seconds from apply until the experiment's last object is there."""
+    """Seconds from apply until the experiment's last object exists."""
     api, namespace = experiment.namespace.api, experiment.namespace.name
     last = [
         ("StatefulSet", resource_names.servers(experiment.name)),
@@ -100,7 +100,7 @@ def _objects_after(experiment: Experiment) -> float:
 
 
 def _apply_copies(bench: _Bench, source: Namespace, target: Namespace, name: str) -> float:
-    """Seconds in which a client that knows the objects of an experiment applies them elsewhere, one by one."""
+    """Seconds that a client takes to apply copies of an experiment's objects one by one in another namespace."""
     selector = resource_names.selector(resource_names.labels(name))
     found = [(kind, obj) for kind in KINDS for obj in bench.api.list(kind, source.name, selector)]
     bodies = [(kind, _bare(kind, obj, target.name)) for kind, obj in found]
@@ -121,7 +121,7 @@ def _bare(kind: str, obj: Object, namespace: str) -> Object:
     spec: dict[str, Any] = kept.get("spec", {})
     for key in ("clusterIP", "clusterIPs", "volumeName"):
         spec.pop(key, None)
-    if kind == "Job":  # its controller's own
+    if kind == "Job":  # set by the Job controller
         spec.pop("selector", None)
         spec["template"]["metadata"].get("labels", {}).clear()
     version = {"StatefulSet": "apps/v1", "Job": "batch/v1", "PodDisruptionBudget": "policy/v1"}
@@ -135,7 +135,7 @@ def _all_run(namespace: Namespace, count: int) -> bool:
 
 
 def _idle_writes(bench: _Bench, seconds: float) -> str:
-    """Writes that the API server counts while nothing happens, those of the Lease apart."""
+    """Writes that the API server counts while idle, those of the Lease separately."""
     bench.kubelet.stop()  # its writes are not the operator's
     time.sleep(2.0 if seconds < IDLE_S else 20.0)
     before = _writes(bench)
@@ -145,9 +145,9 @@ def _idle_writes(bench: _Bench, seconds: float) -> str:
     lease = sum(value for (_, resource), value in grown.items() if resource == "leases")
     others = {f"{verb} {resource}": value for (verb, resource), value in grown.items() if resource != "leases"}
     each = ", ".join(f"{name} {value:.0f}" for name, value in sorted(others.items()))
-    a_minute = 60 / seconds
-    said = f"idle: {a_minute * lease:.0f} writes of the Lease a minute, {a_minute * sum(others.values()):.0f} others"
-    return said + (f" ({each})" if each else "")
+    per_minute = 60 / seconds
+    text = f"idle: {per_minute * lease:.0f} Lease writes per minute, {per_minute * sum(others.values()):.0f} others"
+    return text + (f" ({each})" if each else "")
 
 
 def _writes(bench: _Bench) -> dict[tuple[str, str], float]:
@@ -164,7 +164,7 @@ def _writes(bench: _Bench) -> dict[tuple[str, str], float]:
 
 
 def _progress(bench: _Bench, namespace: Namespace, rounds: int) -> str:
-    """Seconds from a trainer's report until the step is in the status; reports 4 s apart, so that none is held back."""
+    """Seconds from a trainer's report until the step is in the status; reports 4 s apart, so none is rate-limited."""
     experiment = Experiment(namespace, "one-0")
     uid = (experiment.get() or {})["metadata"]["uid"]
     body = {
@@ -186,7 +186,7 @@ def _progress(bench: _Bench, namespace: Namespace, rounds: int) -> str:
             time.sleep(0.005)
         taken.append(time.perf_counter() - began)
         time.sleep(4.0)
-    return f"a report → in the status: {spread(taken)} s"
+    return f"report → status: {spread(taken)} s"
 
 
 def _percentile(values: list[float], percent: int) -> float:

@@ -19,16 +19,16 @@ import yaml
 BUILD = Path(__file__).parent / "build.sh"
 ADMIN = "admin"
 START_S = 60.0
-PR_SET_PDEATHSIG = 1  # of prctl(2): tests that are killed leave nothing behind
+PR_SET_PDEATHSIG = 1  # prctl(2): killed tests leave no processes behind
 _LIBC = ctypes.CDLL(None)
 
 
 class BuildError(Exception):
-    """The binaries cannot be had; the text says what is missing."""
+    """The binaries could not be built; the message says why."""
 
 
 def binaries(build: Path = BUILD) -> Path:
-    """The folder of what a script builds, by default Kubernetes; once. Raises ``BuildError``."""
+    """Run a build script, by default that of Kubernetes, and return its output folder. Raises ``BuildError``."""
     built = subprocess.run([str(build)], capture_output=True, text=True, check=False, timeout=1800)
     if built.returncode:
         raise BuildError(built.stderr.strip().splitlines()[-1] if built.stderr.strip() else "the build failed")
@@ -36,7 +36,7 @@ def binaries(build: Path = BUILD) -> Path:
 
 
 class ControlPlane:
-    """Starts and stops the components; ``kubeconfig`` and ``token`` give access to them."""
+    """Starts and stops the components; ``kubeconfig`` and ``token`` give access to the API server."""
 
     def __init__(self, folder: Path, bin_dir: Path) -> None:
         self._folder = folder
@@ -49,19 +49,19 @@ class ControlPlane:
 
     @property
     def ca(self) -> Path:
-        """The certificate of the API server."""
+        """The API server's certificate."""
         return self._folder / "apiserver.crt"
 
     def token(self, user: str = ADMIN) -> str:
-        """The bearer token of a user."""
+        """A user's bearer token."""
         return self._tokens[user]
 
     def add_user(self, user: str) -> None:
-        """Let a user in; before ``start``. What it may do is for RBAC to say."""
+        """Add a user; call before ``start``. RBAC decides its permissions."""
         self._tokens[user] = secrets.token_hex(16)
 
     def start(self) -> None:
-        """Start everything and wait until the API server is ready."""
+        """Start all components and wait until the API server is ready."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._write_files()
         peer, client = f"http://127.0.0.1:{self._etcd_peer_port}", f"http://127.0.0.1:{self._etcd_port}"
@@ -111,12 +111,12 @@ class ControlPlane:
         self._launch("kube-scheduler")
 
     def stop(self) -> None:
-        """Stop everything."""
+        """Stop all components."""
         for name in reversed(list(self._processes)):
             self._end(name)
 
     def restart_api_server(self) -> None:
-        """Kill the API server and start it again."""
+        """Kill and restart the API server."""
         self._end("kube-apiserver")
         self._launch("kube-apiserver")
         self._wait_ready()
@@ -126,7 +126,7 @@ class ControlPlane:
         self._end("kube-apiserver")
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
-        """A kubeconfig of a user."""
+        """Write a user's kubeconfig and return its path."""
         path = self._folder / f"{user}.kubeconfig"
         config = {
             "apiVersion": "v1",
@@ -142,7 +142,7 @@ class ControlPlane:
         return path
 
     def kubectl(self, *arguments: str, user: str = ADMIN) -> str:
-        """Run kubectl; returns what it prints. Raises ``CalledProcessError``."""
+        """Run kubectl and return its output. Raises ``CalledProcessError``."""
         command = [str(self._bin / "kubectl"), f"--kubeconfig={self.kubeconfig(user)}", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
@@ -184,7 +184,7 @@ class ControlPlane:
     def _not_ready(self) -> str | None:
         for name, process in self._processes.items():
             if process.poll() is not None:
-                raise BuildError(f"{name} ended with {process.returncode}; see {self._folder / name}.log")
+                raise BuildError(f"{name} exited with status {process.returncode}; see {self._folder / name}.log")
         if not self.ca.exists():
             return "it has no certificate yet"
         request = urllib.request.Request(f"{self.url}/readyz", headers={"Authorization": f"Bearer {self.token()}"})
@@ -197,12 +197,12 @@ class ControlPlane:
 
 
 def die_with_parent() -> None:
-    """In a child process: end when the parent does."""
+    """In a child process: exit when the parent does."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
+    """Free ports on loopback."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds the three images for machines without a GPU, pushes them to a registry and prints the one tag that all three
-# got: a digest of their contents. `latest` (`latest-cpu`) is pushed too. A call without a change costs seconds.
-#   REGISTRY     where to push; "" does not push              (localhost:5000)
-#   BASE_IMAGE   a Debian or Ubuntu image with python3 ≥ 3.11 (python:3.11-slim-bookworm; without Docker Hub a
-#                Debian root is made here by mmdebstrap)
-#   TORCH_INDEX  an index of CPU builds of torch; without it torch is PyPI's
-# pip's index settings, certificates and proxies of this machine serve the builds too, and leave no trace in the images.
+# Builds the three images for machines without a GPU, pushes them to a registry and prints their common tag, a digest of
+# their contents. Also pushes `latest` (`latest-cpu`). Takes seconds if nothing has changed.
+#   REGISTRY     registry to push to; "" does not push        (localhost:5000)
+#   BASE_IMAGE   a Debian or Ubuntu image with python3 ≥ 3.11 (python:3.11-slim-bookworm; if Docker Hub is unreachable,
+#                a Debian root built by mmdebstrap)
+#   TORCH_INDEX  an index of CPU builds of torch; without it torch comes from PyPI
+# Builds use this machine's pip index settings, certificates and proxies, which leave no trace in the images.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -14,12 +14,12 @@ stock_base=python:3.11-slim-bookworm
 own_base=areal-base:bookworm
 certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 
-say() { echo "images: $*" >&2; }
-missing() { say "$*"; exit 3; } # this machine lacks something
-failed() { say "$*"; exit 1; }
-there() { docker image inspect "$1" >/dev/null 2>&1; }
+log() { echo "images: $*" >&2; }
+unavailable() { log "$*"; exit 3; } # this machine lacks something
+failed() { log "$*"; exit 1; }
+image_exists() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# A client that builds with BuildKit: one with buildx, or one older than 23, which has it built in.
+# Finds a client that builds with BuildKit: one with buildx, or one older than 23, which has it built in.
 find_builder() {
   for client in docker /usr/bin/docker; do
     major=$($client version --format '{{.Client.Version}}' 2>/dev/null | cut -d. -f1)
@@ -28,32 +28,32 @@ find_builder() {
       return
     fi
   done
-  missing "the docker client lacks buildx: install docker-buildx-plugin (Docker's packages) or docker-buildx (Debian's)"
+  unavailable "the docker client lacks buildx: install docker-buildx-plugin (Docker's packages) or docker-buildx (Debian's)"
 }
 
 find_base() {
   if [ -n "${BASE_IMAGE:-}" ]; then
     echo "$BASE_IMAGE"
-  elif there $stock_base || { ! there $own_base && timeout 300 docker pull -q $stock_base >/dev/null 2>&1; }; then
+  elif image_exists $stock_base || { ! image_exists $own_base && timeout 300 docker pull -q $stock_base >/dev/null 2>&1; }; then
     echo $stock_base
   else
-    there $own_base || make_base
+    image_exists $own_base || make_base
     echo $own_base
   fi
 }
 
-# Debian with Python, without this machine's names: its resolver, its host name, its package mirror.
+# Debian with Python, without traces of this machine: resolver, host name, package mirror.
 make_base() {
   if ! command -v mmdebstrap >/dev/null; then
     { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; } ||
-      missing "$stock_base cannot be pulled; set BASE_IMAGE, or call this as root on Debian, where one can be made"
-    say "installing mmdebstrap"
+      unavailable "$stock_base cannot be pulled; set BASE_IMAGE, or run this as root on Debian to build one"
+    log "installing mmdebstrap"
     { apt-get update -qq && apt-get install -qq --no-install-recommends mmdebstrap; } >/dev/null 2>&1 ||
-      missing "$stock_base cannot be pulled, and apt-get cannot install mmdebstrap"
+      unavailable "$stock_base cannot be pulled, and apt-get cannot install mmdebstrap"
   fi
-  say "$stock_base cannot be pulled: making $own_base"
+  log "$stock_base cannot be pulled: building $own_base"
   work=$(mktemp -d)
-  # shellcheck disable=SC2016  # mmdebstrap's shell sets $1, the root that it makes
+  # shellcheck disable=SC2016  # mmdebstrap's shell sets $1, the new root
   mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
@@ -63,7 +63,7 @@ make_base() {
   rm -r "$work"
 }
 
-# What a build may use of this machine, as arguments of `docker build`.
+# Arguments of `docker build` that pass this machine's network settings to a build.
 machine_arguments() {
   [ ! -f "$certificates" ] || printf '%s\n' --secret "id=ca,src=$certificates"
   : >"$settings"
@@ -78,7 +78,7 @@ machine_arguments() {
   done
 }
 
-# build NAME TAG FILE [ARGUMENT…]: prints the image's identity, a digest of its contents.
+# build NAME TAG FILE [ARGUMENT…]: prints the image's ID, a digest of its contents.
 build() {
   name=$1 tag=$2 file=$3
   shift 3
@@ -90,10 +90,10 @@ build() {
     failed "$file could not be built"
   fi
   cat "$folder/identity"
-  say "$name:$tag built in $(($(date +%s) - started)) s"
+  log "$name:$tag built in $(($(date +%s) - started)) s"
 }
 
-# publish NAME TAG: under this tag and as latest; tags of earlier contents go.
+# publish NAME TAG: pushes this tag and latest; removes tags of earlier contents.
 publish() {
   for tag in "$2" "latest${2#"$digest"}"; do
     docker tag "$1:latest${2#"$digest"}" "$registry/$1:$tag"
@@ -105,7 +105,7 @@ publish() {
   docker image prune --force --filter "label=org.opencontainers.image.title=$1" >/dev/null
 }
 
-# A build takes minutes: a registry that is not there is told before.
+# A build takes minutes: check for the registry first.
 registry_answers() {
   case $registry in
     localhost:*) curl --silent --fail --output /dev/null "http://$registry/v2/" ;;
@@ -113,7 +113,7 @@ registry_answers() {
 }
 
 "$here/docker.sh"
-registry_answers || missing "no registry answers on $registry: make cluster starts one; REGISTRY= builds without pushing"
+registry_answers || unavailable "no registry responds on $registry: make cluster starts one; REGISTRY= builds without pushing"
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 settings=$folder/settings arguments=$folder/arguments

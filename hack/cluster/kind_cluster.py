@@ -1,4 +1,4 @@
-"""The kind cluster that ``make cluster`` brings up, for tests: kubectl, helm, and its nodes."""
+"""The kind cluster of ``make cluster``: kubectl, helm and its nodes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 NAME = "areal"
 REGISTRY = "localhost:5000"
 BIN = Path(__file__).parents[2] / ".bin"
-TAG = BIN / "images.tag"  # up.sh writes it
+TAG = BIN / "images.tag"  # written by up.sh
 COMMAND_S = 300.0
 NODE_READY_S = 120
-API_SERVER = "^kube-apiserver "  # its command line
-API_SERVER_BACK_S = 180  # kubelet waits longer each time
+API_SERVER = "^kube-apiserver "  # pattern of its command line
+API_SERVER_BACK_S = 180  # kubelet's back-off grows with each restart
 
 
 class NoCluster(Exception):
-    """There is no cluster; the text says what is missing."""
+    """There is no cluster; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class KindCluster:
-    """One cluster. Each command raises ``CalledProcessError`` with its output where it fails."""
+    """One cluster. Commands raise ``CalledProcessError`` with their output if they fail."""
 
     kubeconfig: Path
     image_tag: str
@@ -34,37 +34,37 @@ class KindCluster:
 
     @classmethod
     def find(cls, folder: Path) -> KindCluster:
-        """The cluster of this machine; its kubeconfig is written into ``folder``. Raises ``NoCluster``."""
+        """Find this machine's cluster and write its kubeconfig into ``folder``. Raises ``NoCluster``."""
         if not (BIN / "kind").exists() or shutil.which("docker") is None:
-            raise NoCluster("no kind or no Docker here; `make cluster` installs what it needs")
+            raise NoCluster("kind or Docker is missing; `make cluster` installs them")
         found = subprocess.run(
             [str(BIN / "kind"), "get", "kubeconfig", "--name", NAME], capture_output=True, text=True, check=False
         )
         if found.returncode:
-            raise NoCluster(f"no kind cluster {NAME} ({found.stderr.strip()}); `make cluster` brings it up")
+            raise NoCluster(f"no kind cluster {NAME} ({found.stderr.strip()}); `make cluster` creates it")
         if not TAG.exists():
-            raise NoCluster("its images were not built to the end; `make cluster` does it")
+            raise NoCluster("the images have not been built; `make cluster` builds them")
         kubeconfig = folder / "kubeconfig"
         kubeconfig.write_text(found.stdout)
         kubeconfig.chmod(0o600)
         return cls(kubeconfig, TAG.read_text().strip())
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
-        """What kubectl prints; ``text`` goes to its standard input."""
+        """Run kubectl with ``text`` as its standard input; returns its output."""
         return self._run([str(BIN / "kubectl"), *arguments], text)
 
     def start_kubectl(self, *arguments: str) -> subprocess.Popen[str]:
-        """kubectl, under way; what it prints is in its ``stdout``."""
+        """Start kubectl; its output is in ``stdout``."""
         return subprocess.Popen(
             [str(BIN / "kubectl"), *arguments], env=self._environment(), stdout=subprocess.PIPE, text=True
         )
 
     def helm(self, *arguments: str) -> str:
-        """What helm prints."""
+        """Run helm; returns its output."""
         return self._run([str(BIN / "helm"), *arguments])
 
     def wait(self, condition: str, *objects: str, namespace: str = "default", timeout_s: int = 120) -> None:
-        """``kubectl wait``; on failure the error shows what the objects are like."""
+        """``kubectl wait``; on failure the error shows the objects."""
         command = ["--namespace", namespace, "wait", f"--for={condition}", f"--timeout={timeout_s}s", *objects]
         try:
             self.kubectl(*command)
@@ -74,26 +74,26 @@ class KindCluster:
             raise
 
     def on_node(self, node: str, *command: str) -> str:
-        """What a command on a node prints."""
+        """Run a command on a node; returns its output."""
         return self._run(["docker", "exec", node, *command])
 
     def stop_node(self, node: str) -> None:
-        """Stop a node as a machine that loses power does."""
+        """Stop a node as in a power loss."""
         self._run(["docker", "stop", "--time=0", node])
 
     def start_node(self, node: str) -> None:
-        """Start a node; returns when it is ready again."""
+        """Start a node and wait until it is ready."""
         self._run(["docker", "start", node])
-        # Its status says for a while what was true before the stop: ask the node itself first.
+        # The Node object shows its state from before the stop for a while, so probe the node first.
         deadline = time.monotonic() + NODE_READY_S
         while not self._answers(node):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"kubelet and kube-proxy of {node} did not answer within {NODE_READY_S} s")
+                raise TimeoutError(f"kubelet and kube-proxy of {node} did not respond within {NODE_READY_S} s")
             time.sleep(0.5)
         self.wait("condition=Ready", f"node/{node}", timeout_s=NODE_READY_S)
 
     def kill_api_server(self) -> None:
-        """SIGKILL to the API server; returns when kubelet has started it again and it is ready."""
+        """SIGKILL the API server and wait until kubelet has restarted it and it is ready."""
         before = self.on_node(self.control_plane, "pgrep", "-of", API_SERVER)
         self.on_node(self.control_plane, "kill", "-9", before.strip())
         deadline = time.monotonic() + API_SERVER_BACK_S
@@ -118,7 +118,7 @@ class KindCluster:
             return False
 
     def _environment(self) -> dict[str, str]:
-        """Not the user's helm settings and kubeconfig."""
+        """An environment without the user's helm settings and kubeconfig."""
         folders = {f"HELM_{kind}_HOME": str(self.kubeconfig.parent / kind) for kind in ("CACHE", "CONFIG", "DATA")}
         return {**os.environ, **folders, "KUBECONFIG": str(self.kubeconfig)}
 

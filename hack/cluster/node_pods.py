@@ -1,4 +1,4 @@
-"""What is done to pods from their node: processes killed, the network cut, servers asked."""
+"""Acts on pods from their node: kills processes, cuts the network, queries servers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from hack.cluster.kind_cluster import KindCluster
 
 Object = dict[str, Any]
-# Process ids of pod $1, the oldest first: that of its sandbox, which holds the network, then its containers'.
+# Process IDs of pod $1, oldest first: its sandbox, which holds the network namespace, then its containers.
 PROCESSES = """
 processes() {
   for pid in $(pgrep .); do
@@ -29,7 +29,7 @@ nsenter --target "$1" --net iptables -w -I OUTPUT ! -o lo -j DROP
 """
 RESTORE = """
 set -- $(processes "$1")
-[ $# -gt 0 ] || exit 0 # it has ended, and its network with it
+[ $# -gt 0 ] || exit 0 # the pod has ended, and its network namespace with it
 nsenter --target "$1" --net iptables -w -F
 """
 LEFT = "pgrep -af '[a]real_server|[a]real_trainer' || true"
@@ -41,12 +41,12 @@ timeout 3 cat <&3 || true
 
 
 def kill_process(cluster: KindCluster, pod: Object, pattern: str) -> None:
-    """SIGKILL the oldest process of a pod whose command line matches; the pod stays."""
+    """SIGKILL the pod's oldest process whose command line matches; the pod remains."""
     _do(cluster, pod, KILL, pattern)
 
 
 def cut_network(cluster: KindCluster, pod: Object) -> None:
-    """Nothing gets out of the pod or into it any more; what it says to itself arrives."""
+    """Drop all traffic into and out of the pod, except loopback."""
     _do(cluster, pod, CUT)
 
 
@@ -56,22 +56,22 @@ def restore_network(cluster: KindCluster, pod: Object) -> None:
 
 
 def ask(cluster: KindCluster, pod: Object, port: int, path: str, key: str) -> str:
-    """The body of the answer to a GET, asked from the pod's node; empty where nobody answers within 5 s."""
+    """Body of a GET request sent from the pod's node; empty if there is no answer within 5 s."""
     address = (pod.get("status") or {}).get("podIP")
     if not address:
         return ""
     script = ["timeout", "5", "bash", "-c", f"({ASK}) 2>/dev/null || true", "ask", address, str(port), path, key]
     answer = cluster.on_node(pod["spec"]["nodeName"], "sh", "-c", '"$@" || true', "sh", *script)
-    return answer.partition("\n\n")[2]  # as text, it has lost its carriage returns
+    return answer.partition("\n\n")[2]  # text mode has removed the carriage returns
 
 
 def processes_left(cluster: KindCluster) -> list[str]:
-    """Servers and trainers that run on the worker, as lines of text."""
+    """Servers and trainers still running on the worker, as lines of text."""
     return cluster.on_node(cluster.worker, "sh", "-c", LEFT).splitlines()
 
 
 def running_container(pod: Object | None) -> str:
-    """Identity of the container that runs in a pod; empty where none does."""
+    """ID of a pod's running container; empty if none is running."""
     for container in ((pod or {}).get("status") or {}).get("containerStatuses") or ():
         if "running" in container.get("state", {}):
             return str(container.get("containerID"))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""OCI runtime for hosts without CAP_SYS_RESOURCE: runc, asked for no more than such a host can give.
+"""OCI runtime for hosts without CAP_SYS_RESOURCE: runs runc without what such a host refuses.
 
-Docker asks for every capability where a container is privileged, and containers may ask for a better place before the
-out-of-memory killer or for higher limits: the kernel refuses each of these without that capability.
+Docker requests every capability for a privileged container, and containers may request a lower OOM score or higher
+rlimits. Without CAP_SYS_RESOURCE the kernel refuses each of these.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 REFUSED = "CAP_SYS_RESOURCE"
 
 
-def fitted(process: dict[str, Any]) -> dict[str, Any]:
-    """The ``process`` of an OCI specification without what the host would refuse."""
+def without_refused(process: dict[str, Any]) -> dict[str, Any]:
+    """The ``process`` of an OCI specification without the settings that the host would refuse."""
     capabilities = process.get("capabilities") or {}
     granted = {kind: [name for name in names if name != REFUSED] for kind, names in capabilities.items()}
     rest = {key: value for key, value in process.items() if key != "rlimits"}
@@ -31,7 +31,7 @@ def fitted(process: dict[str, Any]) -> dict[str, Any]:
 
 
 def option(arguments: Sequence[str], *spellings: str) -> str | None:
-    """The value of an option, written ``--name value`` or ``--name=value``."""
+    """The value of an option given as ``--name value`` or ``--name=value``."""
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in spellings:
@@ -40,18 +40,18 @@ def option(arguments: Sequence[str], *spellings: str) -> str | None:
 
 
 def fit_request(arguments: Sequence[str]) -> None:
-    """Rewrites the specification that ``arguments`` of runc name; commands without one are left alone."""
+    """Rewrite the specification that runc's ``arguments`` name, if they name one."""
     if "create" in arguments or "run" in arguments:
         path = Path(option(arguments, "--bundle", "-b") or ".") / "config.json"
         spec = json.loads(path.read_text())
-        path.write_text(json.dumps({**spec, "process": fitted(spec["process"])}))
+        path.write_text(json.dumps({**spec, "process": without_refused(spec["process"])}))
     elif "exec" in arguments and (file := option(arguments, "--process", "-p")):
         path = Path(file)
-        path.write_text(json.dumps(fitted(json.loads(path.read_text()))))
+        path.write_text(json.dumps(without_refused(json.loads(path.read_text()))))
 
 
 def main() -> None:
-    """Fits the request and becomes runc."""
+    """Rewrite the request, then exec runc."""
     runc = shutil.which("runc", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     if runc is None:
         raise SystemExit("runc is missing: apt-get install runc")

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Brings up what the end-to-end tests and a first try need, and leaves alone what is up: a Docker engine, a kind cluster
-# of two nodes named areal, a registry on localhost:5000 that its nodes reach, and this project's images in it.
-# Nodes are kind's own where Docker Hub can be reached, else of an image that node/build.sh builds.
-#   NODES=stock|own  do not try, take these
+# Brings up a Docker engine, a two-node kind cluster named areal, a registry on localhost:5000 that its nodes can reach,
+# and this project's images in that registry. Components that are already up are left alone.
+# Nodes use kind's image if Docker Hub is reachable, otherwise one built by node/build.sh.
+#   NODES=stock|own  choose the node image
 set -eu
 CLUSTER=areal
-STOCK_NODE=kindest/node:v1.37.0 # what kind v0.33.0 is made for
+STOCK_NODE=kindest/node:v1.37.0 # the default of kind v0.33.0
 STOCK_REGISTRY=registry:2
 REGISTRY=areal-registry
 PORT=5000
@@ -15,15 +15,15 @@ mkdir -p "$bin"
 bin=$(cd "$bin" && pwd)
 began=$(date +%s)
 
-say() { printf '%4d s  %s\n' $(($(date +%s) - began)) "$*" >&2; }
-missing() { say "$*"; exit 3; }
+log() { printf '%4d s  %s\n' $(($(date +%s) - began)) "$*" >&2; }
+unavailable() { log "$*"; exit 3; }
 kubectl() { "$bin/kubectl" --context "kind-$CLUSTER" "$@"; }
-there() { docker image inspect "$1" >/dev/null 2>&1; }
+image_exists() { docker image inspect "$1" >/dev/null 2>&1; }
 nodes() { "$bin/kind" get nodes --name "$CLUSTER" 2>/dev/null; }
 
-# pull IMAGE: whether it is here in the end. Where Docker Hub does not answer within 20 s it is not waited for.
+# pull IMAGE: succeeds if the image is present afterwards. Gives up if Docker Hub does not respond within 20 s.
 pull() {
-  there "$1" && return
+  image_exists "$1" && return
   docker pull "$1" >"$bin/pull.log" 2>&1 &
   puller=$! waited=0
   while kill -0 $puller 2>/dev/null; do
@@ -34,8 +34,8 @@ pull() {
   wait $puller 2>/dev/null || return 1
 }
 
-# nodes_there: of which kind the cluster is that is there; nothing without one.
-nodes_there() {
+# existing_nodes: prints stock or own for an existing cluster, nothing without one.
+existing_nodes() {
   case $(docker inspect --format '{{.Config.Image}}' $CLUSTER-control-plane 2>/dev/null) in
   kindest/*) echo stock ;;
   areal-node:*) echo own ;;
@@ -43,53 +43,53 @@ nodes_there() {
 }
 
 choose_nodes() {
-  case ${NODES:-$(nodes_there)} in
-  "") if pull $STOCK_NODE; then NODES=stock; else NODES=own; say "$STOCK_NODE cannot be pulled"; fi ;;
+  case ${NODES:-$(existing_nodes)} in
+  "") if pull $STOCK_NODE; then NODES=stock; else NODES=own; log "$STOCK_NODE cannot be pulled"; fi ;;
   stock)
-    pull $STOCK_NODE || missing "$STOCK_NODE cannot be pulled: $(tail -n 1 "$bin/pull.log")"
+    pull $STOCK_NODE || unavailable "$STOCK_NODE cannot be pulled: $(tail -n 1 "$bin/pull.log")"
     NODES=stock
     ;;
   own) NODES=own ;;
-  *) missing "NODES is $NODES; it may be stock, own, or empty to find out" ;;
+  *) unavailable "NODES is $NODES; set it to stock or own, or leave it empty to choose automatically" ;;
   esac
   if [ "$NODES" = stock ]; then
-    say "nodes are kind's own, $STOCK_NODE"
+    log "using kind's node image, $STOCK_NODE"
     node_image=$STOCK_NODE
     node_config=$here/kind.yaml
   else
     node_image=$("$here/node/build.sh")
-    say "nodes are of our own image, $node_image"
+    log "using our node image, $node_image"
     node_config=$here/node/kind.yaml
   fi
 }
 
-# wake: whether the cluster that is there works, started again where it was stopped.
-wake() {
+# resume_cluster: restarts stopped nodes; succeeds if the cluster works.
+resume_cluster() {
   for node in $(nodes | sort); do # the control plane comes first
     state=$(docker inspect --format '{{.State.Running}} {{.Config.Image}}' "$node")
     case $state in
     *"$node_image"*) ;;
-    *) say "$node is of another image"; return 1 ;;
+    *) log "$node uses another image"; return 1 ;;
     esac
     case $state in
     true*) ;;
-    *) say "starting $node"; docker start "$node" >/dev/null ;;
+    *) log "starting $node"; docker start "$node" >/dev/null ;;
     esac
   done
   "$bin/kind" export kubeconfig --name "$CLUSTER" --quiet
   ready
 }
 
-# ready: whether nodes, DNS and storage are, within three minutes.
+# ready: succeeds once nodes, DNS and storage are ready; waits up to three minutes.
 ready() {
   deadline=$(($(date +%s) + 180))
   until everything_ready; do
-    [ "$(date +%s)" -lt $deadline ] || { say "not ready within 180 s"; return 1; }
+    [ "$(date +%s)" -lt $deadline ] || { log "not ready within 180 s"; return 1; }
     sleep 1
   done
 }
 
-# Objects say for a while what was true before a stop, so kubelets, kube-proxies and DNS are asked themselves.
+# After a restart the API objects show stale states for a while, so probe kubelets, kube-proxies and DNS directly.
 everything_ready() {
   for node in $CLUSTER-control-plane $CLUSTER-worker; do
     kubectl get --raw "/api/v1/nodes/$node/proxy/healthz" >/dev/null 2>&1 &&
@@ -105,10 +105,10 @@ rolled_out() {
   kubectl --namespace "$1" rollout status "deployment/$2" --timeout=1s >/dev/null 2>&1
 }
 
-# kind gives nodes 30 s to boot, which a machine that is busy may need: it is tried three times.
-make_cluster() {
+# kind allows nodes 30 s to boot, which may not be enough on a busy machine: try three times.
+create_cluster() {
   for attempt in 1 2 3; do
-    say "creating the cluster$([ $attempt = 1 ] || echo ", attempt $attempt")"
+    log "creating the cluster$([ $attempt = 1 ] || echo ", attempt $attempt")"
     "$bin/kind" delete cluster --name "$CLUSTER" --quiet
     if "$bin/kind" create cluster --config "$node_config" --image "$node_image" --retain >"$bin/kind.log" 2>&1 && ready
     then return; fi
@@ -116,22 +116,22 @@ make_cluster() {
     "$bin/kind" export logs --name "$CLUSTER" "$bin/kind-logs" >/dev/null 2>&1 || :
   done
   "$bin/kind" delete cluster --name "$CLUSTER" --quiet
-  missing "the cluster did not come up; see $bin/kind.log and $bin/kind-logs"
+  unavailable "the cluster did not come up; see $bin/kind.log and $bin/kind-logs"
 }
 
-# The registry is a container with a volume: it comes back with the engine, and its data outlives it.
+# The registry is a container with a volume: it restarts with the engine, and its data outlives it.
 run_registry() {
   state=$(docker inspect --format '{{.State.Running}}' $REGISTRY 2>/dev/null || :)
   if [ -z "$state" ]; then
-    image=$REGISTRY:${node_image#*:} # built with the nodes' image
+    image=$REGISTRY:${node_image#*:} # built together with the node image
     if [ "$NODES" = stock ]; then
       image=$STOCK_REGISTRY
-      pull $image || missing "$image cannot be pulled: $(tail -n 1 "$bin/pull.log")"
+      pull $image || unavailable "$image cannot be pulled: $(tail -n 1 "$bin/pull.log")"
     fi
     docker run --detach --name $REGISTRY --restart always --publish 127.0.0.1:$PORT:5000 \
       --volume $REGISTRY:/var/lib/registry "$image" >"$bin/registry.log" 2>&1 || {
       docker rm --force $REGISTRY >/dev/null 2>&1
-      missing "the registry did not start; is something else on port $PORT? $(tail -n 1 "$bin/registry.log")"
+      unavailable "the registry did not start; is something else on port $PORT? $(tail -n 1 "$bin/registry.log")"
     }
   elif [ "$state" = false ]; then
     docker start $REGISTRY >/dev/null
@@ -139,12 +139,12 @@ run_registry() {
   waited=0
   until curl --silent --fail --output /dev/null http://localhost:$PORT/v2/; do
     waited=$((waited + 1))
-    [ $waited -lt 30 ] || missing "the registry on localhost:$PORT does not answer: docker logs $REGISTRY"
+    [ $waited -lt 30 ] || unavailable "the registry on localhost:$PORT does not answer: docker logs $REGISTRY"
     sleep 1
   done
 }
 
-# In the nodes, localhost:5000 means the registry's container.
+# On the nodes, localhost:5000 resolves to the registry's container.
 connect_registry() {
   networks=$(docker inspect --format '{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}' $REGISTRY)
   case " $networks" in *" kind "*) ;; *) docker network connect kind $REGISTRY ;; esac
@@ -154,8 +154,8 @@ connect_registry() {
   done
 }
 
-tell() {
-  say "the cluster is up: $(kubectl get nodes --no-headers | awk '{printf "%s%s %s", sep, $1, $2; sep = ", "}')"
+print_usage() {
+  log "the cluster is up: $(kubectl get nodes --no-headers | awk '{printf "%s%s %s", sep, $1, $2; sep = ", "}')"
   cat <<END
 
   .bin/kubectl get nodes                                    # context kind-$CLUSTER
@@ -165,21 +165,21 @@ tell() {
   .bin/kubectl get grpo --watch
 
 END
-  [ "$NODES" = stock ] || echo "These nodes do not enforce network policies; kind's own nodes do."
+  [ "$NODES" = stock ] || echo "These nodes do not enforce network policies; kind's stock nodes do."
 }
 
 exec 9>"$bin/cluster.lock"
-flock --nonblock 9 || { say "another call is at work; waiting for it"; flock 9; }
-say "tools"
+flock --nonblock 9 || { log "another call is running; waiting for it"; flock 9; }
+log "tools"
 "$here/tools.sh"
-say "Docker engine"
+log "Docker engine"
 "$here/docker.sh"
 choose_nodes
-if [ -z "$(nodes)" ] || ! wake; then make_cluster; fi
-say "registry on localhost:$PORT"
+if [ -z "$(nodes)" ] || ! resume_cluster; then create_cluster; fi
+log "registry on localhost:$PORT"
 run_registry
 connect_registry
-say "images"
+log "images"
 tag=$("$here/images.sh")
 echo "$tag" >"$bin/images.tag"
-tell
+print_usage

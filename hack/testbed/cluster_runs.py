@@ -1,4 +1,4 @@
-"""Experiments on a real cluster: apply, look, kill, wait, and what must hold of a run afterwards."""
+"""Experiments on a real cluster: apply, inspect, kill, wait, and check finished runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ with concurrent.futures.ThreadPoolExecutor(requests) as pool:
 
 @dataclass
 class ClusterRun:
-    """One experiment in a namespace: a file of the tiny example with ``changes``, dotted keys below ``spec``."""
+    """One experiment in a namespace: a file of the tiny example with ``changes`` (dotted keys below ``spec``)."""
 
     cluster: KindCluster
     namespace: str
@@ -65,7 +65,7 @@ class ClusterRun:
         return str(yaml.safe_load((EXAMPLES / self.file).read_text())["metadata"]["name"])
 
     def apply(self) -> ClusterRun:
-        """``kubectl apply`` the example; the very file where nothing is changed."""
+        """``kubectl apply`` the example; the file itself if nothing is changed."""
         if not self.changes:
             self.kubectl("apply", "-f", str(EXAMPLES / self.file))
             return self
@@ -76,7 +76,7 @@ class ClusterRun:
         return self
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
-        """kubectl in the namespace."""
+        """Run kubectl in the namespace."""
         return self.cluster.kubectl("--namespace", self.namespace, *arguments, text=text)
 
     def patch(self, spec: Object) -> None:
@@ -85,7 +85,7 @@ class ClusterRun:
         self.kubectl("patch", "grpo", self.name, "--type", "merge", "--patch", body)
 
     def get(self, kind: str, selector: str = "") -> list[Object]:
-        """Objects of the experiment of one kind."""
+        """The experiment's objects of one kind."""
         labels = resource_names.selector(resource_names.labels(self.name)) + (f",{selector}" if selector else "")
         return list(json.loads(self.kubectl("get", kind, "--selector", labels, "--output", "json"))["items"])
 
@@ -101,12 +101,12 @@ class ClusterRun:
         return dict(found.get("status") or {})
 
     def condition(self, kind: str) -> Object:
-        """A condition; empty where it is missing."""
+        """A condition; empty if it is missing."""
         found = [one for one in self.status.get("conditions", []) if one["type"] == kind]
         return dict(found[0]) if found else {}
 
     def until(self, what: Callable[[Object], bool], text: str, timeout_s: float) -> Object:
-        """Wait for a status. A run that has failed meanwhile fails the test at once, with its message."""
+        """Wait for a status. A run that has failed fails the test at once, with its message."""
         last: Object = {}
 
         def look() -> Object | None:
@@ -127,54 +127,54 @@ class ClusterRun:
         return self.until(lambda status: status.get("phase") == phase, f"phase {phase}", timeout_s)
 
     def until_step(self, step: int, timeout_s: float = 300.0) -> Object:
-        """Wait until a number of steps is done."""
+        """Wait until a number of steps has completed."""
         return self.until(lambda status: (status.get("step") or 0) >= step, f"step {step}", timeout_s)
 
     def pod(self, component: str, index: int = 0) -> Object:
-        """A pod of a component, by its place among ``pods``."""
+        """A component's pod, by its index in name order."""
         return sorted(self.pods(component), key=lambda pod: str(pod["metadata"]["name"]))[index]
 
     def kill_pod(self, component: str, index: int = 0) -> str:
-        """Kill a pod without grace; its name."""
+        """Kill a pod without a grace period; returns its name."""
         return self.delete_pod(self.pod(component, index), "--grace-period=0", "--force")
 
     def delete_pod(self, pod: Object, *options: str) -> str:
-        """``kubectl delete``; its name."""
+        """``kubectl delete`` a pod; returns its name."""
         name: str = pod["metadata"]["name"]
         self.kubectl("delete", "pod", name, *options)
         return name
 
     def kill_container(self, component: str, index: int = 0) -> str:
-        """SIGKILL the main process of a component's pod; the pod stays. Its name."""
+        """SIGKILL the main process of a component's pod; the pod remains. Returns its name."""
         pod = self.pod(component, index)
         kill_process(self.cluster, pod, f"areal_{component}")
         return str(pod["metadata"]["name"])
 
     @cached_property
     def run_folder(self) -> str:
-        """The run directory, as a pattern of paths of the worker."""
+        """Glob pattern of the run directory on the worker."""
         claim = json.loads(self.kubectl("get", "pvc", resource_names.volume_claim(self.name), "--output", "json"))
         volume = json.loads(self.kubectl("get", "pv", claim["spec"]["volumeName"], "--output", "json"))
         source = volume["spec"].get("hostPath") or volume["spec"]["local"]
         return f"{source['path']}/{self.name}/*"
 
     def on_volume(self, script: str) -> str:
-        """What a script prints on the node that has the volume; ``$1`` is the run directory."""
+        """Run a script on the node that holds the volume, with the run directory as ``$1``; returns its output."""
         return self.cluster.on_node(self.cluster.worker, "sh", "-c", f"set -- {self.run_folder}; {script}")
 
     def run_file(self, name: str) -> str:
-        """A file of the run directory."""
+        """Contents of a file in the run directory."""
         return self.on_volume(f'cat "$1/{name}"')
 
     def fetch(self, folder: Path, *names: str) -> None:
-        """Copy files and folders of the run directory into a folder here."""
+        """Copy files and folders of the run directory into a local folder."""
         packed = self.on_volume(f'cd "$1" && tar -czf - {" ".join(names)} | base64')
         with tarfile.open(fileobj=io.BytesIO(base64.b64decode(packed))) as archive:
             archive.extractall(folder, filter="data")
 
     @cached_property
     def api_key(self) -> str:
-        """The key that the run's servers ask for."""
+        """The API key of the run's servers."""
         secret = json.loads(self.kubectl("get", "secret", resource_names.api_key_secret(self.name), "--output", "json"))
         return base64.b64decode(secret["data"]["api-key"]).decode()
 
@@ -187,29 +187,29 @@ class ClusterRun:
         return dict(json.loads(self.run_file("summary.json")))
 
     def requests_answered(self, index: int) -> int:
-        """Requests for tokens that a server has answered since its pod began."""
+        """Number of /generate requests that a server has answered since its pod started."""
         log = self.kubectl("logs", f"{resource_names.servers(self.name)}-{index}")
         return log.count("POST /generate")
 
     def version_held(self, pod: Object) -> int:
-        """The weight version that a server says it holds; −1 where it does not answer, or has just been started."""
+        """The weight version that a server reports; −1 if it does not answer or has just started."""
         answer = ask(self.cluster, pod, resource_names.SERVER_PORT, "/model_info", self.api_key)
         try:
             version = str(json.loads(answer).get("weight_version"))
-        except json.JSONDecodeError:  # it is starting, or ending
+        except json.JSONDecodeError:  # it is starting or shutting down
             return -1
         return int(version[1:]) if version[1:].isdigit() else -1
 
     def ask_server(self, index: int, *, requests: int, tokens: int) -> subprocess.Popen[str]:
-        """Ask a server for tokens, all at once, from the trainer's pod. It prints ``begun`` once all are sent, and then
-        a list of how many tokens each brought, and when."""
+        """Send concurrent requests to a server from the trainer's pod. The process prints ``begun`` once all are sent,
+        then a list of (number of tokens, time) of each answer."""
         address = resource_names.server_address(self.name, self.namespace, index)
         pod = self.pod("trainer")["metadata"]["name"]
         command = ["--namespace", self.namespace, "exec", pod, "--container", "trainer", "--", "python3", "-c", ASK]
         return self.cluster.start_kubectl(*command, address, str(requests), str(tokens))
 
     def describe(self) -> str:
-        """What a person would look at next."""
+        """Objects and events of the run, for error messages."""
         parts = []
         for arguments in (["get", "grpo,pods,pvc,jobs,events"], ["describe", "grpo", self.name]):
             try:
@@ -219,11 +219,13 @@ class ClusterRun:
         return "\n".join(parts)
 
     def check_finished(self, steps: int, staleness: int = 2) -> None:
-        """What holds of every finished run: each step once, no sample over the bound, everything freed but the logs."""
+        """Check a finished run: each step once, no sample over the staleness bound, all servers deleted."""
         stats = self.stats()
         assert [line["step"] for line in stats] == list(range(1, steps + 1))
         assert max(line["staleness/max"] for line in stats) <= staleness
         assert self.summary()["steps"] == steps
         eventually(
-            lambda: not self.get("pods", f"{resource_names.COMPONENT}={resource_names.SERVER}"), "servers freed", 150.0
+            lambda: not self.get("pods", f"{resource_names.COMPONENT}={resource_names.SERVER}"),
+            "the servers to be deleted",
+            150.0,
         )

@@ -1,4 +1,4 @@
-"""The chart, installed on a real cluster as its README says."""
+"""The chart, installed on a real cluster as its README describes."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Release:
         return self._helm("test", self.name, "--timeout=120s")
 
     def uninstall(self) -> None:
-        """``helm uninstall``; nothing where it is not installed."""
+        """``helm uninstall``; does nothing if it is not installed."""
         self._helm("uninstall", self.name, "--ignore-not-found", "--wait", "--timeout=120s")
 
     def kill_operator(self) -> None:
-        """Kill its pods without grace."""
+        """Kill its pods without a grace period."""
         self.cluster.kubectl(
             *["--namespace", self.namespace, "delete", "pod", "--force", "--grace-period=0"],
             *["--selector", f"app.kubernetes.io/instance={self.name}"],
         )
 
     def operator_pod(self) -> dict[str, Any] | None:
-        """The operator's pod, unless it is on its way out."""
+        """The operator's pod, unless it is terminating."""
         selector = f"app.kubernetes.io/instance={self.name}"
         found = self.cluster.kubectl(
             "--namespace", self.namespace, "get", "pod", "--selector", selector, "--output", "json"
@@ -54,7 +54,7 @@ class Release:
         return next((pod for pod in json.loads(found)["items"] if not pod["metadata"].get("deletionTimestamp")), None)
 
     def until_operator_is_ready(self) -> None:
-        """Wait for it, also after it was killed."""
+        """Wait for the operator's rollout, also after it was killed."""
         self.cluster.kubectl(
             *["--namespace", self.namespace, "rollout", "status", "deployment", "--timeout=180s"],
             *["--selector", f"app.kubernetes.io/instance={self.name}"],

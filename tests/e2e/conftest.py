@@ -1,4 +1,4 @@
-"""The cluster that ``make cluster`` brings up, and a namespace of it for each test."""
+"""The cluster of ``make cluster`` and a namespace in it for each test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPORT = pytest.StashKey[Report]()
 
 @pytest.fixture
 def fault_report(request: pytest.FixtureRequest) -> Report:
-    """One for all runs of a session."""
+    """One report per test session."""
     return request.config.stash.setdefault(REPORT, Report("faults in pods", KINDS, DEATHS))
 
 
@@ -28,7 +28,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> KindCluster:
-    """The cluster; without one the test is listed as not run. One that is there and does not answer fails it."""
+    """The cluster. Skips the test if there is none; fails it if the cluster does not respond."""
     try:
         cluster = KindCluster.find(tmp_path_factory.mktemp("cluster"))
     except NoCluster as missing:
@@ -39,7 +39,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> KindCluster:
 
 @pytest.fixture(scope="module")
 def release(cluster: KindCluster) -> Iterator[Release]:
-    """The chart, installed without its own experiment. One for each module: one of them uninstalls it."""
+    """The chart without its own experiment. Installed once per module, because one of them uninstalls it."""
     release = Release(cluster, cluster.image_tag)
     release.install("experiment.enabled=false")
     yield release
@@ -48,9 +48,9 @@ def release(cluster: KindCluster) -> Iterator[Release]:
 
 @pytest.fixture
 def namespace(cluster: KindCluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """An empty namespace that asks for Pod Security "restricted"."""
+    """An empty namespace that enforces the Pod Security level "restricted"."""
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
-    cluster.kubectl("delete", "namespace", name, "--ignore-not-found")  # of a run that was killed
+    cluster.kubectl("delete", "namespace", name, "--ignore-not-found")  # left by a killed run
     cluster.kubectl("create", "namespace", name)
     cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
     yield name

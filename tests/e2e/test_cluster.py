@@ -1,4 +1,4 @@
-"""What the other tests take for granted of the cluster: names, routes, volumes, and nodes that come back."""
+"""The cluster's own functions that the other tests rely on: DNS, routes, volumes and node restarts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5
 
 
 def pod(cluster: KindCluster, name: str, node: str, **spec: Any) -> dict[str, Any]:
-    """A pod that may run under Pod Security "restricted"; it serves its working directory on port 8000."""
+    """A pod allowed by the Pod Security level "restricted" that serves its working directory on port 8000."""
     security = {
         "runAsNonRoot": True,
         "runAsUser": 1000,
@@ -50,7 +50,7 @@ def pod(cluster: KindCluster, name: str, node: str, **spec: Any) -> dict[str, An
 
 
 def service(name: str, **spec: Any) -> dict[str, Any]:
-    """A service of the pods on port 8000."""
+    """A service for the pods on port 8000."""
     ports = [{"port": 8000}]
     selector = {"app": "peers"}
     return {
@@ -67,13 +67,13 @@ def apply(cluster: KindCluster, namespace: str, *objects: dict[str, Any]) -> Non
 
 
 def fetch(cluster: KindCluster, namespace: str, name: str, address: str) -> str:
-    """The status that a pod gets for an address."""
+    """HTTP status of a request from a pod to an address."""
     url = f"http://{address}:8000/"
     return cluster.kubectl("--namespace", namespace, "exec", name, "--", "python3", "-c", FETCH, url).strip()
 
 
 def reaches(cluster: KindCluster, namespace: str, name: str, address: str) -> None:
-    """A pod gets an answer; DNS and kube-proxy may learn of a pod a little later than kubectl."""
+    """Wait until a pod gets an answer; DNS and kube-proxy may learn of a pod slightly later than kubectl."""
 
     def answered() -> bool:
         try:
@@ -102,7 +102,7 @@ def test_pods_of_both_nodes_reach_each_other_by_name_address_and_service(cluster
             reaches(cluster, namespace, name, target)
 
 
-def test_a_volume_of_the_default_class_outlives_its_pod_and_a_stop_of_the_node(
+def test_a_volume_of_the_default_class_outlives_its_pod_and_a_node_restart(
     cluster: KindCluster, namespace: str
 ) -> None:
     claim = {
@@ -126,8 +126,8 @@ def test_a_volume_of_the_default_class_outlives_its_pod_and_a_stop_of_the_node(
 
 
 @pytest.mark.parametrize("role", ["control_plane", "worker"])
-def test_names_outside_the_cluster_are_asked_of_the_machine(cluster: KindCluster, namespace: str, role: str) -> None:
-    """The API server's container has a name of Docker's resolver, which is outside of Kubernetes' own names."""
+def test_external_names_are_resolved_by_the_host(cluster: KindCluster, namespace: str, role: str) -> None:
+    """The API server's container name is known to Docker's resolver only, not to Kubernetes."""
     apply(cluster, namespace, pod(cluster, "asker", getattr(cluster, role)))
     cluster.wait("condition=Ready", "pod/asker", namespace=namespace)
     lookup = f"import socket; print(socket.gethostbyname('{cluster.control_plane}'))"

@@ -1,4 +1,4 @@
-"""``grpo --on kubernetes`` on a real cluster: logs and results come from real pods."""
+"""``grpo --on kubernetes`` on a real cluster, with logs and results from real pods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORT = ["config.total_train_steps=8", "config.evaluator={freq_steps: 1000}"]
 
 
 class Grpo:
-    """The command, at one namespace of the cluster."""
+    """The ``grpo`` command for one namespace of the cluster."""
 
     def __init__(self, release: Release, namespace: str) -> None:
         self.place = ["--on", "kubernetes", "--kubeconfig", str(release.cluster.kubeconfig), "--namespace", namespace]
@@ -39,7 +39,7 @@ def grpo(release: Release, namespace: str) -> Grpo:
     return Grpo(release, namespace)
 
 
-def test_a_run_is_followed_to_its_end_and_its_results_are_here(
+def test_a_run_is_followed_to_its_end_and_its_results_are_fetched(
     grpo: Grpo, release: Release, namespace: str, tmp_path: Path
 ) -> None:
     results = tmp_path / "results"
@@ -63,7 +63,7 @@ def test_a_run_is_followed_to_its_end_and_its_results_are_here(
     assert (again.returncode, "experiment tiny follows" in again.stdout) == (0, True)
 
 
-def test_a_run_that_fails_shows_the_last_words_of_its_pod(grpo: Grpo, tmp_path: Path) -> None:
+def test_a_failed_run_shows_the_last_lines_of_its_pod(grpo: Grpo, tmp_path: Path) -> None:
     wrong = "config.train_dataset.question_column=nothing"
     done = grpo("run", TINY, *SHORT, wrong, "runPolicy.backoffLimit=0", "--results", str(tmp_path / "results"))
     assert done.returncode not in (0, 130)

@@ -1,4 +1,4 @@
-"""The images, run by Docker alone as the operator's pods run them: as user 1000, on a read-only root file system."""
+"""The images, run by Docker as the operator's pods run them: as user 1000 on a read-only root file system."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ BUILD_S, READY_S, TRAIN_S = 1800.0, 300.0, 300.0
 STEPS = 3
 
 
-def built() -> str:
-    """Builds the images where something has changed; the digest that is their tag."""
+def build_images() -> str:
+    """Build the images if something has changed; returns their tag, a digest."""
     result = subprocess.run(
         [ROOT / "hack/cluster/images.sh"],
         capture_output=True,
@@ -37,19 +37,19 @@ def built() -> str:
         env={**os.environ, "REGISTRY": ""},
     )
     if result.returncode == 3:
-        pytest.skip(f"no images here: {result.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"the images cannot be built: {result.stderr.strip().splitlines()[-1]}")
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def tag() -> str:
-    return built()
+    return build_images()
 
 
 @pytest.fixture
 def host(tag: str, tmp_path: Path) -> Iterator[PodHost]:
-    """Runs pods of a short run of the tiny example, on a network that leads nowhere else."""
+    """Runs the containers of a short run of the tiny example on an isolated network."""
     network = f"areal-test-{uuid.uuid4().hex[:8]}"
     experiment = load_experiment(ROOT / "examples/tiny/experiment.yaml", [f"config.total_train_steps={STEPS}"])
     build = Build(experiment, "default", "uid", 1, "s3cret", Settings(images=IMAGES, progress_url=None))
@@ -63,13 +63,13 @@ def host(tag: str, tmp_path: Path) -> Iterator[PodHost]:
 
 
 def until_ended(container: str, timeout_s: float) -> None:
-    """Waits for a container that must end well."""
+    """Wait for a container to exit with status 0."""
     code = docker("wait", container, timeout_s=timeout_s)
     assert code == "0", subprocess.run(["docker", "logs", container], capture_output=True, text=True).stderr[-3000:]
 
 
 def until_ready(container: str) -> None:
-    """Waits for the server in a container, asked from inside: nothing outside reaches its network."""
+    """Wait for the server in a container, probing from inside because its network is isolated."""
     ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:30000/ready', timeout=5).status)"
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
@@ -98,7 +98,7 @@ def test_server_and_trainer_learn_on_read_only_file_systems(host: PodHost) -> No
     assert (found["outcome"], found["steps"]) == ("succeeded", STEPS)
 
 
-def test_the_operator_says_what_it_lacks_outside_a_cluster(tag: str) -> None:
+def test_the_operator_reports_that_it_is_not_in_a_cluster(tag: str) -> None:
     arguments = ["--rm", "--read-only", "--user", "1000:1000", "--cap-drop=ALL", "--tmpfs", "/tmp", "--network=none"]
     result = subprocess.run(["docker", "run", *arguments, OPERATOR], capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
@@ -106,14 +106,14 @@ def test_the_operator_says_what_it_lacks_outside_a_cluster(tag: str) -> None:
 
 
 @pytest.mark.parametrize("image", [OPERATOR, SERVER, TRAINER])
-def test_an_image_runs_as_a_user_with_a_name_and_the_examples_in_place(tag: str, image: str) -> None:
+def test_an_image_runs_as_a_named_user_and_contains_the_packages(tag: str, image: str) -> None:
     script = "id -un; python3 -c 'import areal_api; print(areal_api.__file__)'; pwd"
     arguments = ["--rm", "--read-only", "--network=none", "--entrypoint", "sh"]
     user, module, folder = docker("run", *arguments, image, "-c", script).splitlines()
     assert (user, module, folder) == ("areal", "/opt/areal/crds/areal_api/__init__.py", "/opt/areal")
 
 
-def test_trainer_and_server_share_all_that_is_big(tag: str) -> None:
+def test_trainer_and_server_share_their_large_layers(tag: str) -> None:
     layers: list[list[str]] = []
     for image in (SERVER, TRAINER):
         layers.append(json.loads(docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", image)))
@@ -125,7 +125,7 @@ def test_trainer_and_server_share_all_that_is_big(tag: str) -> None:
 
 
 @pytest.mark.parametrize("image", [OPERATOR, SERVER, TRAINER])
-def test_an_image_keeps_nothing_of_the_machine_that_built_it(tag: str, image: str) -> None:
+def test_an_image_contains_no_trace_of_the_machine_that_built_it(tag: str, image: str) -> None:
     history = docker("history", "--no-trunc", image)
     assert not [word for word in ("CERT", "http://", "https://", "ca-certificates") if word in history]
     search = "find / -xdev \\( -path '/run/secrets/*' -o -path '/build/*' -o -name 'pip.conf' \\) 2>/dev/null || :"
@@ -133,4 +133,4 @@ def test_an_image_keeps_nothing_of_the_machine_that_built_it(tag: str, image: st
 
 
 def test_a_second_build_gives_the_same_tag(tag: str) -> None:
-    assert built() == tag
+    assert build_images() == tag

@@ -1,4 +1,4 @@
-"""What happens to runs on a real cluster, and what they do about it. ``make e2e`` runs these besides the core."""
+"""Failures and changes that runs on a real cluster must survive. ``make e2e`` runs these in addition to the core."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def finish(run: ClusterRun) -> None:
     run.check_finished(steps=int(run.changes["config.total_train_steps"]))
 
 
-def test_a_killed_operator_costs_the_run_nothing(release: Release, run: ClusterRun) -> None:
+def test_a_killed_operator_does_not_affect_the_run(release: Release, run: ClusterRun) -> None:
     run.apply().until_step(3)
     release.kill_operator()
     status = run.until_step(8)
@@ -43,7 +43,7 @@ def test_a_killed_operator_costs_the_run_nothing(release: Release, run: ClusterR
     finish(run)
 
 
-def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(run: ClusterRun) -> None:
+def test_a_killed_trainer_resumes_from_its_checkpoint(run: ClusterRun) -> None:
     run.apply().until_step(5)
     run.kill_container("trainer")
     status = run.until(lambda now: now.get("attempt") == 2, "a second attempt", 120.0)
@@ -52,7 +52,7 @@ def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(run: ClusterRun) -
 
 
 def test_a_killed_server_serves_again_under_its_name(run: ClusterRun) -> None:
-    run.changes |= {"servers.replicas": 2, "config.total_train_steps": 100}  # enough for a server to start meanwhile
+    run.changes |= {"servers.replicas": 2, "config.total_train_steps": 100}  # enough for the server to restart
     run.apply().until_step(3)
     before = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in run.pods("server")}
     killed = run.kill_pod("server", 1)
@@ -61,12 +61,12 @@ def test_a_killed_server_serves_again_under_its_name(run: ClusterRun) -> None:
         now = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in run.pods("server")}
         return now.get(killed, before[killed]) != before[killed] and run.status["servers"]["ready"] == 2
 
-    eventually(replaced, "the killed server is back", 180.0, pause_s=1.0)
+    eventually(replaced, "the killed server to be replaced", 180.0, pause_s=1.0)
     assert run.status["attempt"] == 1
     finish(run)
 
 
-def test_servers_are_scaled_while_the_run_goes_on(run: ClusterRun) -> None:
+def test_servers_are_scaled_during_the_run(run: ClusterRun) -> None:
     run.changes |= {"servers.maxReplicas": 3, "config.total_train_steps": 60}
     run.apply().until_step(3)
     run.kubectl("scale", "grpo/tiny", "--replicas=3")
@@ -81,26 +81,28 @@ def test_servers_are_scaled_while_the_run_goes_on(run: ClusterRun) -> None:
     finish(run)
 
 
-def test_a_server_that_is_scaled_away_answers_what_it_has_begun(run: ClusterRun) -> None:
-    """Requests of ours, as many as keep it busy for seconds, beside those of the run, which then lacks nothing."""
+def test_a_server_that_is_scaled_down_finishes_its_requests(run: ClusterRun) -> None:
+    """Send enough extra requests to keep the server busy for seconds; the run itself must lose nothing."""
     run.changes |= {"servers.replicas": 2, "config.total_train_steps": 40}
     run.apply().until_step(3)
     asking = run.ask_server(1, requests=600, tokens=100)
     assert asking.stdout is not None
     assert asking.stdout.readline() == "begun\n"
     run.kubectl("scale", "grpo/tiny", "--replicas=1")
-    run.until(lambda now: run.condition("ServersReady").get("reason") == "Draining", "a server that drains", 60.0)
-    told = time.time()
+    run.until(lambda now: run.condition("ServersReady").get("reason") == "Draining", "a draining server", 60.0)
+    draining_since = time.time()
     answered, _ = asking.communicate(timeout=300.0)
     answers = json.loads(answered)
     assert [tokens for tokens, _ in answers] == [100] * 600
-    assert max(at for _, at in answers) > told, "all was answered before the server was told to end"
-    eventually(lambda: len(run.get("pods", "areal.dev/component=server")) == 1, "the drained server gone", 120.0)
+    assert max(at for _, at in answers) > draining_since, "all requests were answered before the server was draining"
+    eventually(
+        lambda: len(run.get("pods", "areal.dev/component=server")) == 1, "the drained server to be deleted", 120.0
+    )
     finish(run)
     assert run.status["attempt"] == 1
 
 
-def test_nothing_runs_while_suspended_and_the_run_goes_on_afterwards(run: ClusterRun) -> None:
+def test_nothing_runs_while_suspended_and_the_run_resumes_afterwards(run: ClusterRun) -> None:
     run.apply().until_step(4)
     run.patch({"runPolicy": {"suspend": True}})
     status = run.until_phase("Suspended", timeout_s=300.0)
@@ -113,7 +115,7 @@ def test_nothing_runs_while_suspended_and_the_run_goes_on_afterwards(run: Cluste
     finish(run)
 
 
-def test_an_image_that_is_not_there_is_named(run: ClusterRun) -> None:
+def test_a_missing_image_is_named_in_the_status(run: ClusterRun) -> None:
     run.changes["trainer.image"] = "localhost:5000/areal-trainer:of-no-version"
     run.apply()
     status = run.until(lambda now: "of-no-version" in now.get("message", ""), "the image in the message", 240.0)
@@ -121,30 +123,30 @@ def test_an_image_that_is_not_there_is_named(run: ClusterRun) -> None:
     assert run.condition("TrainerRunning")["reason"] == "ImagePull"
 
 
-def test_a_full_volume_is_named(run: ClusterRun) -> None:
+def test_a_full_volume_is_named_in_the_status(run: ClusterRun) -> None:
     run.changes |= {"runPolicy.backoffLimit": 6}
     with node_volume(run, "ReadWriteOnce", size="24m"):
         run.apply()
-        run.until(lambda now: "space" in now.get("message", "").lower(), "no space in the message", 300.0)
+        run.until(lambda now: "space" in now.get("message", "").lower(), "a message about space", 300.0)
 
 
-def test_a_second_run_on_the_volume_goes_on_where_the_first_was(run: ClusterRun) -> None:
+def test_a_second_run_on_the_volume_resumes_the_first(run: ClusterRun) -> None:
     run.apply()
     finish(run)
     run.kubectl("delete", "grpo", "tiny", "--wait=true", "--timeout=60s")
-    eventually(lambda: not run.get("pods"), "pods gone", 200.0, pause_s=1.0)
+    eventually(lambda: not run.get("pods"), "the pods to be deleted", 200.0, pause_s=1.0)
     run.changes["config.total_train_steps"] = STEPS + 4
     run.apply()
     run.until_phase("Succeeded", timeout_s=420.0)
     run.check_finished(steps=STEPS + 4)
 
 
-def test_the_worker_stops_with_everything_on_it_and_comes_back(run: ClusterRun) -> None:
-    """The operator is on it too: nobody writes the status meanwhile."""
+def test_a_run_survives_a_restart_of_the_worker_with_everything_on_it(run: ClusterRun) -> None:
+    """The operator runs there too, so the status is not updated meanwhile."""
     run.apply().until_step(4)
     run.cluster.stop_node(run.cluster.worker)
     try:
-        eventually(lambda: not run.pods("trainer"), "Kubernetes gives the pods up", 240.0, pause_s=1.0)
+        eventually(lambda: not run.pods("trainer"), "the pods to be evicted", 240.0, pause_s=1.0)
     finally:
         run.cluster.start_node(run.cluster.worker)
     finish(run)

@@ -1,4 +1,4 @@
-"""The core of the end-to-end tests: the README's two commands on a real cluster, with pods killed on the way."""
+"""The core of the end-to-end tests: the README's commands on a real cluster while pods are killed."""
 
 from __future__ import annotations
 
@@ -37,14 +37,18 @@ def test_helm_test_passes(release: Release) -> None:
     release.test()
 
 
-def test_uninstalling_leaves_the_definition_the_runs_and_their_volumes_alone(release: Release, namespace: str) -> None:
+def test_uninstalling_keeps_the_crd_the_runs_and_their_volumes(release: Release, namespace: str) -> None:
     run = ClusterRun(release.cluster, namespace).apply()
     run.until_step(1, timeout_s=420.0)
     release.uninstall()
-    eventually(lambda: not _of_release(release), "nothing left of the release", 60.0, pause_s=1.0)
+    eventually(lambda: not _of_release(release), "the release's objects to be deleted", 60.0, pause_s=1.0)
     assert len(run.pods("server")) == 1
-    run.kubectl("delete", "grpo", "tiny", "--wait=true", "--timeout=60s")  # with the operator gone
-    eventually(lambda: not run.get("pods,statefulsets,jobs,secrets"), "everything of the run but its volume", 240.0)
+    run.kubectl("delete", "grpo", "tiny", "--wait=true", "--timeout=60s")  # without an operator
+    eventually(
+        lambda: not run.get("pods,statefulsets,jobs,secrets"),
+        "the run's objects except its volume to be deleted",
+        240.0,
+    )
     run.kubectl("get", "pvc", "tiny-run")
 
 

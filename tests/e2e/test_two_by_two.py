@@ -1,4 +1,4 @@
-"""examples/tiny/two-by-two.yaml in pods: two servers and two ranks, in one pod of the trainer or in two."""
+"""examples/tiny/two-by-two.yaml in pods: two servers and two ranks, in one trainer pod or in two."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TWO_PODS = {"trainer.nodes": 2, "trainer.processesPerNode": 1}
 
 @pytest.fixture
 def run(release: Release, namespace: str) -> Iterator[ClusterRun]:
-    """The file as it is, not applied yet; deleted afterwards."""
+    """The unchanged file, not applied yet; deleted afterwards."""
     run = ClusterRun(release.cluster, namespace, "two-by-two.yaml")
     yield run
     run.kubectl("delete", "grpo", "--all", "--wait=true", "--timeout=60s")
@@ -31,7 +31,7 @@ def finish(run: ClusterRun) -> None:
     assert run.summary()["eval_last"] >= LEARNED
 
 
-def test_two_ranks_in_a_pod_and_two_servers_learn(run: ClusterRun) -> None:
+def test_two_ranks_in_one_pod_and_two_servers_learn(run: ClusterRun) -> None:
     run.apply().until_step(3, timeout_s=420.0)
     assert (len(run.pods("trainer")), len(run.pods("server"))) == (1, 2)
     generated = [run.requests_answered(index) for index in range(2)]
@@ -40,7 +40,7 @@ def test_two_ranks_in_a_pod_and_two_servers_learn(run: ClusterRun) -> None:
     assert run.status["attempt"] == 1
 
 
-def test_two_pods_of_a_rank_learn_and_go_on_together_after_one_of_them_is_killed(run: ClusterRun) -> None:
+def test_two_pods_with_one_rank_each_learn_and_resume_together_after_one_is_killed(run: ClusterRun) -> None:
     run.changes |= TWO_PODS
     with node_volume(run, "ReadWriteMany"):
         run.apply().until_step(13, timeout_s=420.0)

@@ -1,4 +1,4 @@
-"""A pod's containers run by Docker alone: commands, variables, mounts and restrictions of the operator's manifests."""
+"""Runs a pod's containers with plain Docker: commands, environment, mounts and restrictions from its manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from areal_operator.manifests.pod import API_KEY_FILE, CONFIG_FILE, USER
 
 
 def docker(*arguments: str, timeout_s: float = 120.0) -> str:
-    """What a docker command prints; a failure shows what it wrote to standard error."""
+    """Run docker and return its output; a failure shows its standard error."""
     result = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout_s)
     assert result.returncode == 0, f"docker {' '.join(arguments[:3])} …: {result.stderr.strip()[-2000:]}"
     return result.stdout.strip()
@@ -21,14 +21,14 @@ def docker(*arguments: str, timeout_s: float = 120.0) -> str:
 
 @dataclass(frozen=True)
 class PodHost:
-    """Runs containers of one experiment on a Docker network, with a folder in place of the run's volume."""
+    """Runs an experiment's containers on a Docker network with a local folder as the run's volume."""
 
     build: Build
     network: str
     folder: Path
 
     def prepare(self) -> None:
-        """Make what the pods' volumes hold."""
+        """Create the contents of the pods' volumes."""
         for name, text in ((CONFIG_FILE, self.build.config), (API_KEY_FILE, self.build.api_key)):
             path = self.folder / Path(name).relative_to("/etc/areal")
             path.parent.mkdir()
@@ -38,7 +38,7 @@ class PodHost:
         (self.folder / "run").chmod(0o777)
 
     def start(self, container: dict[str, Any], image: str, *, host: str) -> str:
-        """Start a container of a manifest, known to the others as ``host``; its identity."""
+        """Start a container of a manifest under the host name ``host``; returns its ID."""
         security = container["securityContext"]
         assert security["readOnlyRootFilesystem"]
         assert not security["allowPrivilegeEscalation"]
@@ -49,7 +49,7 @@ class PodHost:
             arguments += [
                 "--env",
                 f"{entry['name']}={entry.get('value', '0')}",
-            ]  # the rest are numbers of pods: the first
+            ]  # entries without a value are pod indices: use 0
         for mount in container["volumeMounts"]:
             arguments += self._mounted(mount)
         program, *words = [
@@ -69,5 +69,5 @@ class PodHost:
                 return ["--volume", f"{source}:{path}{':ro' if mount.get('readOnly') else ''}"]
 
     def server_host(self) -> str:
-        """The name under which the trainer looks for the first server."""
+        """The host name by which the trainer reaches the first server."""
         return resource_names.server_address(self.build.name, self.build.namespace, 0).rsplit(":", 1)[0]

@@ -1,4 +1,4 @@
-"""The part of a kubelet that gives out logs, and pods that really run: the command of a reader, on a folder here."""
+"""A kubelet's log endpoint, and reader pods whose real command runs on a local folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ READERS = "app.kubernetes.io/managed-by=grpo"
 
 
 class NodeLogs:
-    """Answers the API server when it asks a node for the log of a container."""
+    """Serves the API server's requests for container logs."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
-        self.logs: dict[tuple[str, str], bytes] = {}  # by namespace and pod
-        self.previous: dict[tuple[str, str], bytes] = {}  # of the container's life before
+        self.logs: dict[tuple[str, str], bytes] = {}  # keyed by (namespace, pod)
+        self.previous: dict[tuple[str, str], bytes] = {}  # of the previous container
         logs, previous = self.logs, self.previous
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,7 +42,7 @@ class NodeLogs:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def announce(self, api: Api) -> None:
-        """Tell the API server where the nodes answer."""
+        """Set the nodes' kubelet endpoint in the API server."""
         status = {
             "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": self._server.server_port}},
@@ -51,7 +51,7 @@ class NodeLogs:
             api.patch("Node", None, node, {"status": status}, "status")
 
     def writing(self, text: str, then: Behaviour) -> Behaviour:
-        """A behaviour of pods that write ``text`` first."""
+        """A behaviour of pods that first log ``text``."""
 
         def behave(pod: Object) -> Object | None:
             self.logs[pod["metadata"]["namespace"], pod["metadata"]["name"]] = text.encode()
@@ -66,7 +66,7 @@ class NodeLogs:
 
 
 class Readers:
-    """Runs the pods that read results: their real command, with a folder of this machine in the place of the volume."""
+    """Runs the pods that read results: their real command on a local folder in place of the volume."""
 
     def __init__(self, api: Api, node: NodeLogs, namespace: str, folder: Path) -> None:
         self._api = api

@@ -1,4 +1,4 @@
-"""A volume on the worker, made as an administrator would: of a bounded size, or one that many pods may mount."""
+"""A volume on the worker as an administrator would provision it: of bounded size, or mountable by many pods."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ FILL = "dd if=/dev/zero bs=$2 oflag=append conv=notrunc status=none 2>/dev/null 
 
 @dataclass(frozen=True)
 class NodeVolume:
-    """A directory of the worker, and the PersistentVolume that leads there."""
+    """A directory on the worker and its PersistentVolume."""
 
     cluster: KindCluster
     name: str
     path: str
 
     def fill(self) -> None:
-        """Take all the room that there is now."""
+        """Use all remaining space."""
         for piece in ("1M", "4k"):
             self._do("-c", FILL, "sh", self.path, piece)
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the space that ``fill`` used."""
         self._do("-c", 'rm -f "$1/ballast"', "sh", self.path)
 
     def make(self, access_mode: str, size: str | None) -> None:
-        """``size``: as tmpfs takes it; such a volume is empty again when the node was stopped."""
-        self.cluster.kubectl("delete", "pv", self.name, "--ignore-not-found")  # of tests that were killed
+        """Create the volume. ``size``: in tmpfs's format; such a volume loses its data when the node stops."""
+        self.cluster.kubectl("delete", "pv", self.name, "--ignore-not-found")  # left by killed tests
         self._do("-c", f'{CLEAR}; mkdir -p "$1" && chmod 0777 "$1"', "sh", self.path)
         if size is not None:
             mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0777", "tmpfs", self.path]
@@ -56,7 +56,7 @@ class NodeVolume:
         self.cluster.kubectl("apply", "-f", "-", text=json.dumps(volume))
 
     def remove(self) -> None:
-        """The volume and what is on it."""
+        """Delete the volume and its contents."""
         self.cluster.kubectl("delete", "pv", self.name, "--wait=false")
         self._do("-c", CLEAR, "sh", self.path)
 
@@ -66,7 +66,7 @@ class NodeVolume:
 
 @contextmanager
 def node_volume(run: ClusterRun, access_mode: str, *, size: str | None = None) -> Iterator[NodeVolume]:
-    """A volume that the run takes; run and volume are gone afterwards."""
+    """A volume that the run binds; run and volume are deleted afterwards."""
     volume = NodeVolume(run.cluster, f"volume-{run.namespace}", f"/mnt/{run.namespace}")
     volume.make(access_mode, size)
     run.changes |= {"storage.storageClassName": volume.name, "storage.accessModes": [access_mode]}
@@ -74,5 +74,5 @@ def node_volume(run: ClusterRun, access_mode: str, *, size: str | None = None) -
         yield volume
     finally:
         run.kubectl("delete", "grpo", run.name, "--ignore-not-found", "--wait=true", "--timeout=60s")
-        eventually(lambda: not run.get("pods"), "pods gone", 240.0, pause_s=1.0)
+        eventually(lambda: not run.get("pods"), "the pods to be deleted", 240.0, pause_s=1.0)
         volume.remove()

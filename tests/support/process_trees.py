@@ -1,4 +1,4 @@
-"""Small commands that play servers and trainers, with the processes that they start."""
+"""Small commands that stand for servers and trainers with child processes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 DEADLINE_S = 15.0
 
-# Writes its process id and that of a grandchild in a session of its own, as SGLang's and torchrun's children may be.
-FAMILY = """
+# Writes its process ID and that of a child in its own session, as SGLang and torchrun may start theirs.
+PROCESS_TREE = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
 with open(sys.argv[1], "a") as file:
     file.write(f"{os.getpid()} {child.pid}\\n")
 """
-SLEEPER = FAMILY + "time.sleep(600)\n"
+SLEEPER = PROCESS_TREE + "time.sleep(600)\n"
 
 
 def python(code: str, *args: object) -> list[str]:
@@ -37,5 +37,5 @@ def alive(pid: int) -> bool:
 def wait_until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        assert time.monotonic() < deadline, f"timed out after {DEADLINE_S} s: {what}"
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Reports of progress as a trainer's pod sends them."""
+"""Progress reports as sent by a trainer's pod."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hack.testbed.operator_process import OperatorProcess
 
 
 def token_of(experiment: Experiment, *, audience: str | None = None, account: str = "exp-run") -> str:
-    """A token as the kubelet would project it."""
+    """A service account token as the kubelet would project it."""
     uid = (experiment.get() or {})["metadata"]["uid"]
     name = experiment.namespace.name
     spec = {"audiences": [audience or resource_names.progress_audience(uid)]}
@@ -20,12 +20,12 @@ def token_of(experiment: Experiment, *, audience: str | None = None, account: st
 
 
 def url_of(experiment: Experiment, operator: OperatorProcess) -> str:
-    """Where its trainer reports."""
+    """URL of the experiment's progress endpoint."""
     return f"{operator.url}/v1/namespaces/{experiment.namespace.name}/experiments/{experiment.name}/progress"
 
 
 def post(url: str, token: str, content: object) -> httpx.Response:
-    """Report ``content``: bytes as they are, all else as JSON."""
+    """Send ``content``: bytes as is, anything else as JSON."""
     headers = {"Authorization": f"Bearer {token}"}
     if isinstance(content, bytes):
         return httpx.post(url, content=content, headers=headers, trust_env=False)

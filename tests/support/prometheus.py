@@ -1,4 +1,4 @@
-"""A real Prometheus with the scrapes and the rules that the chart gives it, and promtool."""
+"""A real Prometheus with the chart's scrape configuration and rules, and promtool."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Object = dict[str, Any]
 
 
 def prometheus_binaries() -> Path:
-    """The folder of prometheus and promtool; where they cannot be built, the test is listed as not run."""
+    """The folder of prometheus and promtool; skips the test if they cannot be built."""
     try:
         return binaries(BUILD)
     except (BuildError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"no Prometheus to test with: {error}")
+        pytest.skip(f"Prometheus is not available: {error}")
 
 
 @dataclass(frozen=True)
 class Pod:
-    """What is scraped, as Prometheus would find it in a cluster."""
+    """A scrape target as Prometheus would discover it in a cluster."""
 
     address: str
     namespace: str
@@ -45,7 +45,7 @@ class Pod:
 
 
 def scrape(monitor: Object, pods: Sequence[Pod]) -> Object:
-    """What Prometheus' operator makes of a ServiceMonitor or a PodMonitor, with ``pods`` in the place of discovery."""
+    """The scrape configuration of a ServiceMonitor or PodMonitor, with ``pods`` in place of service discovery."""
     spec = monitor["spec"]
     [endpoint] = spec.get("endpoints") or spec["podMetricsEndpoints"]
     relabelings: list[Object] = [
@@ -64,12 +64,12 @@ def scrape(monitor: Object, pods: Sequence[Pod]) -> Object:
 
 
 def rule_groups(rule: Object) -> str:
-    """A PrometheusRule as a file of rules."""
+    """A PrometheusRule as a rule file."""
     return yaml.safe_dump(rule["spec"])
 
 
 class Prometheus:
-    """One that runs."""
+    """A running Prometheus."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -84,17 +84,17 @@ class Prometheus:
             return False
 
     def values(self, expression: str) -> list[float]:
-        """The values of an expression now; those that are no numbers are left out."""
+        """Current values of an expression, without NaN."""
         found = self._get("query", query=expression)["result"]
         numbers = [float(one["value"][1]) for one in found]
         return [number for number in numbers if not math.isnan(number)]
 
     def labels(self, expression: str) -> list[dict[str, str]]:
-        """The labels of what an expression finds now."""
+        """Labels of the series that an expression selects now."""
         return [one["metric"] for one in self._get("query", query=expression)["result"]]
 
     def rules(self) -> list[Object]:
-        """The rules, each with its state and whether it could be evaluated."""
+        """The rules with their state and health."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
     def _get(self, what: str, **parameters: str) -> Any:
@@ -108,7 +108,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, scrapes: Sequence[Object], rules: str) -> Iterator[Prometheus]:
-    """A Prometheus that has scraped every target once."""
+    """Start a Prometheus and wait until it has scraped every target once."""
     program = prometheus_binaries() / "prometheus"
     (folder / "rules.yml").write_text(rules)
     config = {
@@ -140,7 +140,7 @@ def prometheus(folder: Path, scrapes: Sequence[Object], rules: str) -> Iterator[
 
 
 def promtool(*arguments: str, folder: Path) -> str:
-    """What a command of promtool prints; the test fails with it where the command fails."""
+    """Run promtool and return its output; a failure fails the test with that output."""
     command = [str(prometheus_binaries() / "promtool"), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Each benchmark runs in a tiny size and prints its ratio. What it measures here means nothing."""
+"""Each benchmark runs at a tiny size and prints its ratio; the measured values are not meaningful."""
 
 import re
 
@@ -8,7 +8,7 @@ from benchmarks.__main__ import main
 
 
 @pytest.mark.parametrize("name", ["rollout", "rewards", "trainer", "weights", "executor"])
-def test_a_benchmark_prints_a_ratio_beside_its_named_baseline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_benchmark_prints_a_ratio_to_its_named_baseline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--small", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert re.search(rf"^{name}: .*; 1 rounds$", out, re.MULTILINE)
@@ -20,6 +20,6 @@ def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.Cap
         main(["rolout"])
     assert ended.value.code == 2
     assert (
-        "known are rollout, rewards, trainer, weights, executor, peers, learning, reconcile, faults, "
+        "choose from rollout, rewards, trainer, weights, executor, peers, learning, reconcile, faults, "
         in capsys.readouterr().err
     )

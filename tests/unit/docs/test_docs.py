@@ -1,4 +1,4 @@
-"""What the documents show can be used as it stands."""
+"""The examples, commands and links in the documents work as written."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_code_in_customize_runs() -> None:
     assert issubclass(namespace["SecondTry"], RolloutWorkflow)
 
 
-def test_every_file_that_a_document_links_to_is_there() -> None:
+def test_every_file_that_a_document_links_to_exists() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:

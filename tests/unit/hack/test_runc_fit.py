@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hack.cluster.runc_fit import fit_request, fitted
+from hack.cluster.runc_fit import fit_request, without_refused
 
 PRIVILEGED: dict[str, Any] = {
     "args": ["sh"],
@@ -23,14 +23,14 @@ FITTED = {
 }
 
 
-def test_a_process_is_not_given_what_the_host_cannot_give() -> None:
-    assert fitted(PRIVILEGED) == FITTED
+def test_settings_that_the_host_refuses_are_removed() -> None:
+    assert without_refused(PRIVILEGED) == FITTED
 
 
-def test_a_process_that_asks_for_nothing_special_stays_as_it_is() -> None:
+def test_a_process_without_special_settings_is_unchanged() -> None:
     process = {"args": ["sh"], "capabilities": {"bounding": ["CAP_CHOWN"]}, "oomScoreAdj": 100}
-    assert fitted(process) == process
-    assert fitted({"args": ["sh"]}) == {"args": ["sh"]}
+    assert without_refused(process) == process
+    assert without_refused({"args": ["sh"]}) == {"args": ["sh"]}
 
 
 @pytest.mark.parametrize("spelling", [["--bundle", "{}"], ["--bundle={}"], ["-b", "{}"]])
@@ -48,6 +48,6 @@ def test_a_process_that_joins_a_container_is_rewritten(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == FITTED
 
 
-def test_other_commands_touch_nothing() -> None:
+def test_other_commands_change_nothing() -> None:
     for arguments in (["state", "id"], ["delete", "--force", "id"], ["exec", "id", "sh"]):
         fit_request(arguments)

@@ -20,10 +20,10 @@ from areal_launcher.local.run import LocalPlan, LocalRun, TrainerSpec
 from areal_launcher.local.servers import ServerSpec
 from areal_launcher.local.supervisor import parents
 from areal_launcher.torchrun import status_of_rank, without_torchrun
-from support.process_trees import DEADLINE_S, FAMILY, SLEEPER, alive, pids, python, wait_until
+from support.process_trees import DEADLINE_S, PROCESS_TREE, SLEEPER, alive, pids, python, wait_until
 
 SERVER = (
-    FAMILY
+    PROCESS_TREE
     + """
 import http.server
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -36,7 +36,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
 """
 )
 GENTLE = (
-    FAMILY
+    PROCESS_TREE
     + """
 import signal
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("checkpoint written")))
@@ -44,7 +44,7 @@ time.sleep(600)
 """
 )
 DEAF = (
-    FAMILY
+    PROCESS_TREE
     + """
 import signal
 signal.signal(signal.SIGTERM, lambda *_: print("no", flush=True))
@@ -251,7 +251,7 @@ def test_a_trainer_that_fails_after_a_step_is_started_again(tmp_path: Path) -> N
 
 # The first start writes a step, has a rank as torchrun has it, in a session of its own, and kills its own supervisor.
 ABANDONED = (
-    FAMILY
+    PROCESS_TREE
     + """
 import json, signal
 if os.path.exists(sys.argv[2]):

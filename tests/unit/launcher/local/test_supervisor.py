@@ -10,7 +10,7 @@ from pathlib import Path
 
 from areal_launcher.local.processes import Supervised, children, kill_orphans, kill_together
 from areal_launcher.local.supervisor import PR_SET_CHILD_SUBREAPER, prctl
-from support.process_trees import DEADLINE_S, FAMILY, SLEEPER, alive, pids, python, wait_until
+from support.process_trees import DEADLINE_S, PROCESS_TREE, SLEEPER, alive, pids, python, wait_until
 
 
 def test_a_supervised_command_and_its_orphans_die_with_the_lifeline(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_command_dies_with_its_supervisor(tmp_path: Path) -> None:
 
 
 def test_orphans_of_a_command_that_ended_are_killed(tmp_path: Path) -> None:
-    process = Supervised("family", python(FAMILY, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
+    process = Supervised("family", python(PROCESS_TREE, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
     assert process.wait(DEADLINE_S) == 0
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
