@@ -1,1 +1,1 @@
-"""The SGLang server of an experiment: configuration in, SGLang's own process out."""
+"""Starts the SGLang server of an experiment from its configuration."""

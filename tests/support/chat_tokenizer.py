@@ -1,4 +1,4 @@
-"""A tokenizer of one token a character and a special token, with a chat template in the manner of Qwen."""
+"""A tokenizer with one token per character or special token, and a chat template like Qwen's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PIECE = re.compile("|".join(map(re.escape, SPECIAL)) + "|.", re.DOTALL)
 
 
 class ChatTokenizer:
-    """Ids below 3 are special; 3 + n stands for the character n."""
+    """IDs below 3 are special tokens; 3 + n is the character with code point n."""
 
     eos_token_id = END
     pad_token_id = PAD
@@ -27,7 +27,7 @@ class ChatTokenizer:
     def apply_chat_template(
         self, messages: list[dict[str, Any]], *, tools: Any = None, tokenize: bool, **_: Any
     ) -> str:
-        """Trims answers, and writes calls of tools in another way than the model does."""
+        """Strips assistant messages, and renders tool calls differently than the model writes them."""
         assert not tokenize
         parts = [f"<|im_start|>tools\n{json.dumps(tools)}<|im_end|>\n"] if tools else []
         for message in messages:

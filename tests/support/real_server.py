@@ -1,4 +1,4 @@
-"""The real SGLang server as a process, started the way a run starts it: areal_server.launch on the CPU."""
+"""A real SGLang server process, started as in a run: areal_server.launch on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READY_TIMEOUT_S = 240.0  # 10 s on an idle machine
 
 @dataclass(frozen=True)
 class RealServer:
-    """A server that is ready."""
+    """A server that is ready for requests."""
 
     address: str
     process: subprocess.Popen[bytes]
@@ -31,14 +31,14 @@ class RealServer:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A free TCP port on 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def write_config(directory: Path, model: Path, sglang: dict[str, Any]) -> Path:
-    """The smallest config.yaml of a run that a server starts from."""
+    """Write a minimal config.yaml for a server."""
     config = {
         "experiment_name": "contract",
         "trial_name": "contract",
@@ -62,7 +62,7 @@ def real_server(
     args: dict[str, Any] | None = None,
     **sglang: Any,
 ) -> Iterator[RealServer]:
-    """Start a server for `model`, wait until it is ready, end it with all its processes."""
+    """Start a server for `model`, wait until it is ready, and kill it with all its processes on exit."""
     directory.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     argv = [sys.executable, "-m", "areal_server.launch", "--config", str(write_config(directory, model, sglang))]
@@ -87,7 +87,7 @@ def _wait_until_ready(server: RealServer) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
-            raise RuntimeError(f"the server ended with {server.process.returncode}:\n{_tail(server.log)}")
+            raise RuntimeError(f"the server exited with status {server.process.returncode}:\n{_tail(server.log)}")
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"http://{server.address}/ready", timeout=5.0).status_code == 200:
                 return

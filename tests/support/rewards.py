@@ -1,4 +1,4 @@
-"""Reward functions of tests."""
+"""Deterministic reward functions for training tests."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def token_parity(prompt: str, completions: str, prompt_ids: list[int], completion_ids: list[int], **rest: Any) -> float:
-    """1 for completions whose token ids have an even sum: depends on the sample alone."""
+    """1 if the sum of the completion's token ids is even, else 0."""
     return float(sum(completion_ids) % 2 == 0)

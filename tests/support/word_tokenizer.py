@@ -1,4 +1,4 @@
-"""A tokenizer with one token a word, and a chat template that adds one token for the opening of the answer."""
+"""A tokenizer with one token per word; its generation prompt is one token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add
 
 
 def word_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """Knows no word but its special ones: lengths count, ids do not."""
+    """Every ordinary word is unknown, so lengths are meaningful but IDs are not."""
     tokenizer = Tokenizer(models.WordLevel({"<unknown>": 0, "<end>": 1, "<say>": 2}, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -1,4 +1,4 @@
-"""What SGLang needs where there is no GPU: a stand-in for its compiled kernels, and attention that batches.
+"""SGLang's CPU path: stubs for its compiled kernels, and batched attention.
 
-Imports nothing by itself: `stand_ins` is put on the path of the server's processes, `plugin` is loaded by SGLang.
+`stubs` is added to PYTHONPATH of the server's processes; SGLang loads `plugin` itself.
 """

@@ -1,4 +1,4 @@
-"""Attention for SGLang on a CPU: one padded call for a batch, where SGLang's torch_native makes one a sequence."""
+"""Attention for SGLang on a CPU: one padded call per batch. SGLang's torch_native makes one call per sequence."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class PaddedAttnBackend(TorchNativeAttnBackend):  # type: ignore[misc]
-    """SGLang's torch_native backend with the sequences of a batch attended to together.
+    """SGLang's torch_native backend with batched attention.
 
-    What it does not batch (sliding windows, cross-attention, encoders, head sizes that differ between keys and
-    values, a KV cache of another type than the activations) goes the way of its base class.
+    Cases that are not batched use the base class: sliding windows, cross-attention, encoders, head sizes that differ
+    between keys and values, and a KV cache whose dtype differs from the activations'.
     """
 
     def __init__(self, model_runner: Any) -> None:
@@ -48,7 +48,7 @@ class PaddedAttnBackend(TorchNativeAttnBackend):  # type: ignore[misc]
                 )
                 self._groups.append(group)
 
-    def _batches(self, layer: RadixAttention, query: Tensor) -> bool:
+    def _can_batch(self, layer: RadixAttention, query: Tensor) -> bool:
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         return (
             bool(self._groups)
@@ -88,7 +88,7 @@ class PaddedAttnBackend(TorchNativeAttnBackend):  # type: ignore[misc]
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
     ) -> Tensor:
-        forward = self._forward if self._batches(layer, q) else super().forward_decode
+        forward = self._forward if self._can_batch(layer, q) else super().forward_decode
         return forward(q, k, v, layer, forward_batch, save_kv_cache)
 
     def forward_extend(
@@ -100,5 +100,5 @@ class PaddedAttnBackend(TorchNativeAttnBackend):  # type: ignore[misc]
         forward_batch: ForwardBatch,
         save_kv_cache: bool = True,
     ) -> Tensor:
-        forward = self._forward if self._batches(layer, q) else super().forward_extend
+        forward = self._forward if self._can_batch(layer, q) else super().forward_extend
         return forward(q, k, v, layer, forward_batch, save_kv_cache)

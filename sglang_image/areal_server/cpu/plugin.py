@@ -1,4 +1,4 @@
-"""What SGLang loads into each of its processes by its own plugin mechanism (entry points sglang.srt.plugins)."""
+"""The SGLang plugin (entry point group sglang.srt.plugins), loaded in each of its processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def register() -> None:
-    """Add our attention backend and the quicker start of processes; where SGLang runs on a GPU, do nothing."""
+    """Register our attention backend and faster process startup. Does nothing on a GPU."""
     if os.environ.get("SGLANG_USE_CPU_ENGINE") != "1":
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
@@ -22,22 +22,22 @@ def register() -> None:
     register_attention_backend(CPU_ATTENTION)(PaddedAttnBackend)
     add_attention_backend_choices([CPU_ATTENTION])
     HookRegistry.register("sglang.srt.entrypoints.engine._set_envs_and_config", _fork_children, HookType.AFTER)
-    paused = "sglang.srt.managers.scheduler.Scheduler._record_scheduler_state_for_paused_engine"
-    HookRegistry.register(paused, _rest_while_paused, HookType.AFTER)
+    paused_hook = "sglang.srt.managers.scheduler.Scheduler._record_scheduler_state_for_paused_engine"
+    HookRegistry.register(paused_hook, _sleep_while_paused, HookType.AFTER)
 
 
 def _fork_children(result: Any, *args: Any, **kwargs: Any) -> None:
-    """Let SGLang's processes be forks of its first one.
+    """Make SGLang fork its processes instead of spawning them.
 
-    SGLang spawns them, for CUDA does not survive a fork; each then imports all of SGLang again, 10 s of CPU time
-    apiece. Without CUDA a fork is as good: nothing runs in the first process yet but the import of modules.
+    SGLang spawns them because CUDA does not survive a fork. Each spawned process imports SGLang again, which takes 10 s
+    of CPU time. Without CUDA a fork is safe: the first process has only imported modules so far.
     """
     multiprocessing.set_start_method("fork", force=True)
 
 
-def _rest_while_paused(result: Any, *args: Any, **kwargs: Any) -> None:
-    """Look for requests every 2 ms while paused, where SGLang looks without end: --sleep-on-idle leaves that out.
+def _sleep_while_paused(result: Any, *args: Any, **kwargs: Any) -> None:
+    """Poll for requests every 2 ms while paused. SGLang busy-waits here: --sleep-on-idle does not cover pauses.
 
-    A pause is when weights are updated, and the trainer that sends them wants the processor.
+    Weights are updated during a pause, and the trainer that sends them needs the CPU.
     """
     time.sleep(0.002)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from areal_api.load import load_experiment
-from areal_trainer.data.dataset import train_problems, valid_rows
+from areal_trainer.data.dataset import load_train_dataset, valid_rows
 from areal_trainer.reward.gsm8k import extract_solution, gsm8k_reward_fn
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY, save_tiny_model
@@ -57,7 +57,7 @@ def test_cpu_variant_needs_no_hub() -> None:
     config = spec.config
     assert (spec.servers.device, spec.trainer.device) == ("cpu", "cpu")
     assert config.valid_dataset is not None
-    problems = train_problems(config.train_dataset.model_copy(update={"max_length": None}), word_tokenizer())
+    problems = load_train_dataset(config.train_dataset.model_copy(update={"max_length": None}), word_tokenizer())
     assert len(problems) >= config.train_dataset.batch_size * 3
     assert valid_rows(config.valid_dataset, word_tokenizer())
     assert Path(config.actor.path) == Path("examples/gsm8k/model")

@@ -1,4 +1,4 @@
-"""Batches of problems, split over data-parallel ranks, whose position survives a change of the world size."""
+"""A data loader for data-parallel ranks whose state can be restored with a different world size."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from areal_api.config import DatasetConfig
 
 
 class GlobalBatches(Sampler[list[int]]):
-    """The slice of each global batch that belongs to one rank.
+    """Samples one rank's slice of each global batch.
 
-    The order of the global batches follows from seed and epoch alone, and a rank's slice is contiguous: the batches of
-    ranks 0, 1, … laid end to end are the global batch for any number of ranks. Iterating goes on from ``consumed``
-    to the end of its epoch.
+    The global batches depend on seed and epoch only. Each rank's slice is contiguous, so for any world size the slices
+    of ranks 0, 1, … concatenate to the global batch. Iteration starts after ``consumed`` batches and ends with the
+    epoch.
     """
 
     def __init__(
@@ -32,42 +32,42 @@ class GlobalBatches(Sampler[list[int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.consumed = 0  # batches since the first epoch began
+        self.consumed = 0  # batches since the start of the first epoch
         self._length = n_rows // batch_size if drop_last else -(-n_rows // batch_size)
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return self._length
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Row numbers in the order of ``epoch``."""
+        """Row indices in the order of ``epoch``."""
         if not self.shuffle:
             return np.arange(self.n_rows)
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, first = divmod(self.consumed, len(self))
+        epoch, start = divmod(self.consumed, len(self))
         order = self.order(epoch)
-        for index in range(first, len(self)):
+        for index in range(start, len(self)):
             batch = order[index * self.batch_size : (index + 1) * self.batch_size]
             begin, end = (len(batch) * rank // self.world_size for rank in (self.rank, self.rank + 1))
             yield batch[begin:end].tolist()
 
 
 class PromptLoader(StatefulDataLoader):
-    """A ``StatefulDataLoader`` of problems: a batch is a list of dictionaries, this rank's part of the global batch.
+    """A ``StatefulDataLoader`` whose batches are lists of rows: this rank's slice of the global batch.
 
-    Its state is the number of batches handed out, which is the same on every rank, so a run may go on with another
-    world size. ``iter`` goes on from there to the end of the epoch; the next ``iter`` is the next epoch.
+    Its state is the number of batches returned, which is the same on every rank, so a run can resume with a different
+    world size. ``iter`` continues from there to the end of the epoch; the next ``iter`` starts the next epoch.
     """
 
-    def __init__(self, problems: Dataset, batches: GlobalBatches, *, num_workers: int) -> None:
-        # A generator of its own: otherwise each epoch would draw from torch's global one, and a resumed run would
-        # see other random numbers than an undisturbed one.
+    def __init__(self, dataset: Dataset, batches: GlobalBatches, *, num_workers: int) -> None:
+        # A private generator: the default would draw from torch's global generator at each epoch, so a resumed run
+        # would see different random numbers than an uninterrupted one.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 under torch 2.14
             super().__init__(
-                problems,
+                dataset,
                 batch_sampler=batches,
                 num_workers=num_workers,
                 collate_fn=as_list,
@@ -77,11 +77,11 @@ class PromptLoader(StatefulDataLoader):
 
     @property
     def consumed(self) -> int:
-        """Batches handed out since the first epoch began."""
+        """Batches returned since the start of the first epoch."""
         return self._batches.consumed
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -90,16 +90,16 @@ class PromptLoader(StatefulDataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` needs to go on, on any number of ranks."""
+        """The state for ``load_state_dict``, valid for any world size."""
         return {"consumed": self.consumed, **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after ``consumed`` batches; ``ValueError`` where the order of the problems is no longer the same."""
-        for name, now in self._identity().items():
-            if state_dict[name] != now:
+        """Continue after ``consumed`` batches. Raises ``ValueError`` if the order of the prompts has changed."""
+        for name, current in self._identity().items():
+            if state_dict[name] != current:
                 raise ValueError(
-                    f"the checkpoint was written with {name} {state_dict[name]}, now it is {now}: the position in the "
-                    "data would mean other problems; restore that setting, or start a new trial_name"
+                    f"the checkpoint was written with {name} {state_dict[name]}, now it is {current}, changing the "
+                    "order of the prompts; restore the setting, or start a run with a new trial_name"
                 )
         super().load_state_dict({})
         self._batches.consumed = state_dict["consumed"]
@@ -115,24 +115,24 @@ class PromptLoader(StatefulDataLoader):
 
 
 def as_list(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The collate function: a batch is the list of its rows."""
+    """Collate function: a batch is the list of its rows."""
     return rows
 
 
 def global_batches(
     config: DatasetConfig, n_rows: int, *, section: str, seed: int, rank: int, world_size: int
 ) -> GlobalBatches:
-    """Batches of ``config`` for ``rank``; ``ValueError`` where they cannot be split or there is not one."""
+    """The batches of ``rank``. Raises ``ValueError`` if they cannot be split evenly or there is none."""
     size = config.batch_size
     if size % world_size:
         below, above = size // world_size * world_size, -(-size // world_size) * world_size
         near = f"{below} or {above}" if below else str(above)
         raise ValueError(
-            f"{section}.batch_size is {size}, which {world_size} trainer ranks cannot share equally; set it to {near}"
+            f"{section}.batch_size is {size}, not divisible by the {world_size} trainer ranks; set it to {near}"
         )
     if config.drop_last and n_rows < size:
         raise ValueError(
-            f"{section} has {n_rows} problems, fewer than its batch_size {size}, and drop_last leaves out a smaller "
+            f"{section} has {n_rows} prompts, fewer than its batch_size {size}, and drop_last drops an incomplete "
             f"batch; lower {section}.batch_size or set {section}.drop_last=false"
         )
     return GlobalBatches(

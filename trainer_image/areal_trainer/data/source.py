@@ -1,4 +1,4 @@
-"""The rows of a data set, from wherever ``DatasetConfig.path`` points."""
+"""Reads the rows of a dataset from a file, a directory, a user's function or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 from areal_api.config import DatasetConfig
 from areal_trainer.import_path import load_object, names_a_file
 
@@ -18,7 +20,7 @@ FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 
 
 class Rows(Protocol):
-    """What a ``datasets.Dataset`` and a list of dictionaries have in common."""
+    """The common interface of ``datasets.Dataset`` and a list of dictionaries."""
 
     def __len__(self) -> int: ...
 
@@ -27,19 +29,19 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Rows, and what they are called in messages."""
+    """Rows and the name that error messages give them."""
 
     rows: Rows
-    columns: list[str]  # of every row
+    columns: list[str]  # columns that every row has
     name: str
-    own: bool = False  # made by the user's own function
+    from_user_function: bool = False
 
 
-def read_source(config: DatasetConfig, *, split: str, section: str, tokenizer: Any) -> Source:
-    """The rows of ``config.path``: all of them, in the order in which they are stored.
+def read_source(config: DatasetConfig, *, split: str, section: str, tokenizer: PreTrainedTokenizerBase) -> Source:
+    """All rows of ``config.path`` in stored order.
 
-    ``section`` is the configuration section that messages name. Raises ``ValueError`` with the path and the reason
-    where the data cannot be read.
+    ``section`` is the configuration section for error messages. Raises ``ValueError`` with the path and the reason if
+    the data cannot be read.
     """
     path = Path(config.path)
     try:
@@ -50,20 +52,20 @@ def read_source(config: DatasetConfig, *, split: str, section: str, tokenizer: A
         if FUNCTION.fullmatch(config.path):
             return _call(config, split=split, section=section, tokenizer=tokenizer)
         if path.suffix in READERS or names_a_file(config.path):
-            raise ValueError(f"there is no such file or directory (searched from {Path.cwd()})")
+            raise ValueError(f"no such file or directory (working directory: {Path.cwd()})")
         return _from_hub(config, split)
     except ValueError as error:
         raise ValueError(f"{section}.path is {config.path!r}: {error}") from error
 
 
-def _of(rows: Any, *, name: str, own: bool = False) -> Source:
+def _of(rows: Any, *, name: str, from_user_function: bool = False) -> Source:
     columns = getattr(rows, "column_names", None)
     if columns is not None:
-        return Source(rows, list(columns), name, own)
+        return Source(rows, list(columns), name, from_user_function)
     if not (isinstance(rows, Sequence) and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f"{name} is {type(rows).__name__}, not a datasets.Dataset or a list of dictionaries")
     common = [column for column in (rows[0] if rows else {}) if all(column in row for row in rows)]
-    return Source(rows, common, name, own)
+    return Source(rows, common, name, from_user_function)
 
 
 def _read_jsonl(path: Path) -> list[Row]:
@@ -88,11 +90,11 @@ def _read_json(path: Path) -> list[Row]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
-        return _read_jsonl(path)  # JSON lines under the name .json, as many data sets have it
+        return _read_jsonl(path)  # many datasets name JSON lines .json
     if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
         value = next(iter(value.values()))
     if not isinstance(value, list):
-        raise ValueError(f"{path} holds {type(value).__name__}, not a list of objects")
+        raise ValueError(f"{path} contains {type(value).__name__}, not a list of objects")
     return value
 
 
@@ -130,12 +132,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 def _read_file(path: Path) -> Any:
     if path.suffix not in READERS:
-        raise ValueError(f"files of type {path.suffix or '(none)'} are not read; use one of {', '.join(READERS)}")
+        raise ValueError(f"files of type {path.suffix or '(none)'} are not supported; use one of {', '.join(READERS)}")
     return READERS[path.suffix](path)
 
 
 def _read_directory(path: Path, split: str) -> Source:
-    """A directory saved by ``datasets``, or one with a file a split (``train.jsonl``)."""
+    """Read a directory saved by ``datasets``, or one with one file per split (``train.jsonl``)."""
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         import datasets
 
@@ -149,34 +151,34 @@ def _read_directory(path: Path, split: str) -> Source:
         file = path / f"{split}{suffix}"
         if file.is_file():
             return _of(_read_file(file), name=str(file))
-    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
+    entries = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
     raise ValueError(
-        f"the directory was not saved by datasets and has no {split}{{{','.join(READERS)}}}; it holds {held}"
+        f"the directory was not saved by datasets and has no {split}{{{','.join(READERS)}}}; it contains {entries}"
     )
 
 
-def _call(config: DatasetConfig, *, split: str, section: str, tokenizer: Any) -> Source:
-    """The user's own function, called with those of our arguments that it names.
+def _call(config: DatasetConfig, *, split: str, section: str, tokenizer: PreTrainedTokenizerBase) -> Source:
+    """Call the user's function with those of our arguments that it accepts.
 
-    ``rank`` and ``world_size`` are 0 and 1: the function gives all rows, the loader deals them out to the ranks.
+    ``rank`` and ``world_size`` are 0 and 1: the function returns all rows, and the loader splits them over the ranks.
     """
     function = load_object(config.path, field=f"{section}.path")
     if not callable(function):
         raise ValueError(f"it is {type(function).__name__}, not a function")
-    ours = {"split": split, "rank": 0, "world_size": 1, "tokenizer": tokenizer, "config": config}
+    available = {"split": split, "rank": 0, "world_size": 1, "tokenizer": tokenizer, "config": config}
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        arguments = ours
+        arguments = available
     else:
-        arguments = {name: value for name, value in ours.items() if name in {p.name for p in parameters}}
-    wanted = [
+        arguments = {name: value for name, value in available.items() if name in {p.name for p in parameters}}
+    unknown = [
         p.name
         for p in parameters
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in ours
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in available
     ]
-    if wanted:
-        raise ValueError(f"the function wants {', '.join(wanted)}; it can have: {', '.join(ours)}")
-    return _of(function(**arguments), name=f"{config.path}(split={split!r})", own=True)
+    if unknown:
+        raise ValueError(f"the function requires {', '.join(unknown)}; available arguments are: {', '.join(available)}")
+    return _of(function(**arguments), name=f"{config.path}(split={split!r})", from_user_function=True)
 
 
 def _from_hub(config: DatasetConfig, split: str) -> Source:
@@ -187,7 +189,5 @@ def _from_hub(config: DatasetConfig, split: str) -> Source:
         rows = datasets.load_dataset(path=config.path, name=name, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"there is no such file here, and the hub has no such data set, or cannot be reached ({reason})"
-        ) from error
+        raise ValueError(f"no such file, and the hub has no such dataset or cannot be reached ({reason})") from error
     return _of(rows, name=f"{config.path} ({name + ', ' if name else ''}{split})")

@@ -1,4 +1,4 @@
-"""The tokenizer of a model, and its chat template."""
+"""Loading tokenizers, rendering chat templates, encoding and decoding."""
 
 from __future__ import annotations
 
@@ -14,35 +14,33 @@ Message = dict[str, Any]
 
 
 def load_hf_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer at ``path``, hub name or directory; one without a padding token pads with its end token.
+    """Load the tokenizer at ``path``, a hub name or a directory. Without a padding token, it pads with the EOS token.
 
-    Raises ``ValueError`` that names ``path`` where there is none.
+    Raises ``ValueError`` naming ``path`` if it cannot be loaded.
     """
     directory = Path(path)
     if not directory.is_dir() and names_a_file(path):
-        raise ValueError(
-            f"tokenizer {path!r}: there is no such directory; set tokenizer_path (or actor.path) to a model"
-        )
+        raise ValueError(f"tokenizer {path!r}: no such directory; set tokenizer_path (or actor.path) to a model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"tokenizer {path!r}: {_why(directory)} ({_first_line(error)})") from error
+        raise ValueError(f"tokenizer {path!r}: {_load_failure(directory)} ({_first_line(error)})") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     return tokenizer
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ``ValueError`` where ``tokenizer`` cannot render messages."""
+    """Raise ``ValueError`` if ``tokenizer`` has no chat template."""
     if not tokenizer.chat_template:
         raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so messages cannot become a prompt; set "
-            "tokenizer_path to that of an instruction-tuned model, or put a chat_template into tokenizer_config.json"
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template to render messages; set tokenizer_path to "
+            "the tokenizer of an instruction-tuned model, or add a chat_template to tokenizer_config.json"
         )
 
 
 def prompt_lengths(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[int]:
-    """Tokens of each conversation as a prompt: the chat template with the opening of the answer."""
+    """Prompt length in tokens of each conversation, including the generation prompt."""
     rendered = tokenizer.apply_chat_template(
         [list(messages) for messages in conversations], add_generation_prompt=True, tokenize=True, return_dict=True
     )
@@ -50,45 +48,45 @@ def prompt_lengths(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[S
 
 
 class Codec:
-    """Text to token ids and back as the tokenizer does it: by its backend where it adds nothing of its own but time."""
+    """Encodes and decodes like the tokenizer, calling its Rust backend directly where the wrapper only adds cost."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         kind = type(tokenizer)
-        plain = isinstance(tokenizer, TokenizersBackend)
-        self._encodes_plainly = (
-            plain and _inherits(kind, "encode", "_encode_plus") and not tokenizer.split_special_tokens
+        has_backend = isinstance(tokenizer, TokenizersBackend)
+        self._encodes_directly = (
+            has_backend and _inherits(kind, "encode", "_encode_plus") and not tokenizer.split_special_tokens
         )
-        self._decodes_plainly = (
-            plain and _inherits(kind, "decode", "_decode") and not tokenizer.clean_up_tokenization_spaces
+        self._decodes_directly = (
+            has_backend and _inherits(kind, "decode", "_decode") and not tokenizer.clean_up_tokenization_spaces
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``."""
-        if self._encodes_plainly:
+        if self._encodes_directly:
             backend = self._tokenizer.backend_tokenizer
-            # A call with other wishes, anywhere in the process, leaves them in the backend.
+            # Truncation and padding set by any other caller persist in the shared backend.
             if backend.truncation is None and backend.padding is None and not backend.encode_special_tokens:
                 ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
                 return ids
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
-    def decode(self, answers: Sequence[list[int]], *, skip_special_tokens: bool) -> list[str]:
-        """The text of each of ``answers``."""
-        decode = (self._tokenizer.backend_tokenizer if self._decodes_plainly else self._tokenizer).decode
-        return [decode(answer, skip_special_tokens=skip_special_tokens) for answer in answers]
+    def decode(self, completions: Sequence[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The text of each of ``completions``."""
+        decode = (self._tokenizer.backend_tokenizer if self._decodes_directly else self._tokenizer).decode
+        return [decode(ids, skip_special_tokens=skip_special_tokens) for ids in completions]
 
 
 def _inherits(kind: type, *methods: str) -> bool:
-    """Whether ``kind`` leaves ``methods`` as ``TokenizersBackend`` has them."""
+    """Whether ``kind`` does not override ``methods`` of ``TokenizersBackend``."""
     return all(getattr(kind, method) is getattr(TokenizersBackend, method) for method in methods)
 
 
-def _why(directory: Path) -> str:
+def _load_failure(directory: Path) -> str:
     if not directory.is_dir():
-        return "there is no such directory, and the hub has no such model or cannot be reached"
+        return "no such directory, and the hub has no such model or cannot be reached"
     files = ", ".join(sorted(entry.name for entry in directory.iterdir())[:12]) or "nothing"
-    return f"the directory holds no tokenizer that transformers can read; it holds {files}"
+    return f"the directory has no tokenizer that transformers can read; it contains {files}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
-"""What the trainer and a process of the reward pool say to each other: pickles behind their length.
+"""Messages between the trainer and a reward process: length-prefixed pickles.
 
-Here and not in ``worker``, whose classes are those of ``__main__`` in the process that runs it.
+They are not defined in ``worker`` because that module is ``__main__`` in the reward process, which breaks pickling.
 """
 
 from __future__ import annotations
@@ -10,48 +10,48 @@ import struct
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from areal_trainer.reward.function import FunctionAddress
+from areal_trainer.reward.function import FunctionReference
 
-HEADER = struct.Struct("!I")  # bytes of the pickle that follows
+HEADER = struct.Struct("!I")  # size in bytes of the pickle that follows
 
 
 @dataclass(frozen=True)
-class Hello:
+class WorkerSetup:
     """The first message to a worker."""
 
-    address: FunctionAddress
+    function: FunctionReference
     timeout_s: float
 
 
 @dataclass(frozen=True)
-class Ready:
-    """The worker's first message: whether the function is there, and whether its calls run side by side."""
+class WorkerReady:
+    """The worker's first message: whether importing the function failed, and whether its calls run concurrently."""
 
-    problem: str | None
+    error: str | None
     concurrent: bool
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of a call."""
+class CallResult:
+    """The outcome of one call."""
 
     call: int
     value: float = 0.0
-    problem: str | None = None
+    error: str | None = None
     seconds: float = 0.0
 
 
 def frame(message: Any) -> bytes:
-    """``message`` as it goes over the socket."""
+    """Serialize ``message`` for the socket."""
     body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return HEADER.pack(len(body)) + body
 
 
 def receive(inbox: BinaryIO) -> Any:
-    """The next message, None at the end."""
+    """Read the next message; None at end of file."""
     try:
         header = inbox.read(HEADER.size)
-    except ConnectionError:  # closed with answers unread
+    except ConnectionError:  # the peer closed the socket before reading all results
         return None
     if len(header) < HEADER.size:
         return None

@@ -1,7 +1,7 @@
-"""Processes that call the reward function, each call with a deadline.
+"""A pool of processes that call the reward function with a deadline for each call.
 
-A call that hangs is killed with its process, which is replaced; one that raises is an error of its sample. Calls go to
-a process in messages of about ``MESSAGE_S`` of work, so that trivial rewards cost little and slow ones spread.
+If a call hangs, its process is killed and replaced. If a call raises, only its sample fails. Calls are sent in batches
+of about ``BATCH_S`` seconds of work, so that cheap rewards have little overhead and slow ones run in parallel.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from areal_trainer.reward.function import (
     ARGUMENTS,
     RewardError,
     RewardFunction,
-    address_of,
     check_columns,
     check_signature,
     checked_reward,
-    explained,
+    describe_exception,
+    function_reference,
     load_reward_function,
 )
 from areal_trainer.reward.process import Call, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-MESSAGE_S = 0.01
-MOST_CALLS_A_MESSAGE = 64
-FIRST_GUESS_S = 0.0005  # of a call, before any was measured
+BATCH_S = 0.01
+MAX_BATCH_CALLS = 64
+INITIAL_CALL_S = 0.0005  # assumed time of a call before the first measurement
 
 
 class RewardPool:
     """Calls a reward function in ``processes`` processes; with 0, in the event loop, where a sync one has no deadline.
 
-    ``score`` belongs to one event loop. The processes start with the first ``score``, or with ``start`` before that, so
-    that they import while others work. An async function's calls run side by side, a sync one's in turn.
+    All calls of ``score`` must come from one event loop. The processes start at the first ``score``, or at ``start`` to
+    import the function in the background. Each process calls an async function concurrently, a sync one sequentially.
     """
 
     def __init__(self, function: RewardFunction | str, *, processes: int = 1, timeout_s: float = 15.0) -> None:
@@ -46,60 +46,60 @@ class RewardPool:
         self.name = function if isinstance(function, str) else getattr(function, "__qualname__", repr(function))
         check_signature(self.function, name=self.name)
         self.timeout_s = timeout_s
-        address = address_of(self.function) if processes else None
-        self.processes = [WorkerProcess(address, timeout_s=timeout_s) for _ in range(processes) if address]
-        self._waiting: collections.deque[Call] = collections.deque()
+        reference = function_reference(self.function) if processes else None
+        self.processes = [WorkerProcess(reference, timeout_s=timeout_s) for _ in range(processes) if reference]
+        self._pending: collections.deque[Call] = collections.deque()
         self._numbers = itertools.count()
-        self._call_s = FIRST_GUESS_S
+        self._mean_call_s = INITIAL_CALL_S
         self._columns_checked = False
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work = asyncio.Event()
-        self._servers: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._running: set[Call] = set()
 
     @classmethod
     def of(cls, config: RewardConfig, function: RewardFunction | None = None) -> Self:
-        """The pool that ``config`` asks for, with ``function`` in place of ``reward.path`` where it is given."""
+        """The pool for ``config``; ``function`` overrides ``reward.path``."""
         return cls(function or config.path, processes=config.processes, timeout_s=config.timeout)
 
     def start(self) -> None:
-        """Start the processes now. Call it from a thread that lives as long as the pool: Linux kills them with it."""
+        """Start the processes. The calling thread must outlive the pool: Linux kills them when that thread exits."""
         for process in self.processes:
             process.start()
 
     def close(self) -> None:
-        """Kill the processes; calls that run or wait are cancelled. Any thread may call it."""
+        """Kill the processes and cancel all pending calls. Thread-safe."""
         self._closed = True
         if self._loop is not None and self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._shut)
+            self._loop.call_soon_threadsafe(self._shut_down)
         else:
-            self._shut()
+            self._shut_down()
 
     async def score(
         self, prompt: str, completions: str, prompt_ids: list[int], completion_ids: list[int], /, **columns: Any
     ) -> float:
-        """The reward of one sample. Columns named like one of the first four give way to these.
+        """The reward of one sample. The first four arguments take precedence over columns of the same name.
 
-        Raises ``RewardError``, which names the sample, where the function raises, hangs or gives no finite number;
-        ``ValueError`` where the function wants a column that the data has not.
+        Raises ``RewardError``, which names the sample, if the function raises, times out or does not return a finite
+        number, and ``ValueError`` if it requires a column that the dataset does not have.
         """
         if self._closed:
             raise RuntimeError("the reward pool is closed")
         if not self._columns_checked:
             check_columns(self.function, columns, name=self.name)
             self._columns_checked = True
-        given = (prompt, completions, prompt_ids, completion_ids)
-        arguments = {**columns, **dict(zip(ARGUMENTS, given, strict=True))}
+        sample = (prompt, completions, prompt_ids, completion_ids)
+        arguments = {**columns, **dict(zip(ARGUMENTS, sample, strict=True))}
         if not self.processes:
-            return await self._score_here(arguments)
+            return await self._score_in_process(arguments)
         loop = self._attach()
         call = Call(next(self._numbers), arguments, loop.create_future())
-        self._waiting.append(call)
+        self._pending.append(call)
         self._work.set()
         return await call.result
 
-    async def _score_here(self, arguments: dict[str, Any]) -> float:
+    async def _score_in_process(self, arguments: dict[str, Any]) -> float:
         sample = {"task_id": str(arguments.get("task_id", "")), "completion": str(arguments["completions"])}
         try:
             value = self.function(**arguments)
@@ -109,70 +109,70 @@ class RewardPool:
         except TimeoutError as error:
             raise RewardError(f"it took more than reward.timeout = {self.timeout_s:g} s", **sample) from error
         except Exception as error:
-            raise RewardError(explained(error), **sample) from error
+            raise RewardError(describe_exception(error), **sample) from error
 
     def _attach(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
             self.start()
-            self._servers = [loop.create_task(self._serve(process)) for process in self.processes]
-            for server in self._servers:
-                server.add_done_callback(self._served)
-        assert self._loop is loop, "a reward pool belongs to one event loop"
+            self._tasks = [loop.create_task(self._run_worker(process)) for process in self.processes]
+            for task in self._tasks:
+                task.add_done_callback(self._worker_task_done)
+        assert self._loop is loop, "a reward pool must be used from one event loop"
         return loop
 
-    async def _serve(self, process: WorkerProcess) -> None:
-        """Give ``process`` calls for as long as the pool lives."""
+    async def _run_worker(self, process: WorkerProcess) -> None:
+        """Send calls to ``process`` for the lifetime of the pool."""
         while True:
-            while not self._waiting:
+            while not self._pending:
                 self._work.clear()
                 await self._work.wait()
-            problem = await process.connect()
-            if problem is not None:
+            error = await process.connect()
+            if error is not None:
                 process.kill()
-                self._fail_waiting(problem)
+                self._fail_pending(error)
                 continue
-            calls = self._take()
+            calls = self._next_batch()
             self._running.update(calls)
-            again, seconds = await process.score(calls)
+            retries, seconds = await process.score(calls)
             self._running.difference_update(calls)
-            if again or not process.alive:
-                logger.warning("a process of the reward pool ended; %d calls go to another", len(again))
-                self._waiting.extendleft(reversed(again))
+            if retries or not process.alive:
+                logger.warning("a reward process exited; retrying %d of its calls", len(retries))
+                self._pending.extendleft(reversed(retries))
                 self._work.set()
-            self._call_s += 0.2 * (max(seconds, 1e-6) - self._call_s)
+            self._mean_call_s += 0.2 * (max(seconds, 1e-6) - self._mean_call_s)
 
-    def _served(self, server: asyncio.Task[None]) -> None:
-        """Nobody may wait for a server that is no more."""
-        if not server.cancelled() and (error := server.exception()) is not None:
+    def _worker_task_done(self, task: asyncio.Task[None]) -> None:
+        """Fail pending calls when a worker task exits, so that no caller waits for ever."""
+        if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("the reward pool failed", exc_info=error)
-            self._fail_waiting(f"the reward pool failed: {error!r}")
+            self._fail_pending(f"the reward pool failed: {error!r}")
             for call in self._running:
                 call.fail(f"the reward pool failed: {error!r}")
 
-    def _take(self) -> list[Call]:
-        """The calls of the next message. Other processes may have taken all there were meanwhile."""
-        share = -(-len(self._waiting) // len(self.processes))
-        size = min(share, MOST_CALLS_A_MESSAGE, max(1, int(MESSAGE_S / self._call_s)))
-        taken: list[Call] = []
-        while self._waiting and len(taken) < size:
-            if taken and (taken[0].alone or self._waiting[0].alone):
+    def _next_batch(self) -> list[Call]:
+        """The calls of the next message; empty if other workers have taken all of them."""
+        fair_share = -(-len(self._pending) // len(self.processes))
+        size = min(fair_share, MAX_BATCH_CALLS, max(1, int(BATCH_S / self._mean_call_s)))
+        batch: list[Call] = []
+        while self._pending and len(batch) < size:
+            if batch and (batch[0].isolated or self._pending[0].isolated):
                 break
-            call = self._waiting.popleft()
-            if not call.result.done():  # its caller has gone
-                taken.append(call)
-        return taken
+            call = self._pending.popleft()
+            if not call.result.done():  # the caller was cancelled
+                batch.append(call)
+        return batch
 
-    def _fail_waiting(self, problem: str) -> None:
-        while self._waiting:
-            self._waiting.popleft().fail(problem)
+    def _fail_pending(self, reason: str) -> None:
+        while self._pending:
+            self._pending.popleft().fail(reason)
 
-    def _shut(self) -> None:
-        for server in self._servers:
-            server.cancel()
+    def _shut_down(self) -> None:
+        for task in self._tasks:
+            task.cancel()
         for process in self.processes:
             process.kill()
-        for call in (*self._running, *self._waiting):
+        for call in (*self._running, *self._pending):
             call.result.cancel()
-        self._waiting.clear()
+        self._pending.clear()

@@ -1,4 +1,4 @@
-"""The trainer's side of a process of the reward pool: start, send calls, collect answers, kill what hangs."""
+"""The trainer's side of a reward process: start it, send calls, collect results, kill it when a call hangs."""
 
 from __future__ import annotations
 
@@ -13,63 +13,63 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from areal_trainer.reward.function import FunctionAddress, RewardError
-from areal_trainer.reward.messages import HEADER, Answer, Hello, Ready, frame
+from areal_trainer.reward.function import FunctionReference, RewardError
+from areal_trainer.reward.messages import HEADER, CallResult, WorkerReady, WorkerSetup, frame
 
-START_TIMEOUT_S = 120.0  # until the reward's module is imported
-GRACE_S = 1.0  # for a process that keeps the deadlines of its calls itself
-STALL_S = 0.2  # to read what came in while the trainer itself stood still (SIGSTOP, a starved machine)
+START_TIMEOUT_S = 120.0  # for importing the reward module
+GRACE_S = 1.0  # extra time for a process that enforces the deadlines of its calls itself
+STALL_S = 0.2  # to read results that arrived while the trainer itself was stalled (SIGSTOP, an overloaded machine)
 
 
 @dataclass(eq=False)
 class Call:
-    """A sample whose reward is wanted."""
+    """A pending reward call for one sample."""
 
     number: int
     arguments: dict[str, Any]
     result: asyncio.Future[float]
-    alone: bool = False  # to be sent by itself: it was in a message that hung, and may be the reason
+    isolated: bool = False  # send it in its own batch: it was in a batch that hung and may be the cause
 
     def fail(self, reason: str) -> None:
-        """End the call with a ``RewardError`` that names its sample."""
+        """Fail the call with a ``RewardError`` that names its sample."""
         if not self.result.done():
             task_id, completion = str(self.arguments.get("task_id", "")), str(self.arguments["completions"])
             self.result.set_exception(RewardError(reason, task_id=task_id, completion=completion))
 
-    def finish(self, answer: Answer) -> None:
-        """End the call with ``answer``."""
-        if answer.problem is not None:
-            self.fail(answer.problem)
+    def finish(self, result: CallResult) -> None:
+        """Complete the call with ``result``."""
+        if result.error is not None:
+            self.fail(result.error)
         elif not self.result.done():
-            self.result.set_result(answer.value)
+            self.result.set_result(result.value)
 
 
 class WorkerProcess:
-    """One process and the socket to it. Started anew after each death."""
+    """A reward process and the socket to it. It is restarted after it exits."""
 
-    def __init__(self, address: FunctionAddress, *, timeout_s: float) -> None:
-        self._hello = Hello(address, timeout_s)
+    def __init__(self, function: FunctionReference, *, timeout_s: float) -> None:
+        self._setup = WorkerSetup(function, timeout_s)
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # that of reader and writer
-        self._header: bytes | None = None  # of a message that has not come whole
+        self._loop: asyncio.AbstractEventLoop | None = None  # the event loop of reader and writer
+        self._header: bytes | None = None  # of a message that was only partly received
         self._concurrent = False
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int | None:
-        """Process number, None before ``start``."""
+        """Process ID; None before ``start``."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the process if it does not run; it imports the reward's module on its own time."""
+        """Start the process if it is not running, without waiting until it has imported the reward module."""
         if self.alive:
             return
         self.kill()
@@ -80,11 +80,11 @@ class WorkerProcess:
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
             )
-        ours.sendall(frame(self._hello))
+        ours.sendall(frame(self._setup))
         self._socket = ours
 
     async def connect(self) -> str | None:
-        """Start if need be and wait until the process can take calls. What is wrong with the function, or None."""
+        """Start the process if necessary and wait until it is ready. Returns an import error, or None."""
         self.start()
         if self._reader is not None:
             return None
@@ -92,18 +92,18 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
         try:
-            ready: Ready = await self._receive(START_TIMEOUT_S)
+            ready: WorkerReady = await self._receive(START_TIMEOUT_S)
         except TimeoutError:
-            return f"importing the reward's module took more than {START_TIMEOUT_S:g} s"
+            return f"importing the reward module took more than {START_TIMEOUT_S:g} s"
         except (asyncio.IncompleteReadError, ConnectionError):
-            return f"importing the reward's module ended the process ({self._ending()})"
+            return f"importing the reward module terminated the process ({self._exit_reason()})"
         self._concurrent = ready.concurrent
-        return ready.problem
+        return ready.error
 
     async def score(self, calls: Sequence[Call]) -> tuple[list[Call], float]:
-        """Have ``calls`` done.
+        """Run ``calls`` and complete them.
 
-        Returns the calls to do again, because another one ended the process, and the mean time of a call.
+        Returns the calls to retry because another call terminated the process, and the mean seconds per call.
         """
         assert self._writer is not None
         if not calls:
@@ -114,18 +114,19 @@ class WorkerProcess:
         seconds = 0.0
         try:
             while pending:
-                answer = await self._answer(deadline_s)
-                pending.pop(answer.call).finish(answer)
-                seconds += answer.seconds
+                result = await self._receive_result(deadline_s)
+                pending.pop(result.call).finish(result)
+                seconds += result.seconds
         except TimeoutError:
             self.kill()
-            return self._blame(pending, f"it took more than reward.timeout = {self._timeout_s:g} s and was killed"), 0.0
+            reason = f"it took more than reward.timeout = {self._timeout_s:g} s and was killed"
+            return self._fail_culprit(pending, reason), 0.0
         except (asyncio.IncompleteReadError, ConnectionError):
-            return self._blame(pending, f"it ended its process ({self._ending()})"), 0.0
+            return self._fail_culprit(pending, f"it terminated its process ({self._exit_reason()})"), 0.0
         return [], seconds / len(calls)
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process immediately."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -135,29 +136,29 @@ class WorkerProcess:
             self._socket.close()
         self._process = self._socket = self._reader = self._writer = self._header = None
 
-    def _blame(self, pending: dict[int, Call], reason: str) -> list[Call]:
-        """Fail the call that ended the process; the others are to be done again.
+    def _fail_culprit(self, pending: dict[int, Call], reason: str) -> list[Call]:
+        """Fail the call that terminated the process and return the calls to retry.
 
-        Calls in turn are answered in order, so it is the first without an answer. Of calls side by side any may be it:
-        each is tried alone.
+        Sequential calls return in order, so the culprit is the first one without a result. With concurrent calls it
+        may be any of them, so each is retried in isolation.
         """
         calls = list(pending.values())
         if self._concurrent and len(calls) > 1:
             for call in calls:
-                call.alone = True
+                call.isolated = True
             return calls
         calls[0].fail(reason)
         return calls[1:]
 
-    async def _answer(self, deadline_s: float) -> Answer:
+    async def _receive_result(self, deadline_s: float) -> CallResult:
         try:
-            answer: Answer = await self._receive(deadline_s)
+            result: CallResult = await self._receive(deadline_s)
         except TimeoutError:
-            answer = await self._receive(STALL_S)
-        return answer
+            result = await self._receive(STALL_S)
+        return result
 
     async def _receive(self, deadline_s: float) -> Any:
-        """The next message. After a ``TimeoutError`` the next call goes on where this one stopped."""
+        """The next message. After a ``TimeoutError`` the next call resumes where this one stopped."""
         assert self._reader is not None
         async with asyncio.timeout(deadline_s):
             if self._header is None:
@@ -166,7 +167,7 @@ class WorkerProcess:
         self._header = None
         return pickle.loads(body)
 
-    def _ending(self) -> str:
+    def _exit_reason(self) -> str:
         assert self._process is not None
         status = self._process.wait()
         self.kill()

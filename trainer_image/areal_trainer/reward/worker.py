@@ -1,8 +1,8 @@
-"""A process of the reward pool: ``python -m areal_trainer.reward.worker <file descriptor>``.
+"""A reward process: ``python -m areal_trainer.reward.worker <file descriptor>``.
 
-It reads pickled batches of calls from the descriptor, a socket to the trainer, and answers each call as soon as it is
-done. It ends when the socket does. Not a ``multiprocessing`` process: those import the trainer's script, and
-torch with it.
+It reads pickled batches of calls from the descriptor, a socket to the trainer, and returns each result as soon as it is
+available. It exits when the socket is closed. It is not a ``multiprocessing`` process, because those import the
+trainer's script and with it torch.
 """
 
 from __future__ import annotations
@@ -19,33 +19,39 @@ import time
 from functools import reduce
 from typing import Any
 
-from areal_trainer.reward.function import ANY_SCRIPT, FunctionAddress, RewardFunction, checked_reward, explained
-from areal_trainer.reward.messages import Answer, Hello, Ready, frame, receive
+from areal_trainer.reward.function import (
+    ANY_SCRIPT,
+    FunctionReference,
+    RewardFunction,
+    checked_reward,
+    describe_exception,
+)
+from areal_trainer.reward.messages import CallResult, WorkerReady, WorkerSetup, frame, receive
 
 
 def main() -> None:
-    """Serve calls until the trainer closes the socket."""
-    _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's; it closes the socket
+    """Run calls until the trainer closes the socket."""
+    _exit_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C and closes the socket
     with socket.socket(fileno=int(sys.argv[1])) as channel, channel.makefile("rb") as inbox:
-        hello: Hello = receive(inbox)
+        setup: WorkerSetup = receive(inbox)
         try:
-            function = _find(hello.address)
-        except Exception as error:  # noqa: BLE001  # the user's module may raise anything; the trainer reports it
-            channel.sendall(frame(Ready(problem=explained(error), concurrent=False)))
+            function = _load_function(setup.function)
+        except Exception as error:  # noqa: BLE001  # user code may raise anything; the trainer reports it
+            channel.sendall(frame(WorkerReady(error=describe_exception(error), concurrent=False)))
             return
         concurrent = inspect.iscoroutinefunction(function)
-        channel.sendall(frame(Ready(problem=None, concurrent=concurrent)))
-        serve = _serve_side_by_side if concurrent else _serve_in_turn
+        channel.sendall(frame(WorkerReady(error=None, concurrent=concurrent)))
+        run_calls = _call_concurrently if concurrent else _call_sequentially
         with asyncio.Runner() as runner:
             while (calls := receive(inbox)) is not None:
                 try:
-                    serve(function, calls, channel=channel, runner=runner, timeout_s=hello.timeout_s)
-                except ConnectionError:  # the trainer has gone
+                    run_calls(function, calls, channel=channel, runner=runner, timeout_s=setup.timeout_s)
+                except ConnectionError:  # the trainer exited
                     return
 
 
-def _serve_in_turn(
+def _call_sequentially(
     function: RewardFunction,
     calls: list[tuple[int, dict[str, Any]]],
     *,
@@ -54,18 +60,18 @@ def _serve_in_turn(
     timeout_s: float,
 ) -> None:
     for number, arguments in calls:
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             value = function(**arguments)
-            if inspect.isawaitable(value):  # of a function that is not declared async
-                value = runner.run(_wait(value))
-            answer = Answer(number, checked_reward(value), seconds=time.perf_counter() - began)
-        except Exception as error:  # noqa: BLE001  # the user's function may raise anything; it becomes a RewardError
-            answer = Answer(number, problem=explained(error), seconds=time.perf_counter() - began)
+            if inspect.isawaitable(value):  # returned by a function that is not declared async
+                value = runner.run(_await(value))
+            answer = CallResult(number, checked_reward(value), seconds=time.perf_counter() - start)
+        except Exception as error:  # noqa: BLE001  # user code may raise anything; it becomes a RewardError
+            answer = CallResult(number, error=describe_exception(error), seconds=time.perf_counter() - start)
         channel.sendall(frame(answer))
 
 
-def _serve_side_by_side(
+def _call_concurrently(
     function: RewardFunction,
     calls: list[tuple[int, dict[str, Any]]],
     *,
@@ -73,45 +79,45 @@ def _serve_side_by_side(
     runner: asyncio.Runner,
     timeout_s: float,
 ) -> None:
-    async def one(number: int, arguments: dict[str, Any]) -> None:
+    async def call(number: int, arguments: dict[str, Any]) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                answer = Answer(number, checked_reward(await function(**arguments)))
+                answer = CallResult(number, checked_reward(await function(**arguments)))
         except TimeoutError:
-            answer = Answer(number, problem=f"it took more than reward.timeout = {timeout_s:g} s")
+            answer = CallResult(number, error=f"it took more than reward.timeout = {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001  # as above
-            answer = Answer(number, problem=explained(error))
+            answer = CallResult(number, error=describe_exception(error))
         channel.sendall(frame(answer))
 
-    async def every() -> None:
-        await asyncio.gather(*(one(number, arguments) for number, arguments in calls))
+    async def call_all() -> None:
+        await asyncio.gather(*(call(number, arguments) for number, arguments in calls))
 
-    runner.run(every())
+    runner.run(call_all())
 
 
-async def _wait(value: Any) -> Any:
+async def _await(value: Any) -> Any:
     return await value
 
 
-def _find(address: FunctionAddress) -> RewardFunction:
-    if address.module != ANY_SCRIPT:
-        return _named(importlib.import_module(address.module), address.name)
-    assert address.script is not None
-    spec = importlib.util.spec_from_file_location("__reward_script__", address.script)
+def _load_function(reference: FunctionReference) -> RewardFunction:
+    if reference.module != ANY_SCRIPT:
+        return _attribute(importlib.import_module(reference.module), reference.name)
+    assert reference.script is not None
+    spec = importlib.util.spec_from_file_location("__reward_script__", reference.script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return _named(module, address.name)
+    return _attribute(module, reference.name)
 
 
-def _named(module: Any, name: str) -> Any:
+def _attribute(module: Any, name: str) -> Any:
     return reduce(getattr, name.split("."), module)
 
 
-def _end_with_parent() -> None:
-    """Ask the kernel to kill this process when the trainer dies: a hung call would not see the closed socket."""
+def _exit_with_parent() -> None:
+    """Have the kernel kill this process when the trainer dies; a hung call would not notice the closed socket."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

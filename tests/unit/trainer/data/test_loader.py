@@ -1,4 +1,4 @@
-"""The loader: one global order for any number of ranks, and a position that another world size can resume."""
+"""The loader: one global order for any world size, and a position that can be restored with another world size."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def forever(batches: PromptLoader) -> Any:
             yield answers(batch)
 
 
-def test_batch_is_a_list_of_rows_and_an_epoch_has_each_row_once(ten_rows: Path) -> None:
+def test_batches_are_lists_of_rows_and_an_epoch_contains_each_row_once(ten_rows: Path) -> None:
     batches = [answers(batch) for batch in loader(ten_rows, drop_last=False)]
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert sorted(chain(*batches)) == list(range(10))
@@ -48,14 +48,14 @@ def test_batch_is_a_list_of_rows_and_an_epoch_has_each_row_once(ten_rows: Path) 
     assert [answers(batch) for batch in loader(ten_rows, shuffle=False)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_order_follows_from_seed_and_epoch(ten_rows: Path) -> None:
+def test_order_depends_on_seed_and_epoch(ten_rows: Path) -> None:
     first, again, other = (list(islice(forever(loader(ten_rows, seed=seed)), 4)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert first[:2] != first[2:]  # the second epoch
 
 
-def test_ranks_laid_end_to_end_are_the_batch_of_one_rank(ten_rows: Path) -> None:
+def test_concatenated_rank_slices_equal_the_global_batch(ten_rows: Path) -> None:
     whole = list(islice(forever(loader(ten_rows, drop_last=False)), 6))
     parts = [list(islice(forever(loader(ten_rows, rank=r, world_size=4, drop_last=False)), 6)) for r in range(4)]
     assert [list(chain(*slices)) for slices in zip(*parts, strict=True)] == whole
@@ -71,7 +71,7 @@ def test_ranks_laid_end_to_end_are_the_batch_of_one_rank(ten_rows: Path) -> None
     drop_last=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_world_size_goes_on_where_another_stopped(
+def test_any_world_size_resumes_where_another_stopped(
     n_rows: int, slices: int, world_size: int, resumed_size: int, consumed: int, drop_last: bool
 ) -> None:
     batch_size = 4 * slices
@@ -98,36 +98,36 @@ def test_any_world_size_goes_on_where_another_stopped(
             result.append(list(chain(*(next(iter(sampler)) for sampler in samplers))))
         return result
 
-    undisturbed = global_batches(1, 0, consumed + 3)
-    assert global_batches(world_size, 0, consumed) + global_batches(resumed_size, consumed, 3) == undisturbed
+    uninterrupted = global_batches(1, 0, consumed + 3)
+    assert global_batches(world_size, 0, consumed) + global_batches(resumed_size, consumed, 3) == uninterrupted
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 2, 3, 5])
-def test_saved_position_resumes_on_another_number_of_ranks(ten_rows: Path, consumed: int) -> None:
-    undisturbed = list(islice(forever(loader(ten_rows)), 8))
+def test_saved_position_resumes_with_another_world_size(ten_rows: Path, consumed: int) -> None:
+    uninterrupted = list(islice(forever(loader(ten_rows)), 8))
     stopped = loader(ten_rows, rank=1, world_size=2)
     list(islice(forever(stopped), consumed))
     state = json.loads(json.dumps(stopped.state_dict()))
     assert state["consumed"] == consumed
     resumed = loader(ten_rows)
     resumed.load_state_dict(state)
-    assert list(islice(forever(resumed), 8 - consumed)) == undisturbed[consumed:]
+    assert list(islice(forever(resumed), 8 - consumed)) == uninterrupted[consumed:]
 
 
-def test_worker_processes_change_neither_order_nor_position(ten_rows: Path) -> None:
+def test_worker_processes_do_not_change_order_or_position(ten_rows: Path) -> None:
     plain, workers = loader(ten_rows), loader(ten_rows, num_workers=2)
     assert list(islice(forever(workers), 3)) == list(islice(forever(plain), 3))
     assert workers.state_dict() == plain.state_dict()
 
 
-def test_reading_draws_nothing_from_the_global_random_numbers(ten_rows: Path) -> None:
+def test_loading_does_not_use_the_global_random_generator(ten_rows: Path) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(islice(forever(loader(ten_rows)), 5))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_position_in_other_data_is_refused(ten_rows: Path) -> None:
+def test_position_in_different_data_is_rejected(ten_rows: Path) -> None:
     state = loader(ten_rows).state_dict()
     with pytest.raises(ValueError, match=r"train_dataset\.batch_size 4, now it is 2"):
         loader(ten_rows, batch_size=2).load_state_dict(state)
@@ -137,14 +137,14 @@ def test_position_in_other_data_is_refused(ten_rows: Path) -> None:
         loader(ten_rows, seed=2).load_state_dict(state)
 
 
-def test_batch_that_ranks_cannot_share_is_refused(ten_rows: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size is 4, which 3 trainer ranks .*set it to 3 or 6"):
+def test_batch_size_not_divisible_by_the_ranks_is_rejected(ten_rows: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size is 4, not divisible by the 3 trainer ranks; set it to 3 or 6"):
         loader(ten_rows, world_size=3)
     with pytest.raises(ValueError, match="set it to 8"):
         loader(ten_rows, world_size=8)
 
 
-def test_data_smaller_than_a_batch_is_refused_unless_it_may_be_smaller(ten_rows: Path) -> None:
-    with pytest.raises(ValueError, match=r"10 problems, fewer than its batch_size 16.*drop_last=false"):
+def test_dataset_smaller_than_a_batch_is_rejected_with_drop_last(ten_rows: Path) -> None:
+    with pytest.raises(ValueError, match=r"10 prompts, fewer than its batch_size 16.*drop_last=false"):
         loader(ten_rows, batch_size=16)
     assert [len(batch) for batch in loader(ten_rows, batch_size=16, drop_last=False)] == [10]

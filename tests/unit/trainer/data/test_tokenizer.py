@@ -1,15 +1,19 @@
-"""A codec gives what its tokenizer gives, whichever of the two ways it takes."""
+"""A codec returns what its tokenizer returns, on the direct and on the wrapped path."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from areal_trainer.data.tokenizer import Codec
+from areal_trainer.data.tokenizer import Codec, load_hf_tokenizer, require_chat_template
+from support.word_tokenizer import word_tokenizer
 
 
-def words(kind=PreTrainedTokenizerFast, **settings):
+def words(kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast, **settings: Any) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "a": 2, "b": 3}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
@@ -20,25 +24,27 @@ TINY = Path(__file__).parents[4] / "examples" / "tiny" / "model"
 
 
 class Shouting(PreTrainedTokenizerFast):
-    def _decode(self, *arguments, **settings):
+    """Overrides what the codec would bypass."""
+
+    def _decode(self, *arguments: Any, **settings: Any) -> Any:
         return super()._decode(*arguments, **settings).upper()
 
-    def _encode_plus(self, text, *arguments, **settings):
+    def _encode_plus(self, text: str, *arguments: Any, **settings: Any) -> Any:
         return super()._encode_plus(text.lower(), *arguments, **settings)
 
 
 TOKENIZERS = {
     "words": words(),
-    "words that are cleaned up": words(clean_up_tokenization_spaces=True),
+    "spaces cleaned up": words(clean_up_tokenization_spaces=True),
     "special tokens split": words(split_special_tokens=True),
-    "own methods": words(Shouting),
-    "the tiny example's": AutoTokenizer.from_pretrained(TINY),
+    "overridden methods": words(Shouting),
+    "tiny example": AutoTokenizer.from_pretrained(TINY),
 }
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("text", ["a b a", "B <s> a .", "", "12 + 3"])
-def test_a_codec_gives_the_same_ids_and_texts_as_its_tokenizer(name, text):
+def test_codec_returns_the_ids_and_texts_of_its_tokenizer(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     codec = Codec(tokenizer)
     for special in (True, False):
@@ -50,8 +56,33 @@ def test_a_codec_gives_the_same_ids_and_texts_as_its_tokenizer(name, text):
         ]
 
 
-def test_padding_that_another_call_left_in_the_tokenizer_does_not_reach_a_prompt():
+def test_padding_set_by_another_call_does_not_affect_prompts() -> None:
     tokenizer = words(pad_token="<unk>")
     codec = Codec(tokenizer)
     tokenizer(["a", "a b a"], padding="max_length", max_length=6)
     assert codec.encode("a b") == [1, 2, 3]
+
+
+def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such directory"):
+        load_hf_tokenizer(str(tmp_path / "missing"))
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"no tokenizer that transformers can read; it contains notes\.txt"):
+        load_hf_tokenizer(str(tmp_path))
+
+
+def test_missing_padding_token_defaults_to_the_eos_token(tmp_path: Path) -> None:
+    word_tokenizer().save_pretrained(tmp_path)
+    assert load_hf_tokenizer(str(tmp_path)).pad_token == "<end>"
+
+
+def test_misspelt_directory_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no such directory"):
+        load_hf_tokenizer("models/tiny")
+
+
+def test_tokenizer_without_chat_template_is_rejected() -> None:
+    with pytest.raises(ValueError, match="no chat template"):
+        require_chat_template(word_tokenizer(chat_template=None))

@@ -1,7 +1,7 @@
-"""Stand-in for SGLang's compiled kernels, of which PyPI has no build for a CPU.
+"""Stub for SGLang's compiled kernels, which PyPI does not provide for CPUs.
 
-With SGLANG_USE_CPU_ENGINE=1 SGLang imports these names at start and then computes in torch. All of them belong to
-speculative decoding or to allocation for it, which a CPU server here does not do: every call raises.
+With SGLANG_USE_CPU_ENGINE=1 SGLang imports these names at startup and then computes in torch. All of them implement
+speculative decoding or its allocation, which CPU servers do not support here, so every call raises.
 """
 
 from __future__ import annotations

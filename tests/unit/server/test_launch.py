@@ -1,0 +1,45 @@
+"""Checks before a server starts: machine, model, API key."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from areal_server import launch
+
+
+def test_missing_gpu_is_reported_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"servers\.device: 'cuda'.*has 0; set servers\.device: cpu"):
+        launch.check_machine("cuda", 1, "127.0.0.1", 0)
+
+
+def test_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--port {port}: .*in use"):
+            launch.check_machine("cpu", 1, "127.0.0.1", port)
+
+
+def test_path_without_a_model_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        launch.check_model(str(tmp_path))
+    for missing in (str(tmp_path / "no"), "./no/model", "examples/no/model"):
+        with pytest.raises(ValueError, match="no such directory"):
+            launch.check_model(missing)
+    (tmp_path / "config.json").write_text("{}")
+    launch.check_model(str(tmp_path))
+    launch.check_model("Qwen/Qwen2-1.5B-Instruct")
+
+
+def test_empty_key_file_is_rejected(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("secret\n")
+    assert launch.read_key(str(file)) == "secret"
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="is empty"):
+        launch.read_key(str(file))
