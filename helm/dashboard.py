@@ -1,6 +1,6 @@
-"""The Grafana board of the chart: what each panel shows and asks. ``helm/generate.py`` writes it as JSON.
+"""The chart's Grafana dashboard: panels and their queries. ``helm/generate.py`` writes it as JSON.
 
-Expressions take the maximum by experiment, because every replica of the operator tells the same of each.
+Expressions take the maximum per experiment, because every replica of the operator reports the same metrics.
 """
 
 from __future__ import annotations
@@ -11,50 +11,50 @@ from dataclasses import dataclass
 from typing import Any
 
 TITLE, UID = "AReaL", "areal"
-SCHEMA = 39  # of Grafana 11 and newer
+SCHEMA = 39  # schemaVersion of Grafana 11; newer versions read it too
 COLUMNS, WIDTH, HEIGHT = 24, 8, 8
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 RATE = "$__rate_interval"
-ONE = 'namespace=~"$namespace",name="$name"'  # the experiment that is chosen
+ONE = 'namespace=~"$namespace",name="$name"'  # the selected experiment
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A graph: its queries as (expression, legend)."""
+    """A graph. ``queries`` holds pairs of expression and legend."""
 
     title: str
     queries: Sequence[tuple[str, str]]
-    about: str = ""
+    description: str = ""
     unit: str = "short"
     stacked: bool = False
-    lowest: float | None = 0.0
+    minimum: float | None = 0.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """Panels under a heading."""
+    """A titled row of panels."""
 
     title: str
     panels: Sequence[Panel]
 
 
-def of_run(metric: str) -> str:
-    """A figure of the chosen experiment."""
+def run_metric(metric: str) -> str:
+    """A metric of the selected experiment."""
     return f"max by (namespace, name) (areal_experiment_{metric}{{{ONE}}})"
 
 
-def of_servers(metric: str) -> str:
-    """A figure of each server of the chosen experiment."""
+def server_metric(metric: str) -> str:
+    """A metric of each server of the selected experiment."""
     return f"sum by (pod) (sglang:{metric}{{{ONE}}})"
 
 
 def per_second(metric: str) -> str:
-    """A counter of each server of the chosen experiment, a second."""
+    """Rate per second of a counter of each server of the selected experiment."""
     return f"sum by (pod) (rate(sglang:{metric}{{{ONE}}}[{RATE}]))"
 
 
 def reconcile_quantile(share: float) -> str:
-    """Seconds within which this share of the reconciles was done."""
+    """Quantile of the reconcile duration, in seconds."""
     return f"histogram_quantile({share}, sum by (le) (rate(areal_operator_reconcile_seconds_bucket[{RATE}])))"
 
 
@@ -73,7 +73,7 @@ FLEET = Row(
             stacked=True,
         ),
         Panel(
-            "Part of the steps done",
+            "Completed share of steps",
             [
                 (
                     'max by (namespace, name) (areal_experiment_step{namespace=~"$namespace"})'
@@ -91,7 +91,7 @@ FLEET = Row(
                     "{{namespace}}/{{name}}",
                 )
             ],
-            lowest=None,
+            minimum=None,
         ),
     ],
 )
@@ -99,28 +99,32 @@ FLEET = Row(
 RUN = Row(
     "Run $name",
     [
-        Panel("Step", [(of_run("step"), "step"), (of_run("total_steps"), "of")]),
+        Panel("Step", [(run_metric("step"), "step"), (run_metric("total_steps"), "of")]),
         Panel(
             "Reward",
-            [(of_run("reward"), "training"), (of_run("eval_reward"), "evaluation")],
-            "Mean task reward of the last step, and of the last evaluation.",
-            lowest=None,
+            [(run_metric("reward"), "training"), (run_metric("eval_reward"), "evaluation")],
+            "Mean task reward of the last step and of the last evaluation.",
+            minimum=None,
         ),
-        Panel("Staleness", [(of_run("staleness_versions"), "versions")], "Mean weight versions that a batch lagged."),
-        Panel("Trained tokens a second", [(of_run("tokens_per_second"), "tokens/s")]),
+        Panel(
+            "Staleness",
+            [(run_metric("staleness_versions"), "versions")],
+            "Mean weight versions that a batch lagged.",
+        ),
+        Panel("Trained tokens per second", [(run_metric("tokens_per_second"), "tokens/s")]),
         Panel(
             "Servers",
             [
-                (of_run("servers_desired"), "desired"),
-                (of_run("servers_ready"), "ready"),
-                (of_run("servers_current"), "with current weights"),
-                (of_run("servers_behind"), "with other weights"),
+                (run_metric("servers_desired"), "desired"),
+                (run_metric("servers_ready"), "ready"),
+                (run_metric("servers_current"), "with current weights"),
+                (run_metric("servers_behind"), "with outdated weights"),
             ],
-            "Ready is what their pods say; the weights are what the trainer found when the last batch was complete.",
+            "Ready is the pods' readiness; the weights are as the trainer saw them when the last batch was completed.",
         ),
         Panel(
             "Restarts",
-            [(of_run("restarts"), "failures"), (of_run("disruptions"), "disruptions")],
+            [(run_metric("restarts"), "failures"), (run_metric("disruptions"), "disruptions")],
             "Failures count against runPolicy.backoffLimit, disruptions do not.",
         ),
     ],
@@ -129,22 +133,22 @@ RUN = Row(
 SERVERS = Row(
     "Servers of $name (SGLang)",
     [
-        Panel("Running requests", [(of_servers("num_running_reqs"), "{{pod}}")]),
-        Panel("Queued requests", [(of_servers("num_queue_reqs"), "{{pod}}")]),
-        Panel("Generated tokens a second", [(per_second("generation_tokens_total"), "{{pod}}")]),
+        Panel("Running requests", [(server_metric("num_running_reqs"), "{{pod}}")]),
+        Panel("Queued requests", [(server_metric("num_queue_reqs"), "{{pod}}")]),
+        Panel("Generated tokens per second", [(per_second("generation_tokens_total"), "{{pod}}")]),
         Panel(
             "KV cache in use",
             [(f"max by (pod) (sglang:token_usage{{{ONE}}})", "{{pod}}")],
             unit="percentunit",
         ),
         Panel(
-            "Prompt tokens from the cache",
+            "Prompt cache hit rate",
             [(f"{per_second('cached_tokens_total')} / {per_second('prompt_tokens_total')}", "{{pod}}")],
-            "Part of the prompts' tokens that were not computed anew.",
+            "Share of prompt tokens that were served from the cache.",
             unit="percentunit",
         ),
         Panel(
-            "Time of an answer",
+            "Request latency",
             [
                 (
                     "histogram_quantile(0.95, sum by (le, pod) "
@@ -152,7 +156,7 @@ SERVERS = Row(
                     "{{pod}} 95%",
                 )
             ],
-            "Within which 95% of the requests were answered.",
+            "95th percentile of the request latency.",
             unit="s",
         ),
     ],
@@ -162,20 +166,20 @@ OPERATOR = Row(
     "Operator",
     [
         Panel(
-            "Reconciles a second",
+            "Reconciles per second",
             [(f"sum by (outcome) (rate(areal_operator_reconciles_total[{RATE}]))", "{{outcome}}")],
         ),
         Panel(
-            "Time of a reconcile",
+            "Reconcile duration",
             [(reconcile_quantile(share), f"{share:.0%}") for share in (0.5, 0.95, 0.99)],
             unit="s",
         ),
-        Panel("Experiments that wait for a worker", [("sum by (pod) (areal_operator_queue_depth)", "{{pod}}")]),
+        Panel("Work queue depth", [("sum by (pod) (areal_operator_queue_depth)", "{{pod}}")]),
         Panel("Holds the Lease", [("max by (pod) (areal_operator_leader)", "{{pod}}")]),
         Panel(
-            "Since the cluster was heard",
+            "Age of the last watch event",
             [("max by (pod) (areal_operator_last_watch_event_age_seconds)", "{{pod}}")],
-            "Some five minutes at most where nothing happens: watches begin anew, and tell everything.",
+            "At most about five minutes in an idle cluster, because watches restart with a complete listing.",
             unit="s",
         ),
     ],
@@ -185,7 +189,7 @@ ROWS = (FLEET, RUN, SERVERS, OPERATOR)
 
 
 def dashboard() -> dict[str, Any]:
-    """The board, as Grafana imports it."""
+    """The dashboard in Grafana's import format."""
     return {
         "title": TITLE,
         "uid": UID,
@@ -194,17 +198,17 @@ def dashboard() -> dict[str, Any]:
         "schemaVersion": SCHEMA,
         "version": 1,
         "editable": True,
-        "graphTooltip": 1,  # one crosshair for all panels
+        "graphTooltip": 1,  # shared crosshair
         "time": {"from": "now-6h", "to": "now"},
         "refresh": "30s",
-        "templating": {"list": [_source(), *_choices()]},
+        "templating": {"list": [_source(), *_variables()]},
         "annotations": {"list": []},
-        "panels": [{"id": number, **panel} for number, panel in enumerate(_placed(), start=1)],
+        "panels": [{"id": number, **panel} for number, panel in enumerate(_panels(), start=1)],
     }
 
 
 def text() -> str:
-    """The board, as a file."""
+    """The dashboard as the text of a JSON file."""
     return json.dumps(dashboard(), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -212,26 +216,26 @@ def _source() -> dict[str, Any]:
     return {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
 
 
-def _choices() -> Iterator[dict[str, Any]]:
-    """Variables whose values Grafana asks Prometheus for."""
+def _variables() -> Iterator[dict[str, Any]]:
+    """Variables whose values Grafana queries from Prometheus."""
     queries = {
         "namespace": "label_values(areal_experiment_phase, namespace)",
         "name": 'label_values(areal_experiment_phase{namespace=~"$namespace"}, name)',
     }
     for name, query in queries.items():
-        every = {"includeAll": True, "allValue": ".*"} if name == "namespace" else {"includeAll": False}
+        include_all = {"includeAll": True, "allValue": ".*"} if name == "namespace" else {"includeAll": False}
         yield {
             "name": name,
             "type": "query",
             "datasource": SOURCE,
             "query": {"query": query, "refId": name},
-            "refresh": 2,  # whenever the time range changes
+            "refresh": 2,  # on time range change
             "sort": 1,
-            **every,
+            **include_all,
         }
 
 
-def _placed() -> Iterator[dict[str, Any]]:
+def _panels() -> Iterator[dict[str, Any]]:
     y = 0
     for row in ROWS:
         yield {
@@ -253,12 +257,12 @@ def _graph(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     custom = {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 30 if panel.stacked else 0, "showPoints": "auto"}
     custom["stacking"] = {"mode": "normal" if panel.stacked else "none", "group": "A"}
     defaults: dict[str, Any] = {"unit": panel.unit, "custom": custom}
-    if panel.lowest is not None:
-        defaults["min"] = panel.lowest
+    if panel.minimum is not None:
+        defaults["min"] = panel.minimum
     return {
         "type": "timeseries",
         "title": panel.title,
-        "description": panel.about,
+        "description": panel.description,
         "datasource": SOURCE,
         "gridPos": place,
         "fieldConfig": {"defaults": defaults, "overrides": []},

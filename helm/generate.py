@@ -1,8 +1,7 @@
-"""Files of the chart that are made from others: copies of the resource definition and of the examples (a chart holds
-all that it installs), the dashboard of ``dashboard.py``, and descriptions of the values, which are written only in
-values.yaml.
+"""Generates files of the chart: copies of the CRD and of the examples (a chart must contain all that it installs), the
+dashboard of ``dashboard.py``, and descriptions of the values from the comments in values.yaml.
 
-``python helm/generate.py --write`` writes them, ``--check`` fails where one is out of date.
+``python helm/generate.py --write`` writes them, ``--check`` fails if one is out of date.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:# (?P<comment
 
 
 def texts() -> dict[Path, str]:
-    """What each generated file is to hold."""
+    """The text of each generated file."""
     readme = (CHART / "README.md").read_text()
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
     table = "".join(f"| `{key}` | `{value}` | {text} |\n" for key, value, text in rows())
-    head = "| value | default | what it is |\n|---|---|---|\n"
+    head = "| value | default | meaning |\n|---|---|---|\n"
     return {
         **{target: source.read_text() for target, source in COPIES.items()},
         CHART / "files/dashboard.json": dashboard.text(),
@@ -59,12 +58,12 @@ def rows() -> Iterator[tuple[str, str, str]]:
         for key, value in below.items():
             name = f"{section}.{key}"
             if name not in described:
-                raise ValueError(f"values.yaml: {name} has no comment; say what it is")
+                raise ValueError(f"values.yaml: {name} has no comment; describe it")
             yield name, json.dumps(value), described[name]
 
 
 def schema() -> str:
-    """values.schema.json as it is, with the descriptions of values.yaml."""
+    """values.schema.json with the descriptions of values.yaml."""
     root: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
     for name, _, text in rows():
         section, key = name.split(".")

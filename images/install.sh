@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs inside an image build: installs requirements.txt, which lies beside it, at the versions of constraints.txt.
-#   install.sh new   into a new environment, /opt/venv, without what excludes.txt names (where that file is there)
-#   install.sh add   to the python3 that the base image has
-# Two secrets may be given, and leave no trace in the image:
-#   ca      a PEM file of the certificates to trust
+# Runs in an image build: installs requirements.txt from its own folder, at the versions of constraints.txt.
+#   install.sh new   into a new virtual environment, /opt/venv, without the packages of excludes.txt, if it exists
+#   install.sh add   into the python3 of the base image
+# Two optional build secrets, which are not stored in the image:
+#   ca      PEM file of certificates to trust
 #   index   lines of NAME=value for uv: UV_DEFAULT_INDEX, UV_INDEX, UV_HTTP_TIMEOUT
 set -eu
 cd "$(dirname "$0")"
@@ -33,7 +33,7 @@ case $1 in
   new)
     shift
     [ ! -f excludes.txt ] || set -- "$@" --excludes excludes.txt
-    python3 -m venv /opt/venv  # with pip: images are built on top of these
+    python3 -m venv /opt/venv  # with pip, for images built on top of this one
     "$installer/bin/uv" pip install --quiet --python /opt/venv/bin/python "$@"
     ;;
   add)
@@ -46,5 +46,5 @@ case $1 in
     ;;
 esac
 
-# The pods run as user 1000, and libraries ask for that user's name.
+# Pods run as user 1000, and some libraries look up the name of the current user.
 getent passwd 1000 >/dev/null || useradd --uid 1000 --user-group --home-dir /tmp --no-create-home areal

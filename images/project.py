@@ -1,6 +1,6 @@
-"""What an image build takes from pyproject.toml: requirements to install, and the metadata of an installed package.
+"""Extracts from pyproject.toml what an image build needs: requirements, and the metadata of an installed package.
 
-An image holds the code as it lies in the repository, found by PYTHONPATH: a change of code is a copy, not an install.
+An image contains the code as in the repository and finds it by PYTHONPATH, so a code change is a copy, not an install.
 
     python3 project.py requirements trainer server --without rich
     python3 project.py metadata sglang_image
@@ -17,22 +17,22 @@ from typing import Any
 
 
 def requirements(project: dict[str, Any], extras: Sequence[str], without: Collection[str]) -> list[str]:
-    """The project's dependencies and those of ``extras``, less the packages named in ``without``.
+    """The project's dependencies and those of ``extras``, without the packages in ``without``.
 
-    Raises ``ValueError`` for an extra, or a package to leave out, that the project does not have.
+    Raises ``ValueError`` for an unknown extra, or an unknown package in ``without``.
     """
     optional: dict[str, list[str]] = project["optional-dependencies"]
     if unknown := [extra for extra in extras if extra not in optional]:
-        raise ValueError(f"no extra {unknown[0]!r} in pyproject.toml; there are {', '.join(optional)}")
-    found = [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
-    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in found]
+        raise ValueError(f"no extra {unknown[0]!r} in pyproject.toml; known extras: {', '.join(optional)}")
+    lines = [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
     if unknown := [name for name in without if name not in names]:
-        raise ValueError(f"{unknown[0]!r} is not among the dependencies; there are {', '.join(names)}")
-    return [line for line, name in zip(found, names, strict=True) if name not in without]
+        raise ValueError(f"{unknown[0]!r} is not a dependency; known dependencies: {', '.join(names)}")
+    return [line for line, name in zip(lines, names, strict=True) if name not in without]
 
 
 def write_metadata(project: dict[str, Any], folder: Path) -> Path:
-    """Makes importlib.metadata find the project's name, version and entry points where ``folder`` is on the path."""
+    """Writes metadata with which importlib.metadata finds the project if ``folder`` is on the path."""
     target = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     target.mkdir()
     target.joinpath("METADATA").write_text(
@@ -46,7 +46,7 @@ def write_metadata(project: dict[str, Any], folder: Path) -> Path:
 
 
 def main() -> None:
-    """Reads the pyproject.toml of the working directory."""
+    """Read the pyproject.toml of the working directory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("requirements")

@@ -1,4 +1,4 @@
-"""``GRPOExperiment``: one experiment, run here by ``grpo run`` and in a cluster by ``kubectl apply``."""
+"""``GRPOExperiment``: one experiment, run locally by ``grpo run`` or in a cluster by ``kubectl apply``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from areal_api.status import ExperimentStatus
 
 API_VERSION: Literal["areal.dev/v1alpha1"] = "areal.dev/v1alpha1"
 KIND: Literal["GRPOExperiment"] = "GRPOExperiment"
-MAX_NAME_LENGTH = 40  # leaves room for the suffixes of pods and of the labels that a StatefulSet makes of its name
+MAX_NAME_LENGTH = 40  # leaves room for the suffixes of pod names and of StatefulSet labels
 AccessMode = Literal["ReadWriteMany", "ReadWriteOnce"]
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
 
 
 class Metadata(BaseModel):
-    """Metadata of the object; what Kubernetes adds is kept as it is."""
+    """Object metadata. Keys that Kubernetes adds are kept unchanged."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -27,9 +27,9 @@ class Metadata(BaseModel):
         min_length=1,
         max_length=MAX_NAME_LENGTH,
         pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
-        description="Name of the experiment: small letters, digits and hyphens.",
+        description="Name of the experiment: lower-case letters, digits and hyphens.",
     )
-    namespace: str | None = Field(None, description="Namespace; null is the current one.")
+    namespace: str | None = Field(None, description="Namespace; null is the current namespace.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels.")
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations.")
 
@@ -37,26 +37,26 @@ class Metadata(BaseModel):
 class ServersSpec(PodSettings):
     """SGLang servers."""
 
-    replicas: int = Field(1, ge=1, description="Servers; may change while the run goes on.")
+    replicas: int = Field(1, ge=1, description="Number of servers; may be changed during the run.")
     max_replicas: int | None = Field(
-        None, ge=1, description="Most servers that replicas may be raised to during the run; null is replicas."
+        None, ge=1, description="Upper limit of replicas during the run; null is replicas."
     )
-    tensor_parallel: int = Field(1, ge=1, description="GPUs (on cpu: processes) of one server.")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs per server (on cpu: processes).")
     args: dict[str, Any] = Field(
         default_factory=dict,
-        description="More arguments of SGLang, by the names of its ServerArgs; they win over config.sglang.",
+        description="Additional SGLang arguments, named as in its ServerArgs; they override config.sglang.",
     )
 
 
 class TrainerSpec(PodSettings):
     """The trainer's ranks, started by torchrun."""
 
-    nodes: int = Field(1, ge=1, description="Pods of the trainer; grpo run takes 1.")
-    processes_per_node: int = Field(1, ge=1, description="Ranks of a pod, a GPU each on cuda.")
+    nodes: int = Field(1, ge=1, description="Trainer pods; grpo run supports 1.")
+    processes_per_node: int = Field(1, ge=1, description="Ranks per pod; on cuda each rank uses one GPU.")
     script: str | None = Field(
         None,
         min_length=1,
-        description="Training script (path, or a module's name); null is our own loop. It calls load_expr_config.",
+        description="Training script (path or module name) that calls load_expr_config; null is the built-in loop.",
     )
 
     @property
@@ -66,7 +66,7 @@ class TrainerSpec(PodSettings):
 
 
 class StorageSpec(CamelSection):
-    """The volume that trainer and servers share in a cluster; it holds the run directory."""
+    """The volume that trainer and servers share in a cluster. It holds the run directory."""
 
     size: str = Field("100Gi", pattern=QUANTITY, description="Size of the volume.")
     storage_class_name: str | None = Field(None, description="Storage class; null is the cluster's default.")
@@ -74,7 +74,7 @@ class StorageSpec(CamelSection):
         ["ReadWriteMany"],
         min_length=1,
         max_length=2,
-        description="Access modes; ReadWriteOnce keeps every pod on one node.",
+        description="Access modes; ReadWriteOnce keeps all pods on one node.",
     )
     when_deleted: Literal["Retain", "Delete"] = Field(
         "Retain", description="What happens to the volume when the experiment is deleted."
@@ -82,38 +82,40 @@ class StorageSpec(CamelSection):
 
 
 class RunPolicy(CamelSection):
-    """How a run is stopped, repeated and cleaned up. grpo run heeds backoffLimit and activeDeadlineSeconds."""
+    """Suspension, retries and clean-up of a run. grpo run honours backoffLimit and activeDeadlineSeconds."""
 
-    suspend: bool = Field(False, description="Stop the run and free its pods; false goes on from the last checkpoint.")
-    backoff_limit: int = Field(3, ge=0, description="Restarts of a failed trainer; disruptions do not count.")
+    suspend: bool = Field(
+        False, description="Stop the run and delete its pods; false resumes from a checkpoint."
+    )
+    backoff_limit: int = Field(3, ge=0, description="Maximum restarts of a failed trainer; disruptions do not count.")
     active_deadline_seconds: int | None = Field(
-        None, ge=1, description="Longest time of the run; null sets none.", json_schema_extra={"unit": "s"}
+        None, ge=1, description="Maximum duration of the run; null is unlimited.", json_schema_extra={"unit": "s"}
     )
     pre_running_deadline_seconds: int | None = Field(
         None,
         ge=1,
-        description="Longest time until servers and trainer run, before their GPUs are given back; null sets none.",
+        description="Maximum time until servers and trainer run, else the run fails; null is unlimited.",
         json_schema_extra={"unit": "s"},
     )
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
-        description="When a finished experiment is deleted; null keeps it.",
+        description="Time until a finished experiment is deleted; null keeps it.",
         json_schema_extra={"unit": "s"},
     )
 
 
 class ExperimentSpec(CamelSection):
-    """What is to run, and where."""
+    """What to run, and where."""
 
-    config: GRPOConfig = Field(description="The run's configuration, under AReaL's names.")
+    config: GRPOConfig = Field(description="Configuration of the run, with AReaL's key names.")
     servers: ServersSpec = Field(default_factory=ServersSpec, description="SGLang servers.")
     trainer: TrainerSpec = Field(default_factory=TrainerSpec, description="The trainer.")
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Shared volume in a cluster.")
-    run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Stopping, repeating, cleaning up.")
+    run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Suspension, retries and clean-up.")
 
     @model_validator(mode="after")
-    def _parts_agree(self) -> Self:
+    def _sections_agree(self) -> Self:
         problems = [*_placement_problems(self), *_gpu_problems(self)]
         if problems:
             raise ValueError("; ".join(problems))
@@ -121,12 +123,12 @@ class ExperimentSpec(CamelSection):
 
     @property
     def max_replicas(self) -> int:
-        """Servers whose addresses the trainer knows from the start."""
+        """Number of servers whose addresses the trainer receives at its start."""
         return self.servers.max_replicas or self.servers.replicas
 
 
 def _placement_problems(spec: ExperimentSpec) -> list[str]:
-    """Rules of this function and the next stand in ``rules.py`` for the API server."""
+    """``generate/cel_rules.py`` repeats the rules of this function and the next for the API server."""
     servers, trainer = spec.servers, spec.trainer
     problems: list[str] = []
     if servers.max_replicas is not None and servers.replicas > servers.max_replicas:
@@ -174,24 +176,24 @@ def _gpu_problems(spec: ExperimentSpec) -> list[str]:
     if server_gpus and servers.tensor_parallel > per_node:
         problems.append(
             f"servers.tensorParallel is {servers.tensor_parallel}, above cluster.n_gpus_per_node {per_node}; "
-            "a server lives on one node: lower it"
+            "a server runs on one node: lower it"
         )
     return problems
 
 
 class GRPOExperiment(CamelSection):
-    """An experiment: the object of the custom resource, and the file that ``grpo run`` takes."""
+    """An experiment: the custom resource, and the file that ``grpo run`` reads."""
 
     api_version: Literal["areal.dev/v1alpha1"] = Field(API_VERSION, description="Version of this schema.")
     kind: Literal["GRPOExperiment"] = Field(KIND, description="Kind of the object.")
     metadata: Metadata = Field(description="Name, labels and annotations.")
-    spec: ExperimentSpec = Field(description="What is to run, and where.")
+    spec: ExperimentSpec = Field(description="What to run, and where.")
     status: ExperimentStatus | None = Field(None, description="Written by the operator.")
 
     @model_validator(mode="before")
     @classmethod
     def _name_the_config(cls, values: Any) -> Any:
-        """``spec.config.experiment_name`` is ``metadata.name`` where it is left out."""
+        """``spec.config.experiment_name`` defaults to ``metadata.name``."""
         metadata, spec = _dict(values, "metadata"), _dict(values, "spec")
         config = _dict(spec, "config")
         if metadata is None or spec is None or config is None or config.get("experiment_name") is not None:

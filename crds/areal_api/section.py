@@ -1,4 +1,4 @@
-"""The base of every configuration section: frozen, typed, unknown keys refused with the nearest known name."""
+"""Base class of all configuration sections: frozen and typed; an unknown key is refused with the nearest known one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ UNKNOWN_KEYS = "unknown_keys"  # type of the pydantic error; its context is {"ke
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?``, or the known keys where none is near."""
+    """``did you mean 'x'?``, or the list of known keys if none is similar."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
 
 
 class Section(BaseModel):
-    """A part of the configuration. Instances never change; an unknown key is an error that names the nearest one."""
+    """One section of the configuration. Immutable; an unknown key is an error that suggests the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True)
 
     @classmethod
     def keys(cls) -> dict[str, str]:
-        """Names in a file → names of the attributes."""
+        """Maps key names in a file to attribute names."""
         return {field.alias or name: name for name, field in cls.model_fields.items()}
 
     @model_validator(mode="before")
@@ -44,6 +44,6 @@ class Section(BaseModel):
 
 
 class CamelSection(Section):
-    """A section of the custom resource: its keys are camelCase, as everywhere in Kubernetes."""
+    """A section of the custom resource, with camelCase keys as usual in Kubernetes."""
 
     model_config = ConfigDict(alias_generator=to_camel)

@@ -1,4 +1,4 @@
-"""What the operator says about an experiment."""
+"""Status of an experiment, written by the operator."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed")
 
 
 class StatusSection(CamelSection):
-    """A part of the status. Unknown keys are ignored, so that an older operator reads what a newer one wrote."""
+    """One section of the status. Unknown keys are ignored, so that an older operator can read a newer one's status."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
 
 class Condition(StatusSection):
-    """One aspect of the state, as everywhere in Kubernetes."""
+    """A condition, as usual in Kubernetes."""
 
-    type: str = Field(description="Aspect.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
-    reason: str = Field("", description="One word why.")
-    message: str = Field("", description="A sentence why.")
-    last_transition_time: str | None = Field(None, description="When status last changed.")
-    observed_generation: int | None = Field(None, description="Generation of the spec that was looked at.")
+    type: str = Field(description="Type of the condition.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Status of the condition.")
+    reason: str = Field("", description="Reason, as one CamelCase word.")
+    message: str = Field("", description="Explanation as a sentence.")
+    last_transition_time: str | None = Field(None, description="Time of the last change of status.")
+    observed_generation: int | None = Field(None, description="Generation of the spec that was last processed.")
 
 
 class ServersStatus(StatusSection):
     """Servers of the run."""
 
-    ready: int = Field(0, ge=0, description="Servers that take requests.")
-    desired: int = Field(0, ge=0, description="Servers that are wanted.")
+    ready: int = Field(0, ge=0, description="Servers that accept requests.")
+    desired: int = Field(0, ge=0, description="Desired number of servers.")
     summary: str = Field("", description="ready/desired.")
     selector: str = Field("", description="Label selector of the server pods, for autoscalers.")
 
@@ -41,37 +41,37 @@ class ServersStatus(StatusSection):
 class ExperimentStatus(StatusSection):
     """State and progress of a run."""
 
-    phase: Phase = Field("Pending", description="State; Succeeded and Failed stay.")
-    conditions: list[Condition] = Field(default_factory=list, description="Aspects of the state, by type.")
-    observed_generation: int | None = Field(None, description="Generation of the spec that was looked at.")
-    message: str = Field("", description="A sentence about the state: what it waits for, or why the run ended.")
-    attempt: int = Field(0, ge=0, description="Number of the current attempt; a restart begins a new one.")
-    restarts: int = Field(0, ge=0, description="Restarts that count against runPolicy.backoffLimit.")
+    phase: Phase = Field("Pending", description="Phase; Succeeded and Failed are final.")
+    conditions: list[Condition] = Field(default_factory=list, description="Conditions, by type.")
+    observed_generation: int | None = Field(None, description="Generation of the spec that was last processed.")
+    message: str = Field("", description="What the run is waiting for, or why it ended.")
+    attempt: int = Field(0, ge=0, description="Number of the current attempt; every restart starts a new one.")
+    restarts: int = Field(0, ge=0, description="Restarts that count towards runPolicy.backoffLimit.")
     disruptions: int = Field(
         0, ge=0, description="Restarts after disruptions (preemption, lost node, deleted pod); they do not count."
     )
-    attempt_since: str | None = Field(None, description="When the current attempt began.")
+    attempt_since: str | None = Field(None, description="Start time of the current attempt.")
     active_since: str | None = Field(
-        None, description="When the run started or was resumed; runPolicy.activeDeadlineSeconds counts from here."
+        None, description="Time when the run started or was resumed; runPolicy.activeDeadlineSeconds counts from it."
     )
-    start_time: str | None = Field(None, description="When the first attempt started.")
-    completion_time: str | None = Field(None, description="When the run succeeded or failed.")
-    step: int | None = Field(None, ge=0, description="Training steps done.")
-    total_steps: int | None = Field(None, ge=0, description="Training steps of the run.")
+    start_time: str | None = Field(None, description="Start time of the first attempt.")
+    completion_time: str | None = Field(None, description="Time when the run succeeded or failed.")
+    step: int | None = Field(None, ge=0, description="Completed training steps.")
+    total_steps: int | None = Field(None, ge=0, description="Total training steps of the run.")
     progress: str = Field("", description="step/totalSteps.")
     version: int | None = Field(None, ge=0, description="Version of the published weights.")
     reward: float | None = Field(None, description="Mean task reward of the last step.")
     eval_reward: float | None = Field(None, description="Mean task reward of the last evaluation.")
     staleness: float | None = Field(
-        None, description="Mean weight versions that the last batch lagged.", json_schema_extra={"unit": "versions"}
+        None, description="Mean staleness of the last batch.", json_schema_extra={"unit": "versions"}
     )
     tokens_per_second: float | None = Field(
-        None, description="Generated tokens a second.", json_schema_extra={"unit": "tokens/s"}
+        None, description="Generated tokens per second.", json_schema_extra={"unit": "tokens/s"}
     )
     servers_current: int | None = Field(
-        None, ge=0, description="Servers that held the current weights when the last batch was complete."
+        None, ge=0, description="Servers that held the current weights when the last batch was completed."
     )
     servers_behind: int | None = Field(
-        None, ge=0, description="Servers that answered then, but held other weights: they get no requests."
+        None, ge=0, description="Servers that were reachable then but held other weights; they receive no requests."
     )
     servers: ServersStatus = Field(default_factory=ServersStatus, description="Servers of the run.")

@@ -132,7 +132,7 @@ def test_the_operator_works_with_the_rights_of_the_chart_and_leaves_nothing(
         eventually(lambda: left(plane, areal) == [], f"nothing but the volume; there is {left(plane, areal)}")
     finally:
         operator.stop()
-    assert "forbidden" in operator.log.read_text()  # it wanted to make its Lease anew
+    assert "forbidden" in operator.log.read_text()  # it tried to recreate its Lease
     assert plane.kubectl("get", "pvc", "--namespace=areal", "--output=name").split() == [
         "persistentvolumeclaim/tiny-run"
     ]
@@ -231,20 +231,20 @@ def test_operators_that_would_meet_are_refused(areal: str, helm: Helm, api: Api)
     for name in ("one", "two"):
         make_namespace(api, name, {})
     helm.install("first", areal, "operator.watchNamespaces={one}")
-    with pytest.raises(HelmError, match="release first has an operator in namespace areal already"):
+    with pytest.raises(HelmError, match="release first already has an operator in namespace areal"):
         helm.install("second", areal, "operator.watchNamespaces={two}")
-    with pytest.raises(HelmError, match="release first in namespace areal looks after one; take it out"):
+    with pytest.raises(HelmError, match="release first in namespace areal manages one; remove it"):
         helm.install("second", "two", "operator.watchNamespaces={one,two}")
-    with pytest.raises(HelmError, match="release first in namespace areal looks after one; set operator"):
+    with pytest.raises(HelmError, match="release first in namespace areal manages one; set operator"):
         helm.install("second", "two")
     helm.install("second", "two", "operator.watchNamespaces={two}", "crds.enabled=false")
-    with pytest.raises(HelmError, match="looks after two; take it out"):
+    with pytest.raises(HelmError, match="manages two; remove it"):
         helm.upgrade("first", areal, "operator.watchNamespaces={one,two}", chart=CHART)
     helm.uninstall("second", "two")
     helm.upgrade("first", areal, "operator.watchNamespaces=null", chart=CHART)
-    with pytest.raises(HelmError, match="release first in namespace areal looks after all namespaces, as this one"):
+    with pytest.raises(HelmError, match="release first in namespace areal manages all namespaces, as this one"):
         helm.install("second", "two")
-    with pytest.raises(HelmError, match="release first in namespace areal looks after all namespaces; set"):
+    with pytest.raises(HelmError, match="release first in namespace areal manages all namespaces; set"):
         helm.install("second", "two", "operator.watchNamespaces={two}")
 
 

@@ -1,4 +1,4 @@
-"""The chart's board and alerts on a real Prometheus that scrapes a real operator and a real SGLang server."""
+"""The chart's dashboard and alerts on a real Prometheus that scrapes a real operator and a real SGLang server."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ REPORT = {
 MONITORING = ("serviceMonitor", "podMonitor", "prometheusRule", "grafanaDashboard")
 
 
-def queries(board: Object) -> Iterator[tuple[str, str]]:
+def queries(dashboard: Object) -> Iterator[tuple[str, str]]:
     """Title and expression of every query of every panel."""
-    for panel in board["panels"]:
+    for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
 
@@ -78,7 +78,7 @@ def traffic(address: str, key: str) -> Iterator[None]:
 
 
 @pytest.mark.real
-def test_every_query_of_the_board_finds_data_of_a_run_and_no_alert_is_raised(
+def test_every_query_of_the_dashboard_finds_data_of_a_run_and_no_alert_fires(
     experiment: Experiment, operator: OperatorProcess, tmp_path: Path
 ) -> None:
     chart = Helm(tmp_path / "helm").template(*[f"{name}.enabled=true" for name in MONITORING])
@@ -99,18 +99,18 @@ def test_every_query_of_the_board_finds_data_of_a_run_and_no_alert_is_raised(
             for step in (1, 2):
                 post(url, token, {**REPORT, "step": step}).raise_for_status()
                 experiment.until(lambda status, step=step: status.get("step") == step, f"step {step}")
-            board = json.loads(one(chart, "ConfigMap", "areal-gsm8k-operator-board")["data"]["areal.json"])
-            expect_data(running, board, experiment)
+            dashboard = json.loads(one(chart, "ConfigMap", "areal-gsm8k-operator-dashboard")["data"]["areal.json"])
+            expect_data(running, dashboard, experiment)
             expect_silence(running, rule)
 
 
-def expect_data(running: Prometheus, board: Object, experiment: Experiment) -> None:
+def expect_data(running: Prometheus, dashboard: Object, experiment: Experiment) -> None:
     """Every query of a panel finds numbers, and every variable its values."""
     chosen = {"namespace": experiment.namespace.name, "name": experiment.name, "__rate_interval": WINDOW}
     empty: list[tuple[str, str]] = []
 
     def all_found() -> bool:
-        asked = [(title, with_variables(expr, **chosen)) for title, expr in queries(board)]
+        asked = [(title, with_variables(expr, **chosen)) for title, expr in queries(dashboard)]
         empty[:] = [(title, expr) for title, expr in asked if not running.values(expr)]
         return not empty
 
@@ -118,7 +118,7 @@ def expect_data(running: Prometheus, board: Object, experiment: Experiment) -> N
         eventually(all_found, "every query finds data", 60.0, pause_s=1.0)
     except AssertionError as error:
         raise AssertionError(f"{error}; without data: {empty}") from None
-    for variable in board["templating"]["list"]:
+    for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
             metric, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
             values = {found[label] for found in running.labels(with_variables(metric, **chosen))}

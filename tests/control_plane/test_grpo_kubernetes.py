@@ -297,7 +297,7 @@ def test_another_configuration_of_a_started_run_is_refused_in_the_servers_words(
     grpo.experiment.until_phase("Running")
     assert grpo.run("--detach", "config.seed=9") == 1
     error = capfd.readouterr().err
-    assert "spec.config of a run that has started does not change; make a new experiment" in error
+    assert "spec.config of a run that has started does not change; create a new experiment" in error
     assert "or delete the run: kubectl delete grpo exp" in error
 
 

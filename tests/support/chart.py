@@ -1,4 +1,4 @@
-"""The chart through Helm: rendering, and releases on a control plane."""
+"""Runs Helm on the chart: rendering, and releases on a control plane."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Object = dict[str, Any]
 
 
 class HelmError(Exception):
-    """Helm ended with an error; the text is what it printed."""
+    """Helm failed; the text is its output."""
 
 
 def helm_binary() -> Path:
-    """Helm of `.bin`, else of the path; the test is listed as not run where there is none."""
+    """Helm from `.bin` or from PATH. Skips the test if there is none."""
     own = ROOT / ".bin" / "helm"
     found = str(own) if own.exists() else shutil.which("helm")
     if found is None:
@@ -35,7 +35,7 @@ def helm_binary() -> Path:
 
 
 class Helm:
-    """Helm with an own home, for one cluster or for none."""
+    """Helm with its own home directory, for one cluster or none."""
 
     def __init__(self, home: Path, kubeconfig: Path | None = None) -> None:
         self._binary = helm_binary()
@@ -43,7 +43,7 @@ class Helm:
         self._env = {**os.environ, **folders, "KUBECONFIG": str(kubeconfig or home / "none")}
 
     def run(self, *arguments: str) -> str:
-        """What a command prints; raises ``HelmError``."""
+        """Output of a command; raises ``HelmError``."""
         command = [str(self._binary), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=self._env, timeout=180, check=False)
         if done.returncode:
@@ -51,7 +51,7 @@ class Helm:
         return done.stdout
 
     def template(self, *settings: str, release: str = "areal-gsm8k", more: Sequence[str] = ()) -> list[Object]:
-        """The objects of a release in namespace ``areal``, hooks among them."""
+        """The objects of a release in namespace ``areal``, including hooks."""
         text = self.run("template", release, str(CHART), "--namespace=areal", *_set(settings), *more)
         return [obj for obj in yaml.safe_load_all(text) if obj]
 
@@ -66,12 +66,12 @@ class Helm:
         return self.run("upgrade", release, str(chart), f"--namespace={namespace}", *_set(settings), *more)
 
     def uninstall(self, release: str, namespace: str) -> str:
-        """``helm uninstall``; nothing where there is no such release."""
+        """``helm uninstall``; ignores a missing release."""
         return self.run("uninstall", release, f"--namespace={namespace}", "--ignore-not-found")
 
 
 def one(objects: Sequence[Object], kind: str, name: str | None = None) -> Object:
-    """The only object of a kind, or the one of a name."""
+    """The only object of a kind, or the only one with this name."""
     found = [obj for obj in objects if obj["kind"] == kind and name in (None, obj["metadata"]["name"])]
     assert len(found) == 1, f"{len(found)} × {kind} {name or ''} among {[obj['kind'] for obj in objects]}"
     return found[0]
@@ -84,10 +84,10 @@ def operator_container(objects: Sequence[Object]) -> Object:
 
 
 def environment(container: Object) -> dict[str, str]:
-    """Its variables that have values of their own."""
+    """Environment variables of a container that have literal values."""
     return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
 
 
 def _set(settings: Sequence[str]) -> list[str]:
-    """Without the chart's experiment, where neither values nor settings that come later ask for one."""
+    """Options for Helm. The chart's experiment is off unless later values or settings enable it."""
     return [f"--values={NO_EXPERIMENT}", *[f"--set={setting}" for setting in settings]]

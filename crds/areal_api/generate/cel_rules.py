@@ -1,4 +1,4 @@
-"""Cross-field rules for the API server, in CEL. The models hold the same rules; one table of cases tests both."""
+"""Cross-field rules for the API server, in CEL. The models have the same rules; one table of cases tests both."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from areal_api.experiment import MAX_NAME_LENGTH
 
 @dataclass(frozen=True)
 class Rule:
-    """``expression`` must hold of the object at the dotted key ``at`` ("" is the whole object).
+    """``expression`` must be true for the object at the dotted key ``at`` ("" is the whole object).
 
-    ``at`` has no default: the API server tries rules on the bare default ``{}``, before those below it are filled in.
+    ``at`` has no default: the API server evaluates rules on the default ``{}`` before it fills in nested defaults.
     """
 
     at: str
@@ -19,15 +19,15 @@ class Rule:
     message: str
 
 
-def _given(field: str) -> str:
-    # A nullable field may be absent or null; dyn() lets the type checker compare it with null.
+def _is_set(field: str) -> str:
+    # A nullable field may be absent or null; dyn() allows the type checker to compare it with null.
     return f"has({field}) && dyn({field}) != null"
 
 
 _CLUSTER = "self.config.cluster"
 _SERVER_GPUS = "(self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0)"
 _TRAINER_GPUS = "(self.trainer.device == 'cuda' ? self.trainer.nodes * self.trainer.processesPerNode : 0)"
-_PER_NODE = _given(f"{_CLUSTER}.n_gpus_per_node")
+_PER_NODE = _is_set(f"{_CLUSTER}.n_gpus_per_node")
 
 RULES = (
     Rule(
@@ -38,11 +38,11 @@ RULES = (
     Rule(
         "",
         "!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec.config == oldSelf.spec.config",
-        "spec.config of a run that has started does not change; make a new experiment",
+        "spec.config of a run that has started does not change; create a new experiment",
     ),
     Rule(
         "spec",
-        f"!({_given('self.servers.maxReplicas')}) || self.servers.replicas <= self.servers.maxReplicas",
+        f"!({_is_set('self.servers.maxReplicas')}) || self.servers.replicas <= self.servers.maxReplicas",
         "servers.replicas is above servers.maxReplicas; raise maxReplicas",
     ),
     Rule(
@@ -62,7 +62,7 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"!({_given(f'{_CLUSTER}.n_nodes')} && {_PER_NODE}) || "
+        f"!({_is_set(f'{_CLUSTER}.n_nodes')} && {_PER_NODE}) || "
         f"{_SERVER_GPUS} + {_TRAINER_GPUS} <= {_CLUSTER}.n_nodes * {_CLUSTER}.n_gpus_per_node",
         "servers and trainer need more GPUs than cluster.n_nodes × cluster.n_gpus_per_node",
     ),
@@ -75,18 +75,18 @@ RULES = (
     Rule(
         "spec",
         f"!({_PER_NODE}) || self.servers.device != 'cuda' || self.servers.tensorParallel <= {_CLUSTER}.n_gpus_per_node",
-        "servers.tensorParallel is above cluster.n_gpus_per_node; a server lives on one node",
+        "servers.tensorParallel is above cluster.n_gpus_per_node; a server runs on one node",
     ),
     Rule("spec.config", "size(self.actor.path) > 0", "actor.path is empty; set it to a Hugging Face model"),
     Rule(
         "spec.config",
-        f"!({_given('self.ref')}) || size(self.ref.path) > 0",
+        f"!({_is_set('self.ref')}) || size(self.ref.path) > 0",
         "ref.path is empty; set it, or leave ref out for the model of actor.path",
     ),
-    Rule("spec.config", "size(self.train_dataset.path) > 0", "train_dataset.path is empty; set it to a data set"),
+    Rule("spec.config", "size(self.train_dataset.path) > 0", "train_dataset.path is empty; set it to a dataset"),
     Rule(
         "spec.config",
-        f"!({_given('self.rollout.consumer_batch_size')}) || "
+        f"!({_is_set('self.rollout.consumer_batch_size')}) || "
         "self.rollout.consumer_batch_size == self.train_dataset.batch_size",
         "rollout.consumer_batch_size and train_dataset.batch_size differ; make them equal",
     ),
@@ -97,13 +97,13 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!self.actor.overlong_reward_penalty || !({_given('self.actor.overlong_tokens')}) || "
+        f"!self.actor.overlong_reward_penalty || !({_is_set('self.actor.overlong_tokens')}) || "
         "self.actor.overlong_tokens <= self.gconfig.max_new_tokens",
         "actor.overlong_tokens is above gconfig.max_new_tokens; lower it",
     ),
     Rule(
         "spec.config",
-        f"!self.sglang.skip_tokenizer_init || !({_given('self.gconfig.stop')}) || size(self.gconfig.stop) == 0",
+        f"!self.sglang.skip_tokenizer_init || !({_is_set('self.gconfig.stop')}) || size(self.gconfig.stop) == 0",
         "gconfig.stop needs the server's tokenizer; set sglang.skip_tokenizer_init to false",
     ),
     Rule(
@@ -118,13 +118,13 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!({_given('self.eval_gconfig')}) || self.eval_gconfig.min_new_tokens <= self.eval_gconfig.max_new_tokens",
+        f"!({_is_set('self.eval_gconfig')}) || self.eval_gconfig.min_new_tokens <= self.eval_gconfig.max_new_tokens",
         "eval_gconfig.min_new_tokens is above eval_gconfig.max_new_tokens; lower it",
     ),
     Rule(
         "spec.config",
         "!self.actor.overlong_reward_penalty || "
-        f"({_given('self.actor.overlong_tokens')} && {_given('self.actor.overlong_penalty_factor')})",
+        f"({_is_set('self.actor.overlong_tokens')} && {_is_set('self.actor.overlong_penalty_factor')})",
         "actor.overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both",
     ),
     Rule(
@@ -134,12 +134,12 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!self.actor.use_sapo_loss || !({_given('self.actor.c_clip')})",
+        f"!self.actor.use_sapo_loss || !({_is_set('self.actor.c_clip')})",
         "actor.use_sapo_loss clips nothing; leave actor.c_clip out",
     ),
     Rule(
         "spec.config",
-        f"!({_given('self.actor.m2_threshold')}) || self.actor.use_decoupled_loss || self.actor.recompute_logprob",
+        f"!({_is_set('self.actor.m2_threshold')}) || self.actor.use_decoupled_loss || self.actor.recompute_logprob",
         "actor.m2_threshold needs the trainer's own log-probs; set actor.use_decoupled_loss or actor.recompute_logprob",
     ),
 )

@@ -1,4 +1,4 @@
-"""Files that are made from the models, committed, and checked."""
+"""Writes and checks generated files that are committed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def check_or_write(arguments: Sequence[str], *, path: Path, text: str, module: str) -> int:
-    """Exit status of a generator: ``--write`` writes ``path``, ``--check`` fails where it differs from ``text``."""
+    """Exit status of a generator: ``--write`` writes ``path``, ``--check`` fails if it differs from ``text``."""
     if list(arguments) == ["--write"]:
         path.write_text(text, encoding="utf-8")
         return 0

@@ -1,4 +1,4 @@
-"""The custom resource definition, made from the models.
+"""The custom resource definition, generated from the models.
 
 ``python -m areal_api.generate.crd --write`` writes crds/grpoexperiments.yaml; ``--check`` fails if it is outdated.
 """
@@ -55,7 +55,7 @@ def crd() -> Schema:
     """The CustomResourceDefinition."""
     spec, status = _schema_of(ExperimentSpec), _schema_of(ExperimentStatus, nullable=False)
     config = spec["properties"]["config"]
-    config["required"].remove("experiment_name")  # metadata.name where it is left out
+    config["required"].remove("experiment_name")  # defaults to metadata.name
     if not config["required"]:
         del config["required"]
     conditions = status["properties"]["conditions"]
@@ -136,7 +136,7 @@ def _schema_of(model: type[Section], *, nullable: bool = True) -> Schema:
 
 
 def _structural(schema: Schema, defs: dict[str, Schema], *, nullable: bool) -> Schema:
-    """A schema of pydantic's as Kubernetes wants it: no references, no unions, free-form mappings marked."""
+    """A pydantic schema as a structural schema: no references, no unions, free-form mappings marked."""
     if "$ref" in schema:
         target = defs[schema["$ref"].rsplit("/", 1)[-1]]
         return _structural({**target, **{k: v for k, v in schema.items() if k != "$ref"}}, defs, nullable=nullable)
@@ -149,7 +149,7 @@ def _structural(schema: Schema, defs: dict[str, Schema], *, nullable: bool) -> S
         return {**result, "nullable": True} if nullable else result
     left = set(schema) - _KEPT - _DROPPED - {"exclusiveMinimum", "exclusiveMaximum", "$defs"}
     if left:
-        raise TypeError(f"no structural form is known of {sorted(left)} in {schema}")
+        raise TypeError(f"{sorted(left)} cannot be expressed in a structural schema: {schema}")
     result = {key: value for key, value in schema.items() if key in _KEPT}
     for bound in ("minimum", "maximum"):
         exclusive = f"exclusive{bound.capitalize()}"
@@ -181,7 +181,7 @@ def _children(schema: Schema, defs: dict[str, Schema], *, nullable: bool) -> Sch
     for key, below in schema["properties"].items():
         built = _structural(below, defs, nullable=nullable)
         if _has_properties(built) and key not in schema.get("required", ()) and not _may_be_null(below):
-            built["default"] = {}  # so that the defaults below it are filled in
+            built["default"] = {}  # so that nested defaults are filled in
         result["properties"][key] = built
     if schema.get("required"):
         result["required"] = list(schema["required"])

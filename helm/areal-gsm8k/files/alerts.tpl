@@ -1,23 +1,23 @@
-# Alerts, as a template. `by (namespace, name)` because every replica of the operator tells the same of each experiment.
+# Template of the alerts. They aggregate `by (namespace, name)` because every replica reports the same metrics.
 - alert: ArealNobodyOperates
   expr: absent(areal_operator_leader) or sum(areal_operator_leader) == 0
   for: 5m
   labels: {severity: critical}
   annotations:
-    summary: "No operator holds the Lease; runs go on, but nobody starts, restarts or ends them."
+    summary: "No operator holds the Lease. Runs continue, but none is started, restarted or ended."
 - alert: ArealOperatorBlind
   expr: max(areal_operator_last_watch_event_age_seconds) > 600 and on () count(areal_experiment_phase{phase="Running"}) > 0
   for: 5m
   labels: {severity: critical}
   annotations:
-    summary: "The operator has heard nothing of the cluster for {{ "{{ $value | humanizeDuration }}" }} although experiments run."
+    summary: "The operator has received no watch event for {{ "{{ $value | humanizeDuration }}" }} although experiments are running."
 - alert: ArealReconcilesFail
   expr: sum(increase(areal_operator_reconciles_total{outcome="error"}[15m])) > 10
   for: 5m
   labels: {severity: warning}
   annotations:
-    summary: "Reconciles fail again and again; the operator's log says why."
-# A short window and a long wait: a run that has just begun, or goes on after a suspension, has as long as any other.
+    summary: "Reconciles fail repeatedly; see the operator's log for the reason."
+# A short window with a long `for`, so that a run that has just started or resumed gets the full time.
 - alert: ArealRunStalled
   expr: |-
     max by (namespace, name) (areal_experiment_phase{phase="Running"}) == 1
@@ -25,8 +25,8 @@
   for: {{ .Values.prometheusRule.stalledAfter }}
   labels: {severity: warning}
   annotations:
-    summary: "{{ "{{ $labels.namespace }}/{{ $labels.name }}" }} runs, but has made no step for {{ .Values.prometheusRule.stalledAfter }}."
-# What the trainer says of its servers counts; before its first report, and of scripts that say nothing, their readiness.
+    summary: "{{ "{{ $labels.namespace }}/{{ $labels.name }}" }} is running but has made no step for {{ .Values.prometheusRule.stalledAfter }}."
+# The trainer's report about its servers decides; without one (before the first step, custom scripts) their readiness does.
 - alert: ArealServersBehind
   expr: |-
     (
@@ -38,9 +38,9 @@
   for: {{ .Values.prometheusRule.serversBehindAfter }}
   labels: {severity: warning}
   annotations:
-    summary: "{{ "{{ $labels.namespace }}/{{ $labels.name }}" }} trains with {{ "{{ $value }}" }} servers, fewer than it wants: the others are missing, or hold other weights."
+    summary: "{{ "{{ $labels.namespace }}/{{ $labels.name }}" }} trains with {{ "{{ $value }}" }} servers, fewer than desired: the others are missing or hold outdated weights."
 - alert: ArealRunFailed
   expr: max by (namespace, name) (areal_experiment_phase{phase="Failed"}) == 1
   labels: {severity: warning}
   annotations:
-    summary: "{{ "{{ $labels.namespace }}/{{ $labels.name }}" }} has failed; its status says why."
+    summary: "{{ "{{ $labels.namespace }}/{{ $labels.name }}" }} has failed; see its status for the reason."

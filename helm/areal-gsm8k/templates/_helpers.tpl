@@ -1,9 +1,9 @@
-{{- /* Names. All begin with the release's; the operator's Lease and key have names of their own, fixed in its code. */ -}}
+{{- /* All names begin with the release name, except the operator's Lease and root key, whose names are fixed in code. */ -}}
 {{- define "areal.operator" -}}
 {{- printf "%s-operator" .Release.Name -}}
 {{- end -}}
 
-{{- /* Of objects that belong to no namespace. */ -}}
+{{- /* Name of cluster-scoped objects. */ -}}
 {{- define "areal.clusterwide" -}}
 {{- printf "%s:%s" .Release.Namespace (include "areal.operator" .) -}}
 {{- end -}}
@@ -21,11 +21,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{- /* An image. Arguments: root, whole (a reference that wins, or ""), name, suffix of the tag. */ -}}
+{{- /* An image reference. Arguments: root, reference (overrides the rest unless ""), name, suffix of the tag. */ -}}
 {{- define "areal.image" -}}
 {{- $image := .root.Values.image -}}
-{{- if .whole -}}
-{{- .whole -}}
+{{- if .reference -}}
+{{- .reference -}}
 {{- else -}}
 {{- $registry := $image.registry | trimSuffix "/" -}}
 {{- printf "%s%s:%s%s" (empty $registry | ternary "" (printf "%s/" $registry)) .name ($image.tag | default .root.Chart.AppVersion) .suffix -}}
@@ -33,14 +33,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "areal.operatorImage" -}}
-{{- include "areal.image" (dict "root" . "whole" .Values.images.operator "name" "areal-operator" "suffix" "") -}}
+{{- include "areal.image" (dict "root" . "reference" .Values.images.operator "name" "areal-operator" "suffix" "") -}}
 {{- end -}}
 
 {{- define "areal.url" -}}
 {{- printf "http://%s.%s.svc:8080" (include "areal.operator" .) .Release.Namespace -}}
 {{- end -}}
 
-{{- /* Namespaces that the operator looks after, separated by commas; "" is all. Its own is not among them by itself. */ -}}
+{{- /* Watched namespaces, separated by commas; "" is all. The operator's own namespace is only included if listed. */ -}}
 {{- define "areal.watched" -}}
 {{- .Values.operator.watchNamespaces | default list | uniq | sortAlpha | join "," -}}
 {{- end -}}
@@ -60,7 +60,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{- /* The experiment's spec: the example, what the values say of it, and the images' settings where it has none. */ -}}
+{{- /* The experiment's spec: the example, overridden by experiment.spec, with the chart's pull settings as defaults. */ -}}
 {{- define "areal.experimentSpec" -}}
 {{- $spec := dict -}}
 {{- with .Values.experiment.example -}}
@@ -83,17 +83,17 @@ capabilities:
 {{- toYaml $spec -}}
 {{- end -}}
 
-{{- /* Stops where the release cannot work. What is in the cluster is seen at install and upgrade, not by helm template. */ -}}
+{{- /* Refuses a release that cannot work. `lookup` finds cluster objects on install and upgrade, not in helm template. */ -}}
 {{- define "areal.refuse" -}}
 {{- if semverCompare "<4.0.0-0" .Capabilities.HelmVersion.Version -}}
 {{- printf "Helm is %s; this chart needs Helm 4, which applies objects on the server" .Capabilities.HelmVersion.Version | fail -}}
 {{- end -}}
 {{- if not (regexMatch "^[a-z][a-z0-9-]*$" .Release.Name) -}}
-{{- printf "the release's name %q cannot be part of a Service's; use small letters, digits and hyphens, and begin with a letter" .Release.Name | fail -}}
+{{- printf "the release's name %q cannot be part of a Service's; use lower-case letters, digits and hyphens, and begin with a letter" .Release.Name | fail -}}
 {{- end -}}
 {{- $watched := include "areal.watched" . | splitList "," | compact -}}
 {{- if and .Values.experiment.enabled $watched (not (has .Release.Namespace $watched)) -}}
-{{- printf "operator.watchNamespaces is [%s] without the release's namespace %s, where the experiment is made; add it, or set experiment.enabled=false" (join ", " $watched) .Release.Namespace | fail -}}
+{{- printf "operator.watchNamespaces is [%s] without the release's namespace %s, where the experiment is created; add it, or set experiment.enabled=false" (join ", " $watched) .Release.Namespace | fail -}}
 {{- end -}}
 {{- range (lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" "").items -}}
 {{- $other := (.metadata.annotations | default dict) -}}
@@ -101,20 +101,20 @@ capabilities:
 {{- $release := get $other "meta.helm.sh/release-name" -}}
 {{- if and $home (not (and (eq $home $.Release.Namespace) (eq $release $.Release.Name))) -}}
 {{- if eq $home $.Release.Namespace -}}
-{{- printf "release %s has an operator in namespace %s already; there is one for each namespace: choose another, with --namespace" $release $home | fail -}}
+{{- printf "release %s already has an operator in namespace %s; only one is possible per namespace: choose another with --namespace" $release $home | fail -}}
 {{- end -}}
 {{- $theirs := get $other "areal.dev/watch-namespaces" | splitList "," | compact -}}
-{{- $say := printf "the operator of release %s in namespace %s looks after" $release $home -}}
+{{- $other_operator := printf "the operator of release %s in namespace %s manages" $release $home -}}
 {{- if and (empty $theirs) (empty $watched) -}}
-{{- printf "%s all namespaces, as this one would; use that one, or uninstall it first" $say | fail -}}
+{{- printf "%s all namespaces, as this one would; use that one or uninstall it first" $other_operator | fail -}}
 {{- else if empty $theirs -}}
-{{- printf "%s all namespaces; set operator.watchNamespaces there, or use that one" $say | fail -}}
+{{- printf "%s all namespaces; set operator.watchNamespaces there, or use that one" $other_operator | fail -}}
 {{- else if empty $watched -}}
-{{- printf "%s %s; set operator.watchNamespaces here to others" $say (join ", " $theirs) | fail -}}
+{{- printf "%s %s; set operator.watchNamespaces here to other namespaces" $other_operator (join ", " $theirs) | fail -}}
 {{- end -}}
 {{- range $theirs -}}
 {{- if has . $watched -}}
-{{- printf "%s %s; take it out of operator.watchNamespaces" $say . | fail -}}
+{{- printf "%s %s; remove it from operator.watchNamespaces" $other_operator . | fail -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

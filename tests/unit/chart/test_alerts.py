@@ -1,4 +1,4 @@
-"""The chart's alerts, by promtool: each is raised when its fault lasts, and at no other time."""
+"""Tests of the chart's alerts with promtool: each fires if its fault persists, and only then."""
 
 from __future__ import annotations
 
@@ -15,93 +15,93 @@ RUN = 'namespace="ns",name="x"'
 RUNNING = f'areal_experiment_phase{{{RUN},phase="Running"}}'
 STEP = f"areal_experiment_step{{{RUN}}}"
 CURRENT, READY, DESIRED = (f"areal_experiment_servers_{part}{{{RUN}}}" for part in ("current", "ready", "desired"))
-HEARD = 'areal_operator_last_watch_event_age_seconds{pod="a"}'
+EVENT_AGE = 'areal_operator_last_watch_event_age_seconds{pod="a"}'
 LEADERS = 'areal_operator_leader{pod="a"}', 'areal_operator_leader{pod="b"}'
 ERRORS = 'areal_operator_reconciles_total{pod="a",outcome="error"}'
-# What two operators and a run say, a value a minute; "1x9" is 1 and nine times the same, "0+1x9" grows by 1.
+# Metrics of two operators and a run, one value per minute; "1x9" repeats 1 nine more times, "0+1x9" grows by 1.
 HEALTHY = {
     RUNNING: "1x120",
     STEP: "0+1x120",
     CURRENT: "2x120",
     READY: "2x120",
     DESIRED: "2x120",
-    HEARD: "30x120",
+    EVENT_AGE: "30x120",
     LEADERS[0]: "1x120",
     LEADERS[1]: "0x120",
     ERRORS: "0x120",
 }
-GONE = None  # the series is not there
-NO_RUN = {RUNNING: GONE, STEP: GONE, CURRENT: GONE, READY: GONE, DESIRED: GONE}
+ABSENT = None  # the series does not exist
+NO_RUN = {RUNNING: ABSENT, STEP: ABSENT, CURRENT: ABSENT, READY: ABSENT, DESIRED: ABSENT}
 Changes = dict[str, str | None]
 
-FAULTS: list[tuple[str, Changes, int, int]] = [  # alert, what is other than healthy, still silent at (min), raised at
+FAULTS: list[tuple[str, Changes, int, int]] = [  # alert, changes, silent at (min), firing at
     ("ArealRunStalled", {STEP: "0+1x20 20x100"}, 45, 57),
-    ("ArealRunStalled", {STEP: GONE}, 29, 31),
-    ("ArealOperatorBlind", {HEARD: "0+60x120"}, 14, 17),
+    ("ArealRunStalled", {STEP: ABSENT}, 29, 31),
+    ("ArealOperatorBlind", {EVENT_AGE: "0+60x120"}, 14, 17),
     ("ArealServersBehind", {CURRENT: "2x10 1x110"}, 24, 27),
-    ("ArealServersBehind", {CURRENT: GONE, READY: "2x10 0x110"}, 24, 27),
+    ("ArealServersBehind", {CURRENT: ABSENT, READY: "2x10 0x110"}, 24, 27),
     ("ArealServersBehind", {DESIRED: "2x10 3x110"}, 24, 27),
     ("ArealRunFailed", {**NO_RUN, f'areal_experiment_phase{{{RUN},phase="Failed"}}': "_x10 1x110"}, 9, 12),
     ("ArealNobodyOperates", {LEADERS[0]: "1x10 0x110"}, 14, 17),
-    ("ArealNobodyOperates", {LEADERS[0]: GONE, LEADERS[1]: GONE}, 4, 6),
+    ("ArealNobodyOperates", {LEADERS[0]: ABSENT, LEADERS[1]: ABSENT}, 4, 6),
     ("ArealReconcilesFail", {ERRORS: "0x10 0+2x110"}, 15, 25),
 ]
 HARMLESS: dict[str, Changes] = {
-    "all is well": {},
+    "everything is healthy": {},
     "a step takes 25 minutes": {STEP: " ".join(f"{step}x24" for step in range(5))},
     "a run is suspended": {**NO_RUN, f'areal_experiment_phase{{{RUN},phase="Suspended"}}': "1x120", STEP: "5x120"},
-    "nothing happens and nothing runs": {**NO_RUN, HEARD: "0+60x120"},
+    "the cluster is idle": {**NO_RUN, EVENT_AGE: "0+60x120"},
     "a server restarts and loads the weights": {CURRENT: "2x10 1x10 2x100"},
     "servers are scaled down": {DESIRED: "2x10 1x110"},
     "another operator takes over": {LEADERS[0]: "1x10 0x110", LEADERS[1]: "0x12 1x110"},
-    "a reconcile fails now and then": {ERRORS: "0+0.2x120"},
+    "a reconcile fails occasionally": {ERRORS: "0+0.2x120"},
 }
 
 
 @pytest.fixture(scope="module")
 def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the alerts as the chart renders them."""
+    """A folder with the chart's rendered alerts."""
     folder = tmp_path_factory.mktemp("rules")
     rule = one(Helm(folder / "helm").template("prometheusRule.enabled=true"), "PrometheusRule")
     (folder / "rules.yml").write_text(rule_groups(rule))
     return folder
 
 
-def check(rules: Path, changes: Changes, raised: dict[int, list[str]]) -> None:
-    """Exactly the alerts of ``raised`` are firing at its minutes."""
+def check(rules: Path, changes: Changes, firing: dict[int, list[str]]) -> None:
+    """Asserts that at each minute of ``firing`` exactly its alerts fire."""
     series = {name: values for name, values in {**HEALTHY, **changes}.items() if values is not None}
-    names = "count by (alertname) (ALERTS{alertstate='firing'})"
-    asked: list[dict[str, Any]] = [
+    query = "count by (alertname) (ALERTS{alertstate='firing'})"
+    expected: list[dict[str, Any]] = [
         {
-            "expr": names,
+            "expr": query,
             "eval_time": f"{minute}m",
             "exp_samples": [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in alerts],
         }
-        for minute, alerts in raised.items()
+        for minute, alerts in firing.items()
     ]
-    told = [{"series": name, "values": values} for name, values in series.items()]
-    test = {"interval": "1m", "input_series": told, "promql_expr_test": asked}
+    input_series = [{"series": name, "values": values} for name, values in series.items()]
+    test = {"interval": "1m", "input_series": input_series, "promql_expr_test": expected}
     content = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]}
     (rules / "test.yml").write_text(yaml.safe_dump(content))
     promtool("test", "rules", "test.yml", folder=rules)
 
 
-def test_the_alerts_are_rules_that_prometheus_takes(rules: Path) -> None:
+def test_prometheus_accepts_the_alerts(rules: Path) -> None:
     assert "6 rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yml", folder=rules)
 
 
-@pytest.mark.parametrize(("alert", "changes", "silent", "raised"), FAULTS)
-def test_an_alert_is_raised_when_its_fault_lasts(
-    rules: Path, alert: str, changes: Changes, silent: int, raised: int
+@pytest.mark.parametrize(("alert", "changes", "silent", "firing"), FAULTS)
+def test_an_alert_fires_if_its_fault_persists(
+    rules: Path, alert: str, changes: Changes, silent: int, firing: int
 ) -> None:
-    check(rules, changes, {silent: [], raised: [alert]})
+    check(rules, changes, {silent: [], firing: [alert]})
 
 
 @pytest.mark.parametrize("changes", HARMLESS.values(), ids=HARMLESS.keys())
-def test_no_alert_is_raised_by_what_is_no_fault(rules: Path, changes: Changes) -> None:
+def test_no_alert_fires_without_a_fault(rules: Path, changes: Changes) -> None:
     check(rules, changes, {minute: [] for minute in range(0, 120, 5)})
 
 
-def test_every_alert_has_its_fault(rules: Path) -> None:
+def test_every_alert_is_tested(rules: Path) -> None:
     groups = yaml.safe_load((rules / "rules.yml").read_text())["groups"]
     assert {rule["alert"] for rule in groups[0]["rules"]} == {alert for alert, *_ in FAULTS}

@@ -1,4 +1,4 @@
-"""What the chart renders, and what it refuses. On a real API server: tests/control_plane/test_chart_releases.py."""
+"""Rendering of the chart and validation of its values. tests/control_plane/test_chart_releases.py installs it."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_generated_files_of_the_chart_are_up_to_date() -> None:
         assert path.read_text() == text, f"{path.name} is out of date; run: python helm/generate.py --write"
 
 
-def test_the_chart_has_the_version_of_the_project() -> None:
+def test_the_chart_and_the_project_have_the_same_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (version, version)
 
 
-def test_rules_name_what_they_allow() -> None:
+def test_rules_list_permissions_without_wildcards() -> None:
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
     assert set(rules) == {"experiments", "own", "cluster"}
     assert "*" not in json.dumps(rules)
@@ -74,7 +74,7 @@ def test_rules_name_what_they_allow() -> None:
     assert names == [LEASE, ROOT_KEY]
 
 
-def test_the_schema_knows_every_value_and_no_others() -> None:
+def test_the_schema_has_exactly_the_values() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     for section, below in values().items():
         node = schema["properties"][section]
@@ -85,7 +85,7 @@ def test_the_schema_knows_every_value_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("more", [(), (f"--values={CPU}",), tuple(f"--set={setting}" for setting in EVERYTHING)])
-def test_the_chart_is_lint_free(helm: Helm, more: tuple[str, ...]) -> None:
+def test_the_chart_passes_helm_lint(helm: Helm, more: tuple[str, ...]) -> None:
     helm.run("lint", "--strict", str(CHART), "--namespace=areal", *more)
 
 
@@ -115,7 +115,7 @@ def test_a_wrong_value_is_refused(helm: Helm, setting: str, says: str) -> None:
         helm.template(setting)
 
 
-def test_what_cannot_work_is_refused(helm: Helm) -> None:
+def test_a_release_that_cannot_work_is_refused(helm: Helm) -> None:
     with pytest.raises(HelmError, match=r"watchNamespaces is \[other\] without the release's namespace areal"):
         helm.template("experiment.enabled=true", "operator.watchNamespaces={other}")
     with pytest.raises(HelmError, match=r"experiment\.spec has no config"):
@@ -124,7 +124,7 @@ def test_what_cannot_work_is_refused(helm: Helm) -> None:
         helm.template(release="a.b")
 
 
-def test_the_operator_understands_what_the_chart_sets(helm: Helm) -> None:
+def test_the_operator_parses_its_environment_in_the_chart(helm: Helm) -> None:
     settings = Settings.from_env(environment(operator_container(helm.template(*EVERYTHING))))
     assert settings.watched == ("areal", "other")
     assert settings.progress_url == "http://areal-gsm8k-operator.areal.svc:8080"
@@ -135,7 +135,7 @@ def test_the_operator_understands_what_the_chart_sets(helm: Helm) -> None:
         assert getattr(plain, name) == getattr(defaults, name), name
 
 
-def test_every_variable_of_the_operator_is_set(helm: Helm) -> None:
+def test_the_chart_sets_every_variable_of_the_operator(helm: Helm) -> None:
     source = (ROOT / "operator" / "areal_operator" / "settings.py").read_text()
     known = set(re.findall(r"AREAL_[A-Z_]+", source)) - {"AREAL_OPERATOR_PORT"}  # the container's port is fixed
     assert {entry["name"] for entry in operator_container(helm.template())["env"]} == known | {names.LOG_FORMAT}
@@ -151,7 +151,7 @@ def test_images_come_from_one_registry_and_tag(helm: Helm) -> None:
     assert env["AREAL_SERVER_IMAGE_CPU"] == "localhost:5000/areal-sglang:latest-cpu"
 
 
-def test_a_whole_reference_of_an_image_wins(helm: Helm) -> None:
+def test_a_complete_image_reference_overrides_registry_and_tag(helm: Helm) -> None:
     objects = helm.template("images.serverCpu=r/s@sha256:1", "images.operator=r/o:2")
     container = operator_container(objects)
     assert environment(container)["AREAL_SERVER_IMAGE_CPU"] == "r/s@sha256:1"
@@ -159,7 +159,7 @@ def test_a_whole_reference_of_an_image_wins(helm: Helm) -> None:
     assert environment(container)["AREAL_TRAINER_IMAGE"] == "areal-trainer:0.1.0"
 
 
-def test_an_operator_of_some_namespaces_has_rights_there_alone(helm: Helm) -> None:
+def test_an_operator_of_some_namespaces_has_permissions_only_there(helm: Helm) -> None:
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
     assert one(helm.template(), "ClusterRole")["rules"] == rules["cluster"] + rules["experiments"]
     objects = helm.template("operator.watchNamespaces={a,b}")
@@ -191,7 +191,7 @@ def test_values_for_the_cpu_run_the_tiny_experiment(helm: Helm) -> None:
     assert rendered["spec"]["servers"]["device"] == "cpu"
 
 
-def test_the_specification_lies_over_the_example(helm: Helm) -> None:
+def test_the_spec_is_merged_over_the_example(helm: Helm) -> None:
     settings = ("experiment.spec.servers.replicas=2", "experiment.spec.config.actor.path=other")
     secrets = ("image.pullSecrets[0].name=registry", "experiment.spec.trainer.imagePullSecrets[0].name=own")
     spec = one(helm.template("experiment.enabled=true", *settings, *secrets), "GRPOExperiment")["spec"]
@@ -201,7 +201,7 @@ def test_the_specification_lies_over_the_example(helm: Helm) -> None:
     assert spec["trainer"]["imagePullSecrets"] == [{"name": "own"}]
 
 
-def test_an_experiment_may_be_given_as_a_whole(helm: Helm, tmp_path: Path) -> None:
+def test_an_experiment_may_be_complete_in_the_values(helm: Helm, tmp_path: Path) -> None:
     spec = {"config": {"actor": {"path": "m"}, "train_dataset": {"path": "d", "batch_size": 8}}}
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump({"experiment": {"enabled": True, "example": "", "spec": spec}}))
@@ -226,24 +226,24 @@ def operator_metrics() -> set[str]:
     return {sample.name for family in metrics.registry.collect() for sample in family.samples}
 
 
-def test_the_operators_guide_names_every_figure_of_an_experiment() -> None:
+def test_the_operating_guide_lists_every_metric_of_an_experiment() -> None:
     text = (ROOT / "docs" / "operating.md").read_text()
     assert [name for name in EXPERIMENT_GAUGES if f"`{name.removeprefix('areal_experiment')}`" not in text] == []
 
 
-def test_alerts_ask_for_metrics_that_the_operator_has(helm: Helm) -> None:
-    told = operator_metrics()
+def test_alerts_use_metrics_that_the_operator_exports(helm: Helm) -> None:
+    exported = operator_metrics()
     rule = one(helm.template("prometheusRule.enabled=true", "prometheusRule.stalledAfter=2h"), "PrometheusRule")
     alerts = rule["spec"]["groups"][0]["rules"]
     assert len(alerts) == 6
     for alert in alerts:
-        asked = set(re.findall(r"areal_\w+", alert["expr"]))
-        assert asked, alert
-        assert asked <= told, alert["alert"]
+        used = set(re.findall(r"areal_\w+", alert["expr"]))
+        assert used, alert
+        assert used <= exported, alert["alert"]
     assert [alert["for"] for alert in alerts if alert["alert"] == "ArealRunStalled"] == ["2h"]
 
 
-def test_prometheus_is_sent_to_the_servers_of_experiments(helm: Helm) -> None:
+def test_the_pod_monitor_selects_the_servers_of_experiments(helm: Helm) -> None:
     spec = one(helm.template("podMonitor.enabled=true"), "PodMonitor")["spec"]
     pods = resource_names.component_labels("x", resource_names.SERVER)
     assert spec["selector"]["matchLabels"].items() <= pods.items()
@@ -260,32 +260,32 @@ def test_prometheus_is_sent_to_the_servers_of_experiments(helm: Helm) -> None:
     assert watching["namespaceSelector"] == {"matchNames": ["a", "b"]}
 
 
-def test_the_board_is_in_a_config_map_that_grafanas_sidecar_finds(helm: Helm) -> None:
-    found = one(helm.template("grafanaDashboard.enabled=true"), "ConfigMap", "areal-gsm8k-operator-board")
+def test_the_dashboard_is_in_a_config_map_that_grafanas_sidecar_finds(helm: Helm) -> None:
+    found = one(helm.template("grafanaDashboard.enabled=true"), "ConfigMap", "areal-gsm8k-operator-dashboard")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(found["data"]["areal.json"]) == dashboard.dashboard()
 
 
-def test_notes_say_how_to_watch(helm: Helm) -> None:
+def test_the_notes_show_how_to_watch(helm: Helm) -> None:
     text = helm.run("install", "r", str(CHART), "--dry-run=client", f"--values={CPU}", "--namespace=areal")
     assert "kubectl -n areal get grpo tiny --watch" in text
     text = helm.run("install", "r", str(CHART), "--dry-run=client", "--set=operator.watchNamespaces={a,default}")
     assert "get grpo gsm8k --watch" in text
-    assert "looks after GRPOExperiments in a, default." in text
+    assert "manages GRPOExperiments in a, default." in text
 
 
 DOCUMENTS = ("docs/quickstart.md", "helm/areal-gsm8k/README.md")
 
 
 def commands(document: str, program: str) -> list[list[str]]:
-    """The commands of a document that call a program, as words."""
+    """The commands of a document that run a program, split into words."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     lines = "".join(blocks).replace("\\\n", "").splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith(f"{program} ")]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_of_the_documents_render(helm: Helm, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_helm_commands_in_documents_render(helm: Helm, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     found = [words for words in commands(document, "helm") if words[0] in ("install", "upgrade")]
     assert found
@@ -295,7 +295,7 @@ def test_commands_of_the_documents_render(helm: Helm, document: str, monkeypatch
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_files_that_commands_name_are_experiments(document: str) -> None:
+def test_files_in_documented_commands_are_experiments(document: str) -> None:
     for words in commands(document, "grpo"):
         if words[0] == "run":
             file, *overrides = run_parser().parse_intermixed_args(words[1:]).items

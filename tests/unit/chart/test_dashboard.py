@@ -1,4 +1,4 @@
-"""The Grafana board as Grafana needs it. Its queries on a real Prometheus: tests/control_plane/test_board.py."""
+"""Structure of the Grafana dashboard. tests/control_plane/test_dashboard.py runs its queries on a real Prometheus."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import dashboard
 
-BOARD = dashboard.dashboard()
-GRAPHS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+DASHBOARD = dashboard.dashboard()
+GRAPHS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
-def test_panels_have_ids_of_their_own_and_lie_beside_each_other() -> None:
-    panels = BOARD["panels"]
+def test_panels_have_unique_ids_and_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
 
     def overlap(a: dict[str, int], b: dict[str, int]) -> bool:
@@ -29,7 +29,7 @@ def test_panels_have_ids_of_their_own_and_lie_beside_each_other() -> None:
     assert all(place["x"] + place["w"] <= 24 for place in places)
 
 
-def test_every_panel_asks_the_chosen_data_source_and_names_what_it_shows() -> None:
+def test_every_panel_queries_the_selected_data_source_and_has_titles_and_legends() -> None:
     for panel in GRAPHS:
         assert panel["title"]
         targets = panel["targets"]
@@ -41,12 +41,12 @@ def test_every_panel_asks_the_chosen_data_source_and_names_what_it_shows() -> No
 
 
 def test_every_variable_is_defined_and_used() -> None:
-    defined = {variable["name"] for variable in BOARD["templating"]["list"]}
-    used = set(re.findall(r"\$\{?([a-z]\w*)", str(BOARD["panels"])))
+    defined = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]\w*)", str(DASHBOARD["panels"])))
     assert used == defined == {"datasource", "namespace", "name"}
 
 
-def test_legends_show_labels_that_the_query_keeps() -> None:
+def test_legends_use_only_labels_that_the_query_keeps() -> None:
     for panel in GRAPHS:
         for target in panel["targets"]:
             shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -54,8 +54,8 @@ def test_legends_show_labels_that_the_query_keeps() -> None:
             assert shown <= {label.strip() for labels in kept for label in labels.split(",")}, panel["title"]
 
 
-def test_the_board_is_of_a_schema_that_grafana_11_reads() -> None:
-    assert BOARD["schemaVersion"] >= 39
-    assert [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"] == [
+def test_the_dashboard_has_a_schema_that_grafana_11_reads() -> None:
+    assert DASHBOARD["schemaVersion"] >= 39
+    assert [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"] == [
         row.title for row in dashboard.ROWS
     ]

@@ -1,4 +1,4 @@
-"""The image builds, as far as they can be judged without building."""
+"""Checks of the image builds that need no build."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = {
     for part in ("crds", "trainer_image", "sglang_image", "launcher", "operator")
     for folder in (ROOT / part).glob("areal_*")
 }
-# What the pods run, by Dockerfile.
+# Package of the main process, by Dockerfile.
 PROCESSES = {
     "Dockerfile.trainer": "areal_trainer",
     "Dockerfile.sglang": "areal_server",
@@ -39,7 +39,7 @@ def text(dockerfile: str) -> str:
 
 
 def stages(dockerfile: str) -> dict[str, str]:
-    """The instructions of each stage, without comments and continued lines, by its name (the last one's may be "")."""
+    """Instructions by stage name ("" for an unnamed stage), without comments and with continuation lines joined."""
     plain = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", text(dockerfile), flags=re.MULTILINE))
     found: dict[str, str] = {}
     for stage in re.split(r"^(?=FROM )", plain, flags=re.MULTILINE)[1:]:
@@ -49,12 +49,12 @@ def stages(dockerfile: str) -> dict[str, str]:
 
 
 def copied(stage: str) -> list[str]:
-    """What COPY takes from the repository."""
+    """Sources of COPY instructions from the build context."""
     return [source for line in re.findall(r"^COPY (?!--from)(.*)", stage, re.MULTILINE) for source in line.split()[:-1]]
 
 
 def imported_packages(package: str) -> set[str]:
-    """The project's packages that ``package`` needs, itself among them, wherever in its files the import stands."""
+    """The project's packages that ``package`` imports, directly or indirectly, including itself."""
     needed, waiting = set[str](), {package}
     while waiting:
         name = waiting.pop()
@@ -68,7 +68,7 @@ def imported_packages(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize("dockerfile", PROCESSES)
-def test_hadolint_finds_nothing(dockerfile: str) -> None:
+def test_hadolint_reports_nothing(dockerfile: str) -> None:
     hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
     assert hadolint.exists(), "hadolint is missing: make setup installs it"
     result = subprocess.run([hadolint, ROOT / dockerfile], capture_output=True, text=True, timeout=60)
@@ -76,7 +76,7 @@ def test_hadolint_finds_nothing(dockerfile: str) -> None:
 
 
 @pytest.mark.parametrize(("dockerfile", "package"), PROCESSES.items())
-def test_an_image_holds_and_finds_every_package_that_its_process_imports(dockerfile: str, package: str) -> None:
+def test_an_image_contains_and_finds_every_package_that_its_process_imports(dockerfile: str, package: str) -> None:
     sources = [ROOT / source for stage in stages(dockerfile).values() for source in copied(stage)]
     for needed in imported_packages(package):
         folder = PACKAGES[needed]
@@ -86,14 +86,14 @@ def test_an_image_holds_and_finds_every_package_that_its_process_imports(dockerf
 
 
 @pytest.mark.parametrize("dockerfile", ["Dockerfile.trainer", "Dockerfile.sglang"])
-def test_pods_find_the_examples_where_the_repository_has_them(dockerfile: str) -> None:
+def test_images_contain_the_examples_at_the_paths_of_the_repository(dockerfile: str) -> None:
     assert {"examples/tiny", "examples/gsm8k"} <= set(copied(stages(dockerfile)["code"]))
     for target in ("cpu", "gpu"):
         assert "COPY --from=code /opt/areal /opt/areal" in stages(dockerfile)[target]
 
 
 @pytest.mark.parametrize("dockerfile", PROCESSES)
-def test_what_a_build_copies_is_let_through(dockerfile: str) -> None:
+def test_dockerignore_allows_everything_that_a_build_copies(dockerfile: str) -> None:
     allowed = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     mounted = re.findall(r"type=bind,source=([^,]+)", text(dockerfile))
     for source in [*mounted, *(source for stage in stages(dockerfile).values() for source in copied(stage))]:
@@ -108,7 +108,7 @@ def test_every_image_runs_as_user_1000(dockerfile: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["requirements", "environment"])
-def test_trainer_and_server_share_the_stages_of_their_big_layer(stage: str) -> None:
+def test_trainer_and_server_share_the_stages_of_their_largest_layer(stage: str) -> None:
     assert stages("Dockerfile.trainer")[stage] == stages("Dockerfile.sglang")[stage]
 
 
@@ -118,7 +118,7 @@ def test_images_for_gpus_are_built_on_the_pinned_sglang(dockerfile: str) -> None
     assert f"ARG SGLANG_IMAGE=lmsysorg/sglang:v{pinned}\n" in text(dockerfile)
 
 
-def test_images_and_set_up_use_the_same_uv() -> None:
+def test_images_and_make_setup_use_the_same_uv() -> None:
     (here,) = re.findall(r"^UV_VERSION := (.*)", text("Makefile"), re.MULTILINE)
     assert f"UV_VERSION={here}\n" in text("images/install.sh")
 
@@ -130,7 +130,7 @@ def test_requirements_are_those_of_the_project_and_its_extras() -> None:
 
 @pytest.mark.parametrize(("extras", "without"), [(["wbe"], []), ([], ["fastapi"])])
 def test_an_unknown_extra_or_package_is_refused(extras: list[str], without: list[str]) -> None:
-    with pytest.raises(ValueError, match="there are"):
+    with pytest.raises(ValueError, match="known "):
         requirements(PROJECT, extras, without)
 
 
