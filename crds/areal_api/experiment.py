@@ -84,9 +84,7 @@ class StorageSpec(CamelSection):
 class RunPolicy(CamelSection):
     """Suspension, retries and clean-up of a run. grpo run honours backoffLimit and activeDeadlineSeconds."""
 
-    suspend: bool = Field(
-        False, description="Stop the run and delete its pods; false resumes from a checkpoint."
-    )
+    suspend: bool = Field(False, description="Stop the run and delete its pods; false resumes from a checkpoint.")
     backoff_limit: int = Field(3, ge=0, description="Maximum restarts of a failed trainer; disruptions do not count.")
     active_deadline_seconds: int | None = Field(
         None, ge=1, description="Maximum duration of the run; null is unlimited.", json_schema_extra={"unit": "s"}
