@@ -11,6 +11,9 @@ TORCH_INDEX ?=
 FAULTS ?=
 SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
+SERIAL_TESTS := tests/local tests/faults tests/e2e
+PARALLEL_TESTS := tests $(SERIAL_TESTS:%=--ignore=%)
+
 VENV := .venv
 UV := .bin/uv/bin/uv
 READY := $(VENV)/.ready-$(DEVICE)
@@ -63,9 +66,12 @@ check: setup ## Lint, types, import contracts, generated files.
 	$(VENV)/bin/python helm/generate.py --check
 	$(VENV)/bin/python hack/constraints.py --check
 
-test: setup aworld ## Run all tests but the scenarios of make e2e; what this machine cannot do is listed at the end.
-	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be had here, and the line above says why
-	$(VENV)/bin/pytest -m "not scenario"
+# Tests that need a whole machine run one at a time; the others run in two workers. One summary covers both sessions.
+test: setup aworld ## Run all tests except the scenarios of make e2e; tests that cannot run here are listed at the end.
+	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
+	@reports=$$(mktemp); trap 'rm -f $$reports' EXIT; status=0; \
+	$(VENV)/bin/pytest --numprocesses=2 $(PARALLEL_TESTS) -r N --save-reports=$$reports || status=$$?; \
+	$(VENV)/bin/pytest -m "not scenario" $(SERIAL_TESTS) --durations=10 --add-reports=$$reports && exit $$status
 
 e2e: setup cluster ## Run every end-to-end test on the kind cluster.
 	$(VENV)/bin/pytest tests/e2e
