@@ -7,10 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from areal_api import names
 from areal_api.config import GRPOConfig
+from areal_api.load import read_resolved_config
 from areal_trainer.batch import pack
 from areal_trainer.data.dataset import load_hf_tokenizer, train_loader
 from areal_trainer.engine import RemoteSGLangEngine
@@ -37,7 +36,7 @@ class Parts:
 
 def measure_parts(run: Path, *, batches: int) -> Parts:
     """Of the run in ``run``, with the weights that it ended with: 32 requests of n samples, then their training."""
-    config = GRPOConfig.model_validate(yaml.safe_load(names.config_file(run).read_text()))
+    config = read_resolved_config(names.config_file(run), GRPOConfig)
     model = max(names.checkpoints_dir(run).iterdir(), key=lambda path: path.stat().st_mtime)
     with sglang_server(names.config_file(run), model, run / "alone.log") as address:
         generated = _generate(config, address, batches)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from areal_api.config import GRPOConfig
 from areal_api.pods import PodSettings
+from areal_api.quantities import Size
 from areal_api.section import CamelSection
 from areal_api.status import ExperimentStatus
 
@@ -15,7 +16,6 @@ API_VERSION: Literal["areal.dev/v1alpha1"] = "areal.dev/v1alpha1"
 KIND: Literal["GRPOExperiment"] = "GRPOExperiment"
 MAX_NAME_LENGTH = 40  # leaves room for the suffixes of pod names and of StatefulSet labels
 AccessMode = Literal["ReadWriteMany", "ReadWriteOnce"]
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
 
 
 class Metadata(BaseModel):
@@ -68,7 +68,7 @@ class TrainerSpec(PodSettings):
 class StorageSpec(CamelSection):
     """The volume that trainer and servers share in a cluster. It holds the run directory."""
 
-    size: str = Field("100Gi", pattern=QUANTITY, description="Size of the volume.")
+    size: Size = Field("100Gi", description="Size of the volume.")
     storage_class_name: str | None = Field(None, description="Storage class; null is the cluster's default.")
     access_modes: list[AccessMode] = Field(
         ["ReadWriteMany"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,24 @@ from areal_api.areal_config.keys import is_areal_key
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError, config_error, problems_of
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
+from areal_api.interpolation import Mode, resolve_references
 from areal_api.keys import known, nearest_key
 from areal_api.overrides import Override, parse_override, put
+from areal_api.paths import expand_home
 from areal_api.section import Section
 
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=GRPOConfig)
 
+_PATHS = (
+    ("actor", "path"),
+    ("ref", "path"),
+    ("sglang", "model_path"),
+    ("train_dataset", "path"),
+    ("valid_dataset", "path"),
+    ("cluster", "fileroot"),
+)
 _SPEC_SECTIONS = ("servers", "trainer", "storage", "runPolicy")
 
 
@@ -47,12 +56,16 @@ def load_experiment(
     return _validated(GRPOExperiment, read.data, source=str(path), unwritten=read.unwritten)
 
 
-def parse_experiment(data: Mapping[str, Any], *, source: str) -> GRPOExperiment:
-    """The experiment of an object as the API server gives it; ``${…}`` in ``spec.config`` is resolved."""
+def parse_experiment(data: Mapping[str, Any], *, source: str, interpolation: Mode = "keys") -> GRPOExperiment:
+    """The experiment in an object from the API server.
+
+    ``${…}`` in ``spec.config`` may refer to keys of ``spec.config`` only: the object is somebody else's, and must not
+    read this process's environment.
+    """
     spec = data.get("spec")
     config = spec.get("config") if isinstance(spec, dict) else None
     if isinstance(spec, dict) and isinstance(config, dict):
-        data = {**data, "spec": {**spec, "config": resolve(config, source=source)}}
+        data = {**data, "spec": {**spec, "config": resolve(config, source=source, mode=interpolation)}}
     return _validated(GRPOExperiment, dict(data), source=source)
 
 
@@ -66,9 +79,52 @@ def load_expr_config(argv: Sequence[str], config_cls: type[Config]) -> tuple[Con
     >>> config, path = load_expr_config(["--config", "gsm8k_grpo.yaml", "seed=2"], GRPOConfig)  # doctest: +SKIP
     """
     path, overrides = _arguments(argv)
+    if path is None:
+        path = os.environ.get(names.CONFIG)
+        if not path:
+            raise ConfigError(f"no configuration: give --config FILE (or set {names.CONFIG})")
+        return read_resolved_config(path, config_cls, overrides), path
     data = _read(path, overrides, config_cls).data
     config = {"experiment_name": data["metadata"].get("name"), **data["spec"]["config"]}
-    return _validated(config_cls, config, source=path), path
+    return expand_home_in(_validated(config_cls, config, source=path)), path
+
+
+def read_resolved_config(
+    path: str | os.PathLike[str], config_cls: type[Config], overrides: Sequence[str] = ()
+) -> Config:
+    """The configuration in ``config.yaml`` of a run directory, which launcher and operator write for their processes.
+
+    It is complete and has our keys only: nothing is converted. ``~`` in paths becomes this machine's home directory.
+    """
+    data, source = read_yaml(path), str(path)
+    if is_experiment(data):
+        raise ConfigError(
+            f"{source}: is an experiment, not the configuration that a run resolved; give --config {source}"
+        )
+    for override in map(parse_override, overrides):
+        if not known(config_cls, override.key):
+            raise _unknown(override, config_cls)
+        put(data, override.key, override.value, source=override.source)
+    return expand_home_in(_validated(config_cls, resolve(data, source=source), source=source))
+
+
+def with_home_expanded(experiment: GRPOExperiment) -> GRPOExperiment:
+    """``experiment`` for a run on this machine: ``~`` in its paths is this machine's home directory."""
+    spec = experiment.spec
+    changed = spec.model_copy(update={"config": expand_home_in(spec.config)})
+    return experiment.model_copy(update={"spec": changed})
+
+
+def expand_home_in(config: Config) -> Config:
+    """``config`` with ``~`` in its paths replaced by this machine's home directory."""
+    changes: dict[str, Any] = {}
+    for key, name in _PATHS:
+        section = changes.get(key, getattr(config, key))
+        if section is not None and getattr(section, name):
+            changes[key] = section.model_copy(update={name: expand_home(getattr(section, name))})
+    if config.tokenizer_path:
+        changes["tokenizer_path"] = expand_home(config.tokenizer_path)
+    return config.model_copy(update=changes)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -93,16 +149,12 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {str(key): value for key, value in data.items()}
 
 
-def resolve(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+def resolve(config: Mapping[str, Any], *, source: str, mode: Mode = "environment") -> dict[str, Any]:
     """``config`` with every ``${…}`` replaced; keys count from its root, as in AReaL's files."""
     try:
-        data = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if error.full_key else ""
-        reason = re.sub(r"^\w+ (raised )?while resolving interpolation: ", "", str(error.msg or error).splitlines()[0])
-        raise ConfigError(f"{source}: {key}{reason}; set the key") from error
-    assert isinstance(data, dict)
-    return {str(key): value for key, value in data.items()}
+        return resolve_references(config, mode=mode)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def is_experiment(data: Mapping[str, Any]) -> bool:
@@ -196,7 +248,8 @@ def _unknown(override: Override, model: type[Section]) -> ConfigError:
     return ConfigError(text)
 
 
-def _arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
+def _arguments(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The path after ``--config``, if any, and the overrides."""
     rest = list(argv[1:] if argv and argv[0].endswith(".py") else argv)
     path: str | None = None
     overrides: list[str] = []
@@ -208,10 +261,6 @@ def _arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
             path = argument.removeprefix("--config=")
         else:
             overrides.append(argument)
-    if path is None:
-        path = os.environ.get(names.CONFIG)
-    if not path:
-        raise ConfigError(f"no configuration: give --config FILE (or set {names.CONFIG})")
     return path, overrides
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from areal_api.quantities import Size
 from areal_api.section import CamelSection
 
 Device = Literal["cuda", "cpu"]
@@ -42,8 +43,4 @@ class PodSettings(CamelSection):
     pod_annotations: dict[str, str] = Field(default_factory=dict, description="Additional pod annotations.")
     volumes: list[dict[str, Any]] = Field(default_factory=list, description="Additional volumes.")
     volume_mounts: list[dict[str, Any]] = Field(default_factory=list, description="Mounts of the additional volumes.")
-    shm_size: str = Field(
-        "8Gi",
-        pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$",
-        description="Size of /dev/shm; it counts towards the memory limit.",
-    )
+    shm_size: Size = Field("8Gi", description="Size of /dev/shm; it counts towards the memory limit.")

@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import yaml
-
 from areal_api import logs, names
 from areal_api.config import GRPOConfig
+from areal_api.load import read_resolved_config
+from areal_api.paths import expand_home, is_local_path
 from areal_server.arguments import Device, Flag, server_arguments, server_environment
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def check_model(path: str) -> None:
     local = Path(path)
     if local.is_dir() and not (local / "config.json").is_file():
         raise ValueError(f"model path {path}: it has no config.json; it must be a Hugging Face checkpoint")
-    if not local.exists() and (local.is_absolute() or path.startswith(".") or len(local.parts) > 2):
+    if not local.exists() and is_local_path(path):
         raise ValueError(f"model path {path}: no such directory; set actor.path (or sglang.model_path) to a model")
 
 
@@ -187,10 +187,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = parse(sys.argv[1:] if argv is None else argv)
     try:
-        config = GRPOConfig.model_validate(yaml.safe_load(Path(options.config).read_text()))
+        config = read_resolved_config(options.config, GRPOConfig)
         api_key = read_key(options.api_key_file)
         check_machine(options.device, options.tensor_parallel, options.host, options.port)
-        model_path = options.model_path or config.sglang.model_path or config.actor.path
+        model_path = expand_home(options.model_path or config.sglang.model_path or config.actor.path)
         check_model(model_path)
         environment = server_environment(
             options.device,

@@ -1,24 +1,14 @@
-"""What a user's text names: an object (``package.module:name``), a file, or something on the hub."""
+"""Objects named by an import path, ``package.module:name``."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import os
-import re
 import sys
 from functools import reduce
-from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-
-
-def names_a_file(path: str) -> bool:
-    """Whether ``path`` can only mean something here, not on the Hugging Face hub (``name`` or ``owner/name``)."""
-    here = Path(path)
-    return not HUB_NAME.fullmatch(path) or (len(here.parts) > 1 and here.parent.is_dir())
 
 
 def load_object(path: str, *, field: str) -> Any:

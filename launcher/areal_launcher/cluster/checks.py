@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from areal_api import names, resource_names
 from areal_api.experiment import API_VERSION, ExperimentSpec
 from areal_api.generate.crd import PLURAL
+from areal_api.paths import expand_home, is_local_path
 from areal_launcher import run_files
 from areal_launcher.cluster.client import ApiError, Cluster, Object
 from areal_launcher.errors import RunError
-from areal_launcher.local.checks import is_local
 
 IN_IMAGES = ("examples/tiny", "examples/gsm8k")  # what our own images hold below it
 INSTALL = "helm install areal-gsm8k helm/areal-gsm8k --namespace areal --create-namespace"
@@ -99,7 +99,7 @@ def check_files(spec: ExperimentSpec) -> None:
         "valid_dataset.path": config.valid_dataset.path if config.valid_dataset is not None else None,
     }
     for key, path in paths.items():
-        if path and is_local(path) and Path(path).exists() and not in_pods(spec, path):
+        if path and is_local_path(path) and Path(expand_home(path)).exists() and not in_pods(spec, path):
             raise ValueError(unseen(key, path))
 
 

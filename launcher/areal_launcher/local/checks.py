@@ -12,8 +12,8 @@ from pathlib import Path
 
 from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
+from areal_api.paths import is_local_path
 
-HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FUNCTION = re.compile(r"^[\w.]+:[\w.]+$")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -35,16 +35,9 @@ WEIGHTS_KEPT = 3  # published versions: two kept and one being written
 LEAST_FREE_BYTES = 256 * 2**20
 
 
-def is_local(path: str) -> bool:
-    """Whether ``path`` can only be meant as a place in the file system, not as a name on the hub."""
-    if Path(path).exists() or not HUB_NAME.match(path) or path.startswith("."):
-        return True
-    return "/" in path and Path(path.split("/")[0]).is_dir()
-
-
 def check_model(key: str, path: str) -> None:
     """A local model directory has a config.json; names on the hub are left to the hub."""
-    if not is_local(path):
+    if not is_local_path(path):
         return
     directory = Path(path)
     if not directory.exists():
@@ -71,7 +64,7 @@ def check_dataset(key: str, path: str) -> None:
     """A local data set exists; names on the hub and functions are left to the trainer."""
     if FUNCTION.match(path):
         return
-    if (is_local(path) or path.endswith(DATA_SUFFIXES)) and not Path(path).exists():
+    if (is_local_path(path) or path.endswith(DATA_SUFFIXES)) and not Path(path).exists():
         raise ValueError(
             f"{key}: no data set at {Path(path).absolute()}; set {key} to a file, a directory or a hub name"
         )
@@ -170,5 +163,5 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> Non
 
 def check_tokenizer(path: str) -> None:
     """A local tokenizer directory exists."""
-    if is_local(path) and not Path(path).exists():
+    if is_local_path(path) and not Path(path).exists():
         raise ValueError(f"tokenizer_path: no tokenizer at {Path(path).absolute()}; leave it out to use actor.path")

@@ -12,6 +12,7 @@ from typing import Any
 from areal_api import names
 from areal_api.commands import Command, server_command, trainer_command
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
+from areal_api.load import with_home_expanded
 from areal_api.render import config_yaml, experiment_yaml
 from areal_launcher.local.checks import check_experiment, needed_gpus, visible_gpus
 from areal_launcher.local.processes import HeldPort
@@ -27,6 +28,7 @@ EVALUATE_MODULE = "areal_trainer.evaluate"
 @contextlib.contextmanager
 def prepared_run(experiment: GRPOExperiment, *, run: Path, first_port: int | None) -> Iterator[LocalPlan]:
     """A run that can start: everything checked, its directory locked and written, its ports held."""
+    experiment = with_home_expanded(experiment)
     spec = experiment.spec
     gpus = visible_gpus(os.environ) if sum(needed_gpus(spec)) else []
     check_experiment(spec, run=run, gpus=gpus)

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import base64
-import re
 from typing import Any
 
 from areal_api import resource_names
+from areal_api.quantities import parse_quantity
 from areal_operator.manifests.base import Build, Manifest, owned, owner_reference
 
 CONFIG_KEY = "config.yaml"
 API_KEY = "api-key"
-UNITS = {
-    "": 1.0,
-    "k": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "P": 1e15,
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-    "Pi": 2.0**50,
-}
 
 
 def config_map(build: Build) -> Manifest:
@@ -78,7 +65,7 @@ def volume_claim(build: Build, existing: dict[str, Any] | None) -> Manifest:
         if found.get("storageClassName") is not None:
             spec["storageClassName"] = found["storageClassName"]
         has = found["resources"]["requests"]["storage"]
-        if quantity(has) > quantity(storage.size):
+        if parse_quantity(has) > parse_quantity(storage.size):
             spec["resources"]["requests"]["storage"] = has
     metadata: dict[str, Any] = {
         "name": resource_names.volume_claim(build.name),
@@ -132,11 +119,3 @@ def headless_service(build: Build, name: str, component: str, port: int) -> Mani
 def encoded(text: str) -> str:
     """``text`` as a Secret holds it."""
     return base64.b64encode(text.encode()).decode()
-
-
-def quantity(text: str) -> float:
-    """The number of a size as ``10Gi``; raises ``ValueError`` for anything else."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGTP]i|[kMGTP]?)", str(text))
-    if match is None:
-        raise ValueError(f"{text!r} is no size; write one as 10Gi")
-    return float(match[1]) * UNITS[match[2]]

@@ -10,8 +10,16 @@ import pytest
 from areal_api import names
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError
-from areal_api.load import load_experiment, load_expr_config, parse_experiment
+from areal_api.load import (
+    load_experiment,
+    load_expr_config,
+    parse_experiment,
+    read_resolved_config,
+    with_home_expanded,
+)
 from areal_api.overrides import parse_override
+from areal_api.render import config_yaml
+from support.experiment_cases import Case
 
 EXPERIMENT = """\
 apiVersion: areal.dev/v1alpha1
@@ -140,8 +148,8 @@ def test_a_bare_configuration_is_one_server_and_one_rank(bare: Path) -> None:
         ("config.actor.path=null", "spec.config.actor.path: null is not text; give text"),
         ("config.gconfig=3", "spec.config.gconfig: 3 is not a section (keys and values); "
                              "give a section (keys and values)"),
-        ("config.seed=${no.such}", "seed: Interpolation key 'no.such' not found; set the key"),
-        ("config.actor.path=???", "tokenizer_path: Missing mandatory value: actor.path; set the key"),
+        ("config.seed=${no.such}", "seed: ${no.such} refers to a key that is not set; set it, or write the value out"),
+        ("config.actor.path=???", "actor.path is ???; set it"),
         ("noequals", "override noequals: is not key=value; write for example actor.path=Qwen/Qwen3-1.7B"),
         ("--port=3", "override --port=3: is not key=value; write for example actor.path=Qwen/Qwen3-1.7B"),
         ("config..path=3", "override config..path=3: the key has an empty part; write for example "
@@ -218,6 +226,34 @@ def test_a_launched_script_finds_its_configuration(bare: Path, monkeypatch: pyte
     assert load_expr_config([], GRPOConfig)[1] == str(bare)
 
 
+def test_paths_below_home_are_expanded_where_the_run_reads_them(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overrides = ["actor.path=~/m", "cluster.fileroot=~/runs", "tokenizer_path=~/t", "valid_dataset.path=~/v"]
+    experiment = load_experiment(bare, overrides)
+    assert experiment.spec.config.actor.path == "~/m"  # pods have another home
+    config = with_home_expanded(experiment).spec.config
+    assert config == load_expr_config(["--config", str(bare), *overrides], GRPOConfig)[0]
+    assert (config.actor.path, config.tokenizer_path) == (f"{tmp_path}/m", f"{tmp_path}/t")
+    assert config.valid_dataset is not None
+    assert config.valid_dataset.path == f"{tmp_path}/v"
+    assert names.run_dir(experiment.spec.config) == tmp_path / "runs" / "bare" / "trial0"
+
+
+def test_trainer_and_server_read_the_resolved_configuration_alike(bare: Path, tmp_path: Path) -> None:
+    config = load_experiment(bare, ["gconfig.stop=['\\${x}', a]"]).spec.config
+    assert config.gconfig.stop == ["${x}", "a"]
+    path = tmp_path / "config.yaml"
+    path.write_text(config_yaml(config))
+    assert read_resolved_config(path, GRPOConfig) == config
+
+
+def test_an_experiment_is_not_a_resolved_configuration(experiment: Path) -> None:
+    with pytest.raises(ConfigError, match="is an experiment, not a run's resolved configuration"):
+        read_resolved_config(experiment, GRPOConfig)
+
+
 def test_a_script_without_configuration_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(names.CONFIG, raising=False)
     with pytest.raises(ConfigError, match="give --config FILE"):
@@ -250,6 +286,14 @@ def test_an_object_of_the_api_server_is_an_experiment() -> None:
     assert experiment.spec.config.tokenizer_path == "m"
     assert experiment.status is not None
     assert experiment.status.servers.ready == 1
+
+
+def test_an_object_of_the_api_server_cannot_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPERATOR_SECRET", "s3cret")
+    data = Case("", {"spec.config.actor.path": "${oc.env:OPERATOR_SECRET}"}).experiment()
+    with pytest.raises(ConfigError, match="not allowed here, only references to keys") as caught:
+        parse_experiment(data, source="default/a")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_areals_file_warns_of_what_has_no_meaning(bare: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from areal_api.config import DatasetConfig
-from areal_trainer.import_path import load_object, names_a_file
+from areal_api.paths import is_local_path
+from areal_trainer.import_path import load_object
 
 Row = dict[str, Any]
 FUNCTION = re.compile(r"[\w.]+:[\w.]+")
@@ -51,7 +52,7 @@ def read_source(config: DatasetConfig, *, split: str, section: str, tokenizer: P
             return _read_directory(path, split)
         if FUNCTION.fullmatch(config.path):
             return _call(config, split=split, section=section, tokenizer=tokenizer)
-        if path.suffix in READERS or names_a_file(config.path):
+        if path.suffix in READERS or is_local_path(config.path):
             raise ValueError(f"no such file or directory (working directory: {Path.cwd()})")
         return _from_hub(config, split)
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
-from areal_trainer.import_path import names_a_file
+from areal_api.paths import is_local_path
 
 Message = dict[str, Any]
 
@@ -19,7 +19,7 @@ def load_hf_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises ``ValueError`` naming ``path`` if it cannot be loaded.
     """
     directory = Path(path)
-    if not directory.is_dir() and names_a_file(path):
+    if not directory.is_dir() and is_local_path(path):
         raise ValueError(f"tokenizer {path!r}: no such directory; set tokenizer_path (or actor.path) to a model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)

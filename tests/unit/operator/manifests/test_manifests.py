@@ -14,7 +14,7 @@ import pytest
 from areal_api import names, resource_names
 from areal_operator.manifests.base import Build
 from areal_operator.manifests.pod import CONFIG_FILE, compute_threads
-from areal_operator.manifests.shared import network_policy, quantity
+from areal_operator.manifests.shared import network_policy
 from areal_operator.settings import Settings
 from support import operator_objects
 from support.operator_objects import decide, manifest, named, state
@@ -209,13 +209,6 @@ def test_names_stay_within_63_letters() -> None:
 def test_cores_are_shared_among_the_processes_of_a_pod(resources: Any, processes: int, threads: int) -> None:
     settings = state(servers__resources=resources).experiment.spec.servers
     assert compute_threads(settings, processes) == threads
-
-
-def test_sizes_are_compared_by_their_number() -> None:
-    assert quantity("1Ti") == 1024 * quantity("1Gi")
-    assert quantity("1.5G") == 1.5e9
-    with pytest.raises(ValueError, match="'big' is no size"):
-        quantity("big")
 
 
 def test_an_image_is_the_specs_or_the_operators_and_else_an_error() -> None:
