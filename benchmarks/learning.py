@@ -39,11 +39,11 @@ def comparison(pairs: list[tuple[Run, Run]], steps: int) -> Comparison:
         "the same, synchronous",
         [steps / synchronous.total_s for _, synchronous in pairs],
         notes=[
-            f"seed {seed}: held-out reward {_told(asynchronous)} asynchronous, {_told(synchronous)} synchronous"
+            f"seed {seed}: held-out reward {_summary(asynchronous)} asynchronous, {_summary(synchronous)} synchronous"
             for seed, (asynchronous, synchronous) in enumerate(pairs, 1)
         ],
     )
 
 
-def _told(run: Run) -> str:
+def _summary(run: Run) -> str:
     return f"{run.held_out:.3f} in {run.total_s:.0f} s"

@@ -1,7 +1,7 @@
 """The peers' task: a Qwen3 of 0.8 M parameters, 32 prompts × 8 samples of at most 20 tokens, on two cores.
 
-``grpo run`` with the real SGLang server, asynchronous (η = 2, decoupled loss with a forward pass of its own) and
-synchronous; its parts alone; and with ``--trl`` TRL's GRPOTrainer on the same task, which generates in the process.
+``grpo run`` with the real SGLang server, asynchronous (η = 2, decoupled loss, recomputed log-probs) and synchronous;
+generation and training alone; and with ``--trl`` TRL's GRPOTrainer on the same task, which generates in the process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AREAL = "AReaL 1.0.4, published for a like machine and not measured here: 5.1–
 
 
 def run(*, small: bool, rounds: int, trl: bool = False) -> list[Comparison]:
-    """Steps a second. A round is an asynchronous run, a synchronous run, the parts alone, and TRL's run."""
+    """Compare steps per second. A round is an asynchronous run, a synchronous run, the parts alone, and TRL's run."""
     steps, rounds = (3, 1) if small else (25, min(rounds, 3))
     asynchronous: list[Run] = []
     synchronous: list[Run] = []
@@ -49,7 +49,7 @@ def run(*, small: bool, rounds: int, trl: bool = False) -> list[Comparison]:
             if trl:
                 seconds, rewards = trl_run(TINY / "model", TINY / "data" / "train.jsonl", steps=steps, work=root)
                 peers.append(Run(seconds, statistics.mean(rewards[-LAST_STEPS:])))
-    work = f"{steps} steps of 32 × 8 samples, 0.8 M parameters, SGLang and trainer on one thread each"
+    work = f"{steps} steps of 32 × 8 samples, 0.8 M parameters, SGLang and trainer with one thread each"
     return _comparisons(work, asynchronous, synchronous, parts, peers)
 
 
@@ -74,7 +74,7 @@ def _comparisons(
             work,
             "steps/s",
             ours,
-            "the slower of its parts, alone",
+            "the slower part, alone",
             [1 / max(part.generation_s, part.training_s) for part in parts],
             goal=1 / 1.15,
             notes=[f"seconds alone: {alone}"],

@@ -1,4 +1,4 @@
-"""Rewards: GSM8K's reward through the pool, beside the standard library's pool of processes, which has no deadlines."""
+"""Throughput of the GSM8K reward in our pool and in ProcessPoolExecutor, which has no deadlines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ADDRESS = "areal_trainer.reward.gsm8k:gsm8k_reward_fn"
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Rewards a second of one process either way, of batches that are asked for at once."""
+    """Rewards per second with one process on each side, for batches submitted at once."""
     batches = 2 if small else 40
     answers = [rf"so \boxed{{{number}}}" for number in range(BATCH)]
     with asyncio.Runner() as runner, ProcessPoolExecutor(1) as executor:

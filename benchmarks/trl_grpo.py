@@ -19,7 +19,7 @@ ANSWER = re.compile(r"####\s*(-?\d+)")
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step, generation included."""
+    """Records the seconds of each step, including generation, and the rewards."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -38,18 +38,18 @@ class Clock(TrainerCallback):
 
 
 def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-    """1 where the number after #### is the reference's."""
+    """1 if the number after #### equals the reference."""
     texts = [completion[0]["content"] for completion in completions]
-    return [float(_number(text) == _number(wanted)) for text, wanted in zip(texts, answer, strict=True)]
+    return [float(_number(text) == _number(reference)) for text, reference in zip(texts, answer, strict=True)]
 
 
 def _number(text: str) -> int | None:
-    found = ANSWER.search(text)
-    return int(found[1]) if found else None
+    match = ANSWER.search(text)
+    return int(match[1]) if match else None
 
 
 def main(model: str, data: str, result: str, steps: int) -> None:
-    """The peers' task: 32 prompts × 8 samples of at most 20 tokens a step, fp32, one update a batch."""
+    """The peers' task: 32 prompts × 8 samples of at most 20 tokens per step, fp32, one update per batch."""
     rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
     dataset = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]} for row in rows]

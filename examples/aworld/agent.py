@@ -1,4 +1,4 @@
-"""An AWorld agent whose calls of the model go through the trainer's engine. All that imports AWorld stands here."""
+"""An AWorld agent that generates through the trainer's engine. Only this module imports AWorld."""
 
 from __future__ import annotations
 
@@ -35,48 +35,48 @@ OPERATIONS: dict[type[ast.AST], Any] = {
     ast.UAdd: operator.pos,
 }
 LONGEST_EXPRESSION = 200
-FORGOTTEN_AFTER_S = 60.0  # AWorld goes on with its records for a moment after an episode
+CLEANUP_DELAY_S = 60.0  # AWorld still writes records shortly after an episode
 
 
 @be_tool(tool_name="calculator", desc="The value of an arithmetic expression.")
 def calculate(expression: str) -> str:
-    """An agent's tool; what it raises, the agent is told. AWorld copies its source, so it calls by name alone."""
+    """The calculator tool; the agent receives its errors. AWorld copies this source, so it calls by name only."""
     return value_of(expression)
 
 
 def value_of(expression: str) -> str:
-    """The value of an expression of numbers, + - * / and brackets. Raises ``ValueError`` for anything else."""
+    """Evaluate an expression of numbers, + - * / and parentheses. Raises ``ValueError`` for anything else."""
     if len(expression) > LONGEST_EXPRESSION:
-        raise ValueError(f"an expression may have {LONGEST_EXPRESSION} characters, this has {len(expression)}")
+        raise ValueError(f"the expression has {len(expression)} characters; at most {LONGEST_EXPRESSION} are allowed")
     try:
-        return f"{_evaluated(ast.parse(expression.strip(), mode='eval').body):.12g}"
+        return f"{_evaluate(ast.parse(expression.strip(), mode='eval').body):.12g}"
     except (SyntaxError, KeyError, ZeroDivisionError, OverflowError, MemoryError) as error:
-        raise ValueError(f"cannot work out {expression!r}: {error!r}") from error
+        raise ValueError(f"cannot evaluate {expression!r}: {error!r}") from error
 
 
-def _evaluated(node: ast.AST) -> float:
+def _evaluate(node: ast.AST) -> float:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return float(node.value)
     if isinstance(node, ast.BinOp):
-        return float(OPERATIONS[type(node.op)](_evaluated(node.left), _evaluated(node.right)))
+        return float(OPERATIONS[type(node.op)](_evaluate(node.left), _evaluate(node.right)))
     if isinstance(node, ast.UnaryOp):
-        return float(OPERATIONS[type(node.op)](_evaluated(node.operand)))
+        return float(OPERATIONS[type(node.op)](_evaluate(node.operand)))
     raise KeyError(type(node).__name__)
 
 
 class EngineProvider(LLMProviderBase):
-    """AWorld's interface of a model, answered by a conversation of the trainer's. Sampling is the trainer's matter."""
+    """AWorld's model interface backed by a ``Conversation``. The trainer controls sampling."""
 
     def __init__(self, conversation: Conversation, *, max_turns: int) -> None:
         super().__init__(model_name="policy", sync_enabled=False, async_enabled=False)
         self._conversation = conversation
         self._turns_left = max_turns
-        self.failure: Exception | None = None  # AWorld turns what a provider raises into a text
+        self.failure: Exception | None = None  # AWorld converts a provider's exception to text
 
     async def acompletion(self, messages: list[dict[str, Any]], **options: Any) -> ModelResponse:
-        """The model's answer, with the calls of tools that it holds in the manner of Qwen and Hermes.
+        """The model's response with its tool calls, parsed in the Qwen and Hermes format.
 
-        The last answer that an agent may have calls nothing: it is taken as it is.
+        Tool calls in the last allowed response are not parsed.
         """
         self._turns_left -= 1
         try:
@@ -94,7 +94,7 @@ class EngineProvider(LLMProviderBase):
             content, calls = await ToolParser().extract_tool_calls(turn.text)
         response = turn.response
         usage = {"prompt_tokens": response.input_len, "completion_tokens": response.output_len}
-        content = content.strip() or " "  # AWorld takes an answer without text for a failure
+        content = content.strip() or " "  # AWorld treats an empty response as a failure
         return ModelResponse(
             id=uuid.uuid4().hex,
             model=self.model_name,
@@ -105,56 +105,56 @@ class EngineProvider(LLMProviderBase):
         )
 
     def completion(self, *arguments: Any, **options: Any) -> ModelResponse:
-        """Episodes run side by side on an event loop, which no call may block."""
-        raise NotImplementedError("the trainer's model answers asynchronously: call acompletion")
+        """Not supported: episodes run concurrently on an event loop, which no call may block."""
+        raise NotImplementedError("the trainer's model is asynchronous; call acompletion")
 
     def postprocess_response(self, response: Any) -> ModelResponse:
-        """The answer is one of AWorld's already."""
+        """The response already has AWorld's type."""
         return response
 
     def _init_provider(self) -> None:
-        """There is no client: the engine is the trainer's own."""
+        """No client is needed."""
 
 
 class TrainedAgent(Agent):
-    """An AWorld agent of one episode, with the trainer's model."""
+    """An AWorld agent for one episode, using the trainer's model."""
 
     def __init__(self, *, provider: EngineProvider, system_prompt: str, tools: Sequence[str]) -> None:
         settings = ModelConfig(llm_provider="openai", llm_model_name=provider.model_name, llm_api_key="none")
         super().__init__(
             name="solver",
-            # Through messages, AWorld would leave a record of each in no episode's name.
+            # In the default mode AWorld keeps a record of each message without a session.
             conf=AgentConfig(
                 llm_config=settings, memory_config=AgentMemoryConfig(history_write_strategy=HistoryWriteStrategy.DIRECT)
             ),
             system_prompt=system_prompt,
             tool_names=list(tools),
-            llm_max_attempts=1,  # the engine tries again by itself, and AWorld waits 10 s before it does
+            llm_max_attempts=1,  # the engine retries itself, and AWorld would wait 10 s
         )
         self._model = LLMModel(custom_provider=provider)
 
     @property
     def llm(self) -> LLMModel:
-        """The trainer's model in the place of a configured service."""
+        """The trainer's model instead of a configured service."""
         return self._model
 
     async def _save_failed_request_context(self, *arguments: Any, **options: Any) -> None:
-        """Nothing: AWorld would write each failed request into the working directory."""
+        """Does nothing: AWorld would write each failed request to the working directory."""
 
     def _log_messages(self, *arguments: Any, **options: Any) -> None:
-        """Nothing: to tell their length AWorld loads a tokenizer from the web, once a call."""
+        """Does nothing: AWorld would download a tokenizer on each call to count tokens."""
 
 
 class EpisodeMemory(InMemoryMemoryStore):
-    """AWorld's memory, of running episodes alone."""
+    """AWorld's memory, limited to running episodes."""
 
     def forget(self, session_id: str) -> None:
-        """Drop an episode."""
+        """Delete an episode."""
         self.memory_items = [item for item in self.memory_items if item.session_id != session_id]
 
 
 def forget_states(session_id: str) -> None:
-    """Drop an episode from AWorld's record of what is running, which has no way to."""
+    """Delete an episode from AWorld's run-state storage, which has no API for this."""
     states = InMemoryStateStorage.instance()
     if session_id in states._session_nodes:
         states._ordered_session_ids.remove(session_id)
@@ -163,17 +163,17 @@ def forget_states(session_id: str) -> None:
 
 
 class AgentRunner:
-    """Runs episodes of AWorld agents in this process. AWorld would keep all of them; they are dropped soon after."""
+    """Runs episodes of AWorld agents in this process and deletes their records, which AWorld would keep for ever."""
 
     def __init__(self) -> None:
-        aworld_log.disable("aworld")  # pages an episode; failures are raised
+        aworld_log.disable("aworld")  # it logs pages per episode; failures are raised
         self._memory = EpisodeMemory()
         MemoryFactory.init(self._memory)
 
     async def solve(
         self, task: str, conversation: Conversation, *, system_prompt: str, tools: Sequence[str], max_turns: int
     ) -> str:
-        """An agent's last words on ``task``, after at most ``max_turns`` answers of the model."""
+        """The agent's final response to ``task``, after at most ``max_turns`` model responses."""
         provider = EngineProvider(conversation, max_turns=max_turns)
         agent = TrainedAgent(provider=provider, system_prompt=system_prompt, tools=tools)
         session_id = uuid.uuid4().hex
@@ -181,17 +181,17 @@ class AgentRunner:
             input=task,
             swarm=Swarm(agent, max_steps=max_turns + 1),
             session_id=session_id,
-            endless_threshold=max_turns + 1,  # calls of one agent in a row are no endless loop here
+            endless_threshold=max_turns + 1,  # consecutive calls of one agent are not an endless loop here
         )
         try:
             done = (await Runners.run_task(work))[work.id]
         finally:
             AgentFactory.unregister(agent.id())
-            asyncio.get_running_loop().call_later(FORGOTTEN_AFTER_S, self._forget, session_id)
+            asyncio.get_running_loop().call_later(CLEANUP_DELAY_S, self._forget, session_id)
         if provider.failure is not None:
             raise provider.failure
         if conversation.last is None:
-            raise RuntimeError(f"the agent ended without a question to the model: {done.msg or done.status}")
+            raise RuntimeError(f"the agent ended without calling the model: {done.msg or done.status}")
         if not done.success:
             raise RuntimeError(f"the agent failed: {done.msg or done.status}")
         return conversation.last.text

@@ -1,4 +1,4 @@
-"""GSM8K by an AWorld agent with a calculator: the agent, the reward, and what happens between agent and environment."""
+"""GSM8K with an AWorld agent that has a calculator: workflow and reward."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from areal_trainer.rollout.workflow import GenerationEngine, RewardFn, RolloutWo
 from areal_trainer.trajectory import Trajectory
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from examples.aworld.agent import AgentRunner
 
 SYSTEM_PROMPT = (
@@ -26,22 +28,22 @@ SYSTEM_PROMPT = (
 def gsm8k_reward_fn(
     prompt: str, completions: str, prompt_ids: list[int], completion_ids: list[int], answer: str, **kwargs: Any
 ) -> float:
-    """1 where the agent's final answer is the reference's, else 0. Change it to reward something else."""
+    """1 if the agent's final answer equals the reference, else 0. Modify it for a custom reward."""
     return gsm8k.gsm8k_reward_fn(prompt, completions, prompt_ids, completion_ids, answer, **kwargs)
 
 
 class Gsm8kWorkflow(RolloutWorkflow):
-    """An episode is ``gconfig.n_samples`` agents that each solve the problem of one row.
+    """An episode runs ``gconfig.n_samples`` agents on the problem of one row.
 
-    ``tools`` are AWorld's names of what the agents may call, ``max_turns`` answers of the model end an agent's work. A
-    conversation that has become longer than ``gconfig.max_tokens`` is judged as it is.
+    ``tools`` are AWorld names of the available tools. An agent stops after ``max_turns`` model responses. A
+    conversation that reaches ``gconfig.max_tokens`` is scored as it is.
     """
 
     def __init__(
         self,
         reward_fn: RewardFn,
         gconfig: GenerationHyperparameters,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         system_prompt: str = SYSTEM_PROMPT,
         tools: tuple[str, ...] | list[str] = ("calculator",),
@@ -55,32 +57,32 @@ class Gsm8kWorkflow(RolloutWorkflow):
         self._chat_template_kwargs = chat_template_kwargs
 
     async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
-        """The trajectories of all agents; one each, unless an agent begins a conversation anew."""
-        agents = [self._one_agent(engine, data) for _ in range(self._gconfig.n_samples)]
-        return [trajectory for made in await asyncio.gather(*agents) for trajectory in made]
+        """The trajectories of all agents: one per agent, or more if it starts another conversation."""
+        agents = [self._run_agent(engine, data) for _ in range(self._gconfig.n_samples)]
+        return [trajectory for trajectories in await asyncio.gather(*agents) for trajectory in trajectories]
 
-    async def _one_agent(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory]:
+    async def _run_agent(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory]:
         loop, runner = agents()
         conversation = Conversation(
             engine, self._gconfig, self._tokenizer, chat_template_kwargs=self._chat_template_kwargs
         )
         problem = data["messages"][-1]["content"]
-        # On the agents' own event loop: AWorld and its tools may block it, the engine's must go on.
+        # Use a separate event loop: AWorld and its tools may block it, which must not stall the engine.
         answer = await asyncio.wrap_future(loop.start(runner.solve(problem, conversation, **self._agent)))
         last = conversation.last
         assert last is not None
         columns = {name: value for name, value in data.items() if name != "prompt"}
         reward = self._reward_fn(problem, answer, last.response.input_tokens, last.response.output_tokens, **columns)
-        judged = await reward if not isinstance(reward, float | int) else reward
-        return conversation.trajectories(reward=float(judged), prompt=problem, task_id=task_id_of(data))
+        score = await reward if not isinstance(reward, float | int) else reward
+        return conversation.trajectories(reward=float(score), prompt=problem, task_id=task_id_of(data))
 
 
 @functools.cache
 def agents() -> tuple[LoopThread, AgentRunner]:
-    """The event loop on which all agents of this process run, and AWorld."""
-    # Not at the top: the processes that judge answers import this module too, and AWorld takes seconds.
+    """The event loop and the AWorld runner shared by all agents of this process."""
+    # Imported here because reward processes import this module too, and importing AWorld takes seconds.
     from examples.aworld.agent import AgentRunner
 
     loop = LoopThread("agents")
-    atexit.register(loop.close)  # a loop that still runs when Python ends crashes it
+    atexit.register(loop.close)  # a loop still running at interpreter exit crashes Python
     return loop, AgentRunner()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train GSM8K with an AWorld agent: bash examples/aworld/run.sh [EXPERIMENT.yaml] [key=value …]
-# The servers run in grpo's Python, the trainer in the one that examples/aworld/setup.sh makes.
+# The servers run in grpo's Python environment, the trainer in the one created by examples/aworld/setup.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make .bin/aworld/: the trainer with AWorld, in a Python environment of its own.
-# AWorld 0.3.2 cannot share one with SGLang 0.5.23: it requires protobuf < 6, SGLang protobuf >= 6.33.
+# Create .bin/aworld/: a separate Python environment with the trainer and AWorld.
+# AWorld 0.3.2 conflicts with SGLang 0.5.23: it requires protobuf < 6, SGLang requires protobuf >= 6.33.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

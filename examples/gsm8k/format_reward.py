@@ -1,6 +1,6 @@
-"""A reward of one's own: a right answer counts 1, a wrong one that can be read as a number 0.2.
+"""A custom reward: 1 for a correct answer, 0.2 for any other number.
 
-A model that hardly ever finds the answer has something to learn from all the same. ``cpu.yaml`` uses it:
+This gives a learning signal to a model that hardly ever finds the answer. ``cpu.yaml`` uses it:
 
     config.reward.path=examples.gsm8k.format_reward:format_reward
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from areal_trainer.reward.gsm8k import answers_equal, extract_answer, reference_answer, to_number
 
-FOR_THE_FORM = 0.2
+FORMAT_REWARD = 0.2
 
 
 def format_reward(
@@ -23,10 +23,10 @@ def format_reward(
     answer: str,
     **kwargs: Any,
 ) -> float:
-    """1 for the right final answer, ``FOR_THE_FORM`` for another number, 0 without one."""
+    """1 for the correct final answer, ``FORMAT_REWARD`` for another number, 0 for no number."""
     found = extract_answer(completions)
     if found is None:
         return 0.0
     if answers_equal(found, reference_answer(answer)):
         return 1.0
-    return FOR_THE_FORM if to_number(found) is not None else 0.0
+    return FORMAT_REWARD if to_number(found) is not None else 0.0

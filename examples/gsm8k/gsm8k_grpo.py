@@ -1,10 +1,10 @@
-"""GRPO on GSM8K as a training script: the built-in loop written out, to be copied and changed.
+"""GRPO on GSM8K as a training script: an explicit loop to copy and modify.
 
     grpo run examples/gsm8k/gsm8k_grpo.py --config examples/gsm8k/experiment.yaml
 
-Own data, rewards and workflows need no script: the configuration names them (train_dataset.path, reward.path,
-workflow.path). This is for another loop. It leaves out what the built-in one adds: recovery checkpoints, evaluation by
-frequency, and weights that are published while training goes on.
+Custom data, rewards and workflows need no script: set train_dataset.path, reward.path and workflow.path. Use a script
+for a custom loop. Unlike the built-in one, this loop has no recovery checkpoints, no periodic evaluation and does not
+publish weights in the background.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from areal_trainer.stats.logger import StatsLogger, Timings, write_summary
 
 
 def process_gsm8k_rl_dataset(dataset: Dataset, instruction: str) -> Dataset:
-    """Questions become messages."""
+    """Convert questions to messages."""
 
     def process(sample: dict[str, Any]) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": f"{sample['question']}\n{instruction}"}]}
@@ -50,7 +50,7 @@ def process_gsm8k_rl_dataset(dataset: Dataset, instruction: str) -> Dataset:
 
 
 def get_gsm8k_dataset(config: DatasetConfig, split: str, rank: int, world_size: int) -> Dataset:
-    """This rank's part of a split, from the hub or from a directory with a file a split."""
+    """This rank's part of a split, from the hub or from a directory with one file per split."""
     dataset = load_dataset(path=config.path, name=config.name, split=split)
     if config.limit is not None:
         dataset = dataset.select(range(min(config.limit, len(dataset))))
@@ -61,7 +61,7 @@ def get_gsm8k_dataset(config: DatasetConfig, split: str, rank: int, world_size: 
 def gsm8k_reward_fn(
     prompt: str, completions: str, prompt_ids: list[int], completion_ids: list[int], answer: str, **kwargs: Any
 ) -> float:
-    """1 where the final answer is, letter by letter, the reference's. The built-in reward also compares numbers."""
+    """1 if the final answer equals the reference as text. The built-in reward also compares numbers."""
     sol = extract_answer(completions, data_name="math")
     ans = extract_solution(solution_str=answer, method="strict")
     if sol is None or ans is None:
@@ -126,9 +126,9 @@ def main(args: Sequence[str]) -> None:
 def train_step(
     config: GRPOConfig, actor: Policy, batch: PackedBatch, ranks: Ranks, timings: Timings
 ) -> dict[str, float]:
-    """Proximal log-probs, advantages, update. GRPO without a reference model, so actor.kl_ctl must be 0."""
+    """Proximal log-probs, advantages, update. There is no reference model, so actor.kl_ctl must be 0."""
     if config.actor.kl_ctl > 0:
-        raise ValueError("actor.kl_ctl is above 0, but this script has no reference model; leave the script out")
+        raise ValueError(f"actor.kl_ctl is {config.actor.kl_ctl}, but this script has no reference model; set it to 0")
     logp_T = None  # the servers' log-probs
     if config.actor.use_decoupled_loss or config.actor.recompute_logprob:
         with timings.stage("recompute_logp"):
@@ -144,7 +144,7 @@ def train_step(
 def held_out_reward(
     config: GRPOConfig, rollout: RemoteSGLangEngine, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
 ) -> float | None:
-    """Reward on valid_dataset under the servers' weights; None without one. Rank 0 asks, all ranks know."""
+    """Mean reward on valid_dataset with the servers' weights, on every rank; None without a valid_dataset."""
     if config.valid_dataset is None:
         return None
     reward = None
@@ -160,31 +160,31 @@ class Record:
 
     def __init__(self, config: GRPOConfig, run: Path, ranks: Ranks) -> None:
         self._run = run
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._tokens = 0.0
         self._rewards: list[float] = []
         self._evaluations: list[float] = []
         self._logger: StatsLogger | None = None
         if ranks.is_first:
-            names_of_run = {"experiment_name": config.experiment_name, "trial_name": config.trial_name}
-            self._logger = StatsLogger(run, config.stats_logger, **names_of_run)
+            run_names = {"experiment_name": config.experiment_name, "trial_name": config.trial_name}
+            self._logger = StatsLogger(run, config.stats_logger, **run_names)
             self._logger.rewind(0)
 
     def evaluated(self, reward: float | None) -> None:
-        """Note a held-out reward."""
+        """Record a held-out reward."""
         self._evaluations += [] if reward is None else [reward]
 
     def step(self, step: int, max_steps: int, stats: dict[str, float]) -> None:
-        """Write the line of a step."""
+        """Write the statistics of a step."""
         self._tokens += stats["n_tokens"]
         self._rewards.append(stats["task_reward/avg"])
-        line = {"step": step, "version": step, "total_steps": max_steps, "time": time.monotonic() - self._began}
+        line = {"step": step, "version": step, "total_steps": max_steps, "time": time.monotonic() - self._started}
         if self._logger is not None:
             self._logger.commit({**line, **stats})
 
     def summarize(self) -> None:
         """Write summary.json."""
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._started
         first_and_last = {
             f"{name}_{end}": values[index] if values else None
             for name, values in (("reward", self._rewards), ("eval", self._evaluations))
@@ -195,7 +195,7 @@ class Record:
             write_summary(self._run, {"outcome": "succeeded", **first_and_last, **figures})
 
     def close(self) -> None:
-        """Let the loggers finish."""
+        """Close the loggers."""
         if self._logger is not None:
             self._logger.close()
 

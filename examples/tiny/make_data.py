@@ -1,12 +1,12 @@
-"""Write the problems of the tiny example: `python examples/tiny/make_data.py` makes data/{train,test}.jsonl.
+"""Write the problems of the tiny example: `python examples/tiny/make_data.py` writes data/{train,test}.jsonl.
 
-One JSON line a problem, in GSM8K's form: `question`, and an `answer` that ends in `#### N`. The same bytes come out on
-every machine and every Python: the only source of chance is `random.Random(seed).random()`, the one method whose
-sequence Python promises to keep.
+One JSON line per problem in GSM8K's format: `question`, and an `answer` that ends in `#### N`. The output is the same
+on every machine and Python version: the only random source is `random.Random(seed).random()`, the one method whose
+sequence Python guarantees.
 
-A problem is a calculation (12 + 5 - 3) told as a story about people and things. Its numbers (12, 5, 3) alone decide
-whether it is for training or held out: no held-out problem occurs in training under other names, and numbers say
-nothing about the operation (were 12 + 5 for training and 12 - 5 held out, "12 and 5 are added" would be learned).
+A problem is a calculation (12 + 5 - 3) phrased as a story. Its numbers (12, 5, 3) alone assign it to training or test.
+So no held-out problem occurs in training with other names, and numbers do not predict the operation (with 12 + 5 in
+training and 12 - 5 held out, the model would learn "12 and 5 are added").
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, and its solution as steps `left op right = result`; the last result is the answer."""
+    """A question and its solution steps `left op right = result`; the last result is the answer."""
 
     question: str
     steps: tuple[str, ...]
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The numbers of the question, in its order."""
+        """The numbers of the question in order."""
         return tuple(re.findall(r"\d+", self.question))
 
     @property
@@ -62,14 +62,14 @@ class Problem:
         return json.dumps({"question": self.question, "answer": self.answer}) + "\n"
 
 
-class _Chance:
-    """Draws that need nothing of `random.Random` but `random()`."""
+class _PortableRandom:
+    """Random draws that use only `random.Random.random()`."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def integer(self, low: int, high: int) -> int:
-        """A whole number, low ≤ n ≤ high."""
+        """An integer n with low ≤ n ≤ high."""
         return low + int(self._random.random() * (high - low + 1))
 
     def one_of(self, choices: Sequence[T]) -> T:
@@ -88,11 +88,11 @@ def calculate(left: int, operation: str, right: int) -> int:
         return left - right
     if operation == "*":
         return left * right
-    raise ValueError(f"operation {operation!r} is none of + - *")
+    raise ValueError(f"unknown operation {operation!r}; use +, - or *")
 
 
 def _solve(start: int, *operations: tuple[str, int]) -> tuple[str, ...] | None:
-    """The steps from `start` on; None where a number would leave 1…LARGEST_NUMBER."""
+    """The steps from `start`; None if a result is outside 1…LARGEST_NUMBER."""
     steps: list[str] = []
     value = start
     for operation, operand in operations:
@@ -104,22 +104,22 @@ def _solve(start: int, *operations: tuple[str, int]) -> tuple[str, ...] | None:
     return tuple(steps)
 
 
-def _change(chance: _Chance) -> tuple[str, str]:
-    """A verb, and the operation that it stands for."""
-    return (chance.one_of(GAINS), "+") if chance.integer(0, 1) else (chance.one_of(LOSSES), "-")
+def _change(rng: _PortableRandom) -> tuple[str, str]:
+    """A verb and its operation."""
+    return (rng.one_of(GAINS), "+") if rng.integer(0, 1) else (rng.one_of(LOSSES), "-")
 
 
-def _one_change(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
-    who, what = chance.one_of(NAMES), chance.one_of(THINGS)
-    (verb, operation), start, operand = _change(chance), chance.integer(3, 20), chance.integer(2, 10)
+def _one_change(rng: _PortableRandom) -> tuple[str, tuple[str, ...] | None]:
+    who, what = rng.one_of(NAMES), rng.one_of(THINGS)
+    (verb, operation), start, operand = _change(rng), rng.integer(3, 20), rng.integer(2, 10)
     question = f"{who} has {start} {what}. {who} {verb} {operand}. How many {what} does {who} have now?"
     return question, _solve(start, (operation, operand))
 
 
-def _two_changes(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
-    who, what, start = chance.one_of(NAMES), chance.one_of(THINGS), chance.integer(3, 20)
-    (verb_1, operation_1), operand_1 = _change(chance), chance.integer(2, 10)
-    (verb_2, operation_2), operand_2 = _change(chance), chance.integer(2, 10)
+def _two_changes(rng: _PortableRandom) -> tuple[str, tuple[str, ...] | None]:
+    who, what, start = rng.one_of(NAMES), rng.one_of(THINGS), rng.integer(3, 20)
+    (verb_1, operation_1), operand_1 = _change(rng), rng.integer(2, 10)
+    (verb_2, operation_2), operand_2 = _change(rng), rng.integer(2, 10)
     question = (
         f"{who} has {start} {what}. {who} {verb_1} {operand_1} and {verb_2} {operand_2}. "
         f"How many {what} does {who} have now?"
@@ -127,17 +127,17 @@ def _two_changes(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
     return question, _solve(start, (operation_1, operand_1), (operation_2, operand_2))
 
 
-def _holders(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
-    who, what, holder = chance.one_of(NAMES), chance.one_of(THINGS), chance.one_of(HOLDERS)
-    many, each = chance.integer(2, 7), chance.integer(2, 7)
+def _holders(rng: _PortableRandom) -> tuple[str, tuple[str, ...] | None]:
+    who, what, holder = rng.one_of(NAMES), rng.one_of(THINGS), rng.one_of(HOLDERS)
+    many, each = rng.integer(2, 7), rng.integer(2, 7)
     question = f"{who} has {many} {holder} of {each} {what}. How many {what} does {who} have?"
     return question, _solve(many, ("*", each))
 
 
-def _holders_and_change(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
-    who, what, holder = chance.one_of(NAMES), chance.one_of(THINGS), chance.one_of(HOLDERS)
-    many, each = chance.integer(2, 7), chance.integer(2, 7)
-    (verb, operation), operand = _change(chance), chance.integer(2, 10)
+def _holders_and_change(rng: _PortableRandom) -> tuple[str, tuple[str, ...] | None]:
+    who, what, holder = rng.one_of(NAMES), rng.one_of(THINGS), rng.one_of(HOLDERS)
+    many, each = rng.integer(2, 7), rng.integer(2, 7)
+    (verb, operation), operand = _change(rng), rng.integer(2, 10)
     question = (
         f"{who} has {many} {holder} of {each} {what}. {who} {verb} {operand} {what}. "
         f"How many {what} does {who} have now?"
@@ -145,25 +145,25 @@ def _holders_and_change(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
     return question, _solve(many, ("*", each), (operation, operand))
 
 
-def _comparison(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
-    (who, other), what = chance.two_of(NAMES), chance.one_of(THINGS)
-    start, operand = chance.integer(3, 20), chance.integer(2, 10)
-    relation, operation = (("more", "+"), ("fewer", "-"))[chance.integer(0, 1)]
+def _comparison(rng: _PortableRandom) -> tuple[str, tuple[str, ...] | None]:
+    (who, other), what = rng.two_of(NAMES), rng.one_of(THINGS)
+    start, operand = rng.integer(3, 20), rng.integer(2, 10)
+    relation, operation = (("more", "+"), ("fewer", "-"))[rng.integer(0, 1)]
     question = (
         f"{who} has {start} {what}. {other} has {operand} {relation} than {who}. How many {what} does {other} have?"
     )
     return question, _solve(start, (operation, operand))
 
 
-def _comparison_and_total(chance: _Chance) -> tuple[str, tuple[str, ...] | None]:
-    (who, other), what = chance.two_of(NAMES), chance.one_of(THINGS)
-    start, operand = chance.integer(3, 15), chance.integer(2, 10)
-    relation, operation = (("more", "+"), ("fewer", "-"))[chance.integer(0, 1)]
+def _comparison_and_total(rng: _PortableRandom) -> tuple[str, tuple[str, ...] | None]:
+    (who, other), what = rng.two_of(NAMES), rng.one_of(THINGS)
+    start, operand = rng.integer(3, 15), rng.integer(2, 10)
+    relation, operation = (("more", "+"), ("fewer", "-"))[rng.integer(0, 1)]
     question = f"{who} has {start} {what}. {other} has {operand} {relation}. How many {what} do {who} and {other} have?"
     return question, _solve(start, (operation, operand), ("+", start))
 
 
-# As often as they stand here: two of three problems take two steps.
+# Repeated entries set the frequencies: two thirds of the problems have two steps.
 _STORIES = (
     _one_change,
     _holders,
@@ -179,18 +179,18 @@ _STORIES = (
 
 
 def problems(seed: int) -> Iterator[Problem]:
-    """Problems without end, no question twice."""
-    chance = _Chance(seed)
+    """An endless sequence of distinct problems."""
+    rng = _PortableRandom(seed)
     seen: set[str] = set()
     while True:
-        question, steps = chance.one_of(_STORIES)(chance)
+        question, steps = rng.one_of(_STORIES)(rng)
         if steps is not None and question not in seen:
             seen.add(question)
             yield Problem(question, steps)
 
 
 def make_splits(*, seed: int, train: int, test: int) -> tuple[list[Problem], list[Problem]]:
-    """The first `train` problems that are for training, and the first `test` that are held out."""
+    """The first `train` training problems and the first `test` held-out problems."""
     splits: tuple[list[Problem], list[Problem]] = ([], [])
     sizes = (train, test)
     for problem in problems(seed):

@@ -1,11 +1,10 @@
-"""Make the model of the tiny example: `python examples/tiny/make_model.py` writes examples/tiny/model (4 minutes).
+"""Train the model of the tiny example: `python examples/tiny/make_model.py` writes examples/tiny/model (4 minutes).
 
-A Qwen3 of 0.8 M parameters with a tokenizer of one token a word. It learns the tables of the three operations from
-drills, then problems from the solutions of a careful pupil, and last from those of a careless one: the wrong operation
-here, a forgotten last step there. So it can reason when it comes to reinforcement learning, but does not do so
-reliably: that is what GRPO is to teach it. Held-out problems are read only to print how good the model is.
+A Qwen3 with 0.8 M parameters and a tokenizer with one token per word. It learns arithmetic tables from drills, then
+correct solutions, and finally flawed ones with wrong operations or a missing last step. So it can reason but does not
+do so reliably, which GRPO then teaches it. Held-out problems are used only to print the accuracy.
 
-Every source of chance is seeded. The same machine and torch give the same weights; others differ in the last bits.
+All random generators are seeded. Other machines and torch versions give weights that differ in the last bits.
 """
 
 # B sequences, S positions of a padded batch
@@ -36,18 +35,18 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )
-# SGLang pads the vocabulary to a multiple of this and would take ids of the padding in silence: leave no padding.
+# SGLang pads the vocabulary to a multiple of this and silently accepts padded IDs, so leave no padding.
 VOCABULARY_MULTIPLE = 64
 IGNORED = -100
 INITIALIZER_RANGE = 0.05
-WARM_UP_STEPS = 20
-# Numbers begin as waves of their value (these are the wavelengths), which sums are easily made of.
+WARMUP_STEPS = 20
+# Number embeddings are initialised with sinusoids of these wavelengths, which makes addition easy to learn.
 NUMBER_PERIODS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120)
 
-ADDED_INSTEAD = 0.6  # chance that the careless pupil adds where it is to subtract
-WRONG_OPERATION = 0.2  # chance that it takes a wrong operation, for each other step
-FORGOTTEN_STEP = 0.65  # chance that the careless pupil stops before the last of several steps
-DRILLS_IN_A_ROW = 8
+ADDS_INSTEAD = 0.6  # probability that a flawed solution adds instead of subtracting
+WRONG_OPERATION = 0.2  # probability of a wrong operation in each other step
+OMITS_LAST_STEP = 0.65  # probability that a flawed solution omits the last of several steps
+DRILLS_PER_ROW = 8
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,12 @@ class Stage:
 
 
 DRILLS = Stage(steps=800, batch=16, muon_lr=2e-2, adamw_lr=4e-3)
-CAREFUL = Stage(steps=800, batch=32, muon_lr=1e-2, adamw_lr=2e-3)
-CARELESS = Stage(steps=250, batch=32, muon_lr=5e-3, adamw_lr=1e-3)
+CORRECT = Stage(steps=800, batch=32, muon_lr=1e-2, adamw_lr=2e-3)
+FLAWED = Stage(steps=250, batch=32, muon_lr=5e-3, adamw_lr=1e-3)
 
 
 def words_of(text: str) -> list[str]:
-    """As the tokenizer's `Whitespace` splits: runs of letters and digits, runs of other signs."""
+    """Split like the tokenizer's `Whitespace`: runs of letters and digits, runs of other characters."""
     return re.findall(r"\w+|[^\w\s]+", text)
 
 
@@ -118,14 +117,14 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
     return model
 
 
-class Pupil:
-    """Writes drills and careless solutions."""
+class Writer:
+    """Writes drills and flawed solutions."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def drill(self) -> str:
-        """One line of the tables, every number within 0…LARGEST_NUMBER."""
+        """One line of the arithmetic tables, with all numbers within 0…LARGEST_NUMBER."""
         operation = self._random.choice("++--*")
         if operation == "*":
             left, right = self._random.randint(2, 7), self._random.randint(2, 7)
@@ -135,9 +134,9 @@ class Pupil:
         return f"{left} {operation} {right} = {result}." if 0 <= result <= LARGEST_NUMBER else self.drill()
 
     def solution(self, problem: Problem) -> str:
-        """What this pupil would write: in the right form, often wrong."""
+        """A solution in the correct format with frequent mistakes."""
         steps = [step.split() for step in problem.steps]
-        if len(steps) > 1 and self._random.random() < FORGOTTEN_STEP:
+        if len(steps) > 1 and self._random.random() < OMITS_LAST_STEP:
             steps = steps[:-1]
         written: list[str] = []
         value = int(steps[0][0])
@@ -148,15 +147,15 @@ class Pupil:
             value = result
         return " ".join(written) + f"\n#### {value}"
 
-    def _operation(self, left: int, right_one: str, right: int) -> str:
+    def _operation(self, left: int, correct: str, right: int) -> str:
         possible = [o for o in "+-*" if 0 <= calculate(left, o, right) <= LARGEST_NUMBER]
-        chance = self._random.random()
-        if right_one == "-" and "+" in possible and chance < ADDED_INSTEAD:
+        draw = self._random.random()
+        if correct == "-" and "+" in possible and draw < ADDS_INSTEAD:
             return "+"
-        others = [operation for operation in possible if operation != right_one]
-        if right_one not in possible or (others and right_one != "-" and chance < WRONG_OPERATION):
+        others = [operation for operation in possible if operation != correct]
+        if correct not in possible or (others and correct != "-" and draw < WRONG_OPERATION):
             return self._random.choice(others)
-        return right_one
+        return correct
 
 
 def read_problems(name: str) -> list[dict[str, str]]:
@@ -176,26 +175,26 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
 
 
-def drill_batches(tokenizer: PreTrainedTokenizerFast, pupil: Pupil) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(input ids, labels), both B × S: only the results are learned, the rest of a drill is chance."""
+def drill_batches(tokenizer: PreTrainedTokenizerFast, writer: Writer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(input ids, labels), both B × S. Only the results have labels; the rest of a drill is random."""
     equals = tokenizer.convert_tokens_to_ids("=")
     while True:
-        texts = [" ".join(pupil.drill() for _ in range(DRILLS_IN_A_ROW)) for _ in range(DRILLS.batch)]
+        texts = [" ".join(writer.drill() for _ in range(DRILLS_PER_ROW)) for _ in range(DRILLS.batch)]
         ids = torch.tensor(tokenizer(texts)["input_ids"])
         after_equals = torch.roll(ids, 1, dims=1) == equals
         yield ids, torch.where(after_equals, ids, IGNORED)
 
 
 def solution_batches(
-    tokenizer: PreTrainedTokenizerFast, pupil: Pupil, stories: Iterator[Problem], *, careless: bool, batch: int
+    tokenizer: PreTrainedTokenizerFast, writer: Writer, stories: Iterator[Problem], *, flawed: bool, batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(input ids, labels), both B × S: new problems in every batch, of which the solutions are learned."""
+    """(input ids, labels), both B × S. Each batch has new problems; only the solutions have labels."""
     while True:
         rows: list[list[int]] = []
         labels: list[list[int]] = []
         for problem in itertools.islice(stories, batch):
             prompt = prompt_ids(tokenizer, problem.question)
-            text = pupil.solution(problem) if careless else problem.answer
+            text = writer.solution(problem) if flawed else problem.answer
             solution = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
             rows.append(prompt + solution)
             labels.append([IGNORED] * len(prompt) + solution)
@@ -203,7 +202,7 @@ def solution_batches(
 
 
 def learn(model: Qwen3ForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], stage: Stage) -> None:
-    """Muon for the matrices (the tables take half the steps that they take AdamW), AdamW for the rest."""
+    """Train with Muon for matrices, which halves the steps for the tables, and AdamW for the rest."""
     embedding = model.get_input_embeddings().weight
     matrices = [weight for weight in model.parameters() if weight.ndim == 2 and weight is not embedding]
     others = [weight for weight in model.parameters() if weight.ndim != 2 or weight is embedding]
@@ -211,10 +210,10 @@ def learn(model: Qwen3ForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.T
     adamw = torch.optim.AdamW(others, lr=stage.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)
     optimizers: list[torch.optim.Optimizer] = [muon, adamw]
 
-    def share_of_lr(step: int) -> float:
-        return min(1.0, (step + 1) / WARM_UP_STEPS, 2 * (stage.steps - step) / stage.steps)
+    def lr_factor(step: int) -> float:
+        return min(1.0, (step + 1) / WARMUP_STEPS, 2 * (stage.steps - step) / stage.steps)
 
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_lr) for optimizer in optimizers]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor) for optimizer in optimizers]
     model.train()
     for step in range(stage.steps):
         ids, labels = next(batches)
@@ -233,12 +232,12 @@ def learn(model: Qwen3ForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.T
 def accuracy(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: Sequence[dict[str, str]], *, greedy: bool
 ) -> float:
-    """The share of problems whose answer ends in the right `#### N`."""
+    """The fraction of problems whose completion ends in the correct `#### N`."""
     model.eval()
     prompts = [prompt_ids(tokenizer, problem["question"]) for problem in problems]
     length = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts])
-    made = model.generate(
+    output = model.generate(
         input_ids=ids,
         attention_mask=(ids != tokenizer.pad_token_id).long(),
         generation_config=GenerationConfig(
@@ -249,15 +248,15 @@ def accuracy(
             pad_token_id=tokenizer.pad_token_id,
         ),
     )
-    right = 0
-    for completion, problem in zip(tokenizer.batch_decode(made[:, length:]), problems, strict=True):
+    correct = 0
+    for completion, problem in zip(tokenizer.batch_decode(output[:, length:]), problems, strict=True):
         found = re.findall(r"#### (\d+)", completion)
-        right += bool(found) and found[-1] == problem["answer"].rsplit("#### ", 1)[1]
-    return right / len(problems)
+        correct += bool(found) and found[-1] == problem["answer"].rsplit("#### ", 1)[1]
+    return correct / len(problems)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the tokenizer and the warmed-up model of the tiny example.")
+    parser = argparse.ArgumentParser(description="Train the tokenizer and the initial model of the tiny example.")
     parser.add_argument("--folder", type=Path, default=HERE / "model")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -266,13 +265,13 @@ def main() -> None:
     tokenizer = make_tokenizer([text for problem in train for text in problem.values()])
     model = make_model(tokenizer, arguments.seed)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    pupil = Pupil(arguments.seed)
+    writer = Writer(arguments.seed)
     print("drills")
-    learn(model, drill_batches(tokenizer, pupil), DRILLS)
+    learn(model, drill_batches(tokenizer, writer), DRILLS)
     stories = (problem for problem in problems(arguments.seed) if not problem.held_out)
-    for name, stage in (("careful", CAREFUL), ("careless", CARELESS)):
-        print(f"solutions of a {name} pupil")
-        batches = solution_batches(tokenizer, pupil, stories, careless=stage is CARELESS, batch=stage.batch)
+    for name, stage in (("correct", CORRECT), ("flawed", FLAWED)):
+        print(f"{name} solutions")
+        batches = solution_batches(tokenizer, writer, stories, flawed=stage is FLAWED, batch=stage.batch)
         learn(model, batches, stage)
 
     test = read_problems("test")

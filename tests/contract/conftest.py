@@ -1,4 +1,4 @@
-"""What the contract is checked against: the scripted server, and the real SGLang (mark: real)."""
+"""Fixtures for the server contract: the scripted server and the real SGLang (mark: real)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EOS = 1
 
 @dataclass
 class Server:
-    """A server under test, with the requests that tests make of it."""
+    """A server under test and helpers for requests to it."""
 
     address: str
     client: httpx.AsyncClient
@@ -35,13 +35,13 @@ class Server:
         return await self.client.get(path)
 
     async def generate(self, input_ids: list[int], rid: str | None = None, **sampling_params: Any) -> Any:
-        """The answer's body; the request must succeed."""
+        """The response body; asserts success."""
         response = await self.post("/generate", request(input_ids, rid, **sampling_params))
         assert response.status_code == 200, response.text
         return response.json()
 
     async def start(self, input_ids: list[int], rid: str | None = None, **sampling_params: Any) -> asyncio.Task[Any]:
-        """A request that is running when this returns; its result is the response."""
+        """Start a request and return once it is running; the task's result is the response."""
         before = await self.running()
         task = asyncio.create_task(self.post("/generate", request(input_ids, rid, **sampling_params)))
         self.tasks.append(task)
@@ -52,7 +52,7 @@ class Server:
         raise TimeoutError("the request was not running after 5 s")
 
     async def running(self) -> int:
-        """Samples that are being decoded."""
+        """Number of samples being decoded."""
         loads = (await self.get("/v1/loads")).json()["loads"]
         return sum(load["num_running_reqs"] for load in loads)
 
@@ -60,7 +60,7 @@ class Server:
         return str((await self.get("/model_info")).json()["weight_version"])
 
     async def settle(self) -> None:
-        """Nothing paused, nothing running."""
+        """Resume generation and abort all requests."""
         await self.post("/continue_generation", {})
         await self.post("/abort_request", {"rid": "", "abort_all": True})
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -79,7 +79,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """The same model with other weights."""
+    """The same model with different weights."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,7 +103,7 @@ def _scripted() -> Iterator[ScriptedServer]:
 
 @pytest.fixture(scope="session")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the real server has its key from."""
+    """The real server's API key file."""
     file = tmp_path_factory.mktemp("key") / "key"
     file.write_text(KEY + "\n")
     return file
@@ -127,7 +127,7 @@ async def _client(address: str) -> AsyncIterator[Server]:
 
 @pytest.fixture(params=["scripted", pytest.param("real", marks=pytest.mark.real)])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
-    """Each server in turn, for what both promise."""
+    """Each server in turn, for behaviour that both share."""
     running: ScriptedServer | RealServer = request.getfixturevalue(f"_{request.param}")
     async for client in _client(running.address):
         yield client
@@ -135,7 +135,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def sglang(_real: RealServer, model: Path) -> AsyncIterator[Server]:
-    """The real server with its first weights, for what needs a model."""
+    """The real server with its initial weights, for tests that need a model."""
     async for client in _client(_real.address):
         if await client.version() != "default":
             body = {"model_path": str(model), "weight_version": "default"}

@@ -1,4 +1,4 @@
-"""A real server that is told to end, and logs as JSON: it answers what it has begun, then goes."""
+"""A real server on SIGTERM with JSON logging: it completes running requests, then exits."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ LONGEST_S = 120.0
 
 
 @dataclass
-class End:
-    """What was seen of a server after SIGTERM."""
+class Shutdown:
+    """Observations of a server after SIGTERM."""
 
-    answers: list[int] = field(default_factory=list)  # tokens of each
-    unready_before_the_answers: bool = False
-    late: int = 0  # requests that it was asked afterwards, one after the other, until it was gone
+    completed: list[int] = field(default_factory=list)  # tokens of each response
+    unready_before_completion: bool = False
+    late: int = 0  # requests sent after that, one at a time, until the server exited
     status: int | None = None
     log: str = ""
 
 
 def running(client: httpx.Client) -> int:
-    """Requests that are being decoded."""
+    """Number of requests being decoded."""
     return sum(load["num_running_reqs"] for load in client.get("/v1/loads").json()["loads"])
 
 
-def watch_end(server: RealServer) -> End:
-    """Send requests, SIGTERM while they run, and watch until the process is gone."""
-    end = End()
+def observe_shutdown(server: RealServer) -> Shutdown:
+    """Send requests, then SIGTERM while they run, and observe until the process exits."""
+    end = Shutdown()
     client = httpx.Client(base_url=f"http://{server.address}", timeout=LONGEST_S, trust_env=False)
 
-    def ask() -> None:
+    def send() -> None:
         body = request([5, 9, 14], max_new_tokens=TOKENS, ignore_eos=True)
-        end.answers.append(len(client.post("/generate", json=body).json()["output_ids"]))
+        end.completed.append(len(client.post("/generate", json=body).json()["output_ids"]))
 
-    threads = [threading.Thread(target=ask) for _ in range(REQUESTS)]
+    threads = [threading.Thread(target=send) for _ in range(REQUESTS)]
     for thread in threads:
         thread.start()
-    eventually(lambda: running(client) == REQUESTS, "all requests run")
+    eventually(lambda: running(client) == REQUESTS, "all requests are running")
     server.process.send_signal(signal.SIGTERM)
-    eventually(lambda: client.get("/ready").status_code == 503, "it takes no more requests")
-    end.unready_before_the_answers = not end.answers
+    eventually(lambda: client.get("/ready").status_code == 503, "it is not ready")
+    end.unready_before_completion = not end.completed
     for thread in threads:
         thread.join(LONGEST_S)
-    # The last ones meet an engine that has ended, then no server; none may be left without an answer.
+    # The last requests reach a stopped engine, then no server; none may hang.
     with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
         while server.process.poll() is None:
             client.post("/generate", json=request([5, 9, 14], max_new_tokens=1))
@@ -71,27 +71,27 @@ def watch_end(server: RealServer) -> End:
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[End]:
+def shutdown(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Shutdown]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AREAL_LOG_FORMAT", "json")
-        with real_server(tmp_path_factory.mktemp("ended"), model, max_total_tokens=16384) as server:
-            yield watch_end(server)
+        with real_server(tmp_path_factory.mktemp("shutdown"), model, max_total_tokens=16384) as server:
+            yield observe_shutdown(server)
 
 
-def test_a_server_that_is_told_to_end_answers_what_it_has_begun(ended: End) -> None:
-    assert ended.unready_before_the_answers
-    assert ended.answers == [TOKENS] * REQUESTS
+def test_running_requests_are_completed_after_sigterm(shutdown: Shutdown) -> None:
+    assert shutdown.unready_before_completion
+    assert shutdown.completed == [TOKENS] * REQUESTS
 
 
-def test_it_then_ends_by_itself_whatever_it_is_asked_meanwhile(ended: End) -> None:
-    assert ended.late > 0
-    assert ended.status == 0
+def test_server_exits_despite_late_requests(shutdown: Shutdown) -> None:
+    assert shutdown.late > 0
+    assert shutdown.status == 0
 
 
-def test_every_line_of_a_logger_is_json_where_that_is_asked_for(ended: End) -> None:
-    lines = ended.log.splitlines()
-    told = [json.loads(line) for line in lines if line.startswith("{")]
-    assert any("Draining requests" in line["message"] for line in told)
-    assert any("GET /ready" in line["message"] for line in told)  # uvicorn's, whose loggers are its own
-    as_text = re.compile(r"\[\d{4}-|(DEBUG|INFO|WARNING|ERROR)\b")  # SGLang's and uvicorn's
+def test_every_log_line_is_json(shutdown: Shutdown) -> None:
+    lines = shutdown.log.splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    assert any("Draining requests" in line["message"] for line in records)
+    assert any("GET /ready" in line["message"] for line in records)  # from uvicorn, which has its own loggers
+    as_text = re.compile(r"\[\d{4}-|(DEBUG|INFO|WARNING|ERROR)\b")  # the text formats of SGLang and uvicorn
     assert [line for line in lines if as_text.match(line)] == []

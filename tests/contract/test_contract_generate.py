@@ -1,4 +1,4 @@
-"""POST /generate: ids in, ids and log-probs out."""
+"""POST /generate: token IDs in, token IDs and log-probs out."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ async def test_every_output_token_has_a_logprob(server: Server) -> None:
     assert meta["completion_tokens"] == 12
 
 
-async def test_logprobs_come_only_when_asked_for(server: Server) -> None:
+async def test_logprobs_are_returned_only_on_request(server: Server) -> None:
     response = await server.post("/generate", {"input_ids": PROMPT, "sampling_params": {"max_new_tokens": 2}})
     assert "output_token_logprobs" not in response.json()["meta_info"]
 
 
-async def test_reaching_the_limit_is_length(server: Server) -> None:
+async def test_finish_reason_at_the_limit_is_length(server: Server) -> None:
     answer = await server.generate(PROMPT, max_new_tokens=3, ignore_eos=True)
     assert answer["meta_info"]["finish_reason"] == {"type": "length", "length": 3}
 
 
-async def test_a_stop_token_ends_the_answer_and_is_part_of_it(server: Server) -> None:
+async def test_stop_token_ends_the_completion_and_is_included(server: Server) -> None:
     stops = list(range(2, VOCABULARY))
     answer = await server.generate(PROMPT, max_new_tokens=50, stop_token_ids=stops)
     reason = answer["meta_info"]["finish_reason"]
@@ -56,7 +56,7 @@ async def test_a_stop_token_ends_the_answer_and_is_part_of_it(server: Server) ->
     assert len(logprobs(answer)) == len(answer["output_ids"])
 
 
-async def test_n_samples_are_a_list_with_an_id_each(server: Server) -> None:
+async def test_n_samples_are_a_list_with_distinct_ids(server: Server) -> None:
     answers = await server.generate(PROMPT, n=4, max_new_tokens=16, ignore_eos=True)
     assert len(answers) == 4
     assert len({answer["meta_info"]["id"] for answer in answers}) == 4
@@ -64,37 +64,37 @@ async def test_n_samples_are_a_list_with_an_id_each(server: Server) -> None:
     assert all(len(logprobs(answer)) == 16 for answer in answers)
 
 
-async def test_a_single_sample_is_no_list_and_has_the_id_of_the_request(server: Server) -> None:
+async def test_single_sample_is_an_object_with_the_request_id(server: Server) -> None:
     answer = await server.generate(PROMPT, rid="single-sample", n=1, max_new_tokens=2)
     assert answer["meta_info"]["id"] == "single-sample"
 
 
-async def test_answers_name_the_weights_of_every_token(server: Server) -> None:
+async def test_responses_have_the_weight_version_of_every_token(server: Server) -> None:
     answer = await server.generate(PROMPT, max_new_tokens=5, ignore_eos=True)
     version = await server.version()
     assert answer["meta_info"]["weight_version"] == version
     assert answer["meta_info"]["weight_versions"] == [{"version": version, "start": 0, "end": 5}]
 
 
-async def test_an_unknown_sampling_parameter_is_refused(server: Server) -> None:
+async def test_unknown_sampling_parameter_is_rejected(server: Server) -> None:
     response = await server.post("/generate", request(PROMPT, max_new_tokens=2, temperatur=1.0))
     assert response.status_code == 400
     assert "temperatur" in response.json()["error"]
 
 
-async def test_an_unknown_field_of_the_request_is_ignored(server: Server) -> None:
+async def test_unknown_request_field_is_ignored(server: Server) -> None:
     response = await server.post("/generate", {**request(PROMPT, max_new_tokens=2), "no_such_field": 1})
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize(("prompt_tokens", "limit"), [(CONTEXT + 10, 1), (CONTEXT - 10, 100)])
-async def test_what_does_not_fit_the_context_is_refused(server: Server, prompt_tokens: int, limit: int) -> None:
+async def test_request_beyond_the_context_is_rejected(server: Server, prompt_tokens: int, limit: int) -> None:
     response = await server.post("/generate", request([7] * prompt_tokens, max_new_tokens=limit))
     assert response.status_code == 400
     assert str(CONTEXT) in response.json()["error"]["message"]
 
 
-async def test_an_id_in_use_is_refused(server: Server) -> None:
+async def test_duplicate_request_id_is_rejected(server: Server) -> None:
     first = await server.start(PROMPT, rid="twice", max_new_tokens=400, ignore_eos=True)
     response = await server.post("/generate", request(PROMPT, rid="twice", max_new_tokens=2))
     assert response.status_code == 400
@@ -102,19 +102,19 @@ async def test_an_id_in_use_is_refused(server: Server) -> None:
     assert not first.done()
 
 
-async def test_a_client_that_goes_away_does_not_hurt_the_server(server: Server) -> None:
+async def test_disconnected_client_does_not_affect_the_server(server: Server) -> None:
     task = await server.start(PROMPT, max_new_tokens=1000, ignore_eos=True)
     server.tasks.remove(task)
     task.cancel()
     assert len((await server.generate(PROMPT, max_new_tokens=3, ignore_eos=True))["output_ids"]) == 3
 
 
-# What needs a model
+# Tests that need a model
 
 
 @pytest.mark.real
-async def test_logprobs_are_those_of_transformers(sglang: Server, model: Path) -> None:
-    """Prompts of all lengths at once, some in several chunks, some sharing a beginning that is in the cache by then."""
+async def test_logprobs_equal_those_of_transformers(sglang: Server, model: Path) -> None:
+    """Concurrent prompts of all lengths, some prefilled in several chunks, some sharing a cached prefix."""
     drawn = random.Random(0)
     shared = [drawn.randrange(3, VOCABULARY) for _ in range(90)]
     lengths = [1, 2, 3, 17, 40, 64, 65, 130, 300, 700]
@@ -126,7 +126,7 @@ async def test_logprobs_are_those_of_transformers(sglang: Server, model: Path) -
 
 
 @pytest.mark.real
-async def test_logprobs_of_n_samples_are_those_of_transformers(sglang: Server, model: Path) -> None:
+async def test_logprobs_of_n_samples_equal_those_of_transformers(sglang: Server, model: Path) -> None:
     answers = await sglang.generate(PROMPT * 9, n=8, max_new_tokens=40, ignore_eos=True)
     assert max(largest_difference(model, PROMPT * 9, answer) for answer in answers) < 1e-4
 
@@ -141,13 +141,13 @@ async def test_logprobs_are_scaled_by_temperature_and_not_renormalised(
 
 
 @pytest.mark.real
-async def test_temperature_zero_takes_the_most_probable_tokens(sglang: Server, model: Path) -> None:
+async def test_temperature_zero_is_greedy(sglang: Server, model: Path) -> None:
     answer = await sglang.generate(PROMPT, max_new_tokens=20, temperature=0.0, ignore_eos=True)
     assert answer["output_ids"] == greedy(model, PROMPT, 20)
 
 
 @pytest.mark.real
-async def test_going_on_from_tokens_already_made_gives_the_same_distribution(sglang: Server, model: Path) -> None:
+async def test_continuing_from_generated_tokens_gives_the_same_distribution(sglang: Server, model: Path) -> None:
     start = await sglang.generate(PROMPT, max_new_tokens=10, ignore_eos=True)
     longer = PROMPT + start["output_ids"]
     answer = await sglang.generate(longer, max_new_tokens=10, ignore_eos=True)

@@ -1,4 +1,4 @@
-"""POST /pause_generation, /continue_generation, /abort_request: what becomes of requests under way."""
+"""POST /pause_generation, /continue_generation and /abort_request, and their effect on running requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONG = 400
 
 
 @pytest.mark.parametrize("mode", ["retract", "in_place"])
-async def test_a_paused_request_goes_on_after_continue(server: Server, mode: str) -> None:
+async def test_paused_request_resumes_after_continue(server: Server, mode: str) -> None:
     task = await server.start(PROMPT, max_new_tokens=LONG, ignore_eos=True)
     assert (await server.post("/pause_generation", {"mode": mode})).status_code == 200
     await asyncio.sleep(0.5)
@@ -24,7 +24,7 @@ async def test_a_paused_request_goes_on_after_continue(server: Server, mode: str
     assert len(answer["meta_info"]["output_token_logprobs"]) == LONG
 
 
-async def test_mode_abort_answers_with_what_there_is(server: Server) -> None:
+async def test_mode_abort_returns_partial_completions(server: Server) -> None:
     task = await server.start(PROMPT, max_new_tokens=LONG, ignore_eos=True)
     await asyncio.sleep(0.1)
     assert (await server.post("/pause_generation", {"mode": "abort"})).status_code == 200
@@ -47,7 +47,7 @@ async def test_new_requests_wait_while_paused(server: Server, mode: str) -> None
     assert len((await task).json()["output_ids"]) == 2
 
 
-async def test_a_paused_server_is_not_ready(server: Server) -> None:
+async def test_paused_server_is_not_ready(server: Server) -> None:
     assert (await server.get("/ready")).status_code == 200
     await server.post("/pause_generation", {"mode": "retract"})
     assert (await server.get("/ready")).status_code == 503
@@ -55,7 +55,7 @@ async def test_a_paused_server_is_not_ready(server: Server) -> None:
     assert (await server.get("/ready")).status_code == 200
 
 
-async def test_an_unknown_mode_is_refused(server: Server) -> None:
+async def test_unknown_mode_is_rejected(server: Server) -> None:
     response = await server.post("/pause_generation", {"mode": "gently"})
     assert 400 <= response.status_code < 500
     assert (await server.get("/ready")).status_code == 200
@@ -65,7 +65,7 @@ async def test_continue_without_a_pause_does_nothing(server: Server) -> None:
     assert (await server.post("/continue_generation", {})).status_code == 200
 
 
-async def test_abort_by_id_answers_that_request_with_what_there_is(server: Server) -> None:
+async def test_abort_by_id_returns_the_partial_completion(server: Server) -> None:
     aborted = await server.start(PROMPT, rid="aborted", max_new_tokens=LONG, ignore_eos=True)
     other = await server.start(PROMPT, rid="other", max_new_tokens=LONG, ignore_eos=True)
     await asyncio.sleep(0.1)
@@ -76,14 +76,14 @@ async def test_abort_by_id_answers_that_request_with_what_there_is(server: Serve
     assert (await other).json()["meta_info"]["finish_reason"]["type"] == "length"
 
 
-async def test_abort_all_answers_every_request(server: Server) -> None:
+async def test_abort_all_ends_every_request(server: Server) -> None:
     tasks = [await server.start(PROMPT, max_new_tokens=LONG, ignore_eos=True) for _ in range(3)]
     assert (await server.post("/abort_request", {"rid": "", "abort_all": True})).status_code == 200
     for task in tasks:
         assert (await task).json()["meta_info"]["finish_reason"]["type"] == "abort"
 
 
-async def test_abort_all_answers_every_sample_of_a_request(server: Server) -> None:
+async def test_abort_all_ends_every_sample_of_a_request(server: Server) -> None:
     task = await server.start(PROMPT, n=3, max_new_tokens=LONG, ignore_eos=True)
     await asyncio.sleep(0.1)
     await server.post("/abort_request", {"rid": "", "abort_all": True})
@@ -91,12 +91,12 @@ async def test_abort_all_answers_every_sample_of_a_request(server: Server) -> No
     assert [answer["meta_info"]["finish_reason"]["type"] for answer in answers] == ["abort"] * 3
 
 
-async def test_the_id_of_a_request_of_several_samples_reaches_none_of_them(server: Server) -> None:
+async def test_abort_by_id_does_not_reach_requests_with_several_samples(server: Server) -> None:
     task = await server.start(PROMPT, rid="several", n=2, max_new_tokens=200, ignore_eos=True)
     assert (await server.post("/abort_request", {"rid": "several"})).status_code == 200
     answers = (await task).json()
     assert [answer["meta_info"]["finish_reason"]["type"] for answer in answers] == ["length"] * 2
 
 
-async def test_aborting_what_is_not_there_is_no_error(server: Server) -> None:
-    assert (await server.post("/abort_request", {"rid": "nobody"})).status_code == 200
+async def test_aborting_an_unknown_id_is_no_error(server: Server) -> None:
+    assert (await server.post("/abort_request", {"rid": "unknown"})).status_code == 200

@@ -1,4 +1,4 @@
-"""Weight updates: from files and by a collective; who made which token."""
+"""Weight updates from disk and by collective, and the weight version of each token."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ async def update(server: Server, path: Path, version: str, **more: Any) -> None:
     assert response.json()["success"] is True
 
 
-def worst(models: dict[str, Path], answer: dict[str, Any]) -> float:
-    """Largest difference to transformers, each token under the weights that the answer says made it."""
+def max_difference(models: dict[str, Path], answer: dict[str, Any]) -> float:
+    """Largest log-prob difference to transformers, using for each token the weights of its reported version."""
     ids, meta = answer["output_ids"], answer["meta_info"]
     found = [logprob for logprob, _, _ in meta["output_token_logprobs"]]
     differences = []
@@ -45,14 +45,14 @@ def worst(models: dict[str, Path], answer: dict[str, Any]) -> float:
     return max(differences)
 
 
-async def test_an_update_from_disk_sets_the_version(server: Server, other_model: Path) -> None:
+async def test_update_from_disk_sets_the_version(server: Server, other_model: Path) -> None:
     await update(server, other_model, "v1")
     assert await server.version() == "v1"
     answer = await server.generate(PROMPT, max_new_tokens=2, ignore_eos=True)
     assert answer["meta_info"]["weight_versions"] == [{"version": "v1", "start": 0, "end": 2}]
 
 
-async def test_a_path_without_a_model_is_refused_and_nothing_changes(server: Server, tmp_path: Path) -> None:
+async def test_path_without_a_model_is_rejected_and_nothing_changes(server: Server, tmp_path: Path) -> None:
     before = await server.version()
     body = {"model_path": str(tmp_path / "nothing"), "weight_version": "v9"}
     response = await server.post("/update_weights_from_disk", body)
@@ -63,9 +63,9 @@ async def test_a_path_without_a_model_is_refused_and_nothing_changes(server: Ser
     assert len((await server.generate(PROMPT, max_new_tokens=2, ignore_eos=True))["output_ids"]) == 2
 
 
-async def test_an_update_without_a_pause_waits_for_running_requests(server: Server, model: Path) -> None:
-    """With flush_cache SGLang may answer 400 then, though it has the weights: a request that has just ended still
-    counts as running for an instant. A trainer therefore pauses."""
+async def test_update_without_a_pause_waits_for_running_requests(server: Server, model: Path) -> None:
+    """With flush_cache SGLang may return 400 although it loaded the weights, because a request that has just ended
+    still counts as running for an instant. The trainer therefore pauses first."""
     task = await server.start(PROMPT, max_new_tokens=100, ignore_eos=True)
     await update(server, model, "v2", flush_cache=False)
     await server.post("/flush_cache", {})
@@ -73,9 +73,7 @@ async def test_an_update_without_a_pause_waits_for_running_requests(server: Serv
     assert (await task).json()["meta_info"]["weight_versions"][-1]["version"] != "v2"
 
 
-async def test_an_update_during_a_pause_does_not_wait_and_the_answer_tells_both_versions(
-    server: Server, model: Path
-) -> None:
+async def test_update_during_a_pause_does_not_wait_and_both_versions_are_reported(server: Server, model: Path) -> None:
     await update(server, model, "v3")
     task = await server.start(PROMPT, max_new_tokens=LONG, ignore_eos=True)
     await asyncio.sleep(0.2)
@@ -91,7 +89,7 @@ async def test_an_update_during_a_pause_does_not_wait_and_the_answer_tells_both_
     assert meta["weight_version"] == "v4"
 
 
-async def test_an_aborted_answer_names_the_weights_that_made_it(server: Server, model: Path) -> None:
+async def test_aborted_response_has_its_weight_version(server: Server, model: Path) -> None:
     await update(server, model, "v5")
     task = await server.start(PROMPT, max_new_tokens=LONG, ignore_eos=True)
     await asyncio.sleep(0.1)
@@ -102,28 +100,26 @@ async def test_an_aborted_answer_names_the_weights_that_made_it(server: Server, 
     assert meta["weight_versions"][0]["end"] == meta["completion_tokens"]
 
 
-async def test_the_version_can_be_set_by_itself(server: Server) -> None:
+async def test_version_can_be_set_without_weights(server: Server) -> None:
     response = await server.post("/update_weight_version", {"new_version": "v7", "abort_all_requests": False})
     assert response.status_code == 200
     assert await server.version() == "v7"
 
 
-# What needs a model
+# Tests that need a model
 
 
 @pytest.mark.real
-async def test_new_weights_from_disk_make_the_tokens(sglang: Server, model: Path, other_model: Path) -> None:
-    """Also where the prompt is in the cache of the old weights."""
+async def test_weights_from_disk_take_effect(sglang: Server, model: Path, other_model: Path) -> None:
+    """Even if the prompt is cached with the old weights."""
     await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     await update(sglang, other_model, "v1")
     answer = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
-    assert worst({"v1": other_model}, answer) < 1e-4
+    assert max_difference({"v1": other_model}, answer) < 1e-4
 
 
 @pytest.mark.real
-async def test_requests_under_way_go_on_rightly_under_new_weights_from_disk(
-    sglang: Server, model: Path, other_model: Path
-) -> None:
+async def test_running_requests_continue_with_weights_from_disk(sglang: Server, model: Path, other_model: Path) -> None:
     tasks = [await sglang.start(PROMPT, max_new_tokens=LONG, ignore_eos=True) for _ in range(4)]
     await asyncio.sleep(0.3)
     await sglang.post("/pause_generation", {"mode": "retract"})
@@ -132,12 +128,12 @@ async def test_requests_under_way_go_on_rightly_under_new_weights_from_disk(
     for task in tasks:
         answer = (await task).json()
         assert [span["version"] for span in answer["meta_info"]["weight_versions"]] == ["default", "v1"]
-        assert worst({"default": model, "v1": other_model}, answer) < 1e-4
+        assert max_difference({"default": model, "v1": other_model}, answer) < 1e-4
 
 
 @pytest.fixture(params=["wrong shape", "missing"])
-def spoilt(request: pytest.FixtureRequest, other_model: Path, tmp_path: Path) -> Path:
-    """A version that was published whole, and of which one tensor was changed since."""
+def corrupted(request: pytest.FixtureRequest, other_model: Path, tmp_path: Path) -> Path:
+    """A completely published version in which one tensor was changed afterwards."""
     version = tmp_path / "v5"
     shutil.copytree(other_model, version)
     write_manifest(version, 5, {})
@@ -151,22 +147,22 @@ def spoilt(request: pytest.FixtureRequest, other_model: Path, tmp_path: Path) ->
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("spoilt", ["missing"], indirect=True)
-async def test_a_missing_tensor_is_answered_with_success(sglang: Server, spoilt: Path, other_model: Path) -> None:
-    """One of a wrong shape is answered so too, or the server dies of it."""
-    await update(sglang, spoilt, "v5")
+@pytest.mark.parametrize("corrupted", ["missing"], indirect=True)
+async def test_sglang_reports_success_for_a_missing_tensor(sglang: Server, corrupted: Path, other_model: Path) -> None:
+    """For a tensor of the wrong shape it does the same, or crashes."""
+    await update(sglang, corrupted, "v5")
     answer = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
-    assert worst({"v5": other_model}, answer) > 1e-2
+    assert max_difference({"v5": other_model}, answer) > 1e-2
 
 
 @pytest.mark.real
-async def test_a_server_never_gets_a_wrong_shaped_or_missing_tensor_from_us(
-    sglang: Server, real_process: RealServer, key_file: Path, spoilt: Path, monkeypatch: pytest.MonkeyPatch
+async def test_trainer_never_sends_a_misshapen_or_missing_tensor(
+    sglang: Server, real_process: RealServer, key_file: Path, corrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(names.API_KEY_FILE, str(key_file))
 
     def join() -> None:
-        with engine_on(real_process.address, weights=WeightUpdate(5, spoilt), setup_timeout=3.0):
+        with engine_on(real_process.address, weights=WeightUpdate(5, corrupted), setup_timeout=3.0):
             pass
 
     with pytest.raises(NoServerError, match="published weights cannot be loaded"):
@@ -177,7 +173,7 @@ async def test_a_server_never_gets_a_wrong_shaped_or_missing_tensor_from_us(
 @pytest.fixture
 def broadcast(other_model: Path) -> Broadcast:
     weights = AutoModelForCausalLM.from_pretrained(other_model, dtype=torch.float32)
-    tied = "lm_head.weight"  # one tensor with the embedding: sent once
+    tied = "lm_head.weight"  # tied to the embedding: sent once
     return Broadcast(
         lambda: ((name, tensor) for name, tensor in weights.state_dict().items() if name != tied),
         device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=30.0,
@@ -213,7 +209,7 @@ async def send(server: Server, broadcast: Broadcast, version: str) -> None:
 
 
 @pytest.mark.real
-async def test_a_collective_update_reaches_requests_under_way(
+async def test_collective_update_reaches_running_requests(
     sglang: Server, model: Path, other_model: Path, broadcast: Broadcast
 ) -> None:
     await join(sglang, broadcast)
@@ -226,19 +222,19 @@ async def test_a_collective_update_reaches_requests_under_way(
         answer = (await task).json()
         assert await sglang.version() == "v1"
         assert [span["version"] for span in answer["meta_info"]["weight_versions"]] == ["default", "v1"]
-        assert worst({"default": model, "v1": other_model}, answer) < 1e-4
+        assert max_difference({"default": model, "v1": other_model}, answer) < 1e-4
         fresh = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
-        assert worst({"v1": other_model}, fresh) < 1e-4
+        assert max_difference({"v1": other_model}, fresh) < 1e-4
     finally:
         await sglang.post("/destroy_weights_update_group", {"group_name": broadcast.group_name})
         broadcast.close()
 
 
 @pytest.mark.real
-async def test_a_collective_update_outside_begin_and_end_is_refused_at_once(
+async def test_collective_update_outside_begin_and_end_is_rejected_at_once(
     sglang: Server, broadcast: Broadcast
 ) -> None:
-    """It must not come to the broadcast, in which the trainer would wait for a server that does not take part."""
+    """Otherwise the trainer would start a broadcast in which the server does not participate."""
     await join(sglang, broadcast)
     try:
         bucket = next(broadcast.buckets())
@@ -252,10 +248,8 @@ async def test_a_collective_update_outside_begin_and_end_is_refused_at_once(
 
 
 @pytest.mark.real
-async def test_a_server_that_leaves_the_group_ends_the_broadcast_that_waits_for_it(
-    sglang: Server, broadcast: Broadcast
-) -> None:
-    """So do the servers that would have got the tensors from one that refused them."""
+async def test_broadcast_fails_when_a_server_leaves_the_group(sglang: Server, broadcast: Broadcast) -> None:
+    """This also happens to servers that would receive from one that rejected the tensors."""
     await join(sglang, broadcast)
     sending = asyncio.create_task(asyncio.to_thread(broadcast.send, next(broadcast.buckets())))
     done, _ = await asyncio.wait([sending], timeout=0.5)
@@ -263,5 +257,5 @@ async def test_a_server_that_leaves_the_group_ends_the_broadcast_that_waits_for_
     left = await sglang.post("/destroy_weights_update_group", {"group_name": broadcast.group_name})
     assert left.status_code == 200
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
-        await asyncio.wait_for(sending, 10.0)  # by itself it ends after 30 s
+        await asyncio.wait_for(sending, 10.0)  # its own timeout is 30 s
     broadcast.close()

@@ -1,4 +1,4 @@
-"""examples/aworld with the real AWorld: what its agents' model made is what is trained."""
+"""examples/aworld with the real AWorld: exactly the tokens that the model generated are trained."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def python_with_aworld() -> str:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What episodes of all kinds, side by side in one process, came to."""
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Trajectories of all kinds of episodes, run concurrently in one process."""
     python = python_with_aworld()
     folder = tmp_path_factory.mktemp("aworld")
     environment = {
@@ -48,17 +48,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
-    answer: dict[str, Any] = json.loads(line.removeprefix("TOLD "))
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    parsed: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []
-    return answer
+    return parsed
 
 
-def test_a_conversation_with_a_tool_is_one_trajectory_of_which_the_models_words_are_trained(
-    told: dict[str, Any],
+def test_conversation_with_a_tool_is_one_trajectory_that_trains_the_generated_tokens(
+    result: dict[str, Any],
 ) -> None:
     call, last = aworld_episodes.ANSWERS["tool"]
-    samples = told["episodes"]["tool"]
+    samples = result["episodes"]["tool"]
     assert len(samples) == 2  # n_samples
     for sample in samples:
         assert sample["trained"] == f"{call}<|im_end|>{last}<|im_end|>"
@@ -67,9 +67,9 @@ def test_a_conversation_with_a_tool_is_one_trajectory_of_which_the_models_words_
         assert sample["task_id"] == "tool"
 
 
-def test_every_trained_token_has_its_logprob_and_version(told: dict[str, Any]) -> None:
+def test_every_trained_token_has_its_logprob_and_version(result: dict[str, Any]) -> None:
     for problem in ("tool", "plain", "endless"):
-        for sample in told["episodes"][problem]:
+        for sample in result["episodes"][problem]:
             assert sample["versions"] == [0]
             assert set(sample["logprobs"]) == {LOGPROB}
 
@@ -77,42 +77,42 @@ def test_every_trained_token_has_its_logprob_and_version(told: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("problem", "reward"), [("tool", 1.0), ("plain", 1.0), ("wrong", 0.0), ("silent", 0.0), ("endless", 0.0)]
 )
-def test_the_agents_last_words_are_judged(told: dict[str, Any], problem: str, reward: float) -> None:
-    assert [sample["reward"] for sample in told["episodes"][problem]] == [reward] * 2
+def test_final_answer_of_the_agent_is_scored(result: dict[str, Any], problem: str, reward: float) -> None:
+    assert [sample["reward"] for sample in result["episodes"][problem]] == [reward] * 2
 
 
 @pytest.mark.parametrize(
-    ("problem", "words"), [("bad expression", "cannot work out"), ("unknown tool", "can not find search tool")]
+    ("problem", "words"), [("bad expression", "cannot evaluate"), ("unknown tool", "can not find search tool")]
 )
-def test_an_agent_is_told_what_went_wrong_with_its_tool(told: dict[str, Any], problem: str, words: str) -> None:
-    for sample in told["episodes"][problem]:
+def test_agent_receives_the_error_of_its_tool(result: dict[str, Any], problem: str, words: str) -> None:
+    for sample in result["episodes"][problem]:
         assert words in sample["text"]
         assert words not in sample["trained"]
         assert sample["reward"] == 1.0
 
 
-def test_an_agent_has_no_more_than_its_turns(told: dict[str, Any]) -> None:
-    for sample in told["episodes"]["endless"]:
+def test_max_turns_limits_the_agent(result: dict[str, Any]) -> None:
+    for sample in result["episodes"]["endless"]:
         assert sample["trained"].count("<|im_end|>") == 3
 
 
-def test_a_conversation_that_is_full_is_judged_as_it_is(told: dict[str, Any]) -> None:
-    for sample in told["full"]:
+def test_conversation_at_the_token_limit_is_scored(result: dict[str, Any]) -> None:
+    for sample in result["full"]:
         assert len(sample["text"]) < 1400
         assert 1 <= sample["trained"].count("<tool_call>") < 9
         assert sample["reward"] == 0.0
 
 
-def test_a_fault_is_no_wrong_answer(told: dict[str, Any]) -> None:
-    assert told["episodes"]["failing"].startswith("GenerationError")
+def test_server_error_is_not_scored_as_wrong(result: dict[str, Any]) -> None:
+    assert result["episodes"]["failing"].startswith("GenerationError")
 
 
-def test_nothing_of_an_episode_is_kept(told: dict[str, Any]) -> None:
-    assert told["kept"] == 0
+def test_no_state_of_an_episode_remains(result: dict[str, Any]) -> None:
+    assert result["kept"] == 0
 
 
 @pytest.mark.parametrize("name", ["gsm8k_grpo.yaml", "cpu.yaml"])
-def test_the_experiments_are_valid_and_name_the_workflow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiments_are_valid_and_name_the_workflow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_experiment(ROOT / "examples" / "aworld" / name).spec.config
     assert config.workflow.path == "examples.aworld.custom_workflow:Gsm8kWorkflow"

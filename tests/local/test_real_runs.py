@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def grpo_run(tmp_path: Path, *overrides: str, steps: int, experiment: str = "experiment.yaml") -> tuple[Path, str]:
-    """Run a tiny experiment for a few steps; returns its run directory and what the terminal showed."""
+    """Run a tiny experiment for a few steps; returns its run directory and terminal output."""
     command = [sys.executable, "-m", "areal_launcher.cli", "run", f"examples/tiny/{experiment}"]
     settings = [
         f"config.cluster.fileroot={tmp_path}",
@@ -37,13 +37,13 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
 
 
-def assert_sound(run: Path, *, steps: int, max_staleness: int) -> list[dict[str, Any]]:
+def assert_valid(run: Path, *, steps: int, max_staleness: int) -> list[dict[str, Any]]:
     lines = lines_of(run)
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     for line in lines:
         assert line["staleness/max"] <= max_staleness
         assert line["grpo_actor/update_successful"] == 1.0
-        # What servers and trainer compute for the same weights and tokens differs by rounding alone.
+        # For the same weights and tokens, servers and trainer differ only by rounding.
         assert line.get("grpo_actor/rollout_logprob_diff_current/max", 0.0) < 1e-3
     summary = json.loads((run / "summary.json").read_text())
     assert summary["outcome"] == "succeeded"
@@ -51,16 +51,16 @@ def assert_sound(run: Path, *, steps: int, max_staleness: int) -> list[dict[str,
     return lines
 
 
-def assert_nothing_left(run: Path) -> None:
-    left = [
+def assert_no_processes_left(run: Path) -> None:
+    remaining = [
         process for process in psutil.process_iter(["cmdline"]) if str(run) in " ".join(process.info["cmdline"] or [])
     ]
-    assert not left
+    assert not remaining
 
 
-def test_the_tiny_experiment_trains_and_leaves_what_a_user_is_promised(tmp_path: Path) -> None:
-    run, shown = grpo_run(tmp_path, steps=4)
-    lines = assert_sound(run, steps=4, max_staleness=2)
+def test_tiny_experiment_trains_and_writes_the_documented_files(tmp_path: Path) -> None:
+    run, output = grpo_run(tmp_path, steps=4)
+    lines = assert_valid(run, steps=4, max_staleness=2)
     assert "grpo_actor/rollout_logprob_diff_current/max" in lines[0]
     assert (run / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (run / "weights").iterdir()) == ["v3", "v4"]
@@ -68,18 +68,18 @@ def test_the_tiny_experiment_trains_and_leaves_what_a_user_is_promised(tmp_path:
     assert AutoModelForCausalLM.from_pretrained(checkpoint).num_parameters() > 500_000
     samples = [json.loads(line) for file in (run / "rollouts").rglob("*.jsonl") for line in file.open()]
     assert len(samples) == 4 * 32 * 8
-    assert "succeeded" in shown
-    assert_nothing_left(run)
+    assert "succeeded" in output
+    assert_no_processes_left(run)
 
 
-def test_weights_reach_the_server_by_broadcast(tmp_path: Path) -> None:
+def test_weights_are_updated_by_broadcast(tmp_path: Path) -> None:
     run, _ = grpo_run(tmp_path, "config.actor.weight_update_mode=distributed", "config.async_training=false", steps=3)
-    lines = assert_sound(run, steps=3, max_staleness=0)
+    lines = assert_valid(run, steps=3, max_staleness=0)
     assert all("grpo_actor/rollout_logprob_diff_current/max" in line for line in lines)
     assert [path.name for path in (run / "weights").iterdir()] == ["v0"]
 
 
 def test_two_ranks_and_two_servers_train(tmp_path: Path) -> None:
     run, _ = grpo_run(tmp_path, steps=3, experiment="two-by-two.yaml")
-    assert_sound(run, steps=3, max_staleness=2)
-    assert_nothing_left(run)
+    assert_valid(run, steps=3, max_staleness=2)
+    assert_no_processes_left(run)

@@ -1,4 +1,4 @@
-"""After an update real servers of two ranks and of one hold the trainer's tensors, and every token says its version."""
+"""After an update, real servers with one and two ranks have the trainer's tensors and report token versions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from support.tiny_policy import save_tiny_model
 
 pytestmark = pytest.mark.real
 TENSOR_PARALLEL = {"a": 2, "b": 1}
-# Multiples of 64, which SGLang on a CPU need not pad: what it adds would be in its checksums.
+# Multiples of 64, so that SGLang on a CPU adds no padding to its checksums.
 SIZES = {"vocab_size": 128, "intermediate_size": 128, "max_position_embeddings": 1024, "initializer_range": 0.1}
 
 
@@ -49,10 +49,10 @@ def addresses(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator
 
 
 @pytest.fixture(scope="module", params=[("disk", 1), ("disk", 2), ("distributed", 1), ("distributed", 2)])
-def seen(
+def report(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, model: Path, addresses: list[str]
 ) -> dict[str, Any]:
-    """What a trainer of 1 or 2 ranks saw of its servers after each of its updates."""
+    """A trainer's observations of its servers after each update, with 1 or 2 ranks."""
     mode, ranks = request.param
     out = tmp_path_factory.mktemp(f"{mode}{ranks}")
     script = Path(weights_ranks.__file__)
@@ -67,51 +67,51 @@ def seen(
         env=os.environ | environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-20000:]
-    told: dict[str, Any] = json.loads((out / "seen.json").read_text())
-    assert len(told["steps"]) == weights_ranks.VERSIONS
-    return told
+    observations: dict[str, Any] = json.loads((out / "seen.json").read_text())
+    assert len(observations["steps"]) == weights_ranks.VERSIONS
+    return observations
 
 
-def test_every_server_holds_the_trainers_tensors_bit_for_bit(seen: dict[str, Any]) -> None:
-    for step in seen["steps"]:
+def test_every_server_has_bitwise_equal_tensors(report: dict[str, Any]) -> None:
+    for step in report["steps"]:
         assert step["tensors"] == [[18, 18], [18]]
         assert step["differ"] == [[], []]
 
 
-def test_logprobs_are_those_of_the_version_that_made_the_token(seen: dict[str, Any]) -> None:
-    assert max(step["logprob_diff"] for step in seen["steps"]) < 1e-4
+def test_logprobs_match_the_reported_weight_version(report: dict[str, Any]) -> None:
+    assert max(step["logprob_diff"] for step in report["steps"]) < 1e-4
 
 
-def test_requests_under_way_are_not_lost_and_go_on_under_the_new_weights(seen: dict[str, Any]) -> None:
-    for version, step in enumerate(seen["steps"], start=1):
+def test_running_requests_continue_with_the_new_weights(report: dict[str, Any]) -> None:
+    for version, step in enumerate(report["steps"], start=1):
         assert (step["answers"], step["tokens"]) == (weights_ranks.UNDER_WAY, [600])
         assert all(set(versions) <= {version - 1, version} for versions in step["versions"])
         assert [version - 1, version] in step["versions"]
         assert step["fresh_versions"] == [version]
 
 
-def test_the_trainer_needs_no_sglang(seen: dict[str, Any]) -> None:
-    assert not seen["sglang"]
+def test_trainer_does_not_import_sglang(report: dict[str, Any]) -> None:
+    assert not report["sglang"]
 
 
-# A server that was not there when the weights went out
+# A server that was not running when the weights were published
 
 
 class ChangingModel:
-    """A policy as far as publishing sees it."""
+    """A fake policy with changing weights."""
 
     def __init__(self, model: Path, copies: Path) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._copies = copies
-        self._chance = torch.Generator().manual_seed(1)
+        self._generator = torch.Generator().manual_seed(1)
         self.saved = {0: model}
 
     def change(self, version: int) -> None:
-        """Other weights, kept as ``version``."""
+        """Change the weights and save them as ``version``."""
         with torch.no_grad():
             for parameter in self._model.parameters():
-                parameter += 0.1 * torch.randn(parameter.shape, generator=self._chance)
+                parameter += 0.1 * torch.randn(parameter.shape, generator=self._generator)
         self.saved[version] = self._copies / f"saved{version}"
         self._model.save_pretrained(self.saved[version])
 
@@ -133,8 +133,8 @@ def publisher_of(policy: ChangingModel, engine: RemoteSGLangEngine, mode: Any, r
         publisher.close()
 
 
-def ask_until(engine: RemoteSGLangEngine, condition: Callable[[], bool]) -> list[ModelResponse]:
-    """Ask for answers one after the other until ``condition`` holds; they come from whichever server is current."""
+def generate_until(engine: RemoteSGLangEngine, condition: Callable[[], bool]) -> list[ModelResponse]:
+    """Send requests one at a time until ``condition`` holds; any current server may serve them."""
     deadline = time.monotonic() + 240.0
     answers = generate(engine)
     while not condition():
@@ -143,7 +143,7 @@ def ask_until(engine: RemoteSGLangEngine, condition: Callable[[], bool]) -> list
     return answers
 
 
-def test_a_server_that_joins_or_restarts_loads_what_is_current_while_the_other_goes_on(
+def test_joining_or_restarted_server_loads_the_current_weights_while_the_other_serves(
     tmp_path: Path, model: Path, addresses: list[str]
 ) -> None:
     policy, port = ChangingModel(model, tmp_path), free_port()
@@ -153,7 +153,7 @@ def test_a_server_that_joins_or_restarts_loads_what_is_current_while_the_other_g
         return real_server(tmp_path / "late", model, port=port, max_total_tokens=16384)
 
     with engine_on(stays, joins, weights=WeightUpdate(0, path=model), setup_timeout=240.0) as engine:
-        there, late = engine._fleet.servers
+        first, late = engine._fleet.servers
 
         def check(version: int) -> None:
             tensors = dict(policy.named_full_tensors())
@@ -161,26 +161,26 @@ def test_a_server_that_joins_or_restarts_loads_what_is_current_while_the_other_g
                 assert weights_ranks.different(tensors, weights_ranks.held_by(address)) == []
             for answer in generate(engine, n=16):
                 assert answer.output_versions == [version] * len(answer.output_tokens)
-                right = output_logprobs(policy.saved[version], answer.input_tokens, answer.output_tokens)
-                assert answer.output_logprobs == pytest.approx(right, abs=1e-4)
+                expected = output_logprobs(policy.saved[version], answer.input_tokens, answer.output_tokens)
+                assert answer.output_logprobs == pytest.approx(expected, abs=1e-4)
 
         with publisher_of(policy, engine, "distributed", tmp_path) as publisher:
             policy.change(1)
             publisher.publish(1, wait=True)
-            assert not (tmp_path / "weights").exists()  # v1 was broadcast: a server that missed it waits for v2
+            assert not (tmp_path / "weights").exists()  # v1 was broadcast, so a server that missed it waits for v2
             with start():
-                ask_until(engine, lambda: late.state == "behind")
+                generate_until(engine, lambda: late.state == "behind")
                 policy.change(2)
                 publisher.publish(2, wait=True)
-                ask_until(engine, lambda: late.state == "current")
+                generate_until(engine, lambda: late.state == "current")
                 check(2)
         with publisher_of(policy, engine, "disk", tmp_path) as publisher:
-            ask_until(engine, lambda: late.state == "gone")
+            generate_until(engine, lambda: late.state == "gone")
             policy.change(3)
             publisher.publish(3, wait=True)
-            stayed = there.incarnation
+            incarnation = first.incarnation
             with start():
-                answers = ask_until(engine, lambda: late.state == "current")
+                answers = generate_until(engine, lambda: late.state == "current")
                 assert {version for answer in answers for version in answer.output_versions} == {3}
-                assert there.incarnation == stayed  # it was current all the time
+                assert first.incarnation == incarnation  # it did not restart
                 check(3)

@@ -1,6 +1,6 @@
-"""Episodes of real AWorld agents against a scripted server, told as JSON: ``python aworld_episodes.py ADDRESS``.
+"""Runs episodes of real AWorld agents against a scripted server and prints JSON: ``python aworld_episodes.py ADDRESS``.
 
-Runs in the Python that has AWorld. ``answer`` is what the scripted server, in the tests' own Python, answers.
+It runs in the Python environment with AWorld. The scripted server, in the tests' environment, calls ``answer``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from support.chat_tokenizer import END, ChatTokenizer
 
 TOKENIZER = ChatTokenizer()
 CALL = '<tool_call>{{"name": "calculator__calculate", "arguments": {{"expression": "{}"}}}}</tool_call>'
-ANSWERS = {  # by the problem: the model's answers, the last one again and again
+ANSWERS = {  # for each problem the model's replies; the last one repeats
     "tool": ["Let me see. " + CALL.format("(2+3)*4"), "So it is\n#### 20"],
     "plain": ["It is\n#### 20"],
     "wrong": ["It is\n#### 21"],
@@ -29,7 +29,7 @@ BEFORE_ANSWER = "<|im_start|>assistant\n"
 
 
 def answer(input_ids: list[int], params: dict[str, Any], index: int) -> list[int]:
-    """What the scripted server makes of a prompt."""
+    """The scripted server's completion of a prompt."""
     text = TOKENIZER.decode(input_ids, skip_special_tokens=False)
     problem = text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
     turns = ANSWERS[problem]
@@ -38,11 +38,11 @@ def answer(input_ids: list[int], params: dict[str, Any], index: int) -> list[int
     return [*TOKENIZER.encode(turns[min(text.count(BEFORE_ANSWER), len(turns)) - 1]), END]
 
 
-async def _told(workflow: Any, engine: Any, problem: str) -> list[dict[str, Any]] | str:
+async def _run_episode(workflow: Any, engine: Any, problem: str) -> list[dict[str, Any]] | str:
     row = {"messages": [{"role": "user", "content": problem}], "answer": "2 + 3 = 5\n#### 20", "task_id": problem}
     try:
-        made = await workflow.arun_episode(engine, row)
-    except Exception as error:  # noqa: BLE001  the test looks at it
+        trajectories = await workflow.arun_episode(engine, row)
+    except Exception as error:  # noqa: BLE001  the test inspects it
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     return [
@@ -54,7 +54,7 @@ async def _told(workflow: Any, engine: Any, problem: str) -> list[dict[str, Any]
             "reward": part.reward,
             "task_id": part.task_id,
         }
-        for part in made
+        for part in trajectories
     ]
 
 
@@ -63,17 +63,17 @@ async def _episodes(engine: Any) -> dict[str, Any]:
     from examples.aworld import agent
     from examples.aworld.custom_workflow import Gsm8kWorkflow, gsm8k_reward_fn
 
-    agent.FORGOTTEN_AFTER_S = 0.2
+    agent.CLEANUP_DELAY_S = 0.2
     gconfig = GenerationHyperparameters(n_samples=2, max_new_tokens=200)
     workflow = Gsm8kWorkflow(gsm8k_reward_fn, gconfig, TOKENIZER, max_turns=3)
     problems = list(ANSWERS)
-    told = await asyncio.gather(*(_told(workflow, engine, problem) for problem in problems))
+    outcomes = await asyncio.gather(*(_run_episode(workflow, engine, problem) for problem in problems))
     short = Gsm8kWorkflow(gsm8k_reward_fn, gconfig.new(max_tokens=700), TOKENIZER, max_turns=9)
-    full = await _told(short, engine, "endless")
+    full = await _run_episode(short, engine, "endless")
     await asyncio.sleep(2.0)
     memory = agent.MemoryFactory.instance().memory_store
     kept = len(memory.memory_items) + len(agent.InMemoryStateStorage.instance()._nodes)
-    return {"episodes": dict(zip(problems, told, strict=True)), "full": full, "kept": kept}
+    return {"episodes": dict(zip(problems, outcomes, strict=True)), "full": full, "kept": kept}
 
 
 def main(address: str) -> None:
@@ -83,7 +83,7 @@ def main(address: str) -> None:
     engine = RemoteSGLangEngine(RolloutConfig(consumer_batch_size=2, setup_timeout=20.0, request_retries=1))
     engine.initialize([address])
     try:
-        print("TOLD " + json.dumps(asyncio.run(_episodes(engine))))
+        print("RESULT " + json.dumps(asyncio.run(_episodes(engine))))
     finally:
         engine.destroy()
 
