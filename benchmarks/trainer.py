@@ -19,7 +19,7 @@ from areal_api.actor import OptimizerConfig, PPOActorConfig
 from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.model import attention
 from areal_trainer.model.attention import SegmentIndex
-from areal_trainer.model.layout import families, lay_out
+from areal_trainer.model.layout import group_by_prompt, lay_out
 from areal_trainer.model.policy import Policy
 from benchmarks.measure import Comparison, by_turns, rate
 from benchmarks.models import random_groups, save_qwen3
@@ -120,7 +120,7 @@ class _SameLayout(_Bare):
 
     def __init__(self, path: str, policy: Policy, batch: PackedBatch, advantages_T: Tensor) -> None:
         super().__init__(path, attention.NAME)
-        self._layout = lay_out(batch, families(batch, cost=policy.model.cost))
+        self._layout = lay_out(batch, group_by_prompt(batch, cost=policy.model.cost))
         self._segments = SegmentIndex.of(self._layout.segments, torch.device("cpu"))
         self._weight_N = advantages_T[self._layout.token_N]
 

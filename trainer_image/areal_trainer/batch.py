@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from areal_trainer.algo.norm import dense_groups
+from areal_trainer.ranks import Ranks
 from areal_trainer.trajectory import Trajectory
 
 
@@ -80,8 +80,4 @@ def _joined(parts: list[np.ndarray], dtype: type[np.generic]) -> Tensor:
 
 
 def _all_groups(groups: list[int]) -> list[int]:
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return groups
-    parts: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, groups)
-    return [group for part in parts for group in part]
+    return [group for part in Ranks.current().gather_objects(groups) for group in part]

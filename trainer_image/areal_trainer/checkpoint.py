@@ -82,7 +82,7 @@ def load_state(checkpoint: Path, policy: Checkpointable) -> None:
         _set_rng_state(torch.load(rng, weights_only=False))
 
 
-class Due:
+class Schedule:
     """Says when something with a ``Frequency`` is to be done again. Rank 0's clock decides for every rank."""
 
     def __init__(self, frequency: Frequency, *, steps_per_epoch: int, now: Callable[[], float]) -> None:

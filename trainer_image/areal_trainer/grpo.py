@@ -7,10 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from areal_api.actor import PPOActorConfig
+from areal_api.actor import NormConfig, PPOActorConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.algo.advantages import gae, normalize_advantages
 from areal_trainer.algo.kl import token_rewards
+from areal_trainer.algo.norm import Norm
 from areal_trainer.algo.rewards import normalize_rewards, overlong_penalty, shape_rewards
 from areal_trainer.algo.sequences import Reduce, last_response_tokens, response_counts
 from areal_trainer.algo.token_stats import report, summarize
@@ -31,9 +32,9 @@ def compute_advantages(
 ) -> tuple[Tensor, dict[str, float]]:
     """Advantages [T] (0 off the loss mask) and statistics over all ranks. Collective.
 
-    Rewards are penalised for length, scaled, normalised; the KL penalty goes into the token rewards; then GAE and the
-    normalisation of advantages. ``ref_logp_T`` is needed when ``kl_ctl`` is above 0; ``logp_T``, the trainer's own
-    log-probs, then falls back on the server's when there are none.
+    Applies in order: length penalty, scaling and normalisation of rewards, KL penalty in the token rewards, GAE,
+    normalisation of advantages. With ``kl_ctl`` above 0, ``ref_logp_T`` is required and ``logp_T`` (the trainer's
+    log-probs) defaults to the server's.
     """
     rewards_B = _sequence_rewards(batch, config, gconfig, reduce)
     rewards_T, kl_rewards_T = token_rewards(
@@ -54,13 +55,9 @@ def compute_advantages(
             batch.loss_mask_T,
             batch.cu_seqlens,
             batch.group_B,
+            _norm(config.adv_norm),
             groups=batch.n_groups,
-            mean_level=config.adv_norm.mean_level,
-            std_level=config.adv_norm.std_level,
-            leave_one_out=config.adv_norm.mean_leave1out,
-            unbiased=config.adv_norm.std_unbiased,
             reduce=reduce,
-            eps=config.adv_norm.eps,
         )
     if config.mask_no_eos_with_zero:
         cut_T = torch.repeat_interleave(_cut_off(batch), batch.cu_seqlens.diff().long())
@@ -86,23 +83,25 @@ def _sequence_rewards(
     )
     if config.reward_norm is not None:
         rewards_B = normalize_rewards(
-            rewards_B,
-            batch.group_B,
-            groups=batch.n_groups,
-            mean_level=config.reward_norm.mean_level,
-            std_level=config.reward_norm.std_level,
-            leave_one_out=config.reward_norm.mean_leave1out,
-            unbiased=config.reward_norm.std_unbiased,
-            reduce=reduce,
-            eps=config.reward_norm.eps,
+            rewards_B, batch.group_B, _norm(config.reward_norm), groups=batch.n_groups, reduce=reduce
         )
     if config.mask_no_eos_with_zero:
         rewards_B = rewards_B.masked_fill(_cut_off(batch), 0.0)
     return rewards_B
 
 
+def _norm(config: NormConfig) -> Norm:
+    return Norm(
+        config.mean_level,
+        config.std_level,
+        leave_one_out=config.mean_leave1out,
+        unbiased=config.std_unbiased,
+        eps=config.eps,
+    )
+
+
 def _cut_off(batch: PackedBatch) -> Tensor:
-    """Sequences that ended at their length instead of stopping, [B] bool."""
+    """Sequences that ended at their maximum length without a stop token, [B] bool."""
     return torch.tensor([t.finish_reason == "length" for t in batch.trajectories], dtype=torch.bool)
 
 
@@ -126,7 +125,7 @@ def _statistics(
     )
     stats |= summarize({"advantages": (advantages_T, mask_T), "kl_rewards": (kl_rewards_T, mask_T)})
     stats = merged_over_ranks(stats)
-    # The reward itself, for every reader of a run, stands without the prefix.
+    # Every reader of a run looks for the reward, so its name has no prefix.
     numbers = {
         name if name.startswith("task_reward/") else f"{PREFIX}{name}": value for name, value in report(stats).items()
     }

@@ -20,14 +20,14 @@ from areal_api import logs, names
 from areal_api.config import GRPOConfig
 from areal_api.load import load_expr_config
 from areal_trainer.batch import PackedBatch, pack
-from areal_trainer.checkpoint import Due, load_loop, load_state, recovery_checkpoints, save_recovery
+from areal_trainer.checkpoint import Schedule, load_loop, load_state, recovery_checkpoints, save_recovery
 from areal_trainer.components import Parts, assemble
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.ranks import Ranks, joined, lost_another
 from areal_trainer.rollout.executor import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
-from areal_trainer.stats.operator_sink import say_why
+from areal_trainer.stats.operator_sink import write_termination_message
 from areal_trainer.stop import StopSignal
 from areal_trainer.warm_up import warm_up_policy, warm_up_servers
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunState:
     """Where a run stands; a part of every recovery checkpoint."""
 
     step: int = 0  # finished steps, and the version of the weights
@@ -47,15 +47,15 @@ class Progress:
     eval_last: float | None = None
 
 
-def train(parts: Parts, progress: Progress, stop: StopSignal) -> Iterator[Progress]:
-    """Train from ``progress`` until the last step or until ``stop`` is set; yields how far the run is, step by step."""
+def train(parts: Parts, state: RunState, stop: StopSignal) -> Iterator[RunState]:
+    """Train from ``state`` until the last step or until ``stop`` is set; yields how far the run is, step by step."""
     stop.wakes(parts.engine.interrupt)
-    if progress.step == 0 and parts.config.valid_dataset is not None:
+    if state.step == 0 and parts.config.valid_dataset is not None:
         reward = _evaluate(parts)
-        progress = replace(progress, eval_first=reward, eval_last=reward)
-    dues, timings = _Dues.of(parts), Timings()
-    dues.recovered_at = progress.step or -1
-    while progress.step < parts.total_steps:
+        state = replace(state, eval_first=reward, eval_last=reward)
+    schedules, timings = Schedules.of(parts), Timings()
+    schedules.recovered_at = state.step or -1
+    while state.step < parts.total_steps:
         began = time.monotonic()
         try:
             with timings.stage("rollout"):
@@ -63,19 +63,19 @@ def train(parts: Parts, progress: Progress, stop: StopSignal) -> Iterator[Progre
         except Interrupted:
             break
         stats = train_step(parts, pack(trajectories), timings)
-        progress = _after_step(parts, progress, dues, stats, timings, began)
-        yield progress
+        state = _after_step(parts, state, schedules, stats, timings, began)
+        yield state
         timings = Timings()
-        if parts.config.recover.mode == "auto" and dues.recover.at(progress.step):
+        if parts.config.recover.mode == "auto" and schedules.recover.at(state.step):
             # After the statistics were written: a checkpoint never stands for a step whose line could be lost.
             with timings.stage("checkpoint_for_recover"):
-                _save_recovery(parts, progress)
-            dues.recovered_at = progress.step
+                _save_recovery(parts, state)
+            schedules.recovered_at = state.step
         if parts.ranks.any(stop.requested()):
             break
     parts.publisher.wait()
-    if parts.config.recover.mode == "auto" and dues.recovered_at != progress.step:
-        _save_recovery(parts, progress)
+    if parts.config.recover.mode == "auto" and schedules.recovered_at != state.step:
+        _save_recovery(parts, state)
 
 
 def train_step(parts: Parts, batch: PackedBatch, timings: Timings) -> dict[str, float]:
@@ -106,50 +106,50 @@ def train_step(parts: Parts, batch: PackedBatch, timings: Timings) -> dict[str, 
 
 
 @dataclass
-class _Dues:
+class Schedules:
     """What else is due after a step."""
 
-    save: Due
-    recover: Due
-    evaluate: Due
+    save: Schedule
+    recover: Schedule
+    evaluate: Schedule
     recovered_at: int = -1
 
     @classmethod
-    def of(cls, parts: Parts) -> _Dues:
-        def due(frequency: Any) -> Due:
-            return Due(frequency, steps_per_epoch=parts.steps_per_epoch, now=time.monotonic)
+    def of(cls, parts: Parts) -> Schedules:
+        def due(frequency: Any) -> Schedule:
+            return Schedule(frequency, steps_per_epoch=parts.steps_per_epoch, now=time.monotonic)
 
         return cls(due(parts.config.saver), due(parts.config.recover), due(parts.config.evaluator))
 
 
 def _after_step(
-    parts: Parts, progress: Progress, dues: _Dues, stats: dict[str, float], timings: Timings, began: float
-) -> Progress:
+    parts: Parts, state: RunState, schedules: Schedules, stats: dict[str, float], timings: Timings, began: float
+) -> RunState:
     """Evaluate, save and checkpoint where due, and commit the statistics of the step."""
-    step = progress.step + 1
+    step = state.step + 1
     last = step == parts.total_steps
     line: dict[str, float] = {"step": step, "version": step, "total_steps": parts.total_steps}
-    if (dues.evaluate.at(step) or last) and parts.config.valid_dataset is not None:
+    if (schedules.evaluate.at(step) or last) and parts.config.valid_dataset is not None:
         with timings.stage("eval"):
-            progress = replace(progress, eval_last=_evaluate(parts))
-        line["eval-rollout/reward"] = progress.eval_last or 0.0
-    if step == 1 and progress.eval_first is not None:
-        line["eval-rollout/reward_initial"] = progress.eval_first
-    if dues.save.at(step) or last:
+            state = replace(state, eval_last=_evaluate(parts))
+        line["eval-rollout/reward"] = state.eval_last or 0.0
+    if step == 1 and state.eval_first is not None:
+        line["eval-rollout/reward_initial"] = state.eval_first
+    if schedules.save.at(step) or last:
         with timings.stage("save"):
             epoch = -(-step // parts.steps_per_epoch)
             parts.policy.save_hf(names.checkpoint_dir(parts.run, epoch, step))
     seconds = time.monotonic() - began
-    progress = replace(
-        progress,
+    state = replace(
+        state,
         step=step,
-        seconds=progress.seconds + seconds,
-        tokens=progress.tokens + int(stats["n_tokens"]),
-        reward_first=stats["task_reward/avg"] if progress.reward_first is None else progress.reward_first,
+        seconds=state.seconds + seconds,
+        tokens=state.tokens + int(stats["n_tokens"]),
+        reward_first=stats["task_reward/avg"] if state.reward_first is None else state.reward_first,
         reward_last=stats["task_reward/avg"],
     )
     line |= {
-        "time": progress.seconds,
+        "time": state.seconds,
         "seconds_per_step": seconds,
         "tokens_per_second": stats["n_tokens"] / seconds,
         **stats,
@@ -158,7 +158,7 @@ def _after_step(
     }
     if parts.stats is not None:
         parts.stats.commit(line)
-    return progress
+    return state
 
 
 def _evaluate(parts: Parts) -> float:
@@ -168,16 +168,16 @@ def _evaluate(parts: Parts) -> float:
     return float(parts.ranks.from_first(reward))
 
 
-def _save_recovery(parts: Parts, progress: Progress) -> None:
+def _save_recovery(parts: Parts, state: RunState) -> None:
     loop = {
-        "progress": asdict(progress),
+        "state": asdict(state),
         "loader": parts.loader.state_dict(),
         "executor": parts.engine.state_dict() if parts.ranks.is_first else None,
     }
-    save_recovery(parts.run, step=progress.step, policy=parts.policy, loop=loop, keep=parts.config.recover.keep)
+    save_recovery(parts.run, step=state.step, policy=parts.policy, loop=loop, keep=parts.config.recover.keep)
 
 
-def resume(parts: Parts) -> Progress:
+def resume(parts: Parts) -> RunState:
     """Connect the engine, and restore the newest recovery checkpoint everywhere, servers included, if there is one."""
     found = recovery_checkpoints(parts.run) if parts.config.recover.mode == "auto" else []
     found = parts.ranks.from_first(found)
@@ -191,7 +191,7 @@ def resume(parts: Parts) -> Progress:
         parts.engine.initialize(vocab_size=parts.vocab_size, weights=weights)
         if parts.ranks.is_first and parts.config.valid_dataset is None:  # else the first evaluation does the same
             warm_up_servers(parts)
-        return Progress()
+        return RunState()
     loop = load_loop(checkpoint)
     load_state(checkpoint, parts.policy)
     parts.policy.version = step
@@ -200,7 +200,7 @@ def resume(parts: Parts) -> Progress:
     if parts.ranks.is_first:
         parts.engine.load_state_dict(loop["executor"])
     logger.info("going on from %s: step %d of %d", checkpoint, step, parts.total_steps)
-    return Progress(**loop["progress"])
+    return RunState(**loop["state"])
 
 
 def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSignal) -> str:
@@ -211,26 +211,26 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
     """
     with assemble(config, run=run, ranks=ranks) as parts:
         gc.collect()  # while the servers start
-        progress = resume(parts)
+        state = resume(parts)
         gc.freeze()  # what is here now stays: later collections need not go through the model's and libraries' objects
         try:
-            for progress in train(parts, progress, stop):  # noqa: B007, B020  the last one is what the summary tells
+            for state in train(parts, state, stop):  # noqa: B007, B020  the last one is what the summary tells
                 pass
         except Exception as error:
-            _summarise(run, ranks, progress, outcome="failed", error=f"{type(error).__name__}: {error}")
+            _summarise(run, ranks, state, outcome="failed", error=f"{type(error).__name__}: {error}")
             if isinstance(error, ValueError):
-                raise RuntimeError(f"after step {progress.step}: {error}") from error
+                raise RuntimeError(f"after step {state.step}: {error}") from error
             raise
-        outcome = "succeeded" if progress.step >= parts.total_steps else "stopped"
-        _summarise(run, ranks, progress, outcome=outcome)
+        outcome = "succeeded" if state.step >= parts.total_steps else "stopped"
+        _summarise(run, ranks, state, outcome=outcome)
     return outcome
 
 
-def _summarise(run: Path, ranks: Ranks, progress: Progress, **rest: str) -> None:
+def _summarise(run: Path, ranks: Ranks, state: RunState, **rest: str) -> None:
     if ranks.is_first:
-        figures = asdict(progress)
+        figures = asdict(state)
         tokens, steps = figures.pop("tokens"), figures.pop("step")
-        speed = tokens / progress.seconds if progress.seconds else 0.0
+        speed = tokens / state.seconds if state.seconds else 0.0
         write_summary(run, {**rest, "steps": steps, **figures, "tokens_per_second": speed})
 
 
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         logger.debug("what the user wrote cannot be run", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
-        say_why(os.environ, error)
+        write_termination_message(os.environ, error)
         return 2
     except RuntimeError as error:
         if not lost_another(error):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from areal_api.config import Frequency
-from areal_trainer.checkpoint import Due
+from areal_trainer.checkpoint import Schedule
 
 
 def due_steps(frequency: Frequency, *, steps: int = 12, step_s: float = 10.0, steps_per_epoch: int = 5) -> list[int]:
     clock = [0.0]
-    due = Due(frequency, steps_per_epoch=steps_per_epoch, now=lambda: clock[0])
+    due = Schedule(frequency, steps_per_epoch=steps_per_epoch, now=lambda: clock[0])
     found = []
     for step in range(1, steps + 1):
         clock[0] += step_s

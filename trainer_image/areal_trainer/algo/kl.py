@@ -1,4 +1,4 @@
-"""KL penalty towards a reference model, given as a reward of each token."""
+"""KL penalty towards a reference model, as a reward of each token."""
 
 # B sequences, T tokens
 
@@ -35,10 +35,10 @@ def token_rewards(
     kl_ctl: float = 0.0,
     estimator: Estimator = "k1",
 ) -> tuple[Tensor, Tensor]:
-    """Rewards of the tokens and the part of them that is the KL penalty, both float32 over T and 0 off the response.
+    """Token rewards, and the KL penalty in them; both float32 over T and 0 outside the response.
 
     Every response token gets −kl_ctl · k(logp − ref_logp); the last one (of the last turn) also its sequence's reward.
-    `logp_T` and `ref_logp_T` are needed when `kl_ctl` is not 0. A sequence without response tokens gets nothing.
+    `logp_T` and `ref_logp_T` are required if `kl_ctl` is not 0. A sequence without response tokens gets nothing.
     """
     kl_rewards_T = torch.zeros(len(loss_mask_T), dtype=torch.float32, device=loss_mask_T.device)
     if kl_ctl != 0:

@@ -1,4 +1,4 @@
-"""Log-probs and entropy of given tokens without a vocabulary-sized tensor for all of them at once."""
+"""Log-probs and entropy of selected tokens, without a [tokens, vocabulary] tensor."""
 
 # T tokens, N selected tokens, C tokens of a chunk, H hidden size, V vocabulary
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 DEFAULT_CHUNK_BYTES = 256 * 2**20
-# Measured on two x86 cores: several passes over what fits the cache cost less than the same over all tokens at once.
+# Measured on two x86 cores: several passes over chunks that fit in the cache are faster than one over all tokens.
 _CPU_CHUNK_BYTES = 4 * 2**20
 
 
@@ -23,23 +23,14 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-prob and entropy (nats, float32 over N) of the tokens at positions `index_N`.
 
-    Token t is judged by the hidden state at t − 1, so an index is ≥ 1 and never the first of its sequence; a padded
-    batch is flattened. Logits are `hidden @ weight.T / temperature`, log-softmax in float32. The log-probs are
-    differentiable in `hidden_TH` and `weight_VH` (also tied to the embedding); the entropy is not. No float32 tensor of
-    the vocabulary exceeds `chunk_bytes` (but at least one token's): where all N tokens together do not, their
-    probabilities are kept for the backward pass, otherwise it computes each chunk again. `weight_VH` is a plain
-    (unsharded) tensor.
+    Token t is predicted by the hidden state at t − 1, so an index is ≥ 1 and never the first of its sequence; padded
+    batches are flattened. Logits are `hidden @ weight.T / temperature`, log-softmax in float32. The log-probs are
+    differentiable in `hidden_TH` and `weight_VH` (also tied to the embedding); the entropy is not. Float32 tensors over
+    the vocabulary are limited to `chunk_bytes` (at least one token). If all N tokens fit, their probabilities are kept
+    for the backward pass; otherwise it recomputes each chunk. `weight_VH` is a plain (unsharded) tensor.
     """
     hidden_NH = hidden_TH.index_select(0, index_N - 1)
     return _apply(hidden_NH, weight_VH, input_ids_T.index_select(0, index_N), temperature, chunk_bytes)
-
-
-def logits_logprobs(logits_NV: Tensor, targets_N: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The same for logits that are there already: row n judges token `targets_N[n]`. Entropy is not differentiable."""
-    logprobs_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1)
-    with torch.no_grad():
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-    return logprobs_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1), entropy_N
 
 
 def _apply(
@@ -109,5 +100,5 @@ def _accumulate(total_VH: Tensor, grad_CV: Tensor, hidden_CH: Tensor) -> None:
     if grad_CV.dtype == total_VH.dtype:
         total_VH.addmm_(grad_CV.t(), hidden_CH)
     else:
-        # Chunks are summed in float32: a bfloat16 sum of many would lose the small ones.
+        # Sum in float32: a bfloat16 sum of many chunks would lose small values.
         total_VH += torch.mm(grad_CV.t(), hidden_CH)

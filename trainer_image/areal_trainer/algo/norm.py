@@ -1,8 +1,9 @@
-"""Centre and scale values by batch or by group, with groups spread over ranks and samples lost."""
+"""Centre and scale values by batch or by group. Groups may be spread over ranks and may lack samples."""
 
 # B samples of this rank, N values of these samples, G groups over all ranks
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,8 +14,19 @@ from areal_trainer.algo.sequences import Reduce
 Level = Literal["batch", "group"]
 
 
+@dataclass(frozen=True)
+class Norm:
+    """(x − μ) / (σ + eps), with each of μ and σ over the batch, over the group, or left out (None)."""
+
+    mean_level: Level | None
+    std_level: Level | None
+    leave_one_out: bool = False  # μ is over the values of all *other* samples
+    unbiased: bool = True  # divide the variance by N − 1 instead of N
+    eps: float = 1e-5
+
+
 def dense_groups(episodes: Sequence[int], all_episodes: Iterable[int]) -> tuple[Tensor, int]:
-    """Number the groups of a batch 0…G−1 alike on every rank.
+    """Number the groups of a batch 0…G−1, identically on every rank.
 
     `episodes` are the group numbers of this rank's samples, `all_episodes` those of all ranks in any order and with
     repetitions. Returns the index of each of this rank's samples (int64) and G.
@@ -24,27 +36,16 @@ def dense_groups(episodes: Sequence[int], all_episodes: Iterable[int]) -> tuple[
 
 
 def normalize(
-    values_N: Tensor,
-    sample_N: Tensor,
-    group_B: Tensor,
-    *,
-    groups: int,
-    mean_level: Level | None,
-    std_level: Level | None,
-    leave_one_out: bool,
-    unbiased: bool,
-    reduce: Reduce,
-    eps: float,
+    values_N: Tensor, sample_N: Tensor, group_B: Tensor, norm: Norm, *, groups: int, reduce: Reduce
 ) -> Tensor:
-    """(x − μ) / (σ + eps), each of μ and σ over the batch, over the sample's group, or left out (None).
+    """Apply `norm` to N values. `sample_N` is the sample of each value, `group_B` the group of each sample.
 
-    `sample_N` names the sample of each value and `group_B` the group of each sample (`dense_groups`). μ of
-    leave-one-out is the mean over the values of all *other* samples; σ is taken about the plain mean of its own level.
-    Counts are of what is there, so a lost sample changes its own group alone. Where nothing can be compared the result
-    is 0: a group (or batch) of one sample, and one whose values are all equal when σ is asked of it.
+    σ is always taken about the plain mean of its own level. Only samples that are present count, so a lost sample
+    changes its own group alone. Values without anything to compare with become 0: those of a group (or batch) with one
+    sample and, if σ is used, those that are all equal.
     """
     dtype = torch.promote_types(values_N.dtype, torch.float32)
-    if mean_level is None and std_level is None:
+    if norm.mean_level is None and norm.std_level is None:
         return values_N.to(dtype)
     values_N = values_N.double()
     group_N = group_B[sample_N]
@@ -58,32 +59,32 @@ def normalize(
 
     result_N = values_N
     comparable_G = torch.ones(groups, dtype=torch.bool, device=values_N.device)
-    if mean_level is not None:
-        n_samples_G, count_G, sum_G = totals[mean_level].unbind(1)
+    if norm.mean_level is not None:
+        n_samples_G, count_G, sum_G = totals[norm.mean_level].unbind(1)
         comparable_G &= n_samples_G > 1
-        if leave_one_out:
+        if norm.leave_one_out:
             others_N = (count_G[group_B] - own_count_B).clamp(min=1)[sample_N]
             mean_N = (sum_G[group_B] - own_sum_B)[sample_N] / others_N
         else:
             mean_N = (sum_G / count_G.clamp(min=1))[group_N]
         result_N = result_N - mean_N
-    if std_level is not None:
-        n_samples_G, count_G, sum_G = totals[std_level].unbind(1)
-        std_G, mean_G = _std(values_N, group_N, count_G, sum_G, level=std_level, unbiased=unbiased, reduce=reduce)
-        # Values that differ by rounding alone would be blown up by 1/eps where the mean is of another level.
+    if norm.std_level is not None:
+        n_samples_G, count_G, sum_G = totals[norm.std_level].unbind(1)
+        std_G, mean_G = _std(values_N, group_N, count_G, sum_G, norm, reduce)
+        # If the mean is of another level, dividing values that differ by rounding alone would scale them by 1/eps.
         comparable_G &= (n_samples_G > 1) & (std_G > 1e-12 * mean_G.abs())
-        result_N = result_N / (std_G + eps)[group_N]
+        result_N = result_N / (std_G + norm.eps)[group_N]
     return torch.where(comparable_G[group_N], result_N, 0.0).to(dtype)
 
 
 def _std(
-    values_N: Tensor, group_N: Tensor, count_G: Tensor, sum_G: Tensor, *, level: Level, unbiased: bool, reduce: Reduce
+    values_N: Tensor, group_N: Tensor, count_G: Tensor, sum_G: Tensor, norm: Norm, reduce: Reduce
 ) -> tuple[Tensor, Tensor]:
-    # Two passes: one-pass sums of squares cancel when the spread is small beside the mean.
+    # Two passes: one-pass sums of squares cancel when the spread is small compared with the mean.
     mean_G = sum_G / count_G.clamp(min=1)
     square_N = (values_N - mean_G[group_N]).square()
     square_G = reduce(torch.zeros_like(mean_G).index_add_(0, group_N, square_N))
-    if level == "batch":
+    if norm.std_level == "batch":
         square_G = square_G.sum().expand_as(square_G)
-    freedom_G = (count_G - 1 if unbiased else count_G).clamp(min=1)
+    freedom_G = (count_G - 1 if norm.unbiased else count_G).clamp(min=1)
     return (square_G / freedom_G).sqrt(), mean_G

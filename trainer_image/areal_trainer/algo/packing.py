@@ -1,13 +1,13 @@
-"""Cut a batch into ranks, minibatches and microbatches. Plain Python, and the same on every call."""
+"""Split a batch over ranks, minibatches and microbatches. Plain Python, deterministic."""
 
 import heapq
 from collections.abc import Sequence
 
 
 def balance_by_tokens(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Share sequences out over ranks: the longest first, each to the rank with the fewest tokens so far.
+    """Distribute sequences over ranks: longest first, each to the rank with the fewest tokens so far.
 
-    Returns the indices of each rank in rising order. No rank stays empty when there are as many sequences as ranks.
+    Returns the indices of each rank in ascending order. No rank is empty if there are at least as many sequences.
     """
     parts: list[list[int]] = [[] for _ in range(ranks)]
     heap = [(0, 0, rank) for rank in range(ranks)]
@@ -19,9 +19,9 @@ def balance_by_tokens(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def split_minibatches(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Exactly `count` minibatches of about equal tokens; some are empty when there are fewer sequences.
+    """Split into exactly `count` minibatches of similar token counts; some are empty if there are fewer sequences.
 
-    Every rank makes the same number of optimizer steps, so every rank calls this with the same count.
+    Every rank calls this with the same count, since every rank runs the same number of optimizer steps.
     """
     return balance_by_tokens(lengths, count)
 
@@ -29,7 +29,7 @@ def split_minibatches(lengths: Sequence[int], count: int) -> list[list[int]]:
 def pack_microbatches(
     lengths: Sequence[int], max_tokens: int, *, field: str = "actor.mb_spec.max_tokens_per_mb"
 ) -> list[list[int]]:
-    """First-fit decreasing: microbatches of at most `max_tokens` tokens, indices in rising order.
+    """First-fit decreasing: microbatches of at most `max_tokens` tokens, indices in ascending order.
 
     Raises ValueError, naming `field`, for a sequence longer than `max_tokens`.
     """
@@ -53,12 +53,12 @@ def pack_microbatches(
 
 
 def equalize_microbatches(bins: list[list[int]], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """The same sequences in exactly `count` microbatches, where `count` is the largest number that any rank needs.
+    """Redistribute into exactly `count` microbatches, where `count` is the largest number that any rank needs.
 
-    The heaviest microbatch of several sequences is halved by tokens until the number is reached. With too few sequences
-    the rest are empty: their rank takes part in the collectives with a dummy sequence of loss 0.
+    Repeatedly splits the heaviest microbatch of several sequences into two of similar token counts. If there are too
+    few sequences, the rest are empty: for these the rank runs a dummy sequence of loss 0.
     """
-    assert count >= len(bins), f"{len(bins)} microbatches cannot be made {count}"
+    assert count >= len(bins), f"{len(bins)} microbatches cannot be merged into {count}"
     result = [list(part) for part in bins]
     while len(result) < count:
         divisible = [i for i, part in enumerate(result) if len(part) > 1]

@@ -1,4 +1,4 @@
-"""Sequences laid end to end: which token belongs to which, and sums over ranks."""
+"""Helpers for packed sequences, and sums over ranks."""
 
 # B sequences, T tokens, N values (response tokens or samples)
 
@@ -17,7 +17,7 @@ def one_rank(values: Tensor) -> Tensor:
 
 
 def sequence_of_tokens(cu_seqlens: Tensor) -> Tensor:
-    """Index of its sequence for each token: [0, 2, 3] gives [0, 0, 1]."""
+    """Sequence index of each token: [0, 2, 3] gives [0, 0, 1]."""
     lengths_B = cu_seqlens.diff().long()
     return torch.repeat_interleave(torch.arange(len(lengths_B), device=cu_seqlens.device), lengths_B)
 
@@ -29,7 +29,7 @@ def response_counts(loss_mask_T: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def last_response_tokens(loss_mask_T: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the last response token, and the sequences they belong to; sequences without any are left out."""
+    """Position of the last response token of each sequence, and the sequences; those without any are omitted."""
     counts_B = response_counts(loss_mask_T, cu_seqlens)
     sequences = counts_B.nonzero().squeeze(1)
     ends_B = counts_B.cumsum(0)

@@ -1,4 +1,4 @@
-"""Statistics of tokens that add up over microbatches and ranks."""
+"""Token statistics that can be merged over microbatches and ranks."""
 
 # K statistics, N tokens
 
@@ -11,7 +11,7 @@ Stats = dict[str, Tensor]
 """Name → float64 tensor of four: sum, count, minimum, maximum. Empty ones are 0, 0, +inf, −inf."""
 
 Column = tuple[Tensor, Tensor | None]
-"""Values of the N tokens, and which of them count (None: all)."""
+"""Values of the N tokens, and a mask of those that count (None: all)."""
 
 
 def summarize(columns: Mapping[str, Column]) -> Stats:
@@ -30,7 +30,7 @@ def summarize(columns: Mapping[str, Column]) -> Stats:
 
 
 def merge_stats(parts: Iterable[Stats]) -> Stats:
-    """Statistics of all microbatches (or ranks) together; names may differ between the parts."""
+    """Merge the statistics of microbatches (or ranks); names may differ between the parts."""
     columns: dict[str, list[Tensor]] = {}
     for part in parts:
         for name, stat in part.items():
@@ -45,7 +45,7 @@ def _merge(stats_P4: Tensor) -> Tensor:
 
 
 def report(stats: Stats) -> dict[str, float]:
-    """`name/avg`, `name/min` and `name/max` as numbers; a statistic that counted nothing is left out."""
+    """`name/avg`, `name/min` and `name/max` as numbers; statistics without values are omitted."""
     result: dict[str, float] = {}
     for name, stat in stats.items():
         total, count, low, high = stat.tolist()

@@ -1,7 +1,7 @@
-"""Attention of a packed pass, segment by segment, by PyTorch's scaled_dot_product_attention.
+"""Attention of a packed pass, segment by segment, with PyTorch's scaled_dot_product_attention.
 
-Queries and keys of segments of like length are gathered into padded rectangles, one call each; all else in the model
-works on the packed tokens. No mask ever spans two sequences, so packed sequences cannot see each other.
+Queries and keys of segments of similar length are gathered into padded rectangles, one call each; the rest of the model
+works on packed tokens. No mask spans two sequences, so packed sequences cannot attend to each other.
 """
 
 # P tokens of the pass, R segments of a bucket, Q queries and K keys of its rectangle, H heads, G heads of keys and
@@ -20,12 +20,12 @@ from torch import Tensor
 from areal_trainer.model.layout import Segment
 
 NAME = "areal_segments"
-_LIKE = 1.3  # longest ÷ shortest of the queries in one bucket: bounds the padding
+_MAX_LENGTH_RATIO = 1.3  # longest ÷ shortest query of a bucket; bounds the padding
 
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """Segments of like length in one rectangle. Rows are padded by repeating the segment's last token."""
+    """Segments of similar length in one rectangle. Rows are padded by repeating the segment's last token."""
 
     queries_RQ: Tensor
     keys_RK: Tensor
@@ -34,8 +34,8 @@ class Bucket:
     _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(default_factory=dict)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask [R, 1, Q, K]; None where plain causal attention is meant. ``window``: tokens that a query sees,
-        itself included."""
+        """Additive mask [R, 1, Q, K]; None for plain causal attention. ``window``: tokens visible to a query, itself
+        included."""
         if window is not None and window >= self.keys_RK.shape[1]:
             window = None
         if (window, dtype) not in self._masks:
@@ -57,18 +57,18 @@ class Bucket:
 
 @dataclass(frozen=True, eq=False)
 class SegmentIndex:
-    """The buckets of a pass, and where each token of the pass is in their results laid end to end."""
+    """The buckets of a pass, and the position of each token of the pass in their concatenated results."""
 
     buckets: list[Bucket]
     result_P: Tensor
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> SegmentIndex:
-        """Put segments of like length into buckets, those with a prefix apart from those without."""
+        """Bucket segments by length, separately with and without a prefix."""
         buckets: list[Bucket] = []
         result_P = torch.empty(sum(segment.length for segment in segments), dtype=torch.int64)
         size = 0
-        for group in _like(segments):
+        for group in _by_length(segments):
             start_R, length_R, prefix_start_R, prefix_R = torch.tensor(
                 [[s.start, s.length, s.prefix_start, s.prefix_length] for s in group]
             ).unbind(1)
@@ -98,12 +98,15 @@ def segment_attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query [1, H, P, D], key and value [1, G, P, D] → [1, P, H, D]."""
-    assert attention_mask is None, "the pass was made for another attention"
+    """Attention function for transformers: query [1, H, P, D], key and value [1, G, P, D] → [1, P, H, D].
+
+    Raises ``ValueError`` for a model that needs softcap, sinks or a position bias.
+    """
+    assert attention_mask is None, "the pass was laid out for another attention implementation"
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if unknown:
         raise ValueError(
-            f"the model's attention uses {', '.join(unknown)}, which attn_impl sdpa does not have here; "
+            f"the model's attention uses {', '.join(unknown)}, which attn_impl sdpa does not support; "
             "set attn_impl: eager"
         )
     heads, size = query.shape[1], query.shape[3]
@@ -115,7 +118,7 @@ def segment_attention(
         mask = bucket.mask(sliding_window, query.dtype)
         grouped = k.shape[1] != heads
         if grouped and mask is not None and q.device.type != "cpu":
-            # CUDA's kernels with a mask know no groups of heads, and PyTorch would fall back on its slow formula.
+            # CUDA's masked kernels do not support grouped heads; PyTorch would fall back to its slow implementation.
             k, v = k.repeat_interleave(heads // k.shape[1], 1), v.repeat_interleave(heads // v.shape[1], 1)
             grouped = False
         out = F.scaled_dot_product_attention(
@@ -127,16 +130,16 @@ def segment_attention(
 
 
 def _rows(x_PE: Tensor, index_RS: Tensor, size: int) -> Tensor:
-    # An embedding is a gather of rows whose backward pass, unlike that of indexing, adds whole rows.
+    # Unlike the backward pass of indexing, that of an embedding adds whole rows.
     return F.embedding(index_RS, x_PE).unflatten(2, (-1, size)).transpose(1, 2)
 
 
-def _like(segments: Sequence[Segment]) -> list[list[Segment]]:
+def _by_length(segments: Sequence[Segment]) -> list[list[Segment]]:
     groups: list[list[Segment]] = []
     for segment in sorted(segments, key=lambda s: (s.prefix_length > 0, s.length)):
         first = groups[-1][0] if groups else None
         same_kind = first is not None and (first.prefix_length > 0) == (segment.prefix_length > 0)
-        if first is not None and same_kind and segment.length <= _LIKE * first.length + 1:
+        if first is not None and same_kind and segment.length <= _MAX_LENGTH_RATIO * first.length + 1:
             groups[-1].append(segment)
         else:
             groups.append([segment])

@@ -1,4 +1,4 @@
-"""The transformers model of the trainer: loaded, sharded over the ranks, and asked for log-probs."""
+"""The trainer's transformers model: loading, sharding over ranks, and log-probs."""
 
 # P tokens of a pass, N trained tokens of it, H hidden size
 
@@ -26,19 +26,19 @@ from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention
 from areal_trainer.model.attention import SegmentIndex
 from areal_trainer.model.layout import Cost, Layout
-from areal_trainer.model.onednn_linear import use_quicker_linear
+from areal_trainer.model.onednn_linear import use_faster_linear
+from areal_trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-# Ways in which a model changes its logits after the output embedding, by the configuration key that says so.
+# Configuration keys of models that transform their logits after the output embedding.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 class LanguageModel(nn.Module):
-    """Log-probs of the tokens of a pass. ``forward`` is the one entry, so that FSDP gathers all it needs.
+    """Log-probs of the tokens of a pass. ``forward`` is the only entry point, so that FSDP gathers all parameters.
 
-    Master weights are float32; with a ``dtype`` other than float32 FSDP computes in that type. One rank that computes
-    in float32 has nothing to shard or to convert and runs the bare model.
+    Master weights are float32. FSDP computes in ``dtype``; a single rank in float32 runs the model without FSDP.
     """
 
     def __init__(self, config: TrainEngineConfig, *, section: str, device: torch.device, temperature: float) -> None:
@@ -50,43 +50,44 @@ class LanguageModel(nn.Module):
         self.causal_lm = _load(config.path, section, self.attention)
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         if device.type == "cpu":
-            use_quicker_linear(self.causal_lm)
+            use_faster_linear(self.causal_lm)
         if config.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.cost = self._cost() if self.attention == attention.NAME else None
-        # On a CPU everything is in host memory already.
+        # On a CPU all parameters are in host memory already.
         self.offloads = config.fsdp.offload_params and device.type == "cuda"
-        self.sharded = _world_size() > 1 or self.dtype != torch.float32 or self.offloads
+        self._ranks = Ranks.current()
+        self.sharded = self._ranks.world_size > 1 or self.dtype != torch.float32 or self.offloads
         if self.sharded:
             self._shard(config, section)
         else:
             self.causal_lm.to(device)
 
     def forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Log-prob and entropy (no gradient) of the N trained tokens, float32."""
+        """Log-prob and entropy (without gradient) of the N trained tokens, float32."""
         source_N, target_N = layout.source_N.to(self.device), layout.target_N.to(self.device)
         hidden_NH = self._hidden(layout)[source_N]
         weight_VH = self.causal_lm.get_output_embeddings().weight
-        # Row n of hidden_NH judges target n: as a sequence of N + 1 tokens of which all but the first are asked for.
+        # hidden_NH[n] predicts target_N[n]. token_logprobs predicts token i from hidden i - 1: prepend a dummy target.
         targets = torch.cat([target_N.new_zeros(1), target_N])
         index_N = torch.arange(1, len(targets), device=self.device)
         return token_logprobs(hidden_NH, weight_VH, targets, index_N, temperature=self.temperature)
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Collective: every parameter whole, in ``dtype``, under its Hugging Face name; tied ones once.
+        """Yield every parameter unsharded, in ``dtype``, under its Hugging Face name; tied ones once. Collective.
 
-        ``RuntimeError`` where one has another shape than was loaded, or is missing: servers take that in silence.
+        Raises ``RuntimeError`` if a parameter is missing or changed its shape, which servers would not notice.
         """
         for name, parameter in self.causal_lm.named_parameters():
             tensor = parameter.detach().to(self.dtype)
             if isinstance(tensor, DTensor):
-                # Parameters that are offloaded to host memory are gathered on the device.
+                # Offloaded parameters must be gathered on the device.
                 tensor = tensor.to(self.device).full_tensor()
             if tensor.shape != self._shapes.get(name):
-                raise RuntimeError(f"{name} is {list(tensor.shape)}; loaded was {self._shapes.get(name)}")
+                raise RuntimeError(f"{name} has shape {list(tensor.shape)}, but was loaded as {self._shapes.get(name)}")
             yield name, tensor
         if missing := self._shapes.keys() - dict(self.causal_lm.named_parameters()).keys():
-            raise RuntimeError(f"the model has lost {', '.join(sorted(missing))}")
+            raise RuntimeError(f"the model no longer has {', '.join(sorted(missing))}")
 
     def save_config(self, directory: Path) -> None:
         """Write config.json and generation_config.json, with ``dtype`` as the type of the weights."""
@@ -116,7 +117,7 @@ class LanguageModel(nn.Module):
         return states.last_hidden_state[0]
 
     def _padded_hidden(self, layout: Layout) -> Tensor:
-        """One row a sequence, padded on the right, under the model's own causal mask: no token sees the padding."""
+        """Hidden states of right-padded rows, one per sequence. The causal mask hides the padding from all tokens."""
         longest = max(segment.length for segment in layout.segments)
         row_P = torch.cat([torch.full((s.length,), row) for row, s in enumerate(layout.segments)])
         at_P = row_P * longest + layout.position_ids_P
@@ -130,20 +131,20 @@ class LanguageModel(nn.Module):
         embedded = sum(p.numel() for p in self.causal_lm.get_input_embeddings().parameters())
         parameters = sum(p.numel() for p in self.causal_lm.base_model.parameters()) - embedded
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        # Attention kernels reach about half the rate of a large matrix multiplication.
+        # Attention kernels reach about half the FLOP rate of a large matrix multiplication.
         pair = 2 * 4 * config.num_hidden_layers * config.num_attention_heads * size
         return Cost(token=2 * parameters, pair=pair)
 
     def _shard(self, config: TrainEngineConfig, section: str) -> None:
         if not dist.is_initialized():
             raise RuntimeError(
-                f"{section}.dtype {config.dtype} (or offload_params) is FSDP's work and needs a process group; "
+                f"{section}.dtype {config.dtype} (or offload_params) uses FSDP, which needs a process group; "
                 "enter areal_trainer.ranks.joined first"
             )
         layers = [m for m in self.causal_lm.modules() if type(m).__name__ in (self.causal_lm._no_split_modules or ())]
         policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
-        mesh = init_device_mesh(self.device.type, (_world_size(),))
-        whole = self.causal_lm.state_dict() if _is_first() else {}
+        mesh = init_device_mesh(self.device.type, (self._ranks.world_size,))
+        whole = self.causal_lm.state_dict() if self._ranks.is_first else {}
         offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
         for layer in layers:
             fully_shard(
@@ -154,7 +155,7 @@ class LanguageModel(nn.Module):
                 reshard_after_forward=config.fsdp.reshard_after_forward,
             )
         fully_shard(self, mesh=mesh, mp_policy=policy, offload_policy=offload)
-        if _world_size() > 1:
+        if self._ranks.world_size > 1:
             from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
             set_model_state_dict(self.causal_lm, whole, options=from_first)
         for buffer in self.buffers():
@@ -172,7 +173,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def _attention(config: TrainEngineConfig, section: str, device: torch.device) -> str:
-    """The attention implementation under transformers' name."""
+    """Name of the attention implementation in transformers."""
     chosen = config.attn_impl or ("flash_attention_2" if device.type == "cuda" else "sdpa")
     if chosen == "sdpa":
         return attention.NAME
@@ -195,12 +196,12 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
     AttentionInterface.register(attention.NAME, attention.segment_attention)
     try:
         config = AutoConfig.from_pretrained(path)
-        if _is_first():
+        if Ranks.current().is_first:
             model = AutoModelForCausalLM.from_pretrained(
                 path, config=config, dtype=torch.float32, attn_implementation=implementation
             )
         else:
-            # Memory that is never written takes none: only rank 0 holds the whole model, until it is sharded.
+            # Untouched memory is never allocated: until sharding, only rank 0 holds the whole model.
             with no_init_weights():
                 model = AutoModelForCausalLM.from_config(
                     config, dtype=torch.float32, attn_implementation=implementation
@@ -208,10 +209,10 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
             model.tie_weights()
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{section}.path is {path!r}, where no model can be loaded: {reason}") from error
+        raise ValueError(f"{section}.path is {path!r}, but no model can be loaded from it: {reason}") from error
     if implementation == attention.NAME and not model._supports_attention_backend:
         raise ValueError(
-            f"{section}.path: {type(model).__name__} has an attention of its own; set {section}.attn_impl: eager"
+            f"{section}.path: {type(model).__name__} implements its own attention; set {section}.attn_impl: eager"
         )
     head = model.get_output_embeddings()
     changes = [key for key in _LOGIT_CHANGES if getattr(config, key, None) not in (None, 1, 1.0)]
@@ -226,8 +227,8 @@ def _check_names(model: PreTrainedModel, section: str) -> None:
     names = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
     if revert_weight_conversion(model, dict(names)).keys() != names.keys():
         raise ValueError(
-            f"{section}.path: {type(model).__name__} is trained under other tensor names than its checkpoint has "
-            "(fused experts, for instance), and the servers could not load its weights; choose a dense model"
+            f"{section}.path: {type(model).__name__} has other tensor names in memory than in its checkpoint "
+            "(for example fused experts), so servers cannot load its weights; choose a dense model"
         )
 
 
@@ -241,11 +242,3 @@ def _varlen(layout: Layout, device: torch.device) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
     }
-
-
-def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1

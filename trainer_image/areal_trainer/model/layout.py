@@ -1,9 +1,9 @@
-"""How the sequences of a microbatch are laid out for one forward pass.
+"""Layout of the sequences of a microbatch for one forward pass.
 
-Tokens are packed without padding: every matrix multiplication sees each token once. Sequences with the same prompt (the
-samples of a group) share one copy of it where that costs less; the log-probs and gradients are the same sums.
-Attention works on *segments*: a segment's tokens attend to the tokens before them in the segment and to all of the
-segment's prefix, which is the shared prompt or nothing. ``attention.py`` computes that.
+Tokens are packed without padding, so every matrix multiplication processes each token once. Sequences with the same
+prompt (the samples of a group) share one copy of it if that costs less; log-probs and gradients are the same sums.
+Attention works on *segments*: a token attends to the earlier tokens of its segment and to the segment's whole prefix,
+which is the shared prompt or empty. ``attention.py`` computes it.
 """
 
 # B sequences of the batch, T its tokens, P tokens of the pass, N trained tokens of the pass
@@ -27,13 +27,13 @@ Indices = NDArray[np.int64]
 class Cost:
     """Cost of a forward pass in floating-point operations."""
 
-    token: float  # of everything but attention, a token
-    pair: float  # of attention, a pair of query and key
+    token: float  # per token, without attention
+    pair: float  # attention, per pair of query and key
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens ``start … start + length`` of a pass, which come after its tokens ``prefix_start … + prefix_length``."""
+    """Tokens ``start … start + length`` of a pass, preceded by its tokens ``prefix_start … + prefix_length``."""
 
     start: int
     length: int
@@ -49,33 +49,33 @@ class Layout:
     position_ids_P: Tensor
     segments: list[Segment]  # a partition of the P tokens, in order
     token_N: Tensor  # position of each trained token in the batch
-    source_N: Tensor  # position in the pass of the token before it, whose hidden state predicts it
-    target_N: Tensor  # its id
+    source_N: Tensor  # position in the pass of the preceding token, whose hidden state predicts it
+    target_N: Tensor  # token id
 
 
 @dataclass(frozen=True)
-class Family:
-    """Sequences of a batch that are kept together; with ``shared`` > 0 that many first tokens of them are one copy."""
+class PrefixGroup:
+    """Sequences of a batch that are kept together; their first ``shared`` tokens are stored once."""
 
     members: tuple[int, ...]
     shared: int
-    tokens: int  # of a pass that holds the family
+    tokens: int  # that the group adds to a pass
 
 
-def families(batch: PackedBatch, *, cost: Cost | None) -> list[Family]:
-    """The sequences grouped by prompt where sharing it costs less, the others each by itself.
+def group_by_prompt(batch: PackedBatch, *, cost: Cost | None) -> list[PrefixGroup]:
+    """Group sequences by prompt if sharing it costs less; the others form groups of one.
 
-    ``cost`` None shares nothing.
+    With ``cost`` None nothing is shared.
     """
     if cost is None:
         return [_alone(batch, index) for index in range(len(batch))]
     by_prompt: dict[bytes, list[int]] = {}
     for index, trajectory in enumerate(batch.trajectories):
-        # A prompt with trained tokens would count them once instead of once a sample.
+        # Trained tokens in a shared prompt would count once instead of once per sample.
         trained = trajectory.loss_mask[: trajectory.prompt_len].any()
         key = b"%d" % index if trained else trajectory.input_ids[: trajectory.prompt_len].tobytes()
         by_prompt.setdefault(key, []).append(index)
-    result: list[Family] = []
+    result: list[PrefixGroup] = []
     for members in by_prompt.values():
         if _sharing_pays(batch, members, cost):
             result.append(_together(batch, members))
@@ -84,16 +84,18 @@ def families(batch: PackedBatch, *, cost: Cost | None) -> list[Family]:
     return result
 
 
-def halved(family: Family, batch: PackedBatch) -> list[Family]:
-    """The family in two."""
-    middle = len(family.members) // 2
-    parts = [list(family.members[:middle]), list(family.members[middle:])]
+def split_group(group: PrefixGroup, batch: PackedBatch) -> list[PrefixGroup]:
+    """Split a group into two."""
+    middle = len(group.members) // 2
+    parts = [list(group.members[:middle]), list(group.members[middle:])]
     return [_together(batch, part) if len(part) > 1 else _alone(batch, part[0]) for part in parts]
 
 
-def lay_out(batch: PackedBatch, chosen: Sequence[Family]) -> Layout:
-    """The pass over these families. Without any it is one token that nothing is trained on: a rank with nothing to do
-    takes part in the collectives of the others."""
+def lay_out(batch: PackedBatch, chosen: Sequence[PrefixGroup]) -> Layout:
+    """The forward pass over these groups.
+
+    Without groups it is a single untrained token, so that an idle rank takes part in the collectives.
+    """
     if not chosen:
         empty = torch.empty(0, dtype=torch.int64)
         one = torch.zeros(1, dtype=torch.int64)
@@ -114,10 +116,10 @@ def lay_out(batch: PackedBatch, chosen: Sequence[Family]) -> Layout:
         size += end - begin
         return segments[-1].start
 
-    for family in chosen:
-        prompt = family.shared
-        prompt_at = add(family.members[0], 0, prompt) if prompt else 0
-        for sequence in family.members:
+    for group in chosen:
+        prompt = group.shared
+        prompt_at = add(group.members[0], 0, prompt) if prompt else 0
+        for sequence in group.members:
             begin, end = starts[sequence], starts[sequence + 1]
             at_T[begin : begin + prompt] = np.arange(prompt_at, prompt_at + prompt)
             if end - begin > prompt:
@@ -128,19 +130,19 @@ def lay_out(batch: PackedBatch, chosen: Sequence[Family]) -> Layout:
     return Layout(all_ids, all_positions, segments, torch.from_numpy(token_N), source_N, target_N)
 
 
-def _alone(batch: PackedBatch, index: int) -> Family:
-    return Family((index,), shared=0, tokens=len(batch.trajectories[index]))
+def _alone(batch: PackedBatch, index: int) -> PrefixGroup:
+    return PrefixGroup((index,), shared=0, tokens=len(batch.trajectories[index]))
 
 
-def _together(batch: PackedBatch, members: list[int]) -> Family:
+def _together(batch: PackedBatch, members: list[int]) -> PrefixGroup:
     prompt = batch.trajectories[members[0]].prompt_len
     rest = sum(len(batch.trajectories[index]) - prompt for index in members)
-    return Family(tuple(members), shared=prompt, tokens=prompt + rest)
+    return PrefixGroup(tuple(members), shared=prompt, tokens=prompt + rest)
 
 
 def _sharing_pays(batch: PackedBatch, members: list[int], cost: Cost) -> bool:
-    # Alone, a sequence's attention is causal and the kernels leave out the half that is masked; after a shared prompt
-    # it needs a mask and they do not.
+    # Causal attention of a single sequence skips the masked half; after a shared prompt it needs an explicit mask and
+    # computes all pairs.
     if len(members) < 2:
         return False
     prompt = batch.trajectories[members[0]].prompt_len

@@ -1,8 +1,8 @@
-"""Linear layers on an AMD processor by oneDNN's kernels.
+"""Linear layers with oneDNN's kernels, for AMD processors.
 
-PyTorch multiplies float32 matrices by MKL, which leaves AVX-512 unused on processors that are not Intel's. oneDNN,
-which PyTorch has too, uses it: 190 against 85 GFLOP/s on one core of an EPYC. The sums differ in their order alone.
-On a Xeon MKL is the quicker one.
+PyTorch multiplies float32 matrices with MKL, which does not use AVX-512 on non-Intel processors. oneDNN, also part of
+PyTorch, does: 190 instead of 85 GFLOP/s on one core of an EPYC. Results differ only by the order of the sums. On a Xeon
+MKL is faster.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import torch
 from torch import Tensor, nn
 
 
-def onednn_is_quicker(cpuinfo: str) -> bool:
-    """Whether /proc/cpuinfo tells of a processor on which it pays."""
+def onednn_is_faster(cpuinfo: str) -> bool:
+    """Whether oneDNN is faster than MKL on the processor described by /proc/cpuinfo."""
     return "AuthenticAMD" in cpuinfo
 
 
-def use_quicker_linear(model: nn.Module) -> None:
-    """Let the linear layers of a float32 model on the CPU compute by oneDNN where that is quicker."""
+def use_faster_linear(model: nn.Module) -> None:
+    """Use oneDNN for the linear layers of a float32 model on the CPU if that is faster."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and onednn_is_quicker(cpuinfo.read_text()):
+    if cpuinfo.exists() and onednn_is_faster(cpuinfo.read_text()):
         use_onednn(model)
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let the linear layers of a float32 model on the CPU compute by oneDNN, forwards and backwards."""
+    """Use oneDNN for the linear layers of a float32 model on the CPU, in forward and backward passes."""
     if not torch.backends.mkldnn.is_available():
         return
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = _HostLinear
+            module.__class__ = _OneDNNLinear
 
 
 def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class _Product(torch.autograd.Function):
         )
 
 
-class _HostLinear(nn.Linear):
+class _OneDNNLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or input.dtype != torch.float32:
             return super().forward(input)

@@ -28,9 +28,8 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) 
 def learning_rate(config: OptimizerConfig, *, step: int, total_steps: int) -> float:
     """Learning rate of training step ``step`` (from 0).
 
-    It rises in a line over the first ``warmup_steps_proportion`` of the steps, reaching ``lr`` in the last of them;
-    then it stays, or falls from it in a line or half a cosine to the ``min_lr_ratio · lr`` that the step after the last
-    one would have.
+    Rises linearly over the first ``warmup_steps_proportion`` of the steps and reaches ``lr`` in the last of them. Then
+    it stays constant, or decays linearly or by a half cosine to ``min_lr_ratio · lr`` after the last step.
     """
     warmup = round(config.warmup_steps_proportion * total_steps)
     if step < warmup:

@@ -1,6 +1,6 @@
-"""The policy that is trained, and the reference model beside it.
+"""The policy and the reference model.
 
-A pass goes ``passes`` (which sequences) → ``layout`` (how they lie) → ``language_model`` (log-probs) → loss here.
+A forward pass goes ``microbatches`` (choice of sequences) → ``layout`` (packing) → ``language_model`` (log-probs).
 """
 
 # B sequences of this rank, T tokens of its batch, N trained tokens of a pass, K statistics
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -31,79 +30,80 @@ from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
 from areal_trainer.batch import PackedBatch
 from areal_trainer.data.tokenizer import load_hf_tokenizer
 from areal_trainer.model.language_model import LanguageModel, disable_dropout
-from areal_trainer.model.layout import Family, Layout, families
-from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches, over_ranks
+from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
+from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches
 from areal_trainer.model.optimizer import learning_rate, make_optimizer
+from areal_trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "grpo_actor/"
-LOGPROB_DIFF = (
-    "rollout_logprob_diff"  # over all trained tokens; those of older versions differ by what was learned since
-)
-CURRENT_DIFF = "rollout_logprob_diff_current"  # over the tokens that the current version made: rounding alone
+LOGPROB_DIFF = "rollout_logprob_diff"  # over all trained tokens; older versions also differ by later updates
+CURRENT_DIFF = "rollout_logprob_diff_current"  # over tokens of the current version: numerical differences only
 
 
-class ReferenceModel:
-    """A frozen model that is asked for log-probs. ``section`` names its configuration in messages."""
+class LogprobModel:
+    """A language model that computes log-probs of batches. ``section`` is its configuration key in error messages."""
 
-    section = "ref"
-
-    def __init__(self, config: TrainEngineConfig, *, device: str, temperature: float = 1.0) -> None:
+    def __init__(self, config: TrainEngineConfig, *, section: str, device: str, temperature: float) -> None:
         place = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
-        self._section_config = config
-        self.model = LanguageModel(config, section=self.section, device=place, temperature=temperature)
-        self.model.requires_grad_(False)
-        self.model.eval()
+        self._mb_spec = config.mb_spec
+        self._section = section
+        self.model = LanguageModel(config, section=section, device=place, temperature=temperature)
 
     def logprobs(self, batch: PackedBatch) -> Tensor:
         """Log-prob of each trained token, [T] float32 in host memory; 0 off the loss mask. Collective."""
         self.model.eval()
         logp_T = torch.zeros(len(batch.input_ids_T), dtype=torch.float32)
         with torch.no_grad():
-            for layout in self._passes(batch, families(batch, cost=self.model.cost)):
+            for layout in self._passes(batch, group_by_prompt(batch, cost=self.model.cost)):
                 logp_N, _ = self.model(layout)
                 logp_T[layout.token_N] = logp_N.cpu()
         return logp_T
 
-    def _passes(self, batch: PackedBatch, units: list[Family]) -> list[Layout]:
-        return microbatches(batch, units, self._section_config.mb_spec, field=f"{self.section}.mb_spec")
+    def _passes(self, batch: PackedBatch, units: list[PrefixGroup]) -> list[Layout]:
+        return microbatches(batch, units, self._mb_spec, field=f"{self._section}.mb_spec")
 
 
-class Policy(ReferenceModel):
-    """The model that learns, with its optimizer and schedule."""
+class ReferenceModel(LogprobModel):
+    """The frozen model of the KL penalty."""
 
-    section = "actor"
+    def __init__(self, config: TrainEngineConfig, *, device: str, temperature: float = 1.0) -> None:
+        super().__init__(config, section="ref", device=device, temperature=temperature)
+        self.model.requires_grad_(False)
+
+
+class Policy(LogprobModel):
+    """The model being trained, with its optimizer and learning-rate schedule."""
 
     def __init__(
         self, config: PPOActorConfig, *, device: str, total_steps: int, seed: int, tokenizer_path: str | None = None
     ) -> None:
-        """``tokenizer_path``: saved with the model; by default the one of ``config.path``."""
+        """``tokenizer_path``: tokenizer saved with the model; defaults to ``config.path``."""
         if config.dtype == "float16":
             raise ValueError("actor.dtype float16 cannot hold small gradients; set bfloat16 or float32")
-        super().__init__(config, device=device, temperature=config.temperature)
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        torch.manual_seed(seed + rank)  # of dropout, the only chance in an update
+        super().__init__(config, section="actor", device=device, temperature=config.temperature)
+        self._ranks = Ranks.current()
+        torch.manual_seed(seed + self._ranks.rank)  # for dropout, the only randomness of an update
         if config.disable_dropout:
             disable_dropout(self.model)
-        self.model.requires_grad_(True)
         self.config = config
         self.tokenizer_path = tokenizer_path or config.path
         self.version = 0
         """Weight version of the parameters; the training loop sets it."""
         self._total_steps = total_steps
-        self._steps_done = 0  # calls of update: what the schedule counts
+        self._steps_done = 0  # calls of update, counted by the schedule
         self._optimizer = make_optimizer(config.optimizer, self.model.parameters())
 
     def update(
         self, batch: PackedBatch, *, advantages_T: Tensor, prox_logp_T: Tensor | None = None
     ) -> dict[str, float]:
-        """``ppo_n_minibatches`` optimizer steps and one step of the schedule; returns statistics. Collective.
+        """Run ``ppo_n_minibatches`` optimizer steps and one schedule step; return statistics. Collective.
 
-        ``prox_logp_T`` is what ``logprobs`` returned for this batch; None takes the server's log-probs as the old ones.
-        The loss of a minibatch is the mean over its trained tokens on all ranks; a minibatch without any, or whose
-        gradient is not finite, leaves the parameters as they are. Raises ``RuntimeError`` on every rank where server
-        and trainer disagree by more than ``max_logprob_diff`` on tokens of the current version.
+        ``prox_logp_T`` is the result of ``logprobs`` for this batch; None uses the server's log-probs as the old ones.
+        The loss of a minibatch is the mean over its trained tokens on all ranks. A minibatch without trained tokens, or
+        with a non-finite gradient, does not change the parameters. Raises ``RuntimeError`` on every rank if server and
+        trainer disagree by more than ``max_logprob_diff``.
         """
         if prox_logp_T is None and (self.config.use_decoupled_loss or self.config.recompute_logprob):
             raise ValueError("actor.use_decoupled_loss and actor.recompute_logprob need prox_logp_T from logprobs()")
@@ -129,8 +129,10 @@ class Policy(ReferenceModel):
         return {f"{PREFIX}{name}": value for name, value in numbers.items()}
 
     def warm_up(self, batch: PackedBatch) -> None:
-        """Go through log-probs and gradients of ``batch`` and forget them: memory and kernels are then there for the
-        first step. Weights, optimizer, schedule and random numbers stay as they are. Collective."""
+        """Compute and discard log-probs and gradients of ``batch``, to allocate memory and load kernels. Collective.
+
+        Weights, optimizer, schedule and random numbers do not change.
+        """
         device = self.model.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             prox_logp_T = self.logprobs(batch)
@@ -141,9 +143,9 @@ class Policy(ReferenceModel):
         self._fill_optimizer_state()
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor whole, on the device, in ``actor.dtype``, under its Hugging Face name; tied ones once.
+        """Yield every tensor unsharded, on the device, in ``actor.dtype``, by its Hugging Face name; tied ones once.
 
-        Collective: every rank must go through all of them. One tensor is whole at a time.
+        Collective: every rank must consume the whole iterator. Only one tensor is gathered at a time.
         """
         return self.model.named_full_tensors()
 
@@ -153,7 +155,7 @@ class Policy(ReferenceModel):
 
     def save_hf(self, directory: Path) -> None:
         """Write a Hugging Face checkpoint with tokenizer, in ``actor.dtype``. Collective; rank 0 writes."""
-        writes = not dist.is_initialized() or dist.get_rank() == 0
+        writes = self._ranks.is_first
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.named_full_tensors():
             if writes:
@@ -163,11 +165,13 @@ class Policy(ReferenceModel):
             self.model.causal_lm.save_pretrained(directory, state_dict=tensors)
             self.model.save_config(directory)
             load_hf_tokenizer(self.tokenizer_path).save_pretrained(directory)
-        if dist.is_initialized():
-            dist.barrier()
+        self._ranks.barrier()
 
     def state_dict(self) -> dict[str, Any]:
-        """Collective: model, optimizer and schedule for torch.distributed.checkpoint, for any number of ranks."""
+        """State of model, optimizer and schedule for torch.distributed.checkpoint, readable by any number of ranks.
+
+        Collective.
+        """
         self._fill_optimizer_state()
         model = self.model.causal_lm
         return {
@@ -177,19 +181,20 @@ class Policy(ReferenceModel):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state that was read into that of ``state_dict``. Collective."""
+        """Restore a state that was read into the result of ``state_dict``. Collective."""
         set_model_state_dict(self.model.causal_lm, state["model"])
         set_optimizer_state_dict(self.model.causal_lm, self._optimizer, state["optimizer"])
         self._steps_done = int(state["steps_done"])
 
     def _accumulate(
-        self, batch: PackedBatch, units: list[Family], advantages_T: Tensor, prox_logp_T: Tensor | None
+        self, batch: PackedBatch, units: list[PrefixGroup], advantages_T: Tensor, prox_logp_T: Tensor | None
     ) -> tuple[list[Stats], list[Stats]]:
-        """Gradients of a minibatch; statistics of this rank, and its differences to the server where unmeasured yet."""
+        """Accumulate the gradients of a minibatch; return this rank's statistics and, without ``prox_logp_T``, its
+        log-prob differences to the server."""
         layouts = self._passes(batch, units)
         mine = torch.tensor([sum(len(layout.token_N) for layout in layouts)], dtype=torch.float64)
-        tokens = over_ranks(mine)
-        # FSDP averages gradients over ranks, so a sum over ranks needs the factor len(tokens).
+        tokens = self._ranks.gather(mine)
+        # FSDP averages gradients over ranks; the factor len(tokens) makes that a sum.
         scale = len(tokens) / max(1.0, float(tokens.sum()))
         kept_T = self._kept(batch, layouts, prox_logp_T)
         stats, differences = [], []
@@ -205,7 +210,7 @@ class Policy(ReferenceModel):
         return stats, differences
 
     def _kept(self, batch: PackedBatch, layouts: list[Layout], prox_logp_T: Tensor | None) -> Tensor:
-        """Tokens that take part in the loss of a minibatch: all that are trained, less what M2PO leaves out."""
+        """Tokens in the loss of a minibatch: all trained tokens except those masked by M2PO."""
         threshold = self.config.m2_threshold
         if threshold is None or prox_logp_T is None:
             return batch.loss_mask_T
@@ -217,7 +222,7 @@ class Policy(ReferenceModel):
             batch.behav_logp_T,
             here_T,
             threshold=threshold,
-            reduce=lambda sums: over_ranks(sums).sum(0),
+            reduce=lambda sums: self._ranks.gather(sums).sum(0),
         )
 
     def _loss(
@@ -262,7 +267,7 @@ class Policy(ReferenceModel):
         )
 
     def _apply_gradient(self, *, tokens: int) -> float:
-        """Clip the gradient and step, unless there is nothing to learn or it is not finite; returns its norm."""
+        """Clip the gradient and step, unless it is not finite or there are no tokens; return its norm."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm_value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) if tokens else math.nan
@@ -272,13 +277,13 @@ class Policy(ReferenceModel):
                 torch._foreach_mul_(gradients, factor)
             self._optimizer.step()
         else:
-            reason = f"the gradient's norm is {norm_value}" if tokens else "it has no trained tokens"
-            logger.warning("version %d: a minibatch is skipped: %s", self.version, reason)
+            reason = f"the gradient norm is {norm_value}" if tokens else "it has no trained tokens"
+            logger.warning("version %d: skipped a minibatch: %s", self.version, reason)
         self._optimizer.zero_grad()
         return norm_value
 
     def _difference(self, batch: PackedBatch, logp_T: Tensor, where_T: Tensor) -> Stats:
-        """|server − trainer| on trained tokens, and on those of them that the current version made."""
+        """|server − trainer| over the trained tokens, and over those of the current version."""
         difference_T, trained_T = (batch.behav_logp_T - logp_T).abs(), where_T & batch.loss_mask_T
         current_T = trained_T & (batch.versions_T == self.version)
         return summarize({LOGPROB_DIFF: (difference_T, trained_T), CURRENT_DIFF: (difference_T, current_T)})
@@ -287,21 +292,21 @@ class Policy(ReferenceModel):
         stats = merged_over_ranks(mine)
         for name, which in ((CURRENT_DIFF, f"tokens of version {self.version}"), (LOGPROB_DIFF, "trained tokens")):
             total, count, _, largest = stats[name].tolist()
-            # Written so that NaN counts as absurd.
+            # Written so that NaN is refused as well.
             if count and not total / count <= self.config.max_logprob_diff:
                 raise RuntimeError(
                     f"servers and trainer disagree: on {count:.0f} {which} their log-probs differ by "
-                    f"{total / count:.3g} nats a token (at most {largest:.3g}), above actor.max_logprob_diff "
+                    f"{total / count:.3g} nats per token (at most {largest:.3g}), above actor.max_logprob_diff "
                     f"{self.config.max_logprob_diff}. Check that the servers run this model (sglang.model_path, "
-                    "tokenizer) in a type like actor.dtype and sample at actor.temperature, and that the policy has "
-                    "not run away (actor.optimizer.lr)"
+                    "tokenizer) with a dtype like actor.dtype and sample at actor.temperature, and that training has "
+                    "not diverged (actor.optimizer.lr)"
                 )
         return stats
 
     def _fill_optimizer_state(self) -> None:
-        """Give the optimizer its state before the first step, as the first step would find it.
+        """Initialise the optimizer state before the first step.
 
-        torch does this too, but by a step that then counts in Adam's bias correction.
+        torch does this with a step of its own, which then counts in Adam's bias correction.
         """
         if self._optimizer.state or self.config.optimizer.type == "sgd":
             return

@@ -81,7 +81,7 @@ def progress_sink(env: Mapping[str, str]) -> list[ProgressSink]:
     return [ProgressSink(url, Path(token_file))]
 
 
-def say_why(env: Mapping[str, str], error: BaseException) -> None:
+def write_termination_message(env: Mapping[str, str], error: BaseException) -> None:
     """Leave one line about a configuration that cannot work where Kubernetes looks for it; the run is not retried."""
     path = env.get(names.TERMINATION_LOG)
     if path:

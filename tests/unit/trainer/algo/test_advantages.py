@@ -7,6 +7,7 @@ import torch
 
 from areal_trainer.algo.advantages import gae, normalize_advantages
 from areal_trainer.algo.kl import kl_estimate, token_rewards
+from areal_trainer.algo.norm import Norm
 from areal_trainer.algo.sequences import last_response_tokens, one_rank, response_counts, sequence_of_tokens
 
 # Two sequences: prompt, answer, answer, tool, answer | prompt, answer, answer
@@ -29,13 +30,13 @@ def test_kl_estimators_by_hand() -> None:
     assert kl_estimate(logp, logp, "k3").item() == 0.0
 
 
-def test_reward_lands_on_the_last_token_of_the_last_turn() -> None:
+def test_the_reward_is_assigned_to_the_last_token_of_the_last_turn() -> None:
     rewards, kl_rewards = token_rewards(torch.tensor([2.0, -1.0]), MASK, CU_SEQLENS)
     assert rewards.tolist() == [0, 0, 0, 0, 2, 0, 0, -1]
     assert kl_rewards.tolist() == [0] * 8
 
 
-def test_kl_is_a_penalty_on_every_response_token() -> None:
+def test_the_kl_penalty_applies_to_every_response_token() -> None:
     difference = torch.tensor([9.0, 1.0, 2.0, 9.0, 3.0, 9.0, -1.0, 0.0])
     rewards, kl_rewards = token_rewards(
         torch.tensor([2.0, -1.0]),
@@ -70,7 +71,7 @@ def test_gae_discounts_by_response_tokens() -> None:
     assert advantages.tolist() == pytest.approx([0, 1 + 0.16 * 2, 0.4 * 2, 0, 2, 0, 0.4, 1])
 
 
-def test_gae_of_nothing_is_nothing() -> None:
+def test_gae_without_response_tokens_is_zero() -> None:
     assert gae(torch.zeros(3), torch.zeros(3, dtype=torch.bool), torch.tensor([0, 3])).tolist() == [0, 0, 0]
 
 
@@ -82,26 +83,22 @@ def test_advantages_are_normalised_over_tokens_not_sequences() -> None:
         MASK,
         CU_SEQLENS,
         torch.tensor([0, 1]),
+        Norm("batch", "batch", unbiased=False),
         groups=2,
-        mean_level="batch",
-        std_level="batch",
-        unbiased=False,
         reduce=one_rank,
     )
     high, low = 1.2 / math.sqrt(2.16), -1.8 / math.sqrt(2.16)
     assert result.tolist() == pytest.approx([0, high, high, 0, high, 0, low, low], abs=2e-5)
 
 
-def test_leave_one_out_leaves_out_all_tokens_of_the_sample() -> None:
+def test_leave_one_out_excludes_all_tokens_of_the_sample() -> None:
     result = normalize_advantages(
         torch.tensor([9.0, 3.0, 3.0, 9.0, 3.0, 9.0, 1.0, 1.0]),
         MASK,
         CU_SEQLENS,
         torch.tensor([0, 0]),
+        Norm("group", None, leave_one_out=True),
         groups=1,
-        mean_level="group",
-        std_level=None,
-        leave_one_out=True,
         reduce=one_rank,
     )
     assert result.tolist() == [0, 2, 2, 0, 2, 0, -2, -2]
@@ -114,10 +111,8 @@ def test_a_group_with_tokens_of_one_sample_gets_zero() -> None:
         torch.tensor([1, 1, 0, 1, 1], dtype=torch.bool),
         torch.tensor([0, 2, 3, 4, 5]),
         torch.tensor([0, 0, 1, 1]),
+        Norm("group", "group", unbiased=False),
         groups=2,
-        mean_level="group",
-        std_level="group",
-        unbiased=False,
         reduce=one_rank,
     )
     assert result.tolist() == pytest.approx([0, 0, 0, -1, 1], abs=2e-5)

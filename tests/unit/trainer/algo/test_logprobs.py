@@ -1,4 +1,4 @@
-"""Log-probs in chunks are those of the whole vocabulary tensor, forward and backward."""
+"""Chunked log-probs equal those of the full vocabulary tensor, forward and backward."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from areal_trainer.algo import logprobs
-from areal_trainer.algo.logprobs import logits_logprobs, token_logprobs
+from areal_trainer.algo.logprobs import token_logprobs
 
 VOCABULARY, HIDDEN, TOKENS = 37, 8, 23
 INDEX = torch.tensor([1, 2, 3, 9, 10, 11, 12, 22])
@@ -28,7 +28,7 @@ def plain(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> tu
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk_bytes", [WHOLE, THREE_TOKENS, LESS_THAN_ONE_TOKEN])
-def test_chunks_give_the_log_probs_entropy_and_gradients_of_the_whole(chunk_bytes: int, temperature: float) -> None:
+def test_chunks_give_the_same_log_probs_entropy_and_gradients(chunk_bytes: int, temperature: float) -> None:
     hidden, weight, ids = inputs(torch.float32)
     logp, entropy = token_logprobs(hidden, weight, ids, INDEX, temperature=temperature, chunk_bytes=chunk_bytes)
     expected, expected_entropy = plain(hidden.double(), weight.double(), ids, temperature)
@@ -54,7 +54,7 @@ def test_a_weight_tied_to_the_embedding_gets_both_gradients(chunk_bytes: int) ->
 
 
 @pytest.mark.parametrize("chunk_bytes", [WHOLE, THREE_TOKENS])
-def test_a_frozen_part_gets_no_gradient_and_the_other_its_own(chunk_bytes: int) -> None:
+def test_a_frozen_input_gets_no_gradient(chunk_bytes: int) -> None:
     hidden, weight, ids = inputs(torch.float32)
     for frozen, trained in ((hidden, weight), (weight, hidden)):
         frozen.requires_grad_(False)
@@ -87,7 +87,7 @@ def test_backward_may_run_twice() -> None:
     torch.testing.assert_close(torch.autograd.grad(logp.sum(), hidden)[0], first)
 
 
-def test_chunks_with_kept_probabilities_give_the_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_with_kept_probabilities_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs, "_CPU_CHUNK_BYTES", THREE_TOKENS)
     hidden, weight, ids = inputs(torch.float32)
     logp, _ = token_logprobs(hidden, weight, ids, INDEX, temperature=0.6)
@@ -114,13 +114,3 @@ def test_uniform_logits_give_the_log_of_the_vocabulary() -> None:
     logp, entropy = token_logprobs(torch.zeros(TOKENS, HIDDEN), torch.ones(VOCABULARY, HIDDEN), ids, INDEX)
     assert logp.tolist() == pytest.approx([-math.log(VOCABULARY)] * len(INDEX))
     assert entropy.tolist() == pytest.approx([math.log(VOCABULARY)] * len(INDEX))
-
-
-def test_given_logits_are_judged_alike() -> None:
-    hidden, weight, ids = inputs(torch.float32)
-    logits = (hidden @ weight.T)[INDEX - 1]
-    logp, entropy = logits_logprobs(logits, ids[INDEX], temperature=0.6)
-    expected, expected_entropy = token_logprobs(hidden, weight, ids, INDEX, temperature=0.6)
-    torch.testing.assert_close(logp, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropy, expected_entropy, atol=1e-5, rtol=1e-5)
-    assert not entropy.requires_grad

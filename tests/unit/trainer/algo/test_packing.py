@@ -1,4 +1,4 @@
-"""Sharing sequences out over ranks, minibatches and microbatches."""
+"""Splitting sequences over ranks, minibatches and microbatches."""
 
 import pytest
 from hypothesis import given
@@ -31,19 +31,19 @@ def test_a_sequence_over_the_limit_is_refused_with_the_field() -> None:
         pack_microbatches([3, 11], 10, field="ref.mb_spec.max_tokens_per_mb")
 
 
-def test_more_microbatches_come_from_halving_the_heaviest() -> None:
+def test_the_heaviest_microbatch_is_split_first() -> None:
     lengths = [6, 5, 4, 1]
     assert equalize_microbatches([[0, 2], [1, 3]], lengths, 3) == [[0], [2], [1, 3]]
     assert equalize_microbatches([[0, 2], [1, 3]], lengths, 5) == [[0], [2], [1], [3], []]
 
 
-def test_every_rank_makes_the_same_number_of_minibatches() -> None:
+def test_the_number_of_minibatches_is_exact() -> None:
     assert split_minibatches([5, 5], 3) == [[0], [1], []]
     assert split_minibatches([4, 1, 1, 2], 2) == [[0], [1, 2, 3]]
 
 
 @given(LENGTHS, st.integers(1, 8))
-def test_shares_hold_every_sequence_once_and_differ_by_one_sequence_at_most(lengths: list[int], ranks: int) -> None:
+def test_parts_hold_every_sequence_once_and_differ_by_at_most_one_sequence(lengths: list[int], ranks: int) -> None:
     parts = balance_by_tokens(lengths, ranks)
     assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
     assert all(part == sorted(part) for part in parts)
@@ -55,13 +55,15 @@ def test_shares_hold_every_sequence_once_and_differ_by_one_sequence_at_most(leng
 
 
 @given(LENGTHS, st.integers(50, 200), st.integers(0, 10))
-def test_microbatches_keep_the_limit_and_hold_every_sequence_once(lengths: list[int], limit: int, extra: int) -> None:
+def test_microbatches_respect_the_limit_and_hold_every_sequence_once(
+    lengths: list[int], limit: int, extra: int
+) -> None:
     bins = pack_microbatches(lengths, limit)
     assert all(bins)
     for parts in (bins, equalize_microbatches(bins, lengths, len(bins) + extra)):
         assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
         assert all(sum(lengths[i] for i in part) <= limit for part in parts)
     assert len(equalize_microbatches(bins, lengths, len(bins) + extra)) == len(bins) + extra
-    # First-fit leaves no two bins that could be one.
+    # First-fit leaves no two bins that could be merged.
     loads = sorted(sum(lengths[i] for i in part) for part in bins)
     assert len(loads) < 2 or loads[0] + loads[1] > limit

@@ -1,4 +1,4 @@
-"""The same numbers and the same gradient for any number of ranks and any microbatch split."""
+"""Statistics and gradients do not depend on the number of ranks or the microbatch split."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from areal_trainer.algo.kl import token_rewards
 from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.algo.loss import ppo_loss
 from areal_trainer.algo.m2po import second_moment_mask
-from areal_trainer.algo.norm import dense_groups
+from areal_trainer.algo.norm import Norm, dense_groups
 from areal_trainer.algo.packing import balance_by_tokens, equalize_microbatches, pack_microbatches
 from areal_trainer.algo.rewards import normalize_rewards
 from areal_trainer.algo.sequences import Reduce, one_rank
@@ -35,7 +35,7 @@ LENGTHS = [5, 9, 4, 7, 12, 3, 6, 8, 10, 5, 4, 7]
 
 
 def sample_tokens(index: int) -> dict[str, Tensor]:
-    """Tokens, behaviour and proximal log-probs of a sample, whichever rank it is on. The prompt is two tokens."""
+    """Tokens, behaviour and proximal log-probs of a sample, independent of its rank. The prompt has two tokens."""
     generator = torch.Generator().manual_seed(index)
     n = LENGTHS[index]
     behav = -torch.rand(n, generator=generator) * 3
@@ -68,11 +68,8 @@ def advantages_of(samples: Sequence[int], reduce: Reduce) -> Tensor:
     rewards_B = normalize_rewards(
         torch.tensor([REWARDS[index] for index in samples]),
         group_B,
+        Norm("group", "group"),
         groups=groups,
-        mean_level="group",
-        std_level="group",
-        leave_one_out=False,
-        unbiased=True,
         reduce=reduce,
     )
     rewards_T, _ = token_rewards(
@@ -89,15 +86,14 @@ def advantages_of(samples: Sequence[int], reduce: Reduce) -> Tensor:
         columns["mask"],
         cu_seqlens,
         group_B,
+        Norm("batch", "group"),
         groups=groups,
-        mean_level="batch",
-        std_level="group",
         reduce=reduce,
     )
 
 
 def train(samples: Sequence[int], max_tokens: int, microbatches: int, reduce: Reduce) -> tuple[list[Tensor], Stats]:
-    """Gradient of the minibatch of all ranks, and the statistics of this one's samples."""
+    """Gradient of the minibatch over all ranks, and the statistics of this rank's samples."""
     columns, cu_seqlens = pack(samples)
     advantages_T = advantages_of(samples, reduce)
     kept_T = second_moment_mask(columns["prox"], columns["behav"], columns["mask"], threshold=0.2, reduce=reduce)
@@ -131,7 +127,7 @@ def train(samples: Sequence[int], max_tokens: int, microbatches: int, reduce: Re
 
 
 class Threads:
-    """Ranks as threads: `run` calls a function once a rank, each with a reduce that sums over all of them."""
+    """Ranks as threads: `run` calls a function once per rank, with a reduce that sums over all ranks."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
@@ -179,7 +175,7 @@ def test_the_gradient_is_the_same_for_any_microbatch_split(order: list[int], max
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.integers(0, 3), min_size=12, max_size=12), st.integers(12, 40))
 def test_the_gradient_is_the_same_for_any_sharing_over_ranks(owner: list[int], max_tokens: int) -> None:
-    # Ranks without any sample take part too.
+    # Some ranks may have no samples.
     shares = [[index for index in EVERYTHING if owner[index] == rank] for rank in range(4)]
     results = Threads(4).run(lambda rank, reduce: train(shares[rank], max_tokens, 3, reduce))
     whole = train(EVERYTHING, 1000, 1, one_rank)
@@ -195,11 +191,8 @@ def test_a_sample_lost_on_one_rank_leaves_the_other_groups_alone() -> None:
             rewards = normalize_rewards(
                 torch.tensor([REWARDS[index] for index in shares[rank]]),
                 dense_groups([GROUPS[i] for i in shares[rank]], [GROUPS[i] for i in kept])[0],
+                Norm("group", "group"),
                 groups=len({GROUPS[i] for i in kept}),
-                mean_level="group",
-                std_level="group",
-                leave_one_out=False,
-                unbiased=True,
                 reduce=reduce,
             )
             return {index: [float(reward)] for index, reward in zip(shares[rank], rewards, strict=True)}

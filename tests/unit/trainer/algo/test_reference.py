@@ -1,4 +1,4 @@
-"""The algorithm against an independent one: plain loops over Python floats, no tensor, no vector."""
+"""The algorithm against an independent implementation: plain loops over Python floats."""
 
 # A batch is a list of samples; a sample holds lists over its tokens.
 
@@ -16,7 +16,7 @@ from areal_trainer.algo.advantages import gae, normalize_advantages
 from areal_trainer.algo.kl import token_rewards
 from areal_trainer.algo.loss import ppo_loss, sapo_loss
 from areal_trainer.algo.m2po import second_moment_mask
-from areal_trainer.algo.norm import dense_groups
+from areal_trainer.algo.norm import Norm, dense_groups
 from areal_trainer.algo.rewards import normalize_rewards
 from areal_trainer.algo.sequences import one_rank
 
@@ -35,7 +35,7 @@ class Sample:
 
 
 def random_batch(seed: int) -> list[Sample]:
-    """Groups of 1 to 4 samples in random order, several turns, now and then a sample without an answer."""
+    """Groups of 1 to 4 samples in random order, several turns, sometimes a sample without a response."""
     rng = random.Random(seed)
     samples = []
     for group in rng.sample(range(100), rng.randint(1, 5)):
@@ -101,7 +101,7 @@ def loop_normalize(
 def loop_advantages(
     sample: Sample, reward: float, kl_ctl: float, estimator: str, discount: float, lam: float
 ) -> list[float]:
-    """GAE by its recursion with V = 0, over the answers of one sample."""
+    """GAE by its recursion with V = 0, over the response tokens of one sample."""
     answers = [t for t in range(len(sample.mask)) if sample.mask[t]]
     advantages = [0.0] * len(sample.mask)
     following = 0.0
@@ -189,7 +189,7 @@ def test_normalised_rewards_equal_the_loops(seed: int, options: dict[str, Any]) 
     rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
     groups = [sample.group for sample in samples]
     group_B, count = dense_groups(groups, groups)
-    ours = normalize_rewards(rewards, group_B, groups=count, reduce=one_rank, **options)
+    ours = normalize_rewards(rewards, group_B, Norm(**options), groups=count, reduce=one_rank)
     close(ours, flat(loop_normalize([[sample.reward] for sample in samples], groups, **options)))
 
 
@@ -219,10 +219,10 @@ def test_advantages_equal_the_loops(
 
     groups = [sample.group for sample in samples]
     group_B, count = dense_groups(groups, groups)
-    # The same numbers go into both, so that rounding in the step before is not blown up by a small σ.
+    # Both get the same input: a small σ would amplify rounding of the previous step.
     exact = torch.tensor(flat(theirs), dtype=torch.float64)
     ours = normalize_advantages(
-        exact, columns["mask"], columns["cu"], group_B, groups=count, reduce=one_rank, **options
+        exact, columns["mask"], columns["cu"], group_B, Norm(**options), groups=count, reduce=one_rank
     )
     answers = [
         [a for a, m in zip(row, sample.mask, strict=True) if m] for row, sample in zip(theirs, samples, strict=True)
@@ -294,7 +294,7 @@ def test_sapo_equals_the_loops(seed: int) -> None:
 
 
 @given(seeds, st.sampled_from([1e-4, 0.01, 0.05, 0.1, 0.3, 10.0]))
-def test_m2po_leaves_out_what_the_loop_leaves_out(seed: int, threshold: float) -> None:
+def test_m2po_masks_the_tokens_that_the_loop_masks(seed: int, threshold: float) -> None:
     columns = packed(random_batch(seed))
     kept = second_moment_mask(columns["prox"], columns["behav"], columns["mask"], threshold=threshold, reduce=one_rank)
     moments = [(float(m), t) for t, m in enumerate((columns["prox"] - columns["behav"]).square()) if columns["mask"][t]]

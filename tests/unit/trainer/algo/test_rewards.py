@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from areal_trainer.algo.filters import rewards_differ
-from areal_trainer.algo.norm import dense_groups
+from areal_trainer.algo.norm import Norm, dense_groups
 from areal_trainer.algo.rewards import normalize_rewards, overlong_penalty, shape_rewards
 from areal_trainer.algo.sequences import one_rank
 
@@ -15,16 +15,17 @@ from areal_trainer.algo.sequences import one_rank
 def normalized(rewards: list[float], groups: list[int], **options: Any) -> list[float]:
     settings = {"mean_level": "group", "std_level": "group", "leave_one_out": False, "unbiased": False} | options
     group_B, count = dense_groups(groups, groups)
-    return normalize_rewards(torch.tensor(rewards), group_B, groups=count, reduce=one_rank, **settings).tolist()
+    norm = Norm(**settings)  # type: ignore[arg-type]
+    return normalize_rewards(torch.tensor(rewards), group_B, norm, groups=count, reduce=one_rank).tolist()
 
 
-def test_overlong_penalty_falls_in_a_line_over_the_last_tokens() -> None:
-    lengths = torch.tensor([1, 80, 85, 90, 100])
+def test_the_overlong_penalty_falls_linearly_over_the_last_tokens() -> None:
+    lengths = torch.tensor([1, 80, 85, 90, 100, 250])
     penalty = overlong_penalty(lengths, max_new_tokens=100, overlong_tokens=20, factor=1.0)
-    assert penalty.tolist() == pytest.approx([0.0, 0.0, -0.25, -0.5, -1.0])
+    assert penalty.tolist() == pytest.approx([0.0, 0.0, -0.25, -0.5, -1.0, -1.0])
 
 
-def test_overlong_tokens_beyond_the_answer_length_are_refused() -> None:
+def test_overlong_tokens_beyond_max_new_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match=r"actor\.overlong_tokens is 200.*gconfig\.max_new_tokens \(100\)"):
         overlong_penalty(torch.tensor([1]), max_new_tokens=100, overlong_tokens=200, factor=1.0)
 
@@ -40,7 +41,7 @@ def test_group_norm_compares_within_the_group() -> None:
     assert result == pytest.approx([math.sqrt(2), -1, -math.sqrt(0.5), 1, -math.sqrt(0.5)], abs=1e-4)
 
 
-def test_batch_norm_compares_with_everybody() -> None:
+def test_batch_norm_compares_with_all_samples() -> None:
     # Mean 2, σ = √2 with 1/n, √(8/3) with 1/(n − 1).
     rewards, groups = [0.0, 2.0, 2.0, 4.0], [0, 0, 1, 1]
     levels = {"mean_level": "batch", "std_level": "batch"}
@@ -55,7 +56,7 @@ def test_leave_one_out_compares_with_the_others() -> None:
     assert normalized([3, 0, 6], [0, 1, 2], mean_level="batch", std_level=None, leave_one_out=True) == [0.0, -4.5, 4.5]
 
 
-def test_no_level_leaves_rewards_alone() -> None:
+def test_without_levels_rewards_are_unchanged() -> None:
     assert normalized([3, 0, 6], [0, 0, 1], mean_level=None, std_level=None) == [3, 0, 6]
 
 
@@ -72,7 +73,7 @@ def test_a_group_of_one_gets_zero_at_group_level(
 
 
 @pytest.mark.parametrize("mean_level", ["group", "batch", None])
-def test_equal_rewards_are_never_divided_by_a_spread_of_nothing(mean_level: str | None) -> None:
+def test_equal_rewards_are_never_divided_by_a_zero_deviation(mean_level: str | None) -> None:
     rewards = [0.1, 0.1, 0.1, 1.0, 0.0]
     result = normalized(rewards, [0, 0, 0, 1, 1], mean_level=mean_level)
     assert result[:3] == [0.0, 0.0, 0.0]
@@ -87,7 +88,7 @@ def test_a_lost_sample_changes_no_other_group() -> None:
     assert lost[2:4] == pytest.approx([1, -1], abs=1e-4)
 
 
-def test_dense_groups_are_alike_on_every_rank() -> None:
+def test_dense_groups_are_the_same_on_every_rank() -> None:
     everything = [12, 12, 3, 40, 3]
     assert dense_groups([12, 3], everything)[0].tolist() == [1, 0]
     assert dense_groups([40, 12], everything)[0].tolist() == [2, 1]

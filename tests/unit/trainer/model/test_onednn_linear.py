@@ -1,4 +1,4 @@
-"""oneDNN's linear layers give what PyTorch's own give, forwards and backwards."""
+"""oneDNN's linear layers equal PyTorch's in forward and backward passes."""
 
 import copy
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from areal_trainer.model.onednn_linear import onednn_is_quicker, use_onednn
+from areal_trainer.model.onednn_linear import onednn_is_faster, use_onednn
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_values_and_gradients_are_those_of_a_linear_layer(bias: bool) -> None:
+def test_values_and_gradients_equal_those_of_a_linear_layer(bias: bool) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(24, 40, bias=bias), nn.SiLU(), nn.Linear(40, 8, bias=bias))
     ours = copy.deepcopy(plain)
@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_a_linear_layer(bias: bool) -> None:
         torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-def test_another_type_is_left_to_pytorch() -> None:
+def test_other_dtypes_fall_back_to_pytorch() -> None:
     layer = nn.Linear(8, 8).to(torch.bfloat16)
     x = torch.randn(3, 8, dtype=torch.bfloat16)
     expected = layer(x)
@@ -33,6 +33,6 @@ def test_another_type_is_left_to_pytorch() -> None:
     assert layer(x).equal(expected)
 
 
-@pytest.mark.parametrize(("vendor", "quicker"), [("AuthenticAMD", True), ("GenuineIntel", False)])
-def test_intels_processors_keep_intels_library(vendor: str, quicker: bool) -> None:
-    assert onednn_is_quicker(f"processor\t: 0\nvendor_id\t: {vendor}\n") is quicker
+@pytest.mark.parametrize(("vendor", "faster"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_intel_processors_keep_mkl(vendor: str, faster: bool) -> None:
+    assert onednn_is_faster(f"processor\t: 0\nvendor_id\t: {vendor}\n") is faster

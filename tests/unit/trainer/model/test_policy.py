@@ -1,4 +1,4 @@
-"""The update against plain loops, and what it does when something is wrong."""
+"""The update against plain loops, and its behaviour on faults."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def weights(policy: Policy) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in policy.named_full_tensors()}
 
 
-def hand_over(source: Policy, target: Policy, directory: Path) -> None:
-    """Through a checkpoint on disk."""
+def copy_state(source: Policy, target: Policy, directory: Path) -> None:
+    """Copy the state through a checkpoint on disk."""
     dcp.save(source.state_dict(), checkpoint_id=directory, no_dist=True)
     load(target, directory)
 
@@ -45,7 +45,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: 
         torch.testing.assert_close(first[name], second[name], atol=tolerance, rtol=0)
 
 
-def test_a_step_of_gradient_descent_is_that_of_a_plain_loop(tmp_path: Path) -> None:
+def test_a_gradient_descent_step_equals_a_plain_loop(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     trajectories = random_trajectories()
     batch = pack(trajectories)
@@ -84,7 +84,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     assert_same(weights(plain), weights(checkpointed), 1e-6)
 
 
-def test_dropout_is_there_unless_disabled(tmp_path: Path) -> None:
+def test_dropout_is_active_unless_disabled(tmp_path: Path) -> None:
     batch = pack(random_trajectories())
     plain, dropping = save_tiny_model(tmp_path / "a"), save_tiny_model(tmp_path / "b", attention_dropout=0.5)
     policies = [
@@ -99,7 +99,7 @@ def test_dropout_is_there_unless_disabled(tmp_path: Path) -> None:
     assert not torch.allclose(none["model.norm.weight"], active["model.norm.weight"])
 
 
-def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:
+def test_the_gradient_norm_is_clipped(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     batch = pack(random_trajectories())
     policy = policy_of(path, optimizer=SGD | {"gradient_clipping": 0.01})
@@ -110,7 +110,7 @@ def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:
     assert moved == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
-def test_minibatches_make_as_many_steps(tmp_path: Path) -> None:
+def test_every_minibatch_is_one_optimizer_step(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     batch = pack(random_trajectories(groups=1, samples=4))
     policy = policy_of(path, ppo_n_minibatches=3)
@@ -119,7 +119,7 @@ def test_minibatches_make_as_many_steps(tmp_path: Path) -> None:
     assert numbers["grpo_actor/update_successful"] == 1.0
 
 
-def test_a_gradient_that_is_not_finite_skips_the_step_and_is_reported(tmp_path: Path) -> None:
+def test_a_non_finite_gradient_skips_the_step_and_is_reported(tmp_path: Path) -> None:
     policy = policy_of(save_tiny_model(tmp_path), ppo_n_minibatches=2)
     batch = pack(random_trajectories(groups=2))
     before = weights(policy)
@@ -132,7 +132,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_reported(tmp_path: 
     assert numbers["grpo_actor/update_successful"] == 1.0
 
 
-def test_more_minibatches_than_sequences_skip_the_empty_ones(tmp_path: Path) -> None:
+def test_empty_minibatches_are_skipped(tmp_path: Path) -> None:
     policy = policy_of(save_tiny_model(tmp_path), ppo_n_minibatches=4)
     batch = pack(random_trajectories(groups=1, samples=3))
     numbers = policy.update(batch, advantages_T=random_advantages(batch))
@@ -161,7 +161,7 @@ def test_the_decoupled_loss_needs_the_proximal_logprobs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recomputed", [True, False])
-def test_the_difference_to_the_server_is_measured_in_every_step_and_apart_for_the_current_version(
+def test_the_difference_to_the_server_is_measured_for_all_tokens_and_for_the_current_version(
     tmp_path: Path, recomputed: bool
 ) -> None:
     policy = policy_of(save_tiny_model(tmp_path), recompute_logprob=recomputed, max_logprob_diff=1e6)
@@ -178,7 +178,7 @@ def test_the_difference_to_the_server_is_measured_in_every_step_and_apart_for_th
 
 
 @pytest.mark.parametrize("recomputed", [True, False])
-def test_an_absurd_difference_stops_before_the_weights_change(tmp_path: Path, recomputed: bool) -> None:
+def test_a_large_difference_to_the_server_stops_before_the_weights_change(tmp_path: Path, recomputed: bool) -> None:
     policy = policy_of(save_tiny_model(tmp_path), max_logprob_diff=0.5, recompute_logprob=recomputed)
     batch = pack(random_trajectories())
     before = weights(policy)
@@ -188,7 +188,7 @@ def test_an_absurd_difference_stops_before_the_weights_change(tmp_path: Path, re
     assert_same(weights(policy), before, 0)
 
 
-def test_an_absurd_difference_on_old_tokens_stops_too(tmp_path: Path) -> None:
+def test_a_large_difference_on_stale_tokens_stops_too(tmp_path: Path) -> None:
     policy = policy_of(save_tiny_model(tmp_path), max_logprob_diff=0.5)
     policy.version = 7
     batch = pack(random_trajectories(version=6))
@@ -196,7 +196,7 @@ def test_an_absurd_difference_on_old_tokens_stops_too(tmp_path: Path) -> None:
         policy.update(batch, advantages_T=random_advantages(batch))
 
 
-def test_sapo_takes_the_place_of_clipping(tmp_path: Path) -> None:
+def test_sapo_replaces_clipping(tmp_path: Path) -> None:
     policy = policy_of(save_tiny_model(tmp_path), use_sapo_loss=True, max_logprob_diff=1e6, optimizer=SGD)
     batch = pack(random_trajectories())
     advantages_T, mask_T = random_advantages(batch), batch.loss_mask_T
@@ -207,7 +207,7 @@ def test_sapo_takes_the_place_of_clipping(tmp_path: Path) -> None:
     assert numbers["grpo_actor/actor_loss/avg"] == pytest.approx(float(losses.mean()), rel=1e-4)
 
 
-def test_m2po_leaves_the_most_stale_tokens_out_of_the_gradient(tmp_path: Path) -> None:
+def test_m2po_masks_the_tokens_with_the_largest_log_ratio(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     batch = pack(random_trajectories())
     settings: dict[str, Any] = {"recompute_logprob": True, "max_logprob_diff": 1e6, "optimizer": SGD}
@@ -222,14 +222,14 @@ def test_m2po_leaves_the_most_stale_tokens_out_of_the_gradient(tmp_path: Path) -
     assert any(not torch.equal(a, b) for a, b in zip(weights(tight).values(), weights(plain).values(), strict=True))
 
 
-def test_a_resumed_policy_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_policy_is_bit_equal(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path / "model")
     optimizer = {"lr": 1e-2, "lr_scheduler_type": "cosine", "warmup_steps_proportion": 0.2}
     batch = pack(random_trajectories())
     whole, resumed = (policy_of(path, optimizer=optimizer) for _ in range(2))
     for step in range(4):
         if step == 2:
-            hand_over(whole, resumed, tmp_path / "state")
+            copy_state(whole, resumed, tmp_path / "state")
         numbers = whole.update(batch, advantages_T=random_advantages(batch))
         if step >= 2:
             assert resumed.update(batch, advantages_T=random_advantages(batch)) == numbers
@@ -241,7 +241,7 @@ def test_a_checkpoint_before_the_first_step_changes_nothing(tmp_path: Path) -> N
     batch = pack(random_trajectories())
     undisturbed, saved = policy_of(path), policy_of(path)
     resumed = policy_of(path)
-    hand_over(saved, resumed, tmp_path / "state")
+    copy_state(saved, resumed, tmp_path / "state")
     for policy in (undisturbed, saved, resumed):
         policy.update(batch, advantages_T=random_advantages(batch))
     assert_same(weights(undisturbed), weights(saved), 0)
@@ -265,13 +265,13 @@ def test_the_saved_checkpoint_loads_in_transformers(tmp_path: Path, tied: bool) 
     assert ("lm_head.weight" in names) is not tied
 
 
-def test_constant_learning_rate_warms_up_in_a_line() -> None:
+def test_the_constant_learning_rate_warms_up_linearly() -> None:
     config = OptimizerConfig(lr=1.0, warmup_steps_proportion=0.4)
     rates = [learning_rate(config, step=step, total_steps=10) for step in range(10)]
     assert rates == [0.25, 0.5, 0.75, 1.0, *[1.0] * 6]
 
 
-def test_linear_and_cosine_learning_rates_fall_to_their_floor() -> None:
+def test_linear_and_cosine_learning_rates_decay_to_their_minimum() -> None:
     linear = OptimizerConfig(lr=1.0, lr_scheduler_type="linear", warmup_steps_proportion=0.0, min_lr_ratio=0.2)
     assert [learning_rate(linear, step=s, total_steps=4) for s in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     cosine = OptimizerConfig(lr=2.0, lr_scheduler_type="cosine", warmup_steps_proportion=0.0)
@@ -280,7 +280,7 @@ def test_linear_and_cosine_learning_rates_fall_to_their_floor() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_an_update_is_the_same_to_the_bit_after_a_warm_up(tmp_path: Path, dropout: float) -> None:
+def test_an_update_after_a_warm_up_is_bit_equal(tmp_path: Path, dropout: float) -> None:
     path = save_tiny_model(tmp_path, attention_dropout=dropout)
     batch = pack(random_trajectories())
     results = []

@@ -1,4 +1,4 @@
-"""Log-probs of the policy against sequences that go through the plain model one by one."""
+"""Log-probs of the policy against a plain model on single sequences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from areal_api.actor import MicroBatchSpec
 from areal_trainer.batch import pack
-from areal_trainer.model.layout import Cost, families
+from areal_trainer.model.layout import Cost, group_by_prompt
 from areal_trainer.model.policy import Policy, ReferenceModel
 from areal_trainer.trajectory import Trajectory
 from support.tiny_policy import actor_config, plain_logprobs, plain_model, random_trajectories, save_tiny_model
@@ -30,7 +30,7 @@ def expected_logprobs(path: Path, trajectories: list[Trajectory], **how: Any) ->
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "qwen2"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_and_padded_logprobs_are_those_of_single_sequences(tmp_path: Path, kind: str, attention: str) -> None:
+def test_packed_and_padded_logprobs_equal_those_of_single_sequences(tmp_path: Path, kind: str, attention: str) -> None:
     path = save_tiny_model(tmp_path, kind)
     trajectories = random_trajectories()
     logprobs = policy_of(path, attn_impl=attention).logprobs(pack(trajectories))
@@ -55,23 +55,23 @@ def test_an_untied_output_embedding_is_used(tmp_path: Path) -> None:
     torch.testing.assert_close(logprobs, expected_logprobs(path, trajectories), atol=1e-5, rtol=0)
 
 
-def test_a_shared_prompt_goes_through_the_model_once(tmp_path: Path) -> None:
+def test_a_shared_prompt_is_computed_once(tmp_path: Path) -> None:
     batch = pack(random_trajectories(groups=2, samples=4))
-    found = families(batch, cost=policy_of(save_tiny_model(tmp_path)).model.cost)
-    assert [family.members for family in found] == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    prompts = [batch.trajectories[family.members[0]].prompt_len for family in found]
-    assert sum(family.tokens for family in found) == sum(batch.lengths) - 3 * sum(prompts)
+    groups = group_by_prompt(batch, cost=policy_of(save_tiny_model(tmp_path)).model.cost)
+    assert [group.members for group in groups] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    prompts = [batch.trajectories[group.members[0]].prompt_len for group in groups]
+    assert sum(group.tokens for group in groups) == sum(batch.lengths) - 3 * sum(prompts)
 
 
-def test_a_prompt_is_shared_where_that_costs_less() -> None:
-    # Masked pairs can cost more than the prompt tokens that are saved: with prompts of p and completions of c tokens,
-    # two samples have (c² − p²/2) · pair more to pay for p tokens saved.
+def test_a_prompt_is_shared_if_that_costs_less() -> None:
+    # Masked pairs can cost more than the saved prompt tokens: with p prompt and c completion tokens, two samples save p
+    # tokens and compute (c² − p²/2) more pairs.
     batch = pack(random_trajectories(groups=2, samples=2, longest=40))
-    assert [family.shared > 0 for family in families(batch, cost=Cost(token=1.0, pair=100.0))] == [False] * 4
-    assert [family.shared > 0 for family in families(batch, cost=Cost(token=1e6, pair=1.0))] == [True] * 2
+    assert [group.shared > 0 for group in group_by_prompt(batch, cost=Cost(token=1.0, pair=100.0))] == [False] * 4
+    assert [group.shared > 0 for group in group_by_prompt(batch, cost=Cost(token=1e6, pair=1.0))] == [True] * 2
 
 
-def test_several_turns_train_on_the_masked_in_tokens_alone(tmp_path: Path) -> None:
+def test_only_tokens_in_the_loss_mask_are_trained(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     turns = [
         Trajectory.of_lists(
@@ -91,7 +91,7 @@ def test_several_turns_train_on_the_masked_in_tokens_alone(tmp_path: Path) -> No
     assert (logprobs.view(3, 8)[:, [0, 1, 4, 5]] == 0).all()
 
 
-def test_the_window_of_sliding_attention_holds(tmp_path: Path) -> None:
+def test_the_sliding_window_is_respected(tmp_path: Path) -> None:
     path = save_tiny_model(
         tmp_path, "qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1, num_hidden_layers=2
     )
@@ -134,12 +134,12 @@ def test_a_sequence_longer_than_a_microbatch_is_refused_by_name(tmp_path: Path) 
         policy.logprobs(pack(random_trajectories()))
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"actor\.path is '.*nothing'"):
         policy_of(tmp_path / "nothing")
 
 
-def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_transforms_its_logits_is_refused(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     file = path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"final_logit_softcapping": 30.0}))

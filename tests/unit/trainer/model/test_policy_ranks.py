@@ -1,4 +1,4 @@
-"""Two ranks over gloo do what one rank does."""
+"""Two ranks over gloo give the results of one rank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks wrote, beside the model; one rank's checkpoint lies in ``of_one``."""
+    """The model, the output of two ranks, and the checkpoint of one rank in ``of_one``."""
     folder = tmp_path_factory.mktemp("ranks")
     save_tiny_model(folder / "model")
     policy = make_policy(folder / "model", "adam")
@@ -49,7 +49,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor],
 
 
 @pytest.mark.parametrize("name", ["uneven", "empty", "sequence_level", "checkpointed", "adam"])
-def test_two_ranks_make_the_update_of_one(folder: Path, name: str) -> None:
+def test_two_ranks_give_the_update_of_one(folder: Path, name: str) -> None:
     policy = make_policy(folder / "model", name)
     before = weights(policy)
     numbers = train(policy, random_trajectories())
@@ -59,14 +59,14 @@ def test_two_ranks_make_the_update_of_one(folder: Path, name: str) -> None:
     assert of_two == pytest.approx(numbers, abs=2e-5)
 
 
-def test_one_rank_goes_on_from_the_checkpoint_of_two(folder: Path) -> None:
+def test_one_rank_resumes_from_the_checkpoint_of_two(folder: Path) -> None:
     policy = make_policy(folder / "model", "adam")
     load(policy, folder / "of_two")
     train(policy, random_trajectories())
     assert_same(weights(policy), torch.load(folder / "of_two_continued.pt"))
 
 
-def test_two_ranks_go_on_from_the_checkpoint_of_one(folder: Path) -> None:
+def test_two_ranks_resume_from_the_checkpoint_of_one(folder: Path) -> None:
     assert_same(torch.load(folder / "of_one_continued.pt"), torch.load(folder / "continued.pt"))
 
 
@@ -80,7 +80,7 @@ def test_two_ranks_save_a_checkpoint_that_transformers_loads(folder: Path) -> No
     torch.testing.assert_close(policy.logprobs(pack(trajectories)), expected, atol=1e-5, rtol=0)
 
 
-def test_bfloat16_computes_near_float32_and_keeps_exact_masters(folder: Path) -> None:
+def test_bfloat16_is_close_to_float32_and_keeps_float32_masters(folder: Path) -> None:
     of_two = json.loads((folder / "bfloat16.json").read_text())
     policy = make_policy(folder / "model", "bfloat16", dtype="float32")
     numbers = train(policy, random_trajectories())

@@ -14,7 +14,7 @@ import pytest
 
 from areal_api import names
 from areal_api.progress import report_of
-from areal_trainer.stats.operator_sink import ProgressSink, progress_sink, say_why
+from areal_trainer.stats.operator_sink import ProgressSink, progress_sink, write_termination_message
 
 
 class Receiver:
@@ -114,6 +114,6 @@ def test_nothing_is_reported_unless_the_environment_says_where() -> None:
 
 def test_a_wrong_configuration_is_said_where_kubernetes_looks(tmp_path: Path) -> None:
     path = tmp_path / "termination-log"
-    say_why({names.TERMINATION_LOG: str(path)}, ValueError("actor.path: no such model"))
+    write_termination_message({names.TERMINATION_LOG: str(path)}, ValueError("actor.path: no such model"))
     assert path.read_text() == "error: actor.path: no such model\n"
-    say_why({}, ValueError("nobody asks"))
+    write_termination_message({}, ValueError("nobody asks"))
