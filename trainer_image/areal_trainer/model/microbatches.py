@@ -18,7 +18,10 @@ from areal_trainer.ranks import Ranks
 
 
 def minibatches(batch: PackedBatch, count: int, *, cost: Cost | None) -> list[list[PrefixGroup]]:
-    """Split into ``count`` parts of similar token counts, with samples of a prompt together unless a part would be empty."""
+    """Split into ``count`` parts of similar token counts.
+
+    Samples of a prompt stay together unless a part would be empty.
+    """
     units = group_by_prompt(batch, cost=cost)
     while len(units) < count and any(len(unit.members) > 1 for unit in units):
         largest = max(units, key=lambda unit: len(unit.members))
