@@ -1,4 +1,4 @@
-"""``grpo``: train, evaluate, convert, and look at runs."""
+"""The ``grpo`` command: train, evaluate, inspect and convert."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from areal_api import logs
-from areal_launcher import actions
+from areal_launcher import commands
 from areal_launcher.errors import RunError
+from areal_launcher.request import Request
 
 if TYPE_CHECKING:
-    from areal_launcher.cluster.client import Place
+    from areal_launcher.cluster.client import ClusterTarget
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 RUN = """\
-Train. EXPERIMENT.yaml is an experiment (kind: GRPOExperiment), or AReaL's own gsm8k_grpo.yaml; --config names it too.
-SCRIPT.py takes the place of the built-in training loop. key=value sets a key: from spec on in an experiment, from the
-top in AReaL's file; +sglang.x=y gives SGLang an argument that has no key.
+Train. EXPERIMENT.yaml is an experiment (kind: GRPOExperiment) or AReaL's gsm8k_grpo.yaml; --config also accepts it.
+SCRIPT.py replaces the built-in training loop. key=value overrides a key, relative to spec in an experiment and to the
+top level in AReaL's file; +sglang.x=y passes SGLang an argument that has no key.
 
   grpo run examples/tiny/experiment.yaml config.total_train_steps=20
   grpo run gsm8k_grpo.py --config gsm8k_grpo.yaml actor.path=Qwen/Qwen3-1.7B +sglang.attention_backend=triton
 
-The same command goes on from the last recovery checkpoint. Ctrl-C lets the trainer write one; again: ends at once.
+Running the same command again continues from the last recovery checkpoint. Ctrl-C lets the trainer write one and exit;
+a second Ctrl-C kills everything immediately.
 
-With --on kubernetes the run is an object of the cluster, where the operator trains it. It is followed, and at its end
-stats.jsonl, summary.json, config.yaml and reward.png are brought into the run directory here, with --checkpoint the
-newest checkpoint too; all of them stay on its volume. Ctrl-C leaves it alone: it goes on, and the same command follows
-it again.
+With --on kubernetes the operator trains the experiment in a cluster. grpo follows it and finally fetches stats.jsonl,
+summary.json, config.yaml and reward.png into the local run directory, and the newest checkpoint with --checkpoint. All
+files remain on the volume. After Ctrl-C the run continues in the cluster, and the same command follows it again.
 
   grpo run --on kubernetes examples/tiny/experiment.yaml --namespace team-a --checkpoint"""
 
 EVAL = """\
-Evaluate a Hugging Face checkpoint on valid_dataset through a server, and print its mean reward.
-CHECKPOINT is a directory, a name on the hub, or a run directory, which stands for its newest checkpoint.
-The experiment is the one of the run that CHECKPOINT lies in, unless one is given.
+Evaluate a Hugging Face checkpoint on valid_dataset with a local server and print its mean reward.
+CHECKPOINT is a directory, a hub name, or a run directory (its newest checkpoint). Without EXPERIMENT.yaml, the
+experiment of the run that contains CHECKPOINT is used.
 
   grpo eval runs/tiny/trial0
   grpo eval Qwen/Qwen3-1.7B --config gsm8k_grpo.yaml"""
@@ -51,21 +52,22 @@ The experiment is the one of the run that CHECKPOINT lies in, unless one is give
 RUN_DIR = "<fileroot>/<experiment_name>/<trial_name>"
 
 STATUS = """\
-Say how a run stands: the one in a run directory, or with --on kubernetes an experiment of the cluster, all without RUN.
+Show the state of a run: of a run directory, or with --on kubernetes of an experiment in a cluster; without RUN of all
+experiments there.
 
   grpo status runs/tiny/trial0
   grpo status --on kubernetes
   grpo status tiny --on kubernetes --namespace team-a"""
 
 LOGS = """\
-Print the logs of a run: of its processes here, or with --on kubernetes of its pods; of a container that crashed and is
-not back yet, what it wrote before.
+Print the logs of a run: of its local processes, or with --on kubernetes of its pods. For a crashed container that has
+not restarted yet, print the log of its previous run.
 
   grpo logs runs/tiny/trial0 trainer
   grpo logs tiny --on kubernetes --component servers -f"""
 
 CONVERT = """\
-Write AReaL's own configuration file as an experiment.yaml. What has no meaning here is named on standard error.
+Convert AReaL's configuration file to an experiment.yaml. Keys without a counterpart are listed on standard error.
 
   grpo convert gsm8k_grpo.yaml -o experiment.yaml"""
 
@@ -74,52 +76,59 @@ def run_parser() -> argparse.ArgumentParser:
     """``grpo run``."""
     parser = command_parser("run", RUN)
     add_experiment(parser, "SCRIPT.py, EXPERIMENT.yaml and key=value, in any order")
-    add_place(parser, "where to run: local, this machine (default), or kubernetes")
-    parser.add_argument("--detach", action="store_true", help="do not follow the run in the cluster")
+    add_target(parser, "where to run: local (this machine, default) or kubernetes")
+    parser.add_argument("--detach", action="store_true", help="submit to the cluster without following the run")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="where results of the cluster go (default: the run directory)"
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="where to store cluster results (default: the run directory)",
     )
-    parser.add_argument("--checkpoint", action="store_true", help="bring the newest checkpoint here, too")
+    parser.add_argument("--checkpoint", action="store_true", help="also fetch the newest checkpoint from the cluster")
     add_port(parser)
     parser.set_defaults(action=run_action)
     return parser
 
 
-def run_action(chosen: argparse.Namespace) -> int:
-    """Train here or in a cluster."""
-    request, place = actions.Request.of(chosen.items, chosen.config), place_of(chosen)
-    if place is None:
-        given = {"--detach": chosen.detach, "--results": chosen.results, "--checkpoint": chosen.checkpoint}
-        refuse_without_cluster(**given)
-        return actions.run(request, chosen.port)
-    if chosen.port is not None:
-        raise ValueError("--port is for servers on this machine; leave it out with --on kubernetes")
+def run_action(args: argparse.Namespace) -> int:
+    """Train locally or in a cluster."""
+    request, target = Request.parse(args.items, args.config), cluster_target(args)
+    if target is None:
+        cluster_only = {"--detach": args.detach, "--results": args.results, "--checkpoint": args.checkpoint}
+        refuse_without_cluster(**cluster_only)
+        from areal_launcher.local.train import train
+
+        return train(request, args.port)
+    if args.port is not None:
+        raise ValueError("--port applies to local servers only; omit it with --on kubernetes")
     from areal_launcher.cluster import run as cluster_run
 
-    if chosen.detach and chosen.checkpoint:
-        raise ValueError("--detach follows nothing, so --checkpoint brings nothing; leave one of them out")
-    return cluster_run.run(request, place, detach=chosen.detach, results=chosen.results, checkpoint=chosen.checkpoint)
+    if args.detach and args.checkpoint:
+        raise ValueError("--checkpoint fetches when the run ends, but --detach does not wait for it; omit one")
+    return cluster_run.run(request, target, detach=args.detach, results=args.results, checkpoint=args.checkpoint)
 
 
 def eval_parser() -> argparse.ArgumentParser:
     """``grpo eval``."""
     parser = command_parser("eval", EVAL)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint, run directory or name on the hub")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint, run directory or hub name")
     add_experiment(parser, "EXPERIMENT.yaml and key=value, in any order")
-    add_here_only(parser)
+    add_local_only(parser)
     add_port(parser)
     parser.set_defaults(action=eval_action)
     return parser
 
 
-def eval_action(chosen: argparse.Namespace) -> int:
-    """Evaluate here."""
-    if chosen.on == "kubernetes":
+def eval_action(args: argparse.Namespace) -> int:
+    """Evaluate locally."""
+    if args.on == "kubernetes":
         raise ValueError(
-            "grpo eval runs here alone; in a cluster the run itself evaluates: "
+            "grpo eval runs only on this machine; in a cluster the run itself evaluates: "
             "set config.valid_dataset and config.evaluator.freq_steps"
         )
-    return actions.evaluate(chosen.checkpoint, actions.Request.of(chosen.items, chosen.config), chosen.port)
+    from areal_launcher.local.evaluate import evaluate
+
+    return evaluate(args.checkpoint, Request.parse(args.items, args.config), args.port)
 
 
 def convert_parser() -> argparse.ArgumentParser:
@@ -127,49 +136,49 @@ def convert_parser() -> argparse.ArgumentParser:
     parser = command_parser("convert", CONVERT)
     add_experiment(parser, "gsm8k_grpo.yaml and key=value")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
-    parser.set_defaults(
-        action=lambda chosen: actions.convert(actions.Request.of(chosen.items, chosen.config), chosen.output)
-    )
+    parser.set_defaults(action=lambda args: commands.convert(Request.parse(args.items, args.config), args.output))
     return parser
 
 
 def plot_parser() -> argparse.ArgumentParser:
     """``grpo plot``."""
-    parser = command_parser("plot", "Draw reward.png: reward with evaluation, completion length, entropy, staleness.")
+    parser = command_parser("plot", "Plot reward, evaluation, length, entropy and staleness of a run into reward.png.")
     add_run_dir(parser)
-    add_here_only(parser)
+    add_local_only(parser)
     parser.set_defaults(action=plot_action)
     return parser
 
 
-def plot_action(chosen: argparse.Namespace) -> int:
-    """Draw what is here."""
-    if chosen.on == "kubernetes":
+def plot_action(args: argparse.Namespace) -> int:
+    """Plot a local run directory."""
+    if args.on == "kubernetes":
         raise ValueError(
-            "grpo plot draws a run directory of this machine; grpo run --on kubernetes brings one here when it ends"
+            "grpo plot reads a local run directory; grpo run --on kubernetes fetches one when the run ends"
         )
-    return actions.plot(chosen.run_dir)
+    return commands.plot(args.run_dir)
 
 
 def status_parser() -> argparse.ArgumentParser:
     """``grpo status``."""
     parser = command_parser("status", STATUS)
     add_run(parser, nargs="?")
-    add_place(parser, "where the run is: local (default) or kubernetes")
+    add_target(parser, "where the run is: local (default) or kubernetes")
     parser.set_defaults(action=status_action)
     return parser
 
 
-def status_action(chosen: argparse.Namespace) -> int:
-    """Look at a run directory, or into a cluster."""
-    place = place_of(chosen)
-    if place is None:
-        if chosen.run is None:
+def status_action(args: argparse.Namespace) -> int:
+    """Show a run directory or experiments in a cluster."""
+    target = cluster_target(args)
+    if target is None:
+        if args.run is None:
             raise ValueError("no run: give a run directory, or --on kubernetes for the experiments of a cluster")
-        return actions.status(Path(chosen.run))
+        from areal_launcher.local.status import status
+
+        return status(Path(args.run))
     from areal_launcher.cluster import status as cluster_status
 
-    return cluster_status.status(chosen.run, place)
+    return cluster_status.status(args.run, target)
 
 
 def logs_parser() -> argparse.ArgumentParser:
@@ -177,108 +186,114 @@ def logs_parser() -> argparse.ArgumentParser:
     parser = command_parser("logs", LOGS)
     add_run(parser)
     parser.add_argument("process", nargs="?", metavar="PROCESS", help="trainer, server-0, … (default: all)")
-    parser.add_argument("--component", choices=["trainer", "servers"], help="only the logs of these")
+    parser.add_argument("--component", choices=["trainer", "servers"], help="print only the logs of this component")
     parser.add_argument(
-        "-n", "--lines", "--tail", type=int, default=50, metavar="N", help="last lines of each log (default: 50)"
+        "-n",
+        "--lines",
+        "--tail",
+        type=int,
+        default=50,
+        metavar="N",
+        help="number of last lines per log (default: 50)",
     )
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
-    add_place(parser, "where the run is: local (default) or kubernetes")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
+    add_target(parser, "where the run is: local (default) or kubernetes")
     parser.set_defaults(action=logs_action)
     return parser
 
 
-def logs_action(chosen: argparse.Namespace) -> int:
-    """Print logs of processes here, or of pods."""
-    place = place_of(chosen)
-    told = {"component": chosen.component, "process": chosen.process, "lines": chosen.lines, "follow": chosen.follow}
-    if place is None:
-        return actions.logs(Path(chosen.run), **told)
+def logs_action(args: argparse.Namespace) -> int:
+    """Print logs of local processes or of pods."""
+    target = cluster_target(args)
+    options = {"component": args.component, "process": args.process, "lines": args.lines, "follow": args.follow}
+    if target is None:
+        from areal_launcher.local.logs import logs as local_logs
+
+        return local_logs(Path(args.run), **options)
     from areal_launcher.cluster import logs as cluster_logs
 
-    return cluster_logs.logs(chosen.run, place, **told)
+    return cluster_logs.logs(args.run, target, **options)
 
 
 def crd_parser() -> argparse.ArgumentParser:
     """``grpo crd``."""
     parser = command_parser("crd", "Print the custom resource definition as YAML, for kubectl apply -f -.")
-    parser.set_defaults(action=lambda chosen: actions.crd())
+    parser.set_defaults(action=lambda args: commands.crd())
     return parser
 
 
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "run": (run_parser, "train"),
     "eval": (eval_parser, "evaluate a checkpoint"),
-    "status": (status_parser, "say how a run stands"),
+    "status": (status_parser, "show the state of a run"),
     "logs": (logs_parser, "print the logs of a run"),
-    "plot": (plot_parser, "draw the picture of a run"),
-    "convert": (convert_parser, "turn AReaL's gsm8k_grpo.yaml into an experiment.yaml"),
+    "plot": (plot_parser, "plot the statistics of a run"),
+    "convert": (convert_parser, "convert AReaL's configuration file to an experiment.yaml"),
     "crd": (crd_parser, "print the custom resource definition"),
 }
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser of one command. They are no subparsers: those do not take options between positional arguments."""
+    """A parser of one command; not a subparser, which would reject options between positional arguments."""
     return argparse.ArgumentParser(
         prog=f"grpo {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
-def add_experiment(parser: argparse.ArgumentParser, what: str) -> None:
-    """Arguments that name an experiment."""
-    parser.add_argument("--config", metavar="FILE", help="experiment.yaml or AReaL's own configuration file")
-    parser.add_argument("items", nargs="*", metavar="ITEM", help=what)
+def add_experiment(parser: argparse.ArgumentParser, description: str) -> None:
+    """Add the arguments that select an experiment."""
+    parser.add_argument("--config", metavar="FILE", help="experiment.yaml or AReaL's configuration file")
+    parser.add_argument("items", nargs="*", metavar="ITEM", help=description)
 
 
 def add_port(parser: argparse.ArgumentParser) -> None:
-    """Where the servers listen."""
+    """Add --port."""
     parser.add_argument(
-        "--port", type=int, metavar="N", help="port of the first server; the others follow (default: free ports)"
+        "--port", type=int, metavar="N", help="port of the first server; others use the next ones (default: free ports)"
     )
 
 
 def add_run_dir(parser: argparse.ArgumentParser) -> None:
-    """Which run of this machine."""
+    """Add the run directory."""
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=RUN_DIR)
 
 
 def add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    """Which run, here or in a cluster."""
-    parser.add_argument(
-        "run", metavar="RUN", nargs=nargs, help=f"{RUN_DIR}; with --on kubernetes the experiment's name"
-    )
+    """Add the run: a local directory or an experiment in a cluster."""
+    parser.add_argument("run", metavar="RUN", nargs=nargs, help=f"{RUN_DIR}; with --on kubernetes the experiment name")
 
 
-def add_place(parser: argparse.ArgumentParser, what: str) -> None:
-    """Here, or which cluster."""
-    parser.add_argument("--on", choices=["local", "kubernetes"], default="local", help=what)
+def add_target(parser: argparse.ArgumentParser, description: str) -> None:
+    """Add --on and the options that select a cluster."""
+    parser.add_argument("--on", choices=["local", "kubernetes"], default="local", help=description)
     parser.add_argument("--namespace", metavar="NAME", help="namespace in the cluster (default: the context's)")
     parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
     parser.add_argument("--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, else ~/.kube/config")
 
 
-def add_here_only(parser: argparse.ArgumentParser) -> None:
-    """A command that runs here alone says so where a cluster is asked for."""
+def add_local_only(parser: argparse.ArgumentParser) -> None:
+    """Accept --on for a local-only command, so that it can explain itself."""
     parser.add_argument("--on", choices=["local", "kubernetes"], default="local", help=argparse.SUPPRESS)
 
 
-def place_of(chosen: argparse.Namespace) -> Place | None:
-    """The cluster that is meant; None where none is. ``ValueError`` for options that do not go together."""
-    options = {"--namespace": chosen.namespace, "--context": chosen.context, "--kubeconfig": chosen.kubeconfig}
-    if chosen.on == "local":
+def cluster_target(args: argparse.Namespace) -> ClusterTarget | None:
+    """The selected cluster; None for this machine. Raises ``ValueError`` for conflicting options."""
+    options = {"--namespace": args.namespace, "--context": args.context, "--kubeconfig": args.kubeconfig}
+    if args.on == "local":
         refuse_without_cluster(**options)
         return None
     try:
-        from areal_launcher.cluster.client import Place
+        from areal_launcher.cluster.client import ClusterTarget
     except ModuleNotFoundError as error:
-        raise ValueError(f"--on kubernetes needs {error.name}: pip install 'areal-k8s[kubernetes]'") from error
-    return Place(chosen.kubeconfig, chosen.context, chosen.namespace)
+        raise ValueError(f"--on kubernetes requires {error.name}: pip install 'areal-k8s[kubernetes]'") from error
+    return ClusterTarget(args.kubeconfig, args.context, args.namespace)
 
 
 def refuse_without_cluster(**options: object) -> None:
-    """``ValueError`` for what was given and has a meaning in a cluster alone."""
+    """Raise ``ValueError`` for options that apply only to a cluster."""
     for option, value in options.items():
         if value:
-            raise ValueError(f"{option} is for runs in a cluster; add --on kubernetes")
+            raise ValueError(f"{option} applies only to a cluster; add --on kubernetes")
 
 
 def top_parser() -> argparse.ArgumentParser:
@@ -286,27 +301,27 @@ def top_parser() -> argparse.ArgumentParser:
     lines = [f"  {name:<9}{text}" for name, (_, text) in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="grpo",
-        description="GRPO training of reasoning models.\n\ncommands:\n" + "\n".join(lines),
-        epilog="grpo COMMAND --help tells more; grpo run --help lists every configuration key.",
+        description="Train language models with GRPO.\n\ncommands:\n" + "\n".join(lines),
+        epilog="grpo COMMAND --help shows details; grpo run --help lists every configuration key.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS), help="one of the above")
+    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS), help="one of the commands above")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``grpo``; the exit status."""
+    """Entry point of ``grpo``; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = top_parser().parse_args(arguments[:1]).command
     parser = COMMANDS[command][0]()
     if command == "run" and {"-h", "--help"} & set(arguments[1:]):
         return print_run_help(parser)
-    chosen = parser.parse_intermixed_args(arguments[1:])
+    args = parser.parse_intermixed_args(arguments[1:])
     try:
         logs.set_up(level=logging.WARNING, text_format="%(levelname)s: %(message)s")
-        return int(chosen.action(chosen))
+        return int(args.action(args))
     except RunError as error:
-        return report(str(error), lines=error.lines, log=error.log, status=getattr(error, "status", 1))
+        return report(str(error), lines=error.lines, log=error.log, status=error.status)
     except ValueError as error:
         return report(str(error), status=USAGE_ERROR)
     except KeyboardInterrupt:
@@ -317,17 +332,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return report(f"{error}; free some room, then the same command goes on", status=1)
+        return report(f"{error}; free some space and run the same command again to continue", status=1)
 
 
 def print_run_help(parser: argparse.ArgumentParser) -> int:
-    """The usage of ``grpo run``, then every configuration key."""
-    sys.stdout.write(f"{parser.format_help()}\n{actions.key_help()}\n")
+    """Print the usage of ``grpo run`` and every configuration key."""
+    sys.stdout.write(f"{parser.format_help()}\n{commands.key_help()}\n")
     return 0
 
 
 def report(message: str, *, lines: Sequence[str] = (), log: Path | None = None, status: int) -> int:
-    """Tell on standard error what went wrong; ``status``."""
+    """Print an error and the log lines that explain it to standard error; returns ``status``."""
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for line in lines:
         errors.print(f"  | {line}", style="dim")

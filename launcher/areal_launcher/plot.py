@@ -1,4 +1,4 @@
-"""The picture of a run: reward.png."""
+"""Plots the statistics of a run into reward.png."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Series = tuple[list[int], list[float]]
 
 
 def series(lines: list[Line], name: str) -> Series:
-    """Steps and values of a statistic, where it is known."""
-    found = [(int(line["step"]), run_files.value(line, name)) for line in lines]
-    return [step for step, value in found if value is not None], [value for _, value in found if value is not None]
+    """Steps and values of a statistic, omitting steps without it."""
+    points = [(int(line["step"]), run_files.value(line, name)) for line in lines]
+    return [step for step, value in points if value is not None], [value for _, value in points if value is not None]
 
 
 def smoothed(values: list[float], window: int) -> list[float]:
-    """Mean over the last ``window`` values at each place."""
+    """Running mean over the last ``window`` values."""
     return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
 
 
 def plot_run(run: Path) -> Path:
-    """Draw reward with evaluation, completion length, entropy and staleness against the step into reward.png; its path.
+    """Plot reward, evaluation, completion length, entropy and staleness by step into reward.png; returns its path.
 
-    ``ValueError`` when the run has no finished step.
+    Raises ``ValueError`` if the run has no finished step.
     """
     lines = run_files.read_stats(run).lines
     if not lines:
@@ -38,8 +38,10 @@ def plot_run(run: Path) -> Path:
     FigureCanvasAgg(figure)
     (reward, length), (entropy, staleness) = figure.subplots(2, 2, sharex=True)
     draw_reward(reward, lines)
-    lengths = [(int(line["step"]), found) for line in lines if (found := run_files.completion_length(line)) is not None]
-    length.plot([step for step, _ in lengths], [found for _, found in lengths], color="tab:green")
+    lengths = [
+        (int(line["step"]), tokens) for line in lines if (tokens := run_files.completion_length(line)) is not None
+    ]
+    length.plot([step for step, _ in lengths], [mean for _, mean in lengths], color="tab:green")
     length.set(title="Completion length", ylabel="tokens (mean)")
     length.set_ylim(bottom=0)
     entropy.plot(*series(lines, run_files.ENTROPY), color="tab:purple")
@@ -50,14 +52,14 @@ def plot_run(run: Path) -> Path:
         axes.margins(x=0.02)
     figure.suptitle(f"{run.parent.name} / {run.name}")
     path = names.reward_plot(run)
-    unfinished = path.with_name(f".{path.name}.part")
-    figure.savefig(unfinished, dpi=120, format="png")
-    unfinished.replace(path)
+    partial = path.with_name(f".{path.name}.part")
+    figure.savefig(partial, dpi=120, format="png")
+    partial.replace(path)
     return path
 
 
 def draw_reward(axes: Any, lines: list[Line]) -> None:
-    """Reward of the training batches, its running mean, and the evaluations."""
+    """Plot the training batches' reward, its running mean and the evaluations."""
     steps, rewards = series(lines, run_files.REWARD)
     window = max(1, len(steps) // 10)
     axes.plot(steps, rewards, color="tab:blue", alpha=0.35 if window > 1 else 1.0, label="training batch")
@@ -77,9 +79,9 @@ def draw_reward(axes: Any, lines: list[Line]) -> None:
 
 
 def draw_staleness(axes: Any, lines: list[Line]) -> None:
-    """How far the samples of a batch lagged behind the weights that trained on them."""
+    """Plot how many versions the samples of a batch were behind the weights trained on them."""
     axes.plot(
-        *series(lines, run_files.STALENESS_MAX), color="tab:orange", alpha=0.45, drawstyle="steps-mid", label="most"
+        *series(lines, run_files.STALENESS_MAX), color="tab:orange", alpha=0.45, drawstyle="steps-mid", label="maximum"
     )
     axes.plot(*series(lines, run_files.STALENESS), color="tab:orange", label="mean")
     axes.set(title="Staleness", ylabel="weight versions", xlabel="step")

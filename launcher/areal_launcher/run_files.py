@@ -1,4 +1,4 @@
-"""What a run has written about itself: stats.jsonl, summary.json and, from the launcher, local.json."""
+"""Reads and writes the files of a run directory, and locks it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Line = dict[str, Any]
 
 REWARD = "task_reward"
 EVALUATION = "eval-rollout/reward"
-EVALUATION_INITIAL = "eval-rollout/reward_initial"  # before the first step, told with it
+EVALUATION_INITIAL = "eval-rollout/reward_initial"  # before the first step, reported with it
 STALENESS = "staleness"
 STALENESS_MAX = "staleness/max"
 ENTROPY = "entropy"
@@ -24,12 +24,17 @@ TOTAL_STEPS = "total_steps"
 
 
 def value(line: Line, name: str) -> float | None:
-    """A statistic by its name, with or without AReaL's prefix (``grpo_actor/``) and ``/avg``; None where it is not."""
+    """A statistic, with or without AReaL's prefix (``grpo_actor/``) and ``/avg``; None if the line lacks it."""
     for key in (name, f"{name}/avg", f"grpo_actor/{name}", f"grpo_actor/{name}/avg"):
-        found = line.get(key)
-        if isinstance(found, int | float):
-            return float(found)
+        number = line.get(key)
+        if isinstance(number, int | float):
+            return float(number)
     return None
+
+
+def values(lines: list[Line], name: str) -> list[float]:
+    """A statistic of every line that has it."""
+    return [number for line in lines if (number := value(line, name)) is not None]
 
 
 def completion_length(line: Line) -> float | None:
@@ -41,20 +46,20 @@ def completion_length(line: Line) -> float | None:
 
 
 def evaluations(lines: list[Line]) -> list[tuple[int, float]]:
-    """Steps after which the policy was evaluated, 0 for before the first, and its rewards."""
-    found: list[tuple[int, float]] = []
+    """Step and reward of each evaluation; step 0 is the evaluation before training."""
+    points: list[tuple[int, float]] = []
     for line in lines:
         step = int(line["step"])
         for at, name in ((step - 1, EVALUATION_INITIAL), (step, EVALUATION)):
             reward = value(line, name)
             if reward is not None:
-                found.append((at, reward))
-    return found
+                points.append((at, reward))
+    return points
 
 
 @dataclass
 class Stats:
-    """The lines of a growing stats.jsonl, one a step; a step that is written again replaces the earlier line."""
+    """The lines of a growing stats.jsonl, one per step. A step that is written again replaces the earlier line."""
 
     path: Path
     by_step: dict[int, Line] = field(default_factory=dict)
@@ -62,7 +67,7 @@ class Stats:
     _inode: int = 0
 
     def poll(self) -> list[Line]:
-        """Read what was added; the new lines."""
+        """Read and return the lines added since the last call."""
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
@@ -73,15 +78,15 @@ class Stats:
                 self.by_step, self._offset, self._inode = {}, 0, status.st_ino
             file.seek(self._offset)
             data = file.read()
-        whole = data.rfind(b"\n") + 1
-        self._offset += whole
-        added = [json.loads(text) for text in data[:whole].splitlines() if text.strip()]
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        added = [json.loads(text) for text in data[:end].splitlines() if text.strip()]
         for line in added:
             self.add(line)
         return added
 
     def add(self, line: Line) -> None:
-        """Take a line. A resumed run goes back to its recovery checkpoint: steps after it are trained again."""
+        """Add a line and drop later steps: a run resumed from a recovery checkpoint trains them again."""
         for later in [step for step in self.by_step if step > line["step"]]:
             del self.by_step[later]
         self.by_step[line["step"]] = line
@@ -92,23 +97,19 @@ class Stats:
         return [self.by_step[step] for step in sorted(self.by_step)]
 
     def last(self, name: str) -> float | None:
-        """The newest value of a statistic that not every step has."""
-        return next((found for line in reversed(self.lines) if (found := value(line, name)) is not None), None)
-
-    def first(self, name: str) -> float | None:
-        """The oldest value of a statistic."""
-        return next((found for line in self.lines if (found := value(line, name)) is not None), None)
+        """The latest value of a statistic that not every step has."""
+        return next((number for line in reversed(self.lines) if (number := value(line, name)) is not None), None)
 
 
 def read_stats(run: Path) -> Stats:
-    """Everything in the stats.jsonl of a run."""
+    """The stats.jsonl of a run."""
     stats = Stats(names.stats_file(run))
     stats.poll()
     return stats
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """summary.json, or None while there is none."""
+    """summary.json, or None if it does not exist yet."""
     try:
         text = names.summary_file(run).read_text()
     except FileNotFoundError:
@@ -116,30 +117,42 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     return dict(json.loads(text))
 
 
+def require_run(directory: Path) -> Path:
+    """``directory`` if it is a run directory, else ``ValueError``."""
+    if not names.config_file(directory).is_file():
+        raise ValueError(f"{directory}: no run here (no {names.config_file(directory).name}); give a run directory")
+    return directory
+
+
+def experiment_file(run: Path) -> Path:
+    """The experiment of the run."""
+    return run / "experiment.yaml"
+
+
 def state_file(run: Path) -> Path:
-    """What the launcher knows of its servers."""
+    """The state of the servers, written by the launcher."""
     return run / "local.json"
 
 
 def read_state(run: Path) -> dict[str, Any]:
-    """What the launcher last wrote."""
+    """The last state that the launcher wrote."""
     return dict(json.loads(state_file(run).read_text()))
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a reader sees the old content or the new one."""
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    unfinished.replace(path)
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file atomically: readers see either the old or the new content."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
 
 
 def cluster_file(run: Path) -> Path:
-    """In a directory that holds what was fetched from a cluster: where the run was."""
+    """Where the run was, in a directory of results fetched from a cluster."""
     return run / "cluster.json"
 
 
 def read_cluster(run: Path) -> dict[str, str] | None:
-    """Where the run of this directory was, when it was in a cluster: context, namespace, name, claim, directory."""
+    """Context, namespace, name, claim and directory of a run fetched from a cluster; None for a local run."""
     try:
         text = cluster_file(run).read_text()
     except FileNotFoundError:
@@ -148,12 +161,12 @@ def read_cluster(run: Path) -> dict[str, str] | None:
 
 
 def lock_file(run: Path) -> Path:
-    """Held, as a file lock, by the launcher of a run, whose process id it holds."""
+    """Locked with flock(2) by the launcher of the run; contains its process id."""
     return run / "launcher.lock"
 
 
 def launcher_pid(run: Path) -> int | None:
-    """Process id of the launcher that is at work in this run directory; None when there is none."""
+    """Process id of the launcher that holds the run directory; None if there is none."""
     try:
         file = lock_file(run).open("rb")
     except FileNotFoundError:
@@ -167,7 +180,10 @@ def launcher_pid(run: Path) -> int | None:
 
 
 class RunLock:
-    """The right to work in a run directory; ``ValueError`` while another launcher has it. A death frees it."""
+    """Exclusive use of a run directory. The kernel releases it if the launcher dies.
+
+    Raises ``ValueError`` while another launcher holds it.
+    """
 
     def __init__(self, run: Path) -> None:
         self._file = lock_file(run).open("a+b")
@@ -176,13 +192,12 @@ class RunLock:
         except BlockingIOError as error:
             self._file.close()
             raise ValueError(
-                f"another grpo run (process {launcher_pid(run)}) is at work in {run}; "
-                "stop it or choose another trial_name"
+                f"another grpo run (process {launcher_pid(run)}) uses {run}; stop it or choose another trial_name"
             ) from error
         self._file.truncate(0)
         self._file.write(str(os.getpid()).encode())
         self._file.flush()
 
     def release(self) -> None:
-        """Let another launcher work here."""
+        """Release the lock."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""What torchrun writes when a rank fails: its own report hides the rank's last words and its exit status."""
+"""Parses torchrun's failure report, which hides the failed rank's last log lines and its exit status."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 FAILURE = re.compile(r"torch/distributed/elastic.*failed \(exitcode: (-?\d+)\)")
 
 
-def without_torchrun(lines: Sequence[str]) -> list[str]:
-    """The lines before torchrun's own report that a rank failed: the rank's last words stand there."""
-    for place, line in enumerate(lines):
+def strip_report(lines: Sequence[str]) -> list[str]:
+    """The lines before torchrun's failure report; the failed rank's last lines are at their end."""
+    for index, line in enumerate(lines):
         if FAILURE.search(line):
-            return list(lines[:place])
+            return list(lines[:index])
     return list(lines)
 
 
-def status_of_rank(lines: Sequence[str]) -> int | None:
-    """Exit status of the rank that failed, which torchrun reports but does not pass on; None when it reports none."""
-    found = next((match for line in lines if (match := FAILURE.search(line))), None)
-    if found is None:
+def failed_rank_status(lines: Sequence[str]) -> int | None:
+    """Exit status of the failed rank, which torchrun logs but does not return; None if the log has no report."""
+    match = next((match for line in lines if (match := FAILURE.search(line))), None)
+    if match is None:
         return None
-    status = int(found[1])
+    status = int(match[1])
     return 128 - status if status < 0 else status

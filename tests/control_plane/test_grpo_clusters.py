@@ -1,4 +1,4 @@
-"""``grpo --on kubernetes`` where the cluster is not as it should be: a control plane without an operator."""
+"""``grpo --on kubernetes`` on misconfigured clusters: a control plane without an operator."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RIGHTS = {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs":
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane that knows nothing of us."""
+    """A control plane without our resource definition."""
     with bare_plane(tmp_path_factory.mktemp("bare"), USER) as plane:
         yield plane
 
 
 @pytest.fixture
 def bare_api(bare: ControlPlane) -> Iterator[Api]:
-    """Requests to it; what a test leaves of an operator is removed."""
+    """Its API; removes the operator's Lease after each test."""
     api = Api(bare.url, bare.ca, bare.token())
     yield api
     api.delete("Lease", "default", "areal-operator")
@@ -38,7 +38,7 @@ def bare_api(bare: ControlPlane) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def defined(bare: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> ControlPlane:
-    """The control plane, from now on with our definition, an older one that lacks a key of the configuration."""
+    """The control plane with an older resource definition, which lacks a configuration key."""
     older = yaml.safe_load(FILE.read_text())
     spec = older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     del spec["properties"]["config"]["properties"]["seed"]
@@ -46,7 +46,7 @@ def defined(bare: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Con
     path.write_text(yaml.safe_dump(older))
     bare.kubectl("apply", "--server-side", "-f", str(path))
     bare.kubectl("wait", "--for=condition=Established", f"-f={path}", "--timeout=20s")
-    return bare  # where its storage is still being made: 429 for a second
+    return bare  # its storage is still being set up: 429 for a second
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def place(plane: ControlPlane, user: str = "admin") -> list[str]:
 
 
 def lease(*, age_s: float) -> dict[str, object]:
-    """The Lease of an operator that last renewed it so long ago."""
+    """An operator's Lease last renewed ``age_s`` ago."""
     renewed = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return {
         "apiVersion": "coordination.k8s.io/v1",
@@ -72,36 +72,36 @@ def lease(*, age_s: float) -> dict[str, object]:
     }
 
 
-# The first test: those after it use the definition.
-def test_a_cluster_without_the_definition_says_how_to_install_it(
+# Must run first: later tests use the definition.
+def test_a_missing_definition_is_reported_with_the_install_command(
     bare: ControlPlane, file: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in (["run", file], ["status"]):
         assert cli.main([*arguments, *place(bare)]) == 1
         error = capfd.readouterr().err
-        assert "knows no grpoexperiments.areal.dev" in error
+        assert "has no resource grpoexperiments.areal.dev" in error
         assert "helm install areal-gsm8k helm/areal-gsm8k" in error
 
 
-def test_a_cluster_where_no_operator_ever_ran_says_how_to_install_it(
+def test_a_missing_operator_is_reported_with_the_install_command(
     defined: ControlPlane, file: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", file, *place(defined)]) == 1
     assert "no operator has ever run" in capfd.readouterr().err
 
 
-def test_a_dead_operator_is_named_before_anything_is_made(
+def test_a_stopped_operator_is_reported_before_anything_is_created(
     defined: ControlPlane, bare_api: Api, file: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bare_api.create(lease(age_s=60.0), "default")
     assert cli.main(["run", file, *place(defined)]) == 1
     error = capfd.readouterr().err
-    assert "the operator in namespace default does not run: its Lease was last renewed at" in error
+    assert "the operator in namespace default is not running: its Lease was last renewed at" in error
     assert "kubectl -n default get pods" in error
     assert bare_api.get("GRPOExperiment", "default", "exp") is None
 
 
-def test_a_definition_that_is_older_than_the_experiment_is_named(
+def test_an_outdated_definition_is_reported(
     defined: ControlPlane, bare_api: Api, file: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bare_api.create(lease(age_s=0.0), "default")
@@ -111,7 +111,7 @@ def test_a_definition_that_is_older_than_the_experiment_is_named(
     assert "grpo crd | kubectl apply --server-side -f -" in error
 
 
-def test_a_user_with_rights_in_one_namespace_alone_can_work_there(
+def test_a_user_with_permissions_in_one_namespace_can_use_it(
     defined: ControlPlane, bare_api: Api, file: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     bare_api.create(lease(age_s=60.0), "default")
@@ -130,14 +130,14 @@ def test_a_user_with_rights_in_one_namespace_alone_can_work_there(
     defined.kubectl("apply", "-f", str(tmp_path / "rights.yaml"))
     run = ["run", file, *place(defined, USER), "--detach"]
     eventually(lambda: cli.main(run) == 0 or None, "it may apply", 10.0)
-    assert "it cannot be seen whether the operator runs" in capfd.readouterr().out
+    assert "cannot check that the operator is running" in capfd.readouterr().out
     assert cli.main(["status", *place(defined, USER)]) == 0
     output = capfd.readouterr().out
-    assert "at the cluster scope; those of namespace default are" in output
+    assert "at the cluster scope; showing namespace default only" in output
     assert "exp" in output.splitlines()[-1]
 
 
-def test_a_cluster_that_does_not_answer_is_named_at_once(
+def test_an_unreachable_cluster_is_reported_immediately(
     bare: ControlPlane, file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = yaml.safe_load(bare.kubeconfig().read_text())
@@ -149,10 +149,10 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(
     assert time.monotonic() - began < 10.0
     error = capfd.readouterr().err
     assert error.startswith("grpo: the API server https://127.0.0.1:")
-    assert "does not answer: Failed to establish a new connection: [Errno 111] Connection refused" in error
+    assert "does not respond: Failed to establish a new connection: [Errno 111] Connection refused" in error
 
 
-def test_credentials_that_are_not_accepted_are_named(
+def test_rejected_credentials_are_reported(
     bare: ControlPlane, file: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = yaml.safe_load(bare.kubeconfig().read_text())
@@ -163,11 +163,11 @@ def test_credentials_that_are_not_accepted_are_named(
     assert "does not accept the credentials of context c" in capfd.readouterr().err
 
 
-def test_without_a_kubeconfig_it_is_said_what_to_set(
+def test_a_missing_kubeconfig_is_reported_with_the_fix(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli.main(["run", file, "--on", "kubernetes"]) == 2
-    assert "there is no kubeconfig; set KUBECONFIG or --kubeconfig, or make a cluster" in capfd.readouterr().err
+    assert "there is no kubeconfig; set KUBECONFIG or --kubeconfig, or create a cluster" in capfd.readouterr().err

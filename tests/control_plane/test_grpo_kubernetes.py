@@ -1,4 +1,4 @@
-"""``grpo --on kubernetes`` against a real API server and the real operator; nodes are played."""
+"""``grpo --on kubernetes`` against a real API server and the real operator; nodes are simulated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = [{"step": n, "time": 2.0 * n, "task_reward/avg": 0.3 * n, "staleness/avg
 
 @pytest.fixture(scope="module")
 def node(plane: ControlPlane, api: Api, kubelet: object) -> Iterator[NodeLogs]:
-    """Nodes that give out logs."""
+    """Nodes that serve logs."""
     node = NodeLogs(plane.ca, plane.ca.with_suffix(".key"))
     node.announce(api)
     yield node
@@ -39,7 +39,7 @@ def node(plane: ControlPlane, api: Api, kubelet: object) -> Iterator[NodeLogs]:
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
-    """What a run has written in its pods."""
+    """Files written by a run in its pods."""
     folder = tmp_path / "volume"
     folder.mkdir()
     (folder / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in STEPS))
@@ -56,7 +56,7 @@ def grpo(plane: ControlPlane, experiment: Experiment, tmp_path: Path, monkeypatc
 
 
 class Grpo:
-    """The command, in a folder of its own, with an experiment.yaml."""
+    """The command in its own directory with an experiment.yaml."""
 
     def __init__(self, plane: ControlPlane, experiment: Experiment, folder: Path) -> None:
         self.kubeconfig = str(plane.kubeconfig())
@@ -69,7 +69,7 @@ class Grpo:
         return ["--on", "kubernetes", "--kubeconfig", self.kubeconfig, "--namespace", self.experiment.namespace.name]
 
     def write(self, **changes: Any) -> None:
-        """The experiment as a file; ``__`` in names of changes stands for a dot."""
+        """Write the experiment to a file; ``__`` in the name of a change is a dot."""
         self.experiment.changes |= {key.replace("__", "."): value for key, value in changes.items()}
         self.path.write_text(yaml.safe_dump(self.experiment.body()))
 
@@ -77,15 +77,15 @@ class Grpo:
         return cli.main(["run", str(self.path), *self.place, "--results", str(self.results), *more])
 
     def command(self) -> list[str]:
-        """``grpo run`` for a process of its own."""
+        """The ``grpo run`` command line."""
         return [sys.executable, "-m", "areal_launcher.cli", "run", str(self.path), *self.place]
 
     def start(self) -> subprocess.Popen[str]:
-        """``grpo run`` as a process of its own."""
+        """Start ``grpo run`` as a separate process."""
         return subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-RIGHTS = [  # what docs/operating.md says a person needs
+PERMISSIONS = [  # those that docs/operating.md lists
     {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs": ["get", "create", "patch"]},
     {"apiGroups": ["", "batch"], "resources": ["events", "jobs", "pods"], "verbs": ["list"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "create", "delete"]},
@@ -93,12 +93,12 @@ RIGHTS = [  # what docs/operating.md says a person needs
 ]
 
 
-def person(namespace: Namespace, plane: ControlPlane, folder: Path) -> str:
-    """The kubeconfig of somebody with ``RIGHTS`` in the namespace and none elsewhere."""
+def user_kubeconfig(namespace: Namespace, plane: ControlPlane, folder: Path) -> str:
+    """Kubeconfig of a user with ``PERMISSIONS`` in the namespace and none elsewhere."""
     api, about = namespace.api, {"name": "person", "namespace": namespace.name}
     rbac = "rbac.authorization.k8s.io"
     api.create({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": about}, namespace.name)
-    role = {"kind": "Role", "apiVersion": f"{rbac}/v1", "metadata": about, "rules": RIGHTS}
+    role = {"kind": "Role", "apiVersion": f"{rbac}/v1", "metadata": about, "rules": PERMISSIONS}
     binding = {
         "kind": "RoleBinding",
         "apiVersion": f"{rbac}/v1",
@@ -117,7 +117,7 @@ def person(namespace: Namespace, plane: ControlPlane, folder: Path) -> str:
     return str(path)
 
 
-def test_a_run_is_applied_followed_and_its_results_are_fetched_with_a_persons_rights(
+def test_a_run_is_applied_followed_and_fetched_with_a_users_permissions(
     grpo: Grpo,
     plane: ControlPlane,
     tmp_path: Path,
@@ -129,12 +129,12 @@ def test_a_run_is_applied_followed_and_its_results_are_fetched_with_a_persons_ri
     namespace = grpo.experiment.namespace
     namespace.behave("trainer", end(0))
     grpo.write()
-    grpo.kubeconfig = person(namespace, plane, tmp_path)
+    grpo.kubeconfig = user_kubeconfig(namespace, plane, tmp_path)
     with Readers(namespace.api, node, namespace.name, volume) as readers:
         assert grpo.run() == 0
     output = capfd.readouterr().out
-    assert "it cannot be seen whether the operator runs" in output
-    assert "experiment exp made: context c" in output
+    assert "cannot check that the operator is running" in output
+    assert "experiment exp created: context c" in output
     assert "0.300 → 0.900" in output
     assert "on the volume claim exp-run" in output
     assert sorted(path.name for path in grpo.results.iterdir()) == [
@@ -153,7 +153,7 @@ def test_a_run_is_applied_followed_and_its_results_are_fetched_with_a_persons_ri
     assert "has no checkpoint here, they are on the volume claim exp-run" in capfd.readouterr().err
 
 
-def test_a_failed_run_gives_reason_exit_status_and_last_words_of_its_pod(
+def test_a_failed_run_reports_reason_exit_status_and_last_log_lines(
     grpo: Grpo, node: NodeLogs, capfd: pytest.CaptureFixture[str]
 ) -> None:
     last = "Traceback (most recent call last):\nKeyError: 'answer'\n"
@@ -162,12 +162,12 @@ def test_a_failed_run_gives_reason_exit_status_and_last_words_of_its_pod(
     assert grpo.run() == 7
     error = capfd.readouterr().err.splitlines()
     assert error[-2] == "  | KeyError: 'answer'"
-    assert error[-1].startswith("grpo: exp has Failed: attempt 1 failed: ")
+    assert error[-1].startswith("grpo: exp Failed: attempt 1 failed: ")
     assert "no column 'answer'" in error[-1]
     assert not grpo.results.exists()
 
 
-def test_results_that_cannot_be_fetched_are_not_passed_off_as_success(
+def test_results_that_cannot_be_fetched_are_an_error(
     grpo: Grpo, node: NodeLogs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     namespace = grpo.experiment.namespace
@@ -176,10 +176,10 @@ def test_results_that_cannot_be_fetched_are_not_passed_off_as_success(
     (tmp_path / "empty").mkdir()
     with Readers(namespace.api, node, namespace.name, tmp_path / "empty"):
         assert grpo.run() == 1
-    assert "exp has Succeeded, but its results could not be fetched" in capfd.readouterr().err
+    assert "exp Succeeded, but its results cannot be fetched" in capfd.readouterr().err
 
 
-def test_a_detached_run_says_how_to_go_on(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_detached_run_prints_the_next_commands(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
     grpo.write()
     assert grpo.run("--detach") == 0
     output = capfd.readouterr().out
@@ -189,9 +189,9 @@ def test_a_detached_run_says_how_to_go_on(grpo: Grpo, capfd: pytest.CaptureFixtu
     grpo.experiment.until_phase("Running")
 
 
-def test_ctrl_c_leaves_the_run_alone_and_the_same_command_follows_it_again(grpo: Grpo) -> None:
+def test_ctrl_c_keeps_the_run_and_the_same_command_follows_it_again(grpo: Grpo) -> None:
     grpo.write()
-    for verb in ("made", "follows"):
+    for verb in ("created", "exists, following it"):
         process = grpo.start()
         assert process.stdout is not None
         lines = read_until(process, "starting the trainer, first step")
@@ -199,13 +199,13 @@ def test_ctrl_c_leaves_the_run_alone_and_the_same_command_follows_it_again(grpo:
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         assert process.wait(10.0) == 130
-        assert "exp goes on in the cluster" in rest
+        assert "exp continues in the cluster" in rest
         assert "Traceback" not in rest
     assert grpo.experiment.status["phase"] == "Running"
     assert (grpo.experiment.get() or {})["metadata"]["generation"] == 1
 
 
-def test_on_a_terminal_ctrl_c_leaves_run_and_terminal_in_order(grpo: Grpo) -> None:
+def test_on_a_terminal_ctrl_c_keeps_the_run_and_restores_the_cursor(grpo: Grpo) -> None:
     grpo.write()
     ours, theirs = pty.openpty()
     process = subprocess.Popen(grpo.command(), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
@@ -219,12 +219,12 @@ def test_on_a_terminal_ctrl_c_leaves_run_and_terminal_in_order(grpo: Grpo) -> No
             shown += part
     os.close(ours)
     assert process.wait(10.0) == 130
-    assert b"exp goes on in the cluster" in shown
-    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # the cursor is there again
+    assert b"exp continues in the cluster" in shown
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # the cursor is visible again
 
 
 def read_until(process: subprocess.Popen[str], text: str, timeout_s: float = 60.0) -> list[str]:
-    """The lines up to the one with ``text``; fails where the process ends before, or the time does."""
+    """Read lines up to the one that contains ``text``; fails if the process exits or time runs out."""
     lines: list[str] = []
     assert process.stdout is not None
     timer = threading.Timer(timeout_s, process.kill)
@@ -236,10 +236,10 @@ def read_until(process: subprocess.Popen[str], text: str, timeout_s: float = 60.
                 return lines
     finally:
         timer.cancel()
-    raise AssertionError(f"{text!r} did not come: {''.join(lines)}")
+    raise AssertionError(f"{text!r} was not printed: {''.join(lines)}")
 
 
-def test_progress_and_trouble_are_shown_while_a_run_goes_on(grpo: Grpo) -> None:
+def test_progress_and_problems_are_shown_during_a_run(grpo: Grpo) -> None:
     experiment = grpo.experiment
     namespace, image = experiment.namespace, "manifest for server:1 not found"
     namespace.behave("server", hang("ImagePullBackOff", image))
@@ -282,14 +282,14 @@ def test_an_api_server_that_restarts_is_waited_for(grpo: Grpo, plane: ControlPla
     process = grpo.start()
     read_until(process, "starting the trainer, first step")
     plane.stop_api_server()
-    read_until(process, "; the run goes on meanwhile")
+    read_until(process, "; the run continues meanwhile")
     plane.restart_api_server()
     read_until(process, "starting the trainer, first step")
     process.kill()
     process.wait()
 
 
-def test_another_configuration_of_a_started_run_is_refused_in_the_servers_words(
+def test_changing_the_configuration_of_a_started_run_is_refused_with_the_servers_message(
     grpo: Grpo, capfd: pytest.CaptureFixture[str]
 ) -> None:
     grpo.write()
@@ -301,32 +301,30 @@ def test_another_configuration_of_a_started_run_is_refused_in_the_servers_words(
     assert "or delete the run: kubectl delete grpo exp" in error
 
 
-def test_what_kubectl_applied_is_followed_though_it_is_written_with_references(
-    grpo: Grpo, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_experiment_applied_with_references_is_followed(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
     grpo.experiment.apply(config__tokenizer_path="${actor.path}")
     grpo.experiment.until_phase("Running")
     grpo.write()
     assert grpo.run("--detach") == 0
     assert (grpo.experiment.get() or {})["spec"]["config"]["tokenizer_path"] == "${actor.path}"
-    assert "experiment exp follows" in capfd.readouterr().out
+    assert "experiment exp exists, following it" in capfd.readouterr().out
 
 
-def test_servers_that_were_scaled_in_the_cluster_stay_so(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+def test_servers_scaled_in_the_cluster_keep_their_number(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
     namespace = grpo.experiment.namespace
     grpo.write(servers__replicas=1, servers__maxReplicas=3)
     assert grpo.run("--detach") == 0
     namespace.api.patch("GRPOExperiment", namespace.name, "exp", {"spec": {"replicas": 3}}, "scale")
     assert grpo.run("--detach") == 0
-    assert "servers.replicas was changed in the cluster and is left as it is" in capfd.readouterr().out
+    assert "servers.replicas was changed in the cluster; keeping that value" in capfd.readouterr().out
     assert (grpo.experiment.get() or {})["spec"]["servers"]["replicas"] == 3
     assert grpo.run("--detach", "storage.size=2Gi") == 0
     namespace.api.patch("GRPOExperiment", namespace.name, "exp", {"spec": {"storage": {"size": "5Gi"}}})
     assert grpo.run("--detach", "storage.size=2Gi") == 1
-    assert "exp exists, and storage.size was set otherwise there" in capfd.readouterr().err
+    assert "exp exists with another value of storage.size" in capfd.readouterr().err
 
 
-def test_areals_own_file_becomes_an_experiment_of_the_cluster(
+def test_areals_file_becomes_an_experiment_in_the_cluster(
     grpo: Grpo, tmp_path: Path, operator: OperatorProcess
 ) -> None:
     source = {
@@ -346,17 +344,17 @@ def test_areals_own_file_becomes_an_experiment_of_the_cluster(
 
 
 REFUSALS = [
-    (["here.py"], "trainer.script: here.py is a file of this machine, which pods do not see"),
-    (["config.train_dataset.path=./here.jsonl"], "train_dataset.path: ./here.jsonl is a file of this machine"),
-    (["--port", "1"], "--port is for servers on this machine"),
-    (["--context", "nowhere"], "there is no context nowhere in the kubeconfig; give --context one of c"),
+    (["here.py"], "trainer.script: here.py is a local file that pods cannot see"),
+    (["config.train_dataset.path=./here.jsonl"], "train_dataset.path: ./here.jsonl is a local file"),
+    (["--port", "1"], "--port applies to local servers only"),
+    (["--context", "nowhere"], "the kubeconfig has no context nowhere; set --context to one of c"),
     (["--kubeconfig", "nowhere.yaml"], "nowhere.yaml: no such kubeconfig"),
     (["config.nonsense=1"], "unknown key config.nonsense"),
-    (["--results", "taken"], "taken holds a run of this machine; choose another config.trial_name, or --results"),
+    (["--results", "taken"], "taken contains a local run; choose another config.trial_name"),
 ]
 
 
-def test_what_cannot_work_is_refused_before_anything_is_made(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_requests_are_refused_before_anything_is_created(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
     Path("here.py").write_text("")
     Path("here.jsonl").write_text("")
     Path("taken").mkdir()
@@ -370,7 +368,7 @@ def test_what_cannot_work_is_refused_before_anything_is_made(grpo: Grpo, capfd: 
     assert grpo.experiment.get() is None
 
 
-def test_a_script_in_an_image_of_ones_own_is_accepted(grpo: Grpo) -> None:
+def test_a_script_in_a_custom_image_is_accepted(grpo: Grpo) -> None:
     Path("here.py").write_text("")
     grpo.write(trainer__image="mine:1")
     assert grpo.run("here.py", "--detach") == 0
@@ -400,7 +398,7 @@ def test_status_shows_all_experiments_or_one(grpo: Grpo, capfd: pytest.CaptureFi
     assert f"other: no such experiment in namespace {namespace.name}" in capfd.readouterr().err
 
 
-def test_logs_name_the_pod_of_each_line_and_show_what_a_crashed_one_wrote_before(
+def test_logs_name_the_pod_of_each_line_and_show_a_crashed_containers_previous_log(
     grpo: Grpo, node: NodeLogs, capfd: pytest.CaptureFixture[str]
 ) -> None:
     namespace = grpo.experiment.namespace
@@ -421,12 +419,10 @@ def test_logs_name_the_pod_of_each_line_and_show_what_a_crashed_one_wrote_before
     assert cli.main(["logs", "exp", "--component", "servers", *grpo.place]) == 0
     assert capfd.readouterr().out.splitlines() == ["exp-server-0 | out of memory"] * 2
     assert cli.main(["logs", "exp", "server-9", *grpo.place]) == 2
-    assert "server-9: no such pod of exp; there are exp-server-0, exp-trainer-1-0-" in capfd.readouterr().err
+    assert "server-9: no such pod of exp; give one of exp-server-0, exp-trainer-1-0-" in capfd.readouterr().err
 
 
-def test_logs_are_followed_until_the_run_has_ended(
-    grpo: Grpo, node: NodeLogs, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_logs_are_followed_until_the_run_ends(grpo: Grpo, node: NodeLogs, capfd: pytest.CaptureFixture[str]) -> None:
     grpo.experiment.namespace.behave("trainer", node.writing("step 1\nstep 2\n", end(0)))
     grpo.write()
     assert grpo.run("--detach") == 0
@@ -436,17 +432,17 @@ def test_logs_are_followed_until_the_run_has_ended(
     assert [line.split(" | ")[1] for line in capfd.readouterr().out.splitlines()] == ["step 1", "step 2"]
 
 
-def test_a_namespace_that_is_missing_is_named(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_namespace_is_reported_with_the_fix(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
     grpo.write()
     assert grpo.run("--namespace", "nowhere") == 1
     error = capfd.readouterr().err
-    assert 'namespaces "nowhere" not found; make it: kubectl create namespace nowhere' in error
+    assert 'namespaces "nowhere" not found; create it: kubectl create namespace nowhere' in error
 
 
-def test_what_works_here_alone_says_what_to_do_for_a_cluster(capfd: pytest.CaptureFixture[str]) -> None:
+def test_local_commands_explain_the_alternative_in_a_cluster(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plot", "somewhere", "--on", "kubernetes"]) == 2
-    assert "grpo run --on kubernetes brings one here when it ends" in capfd.readouterr().err
+    assert "grpo run --on kubernetes fetches one when the run ends" in capfd.readouterr().err
     assert cli.main(["eval", "somewhere", "--on", "kubernetes"]) == 2
     assert "set config.valid_dataset and config.evaluator.freq_steps" in capfd.readouterr().err
     assert cli.main(["status", "somewhere", "--namespace", "x"]) == 2
-    assert "--namespace is for runs in a cluster; add --on kubernetes" in capfd.readouterr().err
+    assert "--namespace applies only to a cluster; add --on kubernetes" in capfd.readouterr().err

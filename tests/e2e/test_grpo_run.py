@@ -45,7 +45,7 @@ def test_a_run_is_followed_to_its_end_and_its_results_are_fetched(
     results = tmp_path / "results"
     done = grpo("run", TINY, *SHORT, "--results", str(results), "--checkpoint")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "experiment tiny made" in done.stdout
+    assert "experiment tiny created" in done.stdout
     AutoModelForCausalLM.from_pretrained(results / "checkpoints" / "epoch1step8")
     assert "step 8/8" in done.stdout
     steps = [json.loads(line)["step"] for line in (results / "stats.jsonl").read_text().splitlines()]
@@ -60,7 +60,7 @@ def test_a_run_is_followed_to_its_end_and_its_results_are_fetched(
     assert all(line.startswith("tiny-trainer-1-0-") for line in logs)
     assert "Succeeded" in grpo("status", "tiny").stdout
     again = grpo("run", TINY, *SHORT, "--results", str(results))
-    assert (again.returncode, "experiment tiny follows" in again.stdout) == (0, True)
+    assert (again.returncode, "experiment tiny exists, following it" in again.stdout) == (0, True)
 
 
 def test_a_failed_run_shows_the_last_lines_of_its_pod(grpo: Grpo, tmp_path: Path) -> None:
@@ -68,5 +68,5 @@ def test_a_failed_run_shows_the_last_lines_of_its_pod(grpo: Grpo, tmp_path: Path
     done = grpo("run", TINY, *SHORT, wrong, "runPolicy.backoffLimit=0", "--results", str(tmp_path / "results"))
     assert done.returncode not in (0, 130)
     lines = done.stderr.splitlines()
-    assert "tiny has Failed: attempt 1 failed: " in lines[-1]
+    assert "tiny Failed: attempt 1 failed: " in lines[-1]
     assert any(line.startswith("  | ") and "nothing" in line for line in lines)

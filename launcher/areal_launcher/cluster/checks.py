@@ -1,4 +1,4 @@
-"""What is checked of a cluster and of an experiment for it before anything is made there."""
+"""Checks of the cluster and the experiment before anything is created."""
 
 from __future__ import annotations
 
@@ -16,68 +16,68 @@ from areal_launcher import run_files
 from areal_launcher.cluster.client import ApiError, Cluster, Object
 from areal_launcher.errors import RunError
 
-IN_IMAGES = ("examples/tiny", "examples/gsm8k")  # what our own images hold below it
+IN_IMAGES = ("examples/tiny", "examples/gsm8k")  # included in our images, below names.IMAGE_ROOT
 INSTALL = "helm install areal-gsm8k helm/areal-gsm8k --namespace areal --create-namespace"
-RENEWED_WITHIN_S = 8.0  # the operator renews its Lease every 5 s; one that was just installed makes it
+RENEWED_WITHIN_S = 8.0  # the operator renews its Lease every 5 s, and creates it after installation
 POLL_S = 0.5
 
 
 def check_api(cluster: Cluster) -> None:
-    """The cluster knows our kind, in this version."""
+    """The cluster must serve our API version."""
     root = f"/apis/{API_VERSION}"
     if cluster.serves(root):
         return
     group = API_VERSION.split("/")[0]
     if cluster.serves(f"/apis/{group}"):
         raise RunError(
-            f"the {PLURAL} of {cluster.server} are of another version than {API_VERSION}; bring it up to date: "
+            f"{cluster.server} serves another version of {PLURAL} than {API_VERSION}; update the definition: "
             "grpo crd | kubectl apply --server-side -f -"
         )
-    raise RunError(f"{cluster.server} knows no {PLURAL}.{group}: AReaL is not installed there; install it: {INSTALL}")
+    raise RunError(f"{cluster.server} has no resource {PLURAL}.{group}: AReaL is not installed; install it: {INSTALL}")
 
 
-def check_operator(cluster: Cluster, say: Callable[[str], None]) -> None:
-    """Some operator renews its Lease. Whether it is dead is judged by the server's clock, then by watching it."""
+def check_operator(cluster: Cluster, notify: Callable[[str], None]) -> None:
+    """An operator must be renewing its Lease, judged by the server's clock and then by watching for a renewal."""
     try:
         leases = operator_leases(cluster)
     except ApiError as error:
         if error.code != 403:
             raise
-        say("it cannot be seen whether the operator runs (no right to list leases); it will show")
+        notify("cannot check that the operator is running (no permission to list leases); continuing")
         return
-    before, deadline = renewals(leases), time.monotonic() + RENEWED_WITHIN_S
-    while not any(is_fresh(lease, cluster.time_s()) for lease in leases) and renewals(leases) == before:
+    initial, deadline = renewals(leases), time.monotonic() + RENEWED_WITHIN_S
+    while not any(is_fresh(lease, cluster.time_s()) for lease in leases) and renewals(leases) == initial:
         if time.monotonic() > deadline:
-            raise RunError(f"{why_dead(leases, cluster.server)} {INSTALL}")
+            raise RunError(f"{no_operator_message(leases, cluster.server)} {INSTALL}")
         time.sleep(POLL_S)
         leases = operator_leases(cluster)
 
 
-def why_dead(leases: list[Object], server: str) -> str:
-    """That no operator is at work, and where to look."""
+def no_operator_message(leases: list[Object], server: str) -> str:
+    """Message that no operator is running, and where to look."""
     if not leases:
         return f"no operator has ever run in {server}; install it:"
     namespace = leases[0]["metadata"]["namespace"]
     renewed = (leases[0].get("spec") or {}).get("renewTime") or "never"
     return (
-        f"the operator in namespace {namespace} does not run: its Lease was last renewed at {renewed}; "
-        f"look at its pods (kubectl -n {namespace} get pods), or install it:"
+        f"the operator in namespace {namespace} is not running: its Lease was last renewed at {renewed}; "
+        f"check its pods (kubectl -n {namespace} get pods), or install it:"
     )
 
 
 def operator_leases(cluster: Cluster) -> list[Object]:
-    """The Leases of operators, whatever namespace they are in."""
+    """The operators' Leases in all namespaces."""
     return cluster.list("Lease", None, fields=f"metadata.name={resource_names.OPERATOR}")
 
 
 def renewals(leases: list[Object]) -> list[tuple[str, str]]:
-    """Holders and times, which change while an operator lives."""
+    """Holder and renewal time of each Lease, which change while an operator is running."""
     specs = [lease.get("spec") or {} for lease in leases]
     return [(str(spec.get("holderIdentity")), str(spec.get("renewTime"))) for spec in specs]
 
 
 def is_fresh(lease: Object, now_s: float) -> bool:
-    """Whether a Lease is held at ``now_s``."""
+    """Whether a Lease is valid at ``now_s``."""
     spec = lease.get("spec") or {}
     if not spec.get("holderIdentity") or not spec.get("renewTime"):
         return False
@@ -86,10 +86,10 @@ def is_fresh(lease: Object, now_s: float) -> bool:
 
 
 def check_files(spec: ExperimentSpec) -> None:
-    """``ValueError`` for a file of this machine that the pods will not see."""
+    """Raise ``ValueError`` for a local file that pods cannot see."""
     config, script = spec.config, spec.trainer.script
     if script is not None and script.endswith(".py") and not in_pods(spec, script):
-        raise ValueError(unseen("trainer.script", script))
+        raise ValueError(not_in_pods_message("trainer.script", script))
     paths = {
         "actor.path": config.actor.path,
         "tokenizer_path": config.tokenizer_path,
@@ -100,49 +100,49 @@ def check_files(spec: ExperimentSpec) -> None:
     }
     for key, path in paths.items():
         if path and is_local_path(path) and Path(expand_home(path)).exists() and not in_pods(spec, path):
-            raise ValueError(unseen(key, path))
+            raise ValueError(not_in_pods_message(key, path))
 
 
 def in_pods(spec: ExperimentSpec, path: str) -> bool:
-    """Whether pods may see ``path``: in an image of the user's, in what ours hold, or on a volume."""
+    """Whether pods may see ``path``: in a custom image, in our images, or on a volume."""
     if spec.trainer.image is not None:
         return True
-    place = PurePosixPath(posixpath.normpath(names.IMAGE_ROOT / path))
+    absolute = PurePosixPath(posixpath.normpath(names.IMAGE_ROOT / path))
     volumes = [PurePosixPath(str(mount.get("mountPath"))) for mount in spec.trainer.volume_mounts]
-    known = [
+    visible = [
         names.IMAGE_ROOT / spec.config.cluster.fileroot,
         *volumes,
         *(names.IMAGE_ROOT / name for name in IN_IMAGES),
     ]
-    return any(place.is_relative_to(root) for root in known)
+    return any(absolute.is_relative_to(root) for root in visible)
 
 
-def unseen(key: str, path: str) -> str:
-    """The message about a file that pods do not see."""
+def not_in_pods_message(key: str, path: str) -> str:
+    """Message about a file that pods cannot see."""
     return (
-        f"{key}: {path} is a file of this machine, which pods do not see; make an image from areal-trainer that holds "
-        f"it below {names.IMAGE_ROOT} and set trainer.image, or mount it by trainer.volumes and trainer.volumeMounts"
+        f"{key}: {path} is a local file that pods cannot see; build an image from areal-trainer that contains "
+        f"it below {names.IMAGE_ROOT} and set trainer.image, or mount it with trainer.volumes and trainer.volumeMounts"
     )
 
 
 def check_target(target: Path, *, namespace: str, name: str) -> None:
-    """``ValueError`` where the results would be mixed with those of another run."""
-    where = run_files.read_cluster(target)
-    if where is None and (not target.exists() or not any(target.iterdir())):
+    """Raise ``ValueError`` if ``target`` already contains another run."""
+    source = run_files.read_cluster(target)
+    if source is None and (not target.exists() or not any(target.iterdir())):
         return
-    if where is None:
+    if source is None:
         raise ValueError(
-            f"{target} holds a run of this machine; choose another config.trial_name, or --results for the results"
+            f"{target} contains a local run; choose another config.trial_name, or another directory with --results"
         )
-    if (where["namespace"], where["name"]) != (namespace, name):
+    if (source["namespace"], source["name"]) != (namespace, name):
         raise ValueError(
-            f"{target} holds the results of {where['name']} of namespace {where['namespace']}; "
-            "choose another config.trial_name, or --results for these"
+            f"{target} contains the results of {source['name']} of namespace {source['namespace']}; "
+            "choose another config.trial_name, or another directory with --results"
         )
 
 
-def with_fix(message: str) -> str:
-    """The API server's message, with the fix where its resource definition is older than this program."""
+def add_hint(message: str) -> str:
+    """Add the fix to the API server's message if its resource definition is older than this program."""
     if "field not declared in schema" in message or "unknown field" in message:
-        return f"{message}; the cluster's definition is older: grpo crd | kubectl apply --server-side -f -"
+        return f"{message}; the cluster's resource definition is outdated: grpo crd | kubectl apply --server-side -f -"
     return message

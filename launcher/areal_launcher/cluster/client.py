@@ -1,4 +1,4 @@
-"""The API server of a cluster, by kubernetes' own client: who we are there, and the few requests that are needed."""
+"""A small API server client on top of the kubernetes package: credentials and the few requests that grpo needs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from areal_launcher.errors import RunError
 Object = dict[str, Any]
 MANAGER = "grpo"
 TIMEOUT_S = (5.0, 30.0)  # to connect, to read
-SILENT_S = 60.0  # how long a command in a pod may write nothing
-BUSY, BUSY_TRIES = 429, 10
+EXEC_IDLE_TIMEOUT_S = 60.0  # maximum time without output from a command in a pod
+TOO_MANY_REQUESTS, MAX_TRIES = 429, 10
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 KINDS: dict[str, tuple[str, str]] = {
     KIND: (f"/apis/{API_VERSION}", PLURAL),
@@ -38,21 +38,21 @@ KINDS: dict[str, tuple[str, str]] = {
 
 
 class ApiError(RunError):
-    """The API server refused a request. ``code`` is its HTTP status, the text its message."""
+    """The API server rejected a request. ``code`` is the HTTP status, the text the server's message."""
 
     def __init__(self, code: int, message: str, conflicts: Mapping[str, str]) -> None:
         super().__init__(message)
         self.code = code
-        self.conflicts = dict(conflicts)  # fields that others manage, and what the server says of them
+        self.conflicts = dict(conflicts)  # field managed by others → the server's message
 
 
 class Unreachable(RunError):
-    """The API server did not answer."""
+    """The API server did not respond."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which cluster and namespace, as the command line names them."""
+class ClusterTarget:
+    """Cluster and namespace given on the command line."""
 
     kubeconfig: str | None = None
     context: str | None = None
@@ -60,23 +60,23 @@ class Place:
 
     @property
     def options(self) -> list[str]:
-        """The same for another command of ours."""
-        given = {"--kubeconfig": self.kubeconfig, "--context": self.context, "--namespace": self.namespace}
-        return [word for option, value in given.items() if value is not None for word in (option, value)]
+        """These options for another grpo command."""
+        options = {"--kubeconfig": self.kubeconfig, "--context": self.context, "--namespace": self.namespace}
+        return [word for option, value in options.items() if value is not None for word in (option, value)]
 
     @property
     def kubectl(self) -> str:
-        """kubectl at this place."""
-        given = {"--kubeconfig": self.kubeconfig, "--context": self.context}
-        words = [word for option, value in given.items() if value is not None for word in (option, value)]
+        """The kubectl command for this cluster."""
+        options = {"--kubeconfig": self.kubeconfig, "--context": self.context}
+        words = [word for option, value in options.items() if value is not None for word in (option, value)]
         return shlex.join(["kubectl", *words])
 
 
 class Cluster:
-    """A connection. ``namespace`` is the one that is used where none is named, ``context`` a name for people."""
+    """A connection. ``namespace`` is the default namespace, ``context`` a name to display."""
 
     def __init__(self, settings: client.Configuration, *, context: str, namespace: str) -> None:
-        settings.retries = False  # urllib3 would repeat silently; who follows a run says that it tries again
+        settings.retries = False  # urllib3 would retry silently; callers report retries
         self._client = client.ApiClient(settings)
         self._client.user_agent = MANAGER
         self.server = str(settings.host)
@@ -84,19 +84,19 @@ class Cluster:
         self.namespace = namespace
 
     @classmethod
-    def connect(cls, place: Place) -> Self:
-        """The cluster of the kubeconfig's context, else the one that this process runs in."""
+    def connect(cls, target: ClusterTarget) -> Self:
+        """Connect to the cluster of the kubeconfig's context, else to the one this process runs in."""
         settings = client.Configuration()
-        if not any(Path(path).expanduser().exists() for path in kubeconfig(place).split(os.pathsep) if path):
-            if place.kubeconfig is not None or place.context is not None:
-                raise ValueError(f"{kubeconfig(place)}: no such kubeconfig; give another by --kubeconfig")
+        if not any(Path(path).expanduser().exists() for path in kubeconfig(target).split(os.pathsep) if path):
+            if target.kubeconfig is not None or target.context is not None:
+                raise ValueError(f"{kubeconfig(target)}: no such kubeconfig; give another by --kubeconfig")
             return cls._inside(settings)
-        name, namespace = chosen_context(place)
+        name, namespace = chosen_context(target)
         try:
-            config.load_kube_config(config_file=kubeconfig(place), context=name, client_configuration=settings)
+            config.load_kube_config(config_file=kubeconfig(target), context=name, client_configuration=settings)
         except (ConfigException, OSError) as error:
-            raise ValueError(f"the credentials of context {name} cannot be used: {error}") from error
-        return cls(settings, context=name, namespace=place.namespace or namespace)
+            raise ValueError(f"the credentials of context {name} are not usable: {error}") from error
+        return cls(settings, context=name, namespace=target.namespace or namespace)
 
     @classmethod
     def _inside(cls, settings: client.Configuration) -> Self:
@@ -104,65 +104,65 @@ class Cluster:
             config.load_incluster_config(client_configuration=settings)
         except ConfigException as error:
             raise ValueError(
-                "no cluster is known: there is no kubeconfig; set KUBECONFIG or --kubeconfig, or make a cluster "
+                "no cluster is configured: there is no kubeconfig; set KUBECONFIG or --kubeconfig, or create a cluster "
                 "(make cluster)"
             ) from error
         return cls(settings, context="of this pod", namespace=IN_CLUSTER_NAMESPACE.read_text().strip())
 
     def serves(self, path: str) -> bool:
-        """Whether there is anything under ``path``."""
-        return self._find(path) is not None
+        """Whether ``path`` exists."""
+        return self._get_or_none(path) is not None
 
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        """An object, or None where there is none."""
-        return self._find(path_of(kind, namespace, name))
+        """Get an object, or None if it does not exist."""
+        return self._get_or_none(path_of(kind, namespace, name))
 
     def list(self, kind: str, namespace: str | None, *, labels: str = "", fields: str = "") -> list[Object]:
-        """Objects of a kind, in one namespace or in all."""
+        """List objects of a kind in one namespace, or in all."""
         query = {"labelSelector": labels, "fieldSelector": fields}
-        return list(self._ask("GET", path_of(kind, namespace), query=query)["items"])
+        return list(self._request_json("GET", path_of(kind, namespace), query=query)["items"])
 
     def apply(self, body: Object, namespace: str) -> Object:
-        """Server-side apply. ``ApiError`` with ``conflicts`` where others manage a field and say another value."""
+        """Server-side apply. Raises ``ApiError`` with ``conflicts`` if others manage a field with another value."""
         path = path_of(body["kind"], namespace, body["metadata"]["name"])
         query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
-        return self._ask("PATCH", path, query=query, body=body, content="application/apply-patch+yaml")
+        return self._request_json("PATCH", path, query=query, body=body, content="application/apply-patch+yaml")
 
     def create(self, body: Object, namespace: str) -> Object:
-        """Make an object."""
-        return self._ask("POST", path_of(body["kind"], namespace), query={"fieldManager": MANAGER}, body=body)
+        """Create an object."""
+        return self._request_json("POST", path_of(body["kind"], namespace), query={"fieldManager": MANAGER}, body=body)
 
     def delete(self, kind: str, namespace: str, name: str, *, grace_s: int) -> None:
-        """Delete an object; gone already is fine."""
+        """Delete an object if it exists."""
         query = {"gracePeriodSeconds": str(grace_s)}
         try:
-            self._ask("DELETE", path_of(kind, namespace, name), query=query)
+            self._request_json("DELETE", path_of(kind, namespace, name), query=query)
         except ApiError as error:
             if error.code != 404:
                 raise
 
     def time_s(self) -> float:
-        """What the API server's clock says."""
-        response = self._send("GET", "/version")
+        """The API server's clock."""
+        response = self._request("GET", "/version")
         return parsedate_to_datetime(response.headers["Date"]).timestamp()
 
     def log(self, namespace: str, pod: str, container: str, **options: str) -> bytes:
-        """The log of a container."""
-        return bytes(self._send("GET", *log_request(namespace, pod, container, options)).data)
+        """Get a container's log."""
+        return bytes(self._request("GET", *log_request(namespace, pod, container, options)).data)
 
     def follow_log(self, namespace: str, pod: str, container: str, **options: str) -> Iterator[bytes]:
-        """Parts of a log as they come, until the container ends."""
+        """Stream chunks of a log until the container exits."""
         path, query = log_request(namespace, pod, container, {**options, "follow": "true"})
-        response = self._send("GET", path, query, timeout=(TIMEOUT_S[0], None), read=False).response
+        response = self._request("GET", path, query, timeout=(TIMEOUT_S[0], None), read=False).response
         try:
             yield from response.stream(65536)
         except urllib3.exceptions.HTTPError as error:
-            raise Unreachable(f"the log of {pod} ended: {error}") from error
+            raise Unreachable(f"the log of {pod} was interrupted: {error}") from error
         finally:
             response.close()
 
-    def output_of(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> Iterator[bytes]:
-        """Parts of what a command in a container writes, as they come. ``RunError`` at the end where it fails."""
+    def exec(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> Iterator[bytes]:
+        """Run a command in a container and stream its standard output. Raises ``RunError`` at the end if it failed."""
         query = [("container", container), ("stdout", "true"), ("stderr", "true")]
         path = f"{path_of('Pod', namespace, pod)}/exec"
         _, url, headers, *_ = self._client.param_serialize(
@@ -173,32 +173,32 @@ class Cluster:
         )
         headers = {name.lower(): value for name, value in headers.items()}
         try:
-            # Not ws_client.WSClient, which keeps all that it was sent.
+            # Not ws_client.WSClient, which buffers everything it receives.
             socket = ws_client.create_websocket(
                 self._client.configuration, ws_client.get_websocket_url(url, []), headers
             )
         except (OSError, WebSocketException) as error:
-            raise RunError(f"no command can be run in the pod {pod}: {error}") from error
+            raise RunError(f"cannot run a command in pod {pod}: {error}") from error
         try:
-            socket.settimeout(SILENT_S)
-            yield from output_in(socket)
+            socket.settimeout(EXEC_IDLE_TIMEOUT_S)
+            yield from exec_output(socket)
         except (OSError, WebSocketException) as error:
-            raise Unreachable(f"the connection to the pod {pod} broke off: {error}") from error
+            raise Unreachable(f"the connection to pod {pod} was lost: {error}") from error
         finally:
             socket.close()
 
-    def _find(self, path: str) -> Any:
+    def _get_or_none(self, path: str) -> Any:
         try:
-            return self._ask("GET", path)
+            return self._request_json("GET", path)
         except ApiError as error:
             if error.code == 404:
                 return None
             raise
 
-    def _ask(self, method: str, path: str, query: Mapping[str, str] | None = None, **more: Any) -> Any:
-        return json.loads(self._send(method, path, query, **more).data)
+    def _request_json(self, method: str, path: str, query: Mapping[str, str] | None = None, **more: Any) -> Any:
+        return json.loads(self._request(method, path, query, **more).data)
 
-    def _send(
+    def _request(
         self,
         method: str,
         path: str,
@@ -209,7 +209,7 @@ class Cluster:
         timeout: tuple[float, float | None] = TIMEOUT_S,
         read: bool = True,
     ) -> Any:
-        request = self._client.param_serialize(
+        arguments = self._client.param_serialize(
             method,
             path,
             query_params=[(key, value) for key, value in (query or {}).items() if value],
@@ -217,91 +217,93 @@ class Cluster:
             body=body,
             auth_settings=["BearerToken"],
         )
-        for attempt in range(BUSY_TRIES):
-            response = reached(lambda: self._client.call_api(*request, _request_timeout=timeout), self.server)
-            if response.status != BUSY or attempt == BUSY_TRIES - 1:
+        for attempt in range(MAX_TRIES):
+            response = or_unreachable(lambda: self._client.call_api(*arguments, _request_timeout=timeout), self.server)
+            if response.status != TOO_MANY_REQUESTS or attempt == MAX_TRIES - 1:
                 break
-            reached(response.read, self.server)
-            time.sleep(1.0)  # what the server asks for, as while it makes the storage of a new definition
+            or_unreachable(response.read, self.server)
+            time.sleep(1.0)  # its Retry-After, for example while it sets up the storage of a new definition
         if read or response.status >= 400:
-            reached(response.read, self.server)
+            or_unreachable(response.read, self.server)
         if response.status >= 400:
             raise self._error(response.status, response.data)
         return response
 
     def _error(self, code: int, data: bytes) -> ApiError:
         try:
-            said = json.loads(data)
+            status = json.loads(data)
         except ValueError:
-            said = {}
+            status = {}
         if code == 401:
             return ApiError(code, f"{self.server} does not accept the credentials of context {self.context}", {})
-        causes = (said.get("details") or {}).get("causes") or []
+        causes = (status.get("details") or {}).get("causes") or []
         conflicts = {
-            one["field"]: one.get("message", "") for one in causes if one.get("reason") == "FieldManagerConflict"
+            cause["field"]: cause.get("message", "")
+            for cause in causes
+            if cause.get("reason") == "FieldManagerConflict"
         }
-        return ApiError(code, said.get("message") or f"{self.server} answered with HTTP status {code}", conflicts)
+        return ApiError(code, status.get("message") or f"{self.server} returned HTTP status {code}", conflicts)
 
 
-def reached(ask: Callable[[], Any], server: str) -> Any:
-    """What ``ask`` returns; ``Unreachable`` where the server does not answer."""
+def or_unreachable(send: Callable[[], Any], server: str) -> Any:
+    """Call ``send``. Raises ``Unreachable`` if the server does not respond."""
     try:
-        return ask()
-    except (urllib3.exceptions.HTTPError, client.ApiException) as error:  # the client makes its own of TLS errors
-        said = str(error.reason) if isinstance(error, client.ApiException) else str(error)
-        reason = " ".join(said.rpartition(">: ")[2].rpartition("): ")[2].split())
-        raise Unreachable(f"the API server {server} does not answer: {reason}") from error
+        return send()
+    except (urllib3.exceptions.HTTPError, client.ApiException) as error:  # the client wraps TLS errors
+        text = str(error.reason) if isinstance(error, client.ApiException) else str(error)
+        reason = " ".join(text.rpartition(">: ")[2].rpartition("): ")[2].split())
+        raise Unreachable(f"the API server {server} does not respond: {reason}") from error
 
 
-def output_in(socket: Any) -> Iterator[bytes]:
-    """What a command wrote to its standard output, out of the frames of a connection. ``RunError`` where it failed.
+def exec_output(socket: Any) -> Iterator[bytes]:
+    """Extract a command's standard output from WebSocket frames. Raises ``RunError`` if it failed.
 
-    The first byte of a frame says what it belongs to; the last one is the command's status.
+    The first byte of each frame is its channel; the last frame is the command's status.
     """
-    said = b""
+    errors = b""
     while True:
         operation, frame = socket.recv_data_frame(True)
         if operation == ABNF.OPCODE_CLOSE:
-            raise RunError("the command ended without a status")
+            raise RunError("the command ended without an exit status")
         if operation not in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) or not frame.data:
             continue
         channel, data = frame.data[0], frame.data[1:]
         if channel == ws_client.STDOUT_CHANNEL and data:
             yield data
         elif channel == ws_client.STDERR_CHANNEL:
-            said += data
+            errors += data
         elif channel == ws_client.ERROR_CHANNEL:
             status = json.loads(data)
             if status.get("status") == "Success":
                 return
-            raise RunError(said.decode(errors="replace").strip() or str(status.get("message")))
+            raise RunError(errors.decode(errors="replace").strip() or str(status.get("message")))
 
 
-def kubeconfig(place: Place) -> str:
-    """The kubeconfig that is named, else kubectl's; several are separated by colons."""
-    return place.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+def kubeconfig(target: ClusterTarget) -> str:
+    """The kubeconfig given, else kubectl's default; several paths are separated by colons."""
+    return target.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
 
 
-def chosen_context(place: Place) -> tuple[str, str]:
-    """Name and namespace of the context; ``ValueError`` names those that there are."""
+def chosen_context(target: ClusterTarget) -> tuple[str, str]:
+    """Name and namespace of the context. Raises ``ValueError`` with the known contexts if it does not exist."""
     try:
-        known, current = config.list_kube_config_contexts(config_file=kubeconfig(place))
+        known, current = config.list_kube_config_contexts(config_file=kubeconfig(target))
     except (ConfigException, OSError) as error:
-        raise ValueError(f"the kubeconfig cannot be used: {error}; set KUBECONFIG or --kubeconfig") from error
-    found = {str(one["name"]): one for one in known}
-    name = place.context or (str(current["name"]) if current else "")
-    if name not in found:
-        raise ValueError(f"there is no context {name} in the kubeconfig; give --context one of {', '.join(found)}")
-    return name, str(found[name]["context"].get("namespace") or "default")
+        raise ValueError(f"the kubeconfig is not usable: {error}; set KUBECONFIG or --kubeconfig") from error
+    contexts = {str(entry["name"]): entry for entry in known}
+    name = target.context or (str(current["name"]) if current else "")
+    if name not in contexts:
+        raise ValueError(f"the kubeconfig has no context {name}; set --context to one of {', '.join(contexts)}")
+    return name, str(contexts[name]["context"].get("namespace") or "default")
 
 
 def path_of(kind: str, namespace: str | None, name: str = "") -> str:
-    """The path of an object, or of all of a kind."""
+    """The API path of an object or of a collection."""
     root, plural = KINDS[kind]
     parts = [root, *(("namespaces", namespace) if namespace is not None else ()), plural, name]
     return "/".join(part for part in parts if part)
 
 
 def log_request(namespace: str, pod: str, container: str, options: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
-    """Path and query of a log."""
+    """API path and query of a log."""
     return f"{path_of('Pod', namespace, pod)}/log", {"container": container, **options}

@@ -1,6 +1,6 @@
-"""The newest Hugging Face checkpoint of a run in a cluster, brought here: a tar archive out of a pod beside its volume.
+"""Fetches the newest Hugging Face checkpoint of a cluster run, as a tar archive from a pod that mounts its volume.
 
-A model does not fit into a log, so this needs the right to execute a command in a pod.
+A model does not fit into a log, so this needs permission to execute a command in a pod.
 """
 
 from __future__ import annotations
@@ -14,73 +14,72 @@ from pathlib import Path
 
 from areal_api import names
 from areal_launcher.cluster.client import Cluster
-from areal_launcher.cluster.fetch_results import CONTAINER, Source, pod_beside, wait_until_running
+from areal_launcher.cluster.fetch_results import CONTAINER, ResultsSource, reader_pod, wait_until_running
 from areal_launcher.cluster.in_pod import send_checkpoint
 from areal_launcher.errors import RunError
 
-LIFE_S = 4 * 3600  # of the pod, when nobody removes it
+POD_DEADLINE_S = 4 * 3600  # in case the pod is not deleted
 BLOCK_BYTES = 2**20
 
 
-def fetch_checkpoint(cluster: Cluster, source: Source, target: Path) -> Path:
-    """Bring the newest checkpoint below ``target``; its directory, which is there whole or not at all.
+def fetch_checkpoint(cluster: Cluster, source: ResultsSource, target: Path) -> Path:
+    """Fetch the newest checkpoint to a directory below ``target``, atomically; returns the directory.
 
-    Raises ``RunError`` where there is none, or it cannot be had.
+    Raises ``RunError`` if there is none or it cannot be fetched.
     """
-    pod = cluster.create(pod_beside(source, ["sleep", str(LIFE_S)], life_s=LIFE_S), source.namespace)["metadata"][
-        "name"
-    ]
+    body = reader_pod(source, ["sleep", str(POD_DEADLINE_S)], deadline_s=POD_DEADLINE_S)
+    pod = cluster.create(body, source.namespace)["metadata"]["name"]
     try:
         wait_until_running(cluster, source.namespace, pod)
         directory = str(names.checkpoints_dir(Path(source.directory)))
         command = ["python3", "-c", inspect.getsource(send_checkpoint), directory]
-        return unpack(cluster.output_of(source.namespace, pod, CONTAINER, command), names.checkpoints_dir(target))
+        return unpack(cluster.exec(source.namespace, pod, CONTAINER, command), names.checkpoints_dir(target))
     finally:
         cluster.delete("Pod", source.namespace, pod, grace_s=0)
 
 
-def unpack(parts: Iterator[bytes], target: Path) -> Path:
-    """Unpack an archive of one directory into ``target``, aside first; the directory."""
-    aside = target / ".part"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    stream = Stream(parts)
+def unpack(chunks: Iterator[bytes], target: Path) -> Path:
+    """Unpack an archive of one directory into ``target``, via a temporary directory; returns the directory."""
+    partial = target / ".part"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    stream = ChunkReader(chunks)
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK_BYTES) as tar:
-            tar.extractall(aside, filter="data")
+            tar.extractall(partial, filter="data")
         stream.finish()
-        (unpacked,) = aside.iterdir()
-        whole = target / unpacked.name
-        shutil.rmtree(whole, ignore_errors=True)
-        return unpacked.rename(whole)
+        (unpacked,) = partial.iterdir()
+        final = target / unpacked.name
+        shutil.rmtree(final, ignore_errors=True)
+        return unpacked.rename(final)
     except tarfile.ReadError as error:
-        stream.finish()  # why the archive is not whole: what the command said
-        raise RunError(f"the checkpoint did not arrive whole: {error}") from error
+        stream.finish()  # raises the command's own error, if it failed
+        raise RunError(f"the checkpoint arrived incomplete: {error}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-class Stream(io.RawIOBase):
-    """Parts as a file that is read once."""
+class ChunkReader(io.RawIOBase):
+    """Presents an iterator of chunks as a file."""
 
-    def __init__(self, parts: Iterator[bytes]) -> None:
-        self._parts = parts
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
         self._rest = b""
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        """At most as much as ``buffer`` takes; 0 at the end."""
+        """Fill ``buffer`` as far as possible; 0 at the end."""
         if not self._rest:
-            self._rest = next(self._parts, b"")
+            self._rest = next(self._chunks, b"")
         count = min(len(buffer), len(self._rest))
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
 
     def finish(self) -> None:
-        """Go through what is left: the error of a command comes after its output."""
-        for _ in self._parts:
+        """Consume the remaining chunks: a command's error follows its output."""
+        for _ in self._chunks:
             pass

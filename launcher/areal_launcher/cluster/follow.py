@@ -1,4 +1,4 @@
-"""Follows an experiment of a cluster by its status and its events, into the same display as a run here."""
+"""Follows an experiment's status and events in the cluster, with the same display as a local run."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from areal_launcher.errors import RunError
 
 POLL_S = 1.0
 EVENTS_S = 5.0
-LOST_S = 600.0  # how long an API server that does not answer is waited for
-UNSEEN_S = 20.0  # an operator that works has written a status by then
+UNREACHABLE_TIMEOUT_S = 600.0  # maximum time to wait for an API server that does not respond
+NO_STATUS_S = 20.0  # a working operator has written a status by then
 TRANSIENT = (429, 500, 502, 503, 504)
-STARTING = (401, 403)  # said for seconds by an API server that starts; we have had an answer before
+STARTING = (401, 403)  # returned for seconds by a starting API server; our credentials worked before
 
 
 def status_of(body: Object) -> ExperimentStatus:
-    """The status of an experiment as the API server gives it."""
+    """Parse the status of an experiment returned by the API server."""
     return ExperimentStatus.model_validate(body.get("status") or {})
 
 
 def open_condition(status: ExperimentStatus) -> Condition | None:
-    """What is to be told of the state: the first thing that is wrong, else the last that is waited for."""
+    """The condition to show: the first with a problem, else the last that is still pending."""
     by_type = {condition.type: condition for condition in status.conditions}
-    waiting = [by_type[name] for name in conditions.HEALTH if name in by_type and by_type[name].status != "True"]
-    wrong = [condition for condition in waiting if condition.reason not in conditions.BENIGN]
-    return next(iter([*wrong, *reversed(waiting)]), None)
+    pending = [by_type[name] for name in conditions.HEALTH if name in by_type and by_type[name].status != "True"]
+    problems = [condition for condition in pending if condition.reason not in conditions.BENIGN]
+    return next(iter([*problems, *reversed(pending)]), None)
 
 
 def phase_text(status: ExperimentStatus) -> str:
-    """What goes on now."""
+    """The current phase."""
     if status.phase in TERMINAL_PHASES:
         return status.phase.lower()
     if status.phase == "Suspended":
         return f"suspended: {status.message}"
     condition = open_condition(status)
-    wrong = condition is not None and condition.reason not in conditions.BENIGN
+    is_problem = condition is not None and condition.reason not in conditions.BENIGN
     if status.phase == "Running":
         work = "training" if status.step is not None else "starting the trainer, first step"
-        return f"{work}; {told(condition)}" if condition is not None and wrong else work
+        return f"{work}; {condition_line(condition)}" if condition is not None and is_problem else work
     if condition is None:
         return f"starting: {status.message or 'servers and trainer'}"
-    return f"waiting: {told(condition)}" if wrong else f"starting: {condition.message}"
+    return f"waiting: {condition_line(condition)}" if is_problem else f"starting: {condition.message}"
 
 
-def told(condition: Condition) -> str:
-    """A condition in a line."""
+def condition_line(condition: Condition) -> str:
+    """A condition on one line."""
     return f"{condition.type}: {condition.reason}: {condition.message}"
 
 
 class Follower:
-    """Shows one experiment until it has ended. The run does not depend on it."""
+    """Shows one experiment until it ends. The run does not depend on it."""
 
     def __init__(
         self,
@@ -70,40 +70,40 @@ class Follower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
-        self._about = (namespace, name, uid)
+        self._identity = (namespace, name, uid)
         self._display = display
         self._total = experiment.spec.config.total_train_steps
         self._clock = clock
-        self._began = clock()
+        self._started_at = clock()
         self._answered_at = clock()
         self._attempt, self._attempt_at = 0, clock()
         self._stats = run_files.Stats(Path())
         self._events_at: float | None = clock() - EVENTS_S
-        self._known_events: set[str] | None = None  # None: those that there are belong to the past
+        self._known_events: set[str] | None = None  # None until the first poll, whose events are old
 
     def run(self) -> Object:
-        """The experiment once it has ended. ``RunError`` when it is deleted, or the API server is away for long."""
+        """Follow to the end; the final experiment. Raises ``RunError`` if it is deleted or the API server is lost."""
         while True:
-            body = self._look()
+            body = self._poll()
             if body is not None:
                 status = status_of(body)
                 self._show(status)
-                self._tell_events(status)
+                self._show_events(status)
                 if status.phase in TERMINAL_PHASES:
                     return body
             time.sleep(POLL_S)
 
-    def _look(self) -> Object | None:
-        """The experiment, or None where the server does not answer now."""
-        namespace, name, uid = self._about
+    def _poll(self) -> Object | None:
+        """The experiment, or None while the server does not respond."""
+        namespace, name, uid = self._identity
         try:
             body = self._cluster.get(KIND, namespace, name)
         except (ApiError, Unreachable) as error:
             if isinstance(error, ApiError) and error.code not in (*TRANSIENT, *STARTING):
                 raise
-            if self._clock() - self._answered_at > LOST_S:
-                raise RunError(f"{error}, for {LOST_S:.0f} s; the run goes on without us") from error
-            self._display.phase(f"{error}; the run goes on meanwhile")
+            if self._clock() - self._answered_at > UNREACHABLE_TIMEOUT_S:
+                raise RunError(f"{error}, for {UNREACHABLE_TIMEOUT_S:.0f} s; the run continues") from error
+            self._display.phase(f"{error}; the run continues meanwhile")
             return None
         self._answered_at = self._clock()
         if body is None or body["metadata"]["uid"] != uid:
@@ -112,37 +112,37 @@ class Follower:
 
     def _show(self, status: ExperimentStatus) -> None:
         if not status.conditions:
-            waited = self._clock() - self._began
-            late = f" for {waited // 10 * 10:.0f} s: does it look after this namespace?" if waited > UNSEEN_S else ""
-            self._display.phase(f"waiting: the operator has not looked at it{late}")
+            waited = self._clock() - self._started_at
+            late = f" for {waited // 10 * 10:.0f} s; does it watch this namespace?" if waited > NO_STATUS_S else ""
+            self._display.phase(f"waiting: the operator has written no status{late}")
             return
         self._display.phase(phase_text(status))
         if status.attempt != self._attempt:
             self._attempt, self._attempt_at = status.attempt, self._clock()
         if status.step:
-            self._take(status)
+            self._record(status)
             self._display.update(self._stats, status.total_steps or self._total)
 
-    def _take(self, status: ExperimentStatus) -> None:
-        """Take a step that is new, under the names of stats.jsonl; its time is when we saw it."""
+    def _record(self, status: ExperimentStatus) -> None:
+        """Record a new step under the names of stats.jsonl, with the time at which it was seen."""
         assert status.step is not None
         if self._stats.lines and self._stats.lines[-1]["step"] == status.step:
             return
-        told = {
+        reported = {
             run_files.REWARD: status.reward,
             run_files.EVALUATION: status.eval_reward,
             run_files.STALENESS: status.staleness,
             run_files.TOKENS_PER_SECOND: status.tokens_per_second,
         }
-        line = {name: value for name, value in told.items() if value is not None}
+        line = {name: value for name, value in reported.items() if value is not None}
         self._stats.add({"step": status.step, "time": self._clock() - self._attempt_at, **line})
 
-    def _tell_events(self, status: ExperimentStatus) -> None:
-        """Tell the warnings that are new and not shown as the phase already."""
+    def _show_events(self, status: ExperimentStatus) -> None:
+        """Show new warnings that the phase does not already show."""
         if self._events_at is None or self._clock() - self._events_at < EVENTS_S:
             return
         self._events_at = self._clock()
-        namespace, name, uid = self._about
+        namespace, name, uid = self._identity
         try:
             fields = f"involvedObject.name={name},involvedObject.kind={KIND},type=Warning"
             events = self._cluster.list("Event", namespace, fields=fields)
@@ -151,7 +151,7 @@ class Follower:
         except ApiError as error:
             if error.code == 403:
                 self._events_at = None
-                self._display.message(f"warnings cannot be shown: {error}")
+                self._display.message(f"cannot show warnings: {error}")
             elif error.code not in TRANSIENT:
                 raise
             return
@@ -160,8 +160,8 @@ class Follower:
         for event in sorted(events, key=lambda event: str(event.get("lastTimestamp"))):
             key = str(event["metadata"]["uid"])
             text = f"warning: {event.get('reason')}: {event.get('message')}"
-            new = key not in known and event["involvedObject"].get("uid") == uid
-            if new and not first and str(event.get("message")) not in phase_text(status):
+            is_new = key not in known and event["involvedObject"].get("uid") == uid
+            if is_new and not first and str(event.get("message")) not in phase_text(status):
                 self._display.message(text)
             known.add(key)
         self._known_events = known

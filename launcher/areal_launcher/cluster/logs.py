@@ -1,4 +1,4 @@
-"""Logs of an experiment's pods: the last words of one that failed, and `grpo logs --on kubernetes`."""
+"""Logs of an experiment's pods: `grpo logs --on kubernetes`, and the last lines of a failed container."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from areal_api import resource_names
 from areal_api.experiment import KIND
 from areal_api.status import TERMINAL_PHASES
-from areal_launcher.cluster.client import ApiError, Cluster, Object, Place, Unreachable
+from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object, Unreachable
 from areal_launcher.cluster.follow import status_of
 from areal_launcher.errors import RunError
 
@@ -20,8 +20,8 @@ COMPONENTS = {"trainer": resource_names.TRAINER, "servers": resource_names.SERVE
 
 
 @dataclass(frozen=True)
-class Life:
-    """One life of a container: a restart begins another."""
+class ContainerRun:
+    """One run of a container; every restart is another."""
 
     pod: str
     uid: str
@@ -31,37 +31,36 @@ class Life:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells it from the others."""
+        """Unique key of this run."""
         return self.uid, self.container, self.restarts
 
 
 def pods_of(cluster: Cluster, namespace: str, name: str, component: str | None = None) -> list[Object]:
-    """Pods of an experiment, of the trainer those of its newest attempt, by name."""
+    """Pods of an experiment sorted by name; of the trainer only the latest attempt's."""
     labels = resource_names.labels(name) if component is None else resource_names.component_labels(name, component)
     pods = cluster.list("Pod", namespace, labels=resource_names.selector(labels))
     attempts = [int(pod["metadata"]["labels"].get(resource_names.ATTEMPT, 0)) for pod in pods]
-    newest = max(attempts, default=0)
-    current = [pod for pod, attempt in zip(pods, attempts, strict=True) if attempt in (0, newest)]
+    latest = max(attempts, default=0)
+    current = [pod for pod, attempt in zip(pods, attempts, strict=True) if attempt in (0, latest)]
     return sorted(current, key=lambda pod: str(pod["metadata"]["name"]))
 
 
-def lives_of(pod: Object) -> list[Life]:
-    """The containers of a pod that have begun, or a last time ended: those that failed before it, too."""
+def container_runs(pod: Object) -> list[ContainerRun]:
+    """Current runs of a pod's containers, and of its init containers that failed."""
     status, metadata = pod.get("status") or {}, pod["metadata"]
-    found: list[Life] = []
+    runs: list[ContainerRun] = []
     for kind in ("initContainerStatuses", "containerStatuses"):
         for one in status.get(kind) or ():
             state = next(iter(one.get("state") or {"waiting": {}}))
             failed = ((one.get("state") or {}).get("terminated") or {}).get("exitCode", 0) != 0
             if kind == "containerStatuses" or failed:
-                found.append(
-                    Life(metadata["name"], metadata["uid"], one["name"], int(one.get("restartCount") or 0), state)
-                )
-    return found
+                restarts = int(one.get("restartCount") or 0)
+                runs.append(ContainerRun(metadata["name"], metadata["uid"], one["name"], restarts, state))
+    return runs
 
 
-def last_words(cluster: Cluster, namespace: str, name: str, attempt: int) -> tuple[list[str], int | None]:
-    """Last lines and exit status of the container of an attempt that failed; nothing where its pods are gone."""
+def failed_container_log(cluster: Cluster, namespace: str, name: str, attempt: int) -> tuple[list[str], int | None]:
+    """Last log lines and exit status of an attempt's failed container; ([], None) if its pods are gone."""
     for pod in pods_of(cluster, namespace, name, resource_names.TRAINER):
         if pod["metadata"]["labels"].get(resource_names.ATTEMPT) != str(attempt):
             continue
@@ -73,15 +72,17 @@ def last_words(cluster: Cluster, namespace: str, name: str, attempt: int) -> tup
                 try:
                     log = cluster.log(namespace, metadata["name"], one["name"], tailLines=str(TAIL_LINES))
                 except (ApiError, Unreachable) as error:
-                    return [f"its log cannot be read: {error}"], int(ended["exitCode"])
+                    return [f"cannot read its log: {error}"], int(ended["exitCode"])
                 lines = log.decode(errors="replace").splitlines()
                 return [line for line in lines if line.strip()], int(ended["exitCode"])
     return [], None
 
 
-def logs(name: str, place: Place, *, component: str | None, process: str | None, lines: int, follow: bool) -> int:
-    """Print the last lines of the logs of an experiment's pods, and what is added to them."""
-    cluster = Cluster.connect(place)
+def logs(
+    name: str, target: ClusterTarget, *, component: str | None, process: str | None, lines: int, follow: bool
+) -> int:
+    """Print the last log lines of an experiment's pods, and with ``follow`` the lines added later."""
+    cluster = Cluster.connect(target)
     namespace = cluster.namespace
     body = cluster.get(KIND, namespace, name)
     if body is None:
@@ -89,52 +90,52 @@ def logs(name: str, place: Place, *, component: str | None, process: str | None,
     kind = COMPONENTS[component] if component is not None else None
     if follow:
         try:
-            return Tail(cluster, namespace, name, kind, process, lines).run()
+            return LogFollower(cluster, namespace, name, kind, process, lines).run()
         except KeyboardInterrupt:
             return 0
     pods = pods_of(cluster, namespace, name, kind)
     if not pods:
-        raise RunError(f"{name} has no pods now, phase {status_of(body).phase}: {status_of(body).message}")
-    chosen = matching(pods, name, process)
-    if not chosen:
+        raise RunError(f"{name} has no pods; its phase is {status_of(body).phase}: {status_of(body).message}")
+    selected = matching(pods, name, process)
+    if not selected:
         known = ", ".join(str(pod["metadata"]["name"]) for pod in pods)
-        raise ValueError(f"{process}: no such pod of {name}; there are {known}")
-    for pod in chosen:
+        raise ValueError(f"{process}: no such pod of {name}; give one of {known}")
+    for pod in selected:
         print_pod(cluster, namespace, pod, lines=lines)
     return 0
 
 
-def as_on_a_terminal(line: str) -> str:
-    """A line of a log as it is seen last: progress bars write over themselves."""
+def final_text(line: str) -> str:
+    """A log line as a terminal finally shows it: progress bars overwrite themselves with carriage returns."""
     return line.rstrip("\r").rpartition("\r")[2]
 
 
 def matching(pods: list[Object], name: str, process: str | None) -> list[Object]:
-    """The pods that ``process`` names, in full or as ``server-0`` and ``trainer``; all where it names none."""
+    """Pods selected by ``process``, a pod name or ``server-0`` or ``trainer``; all if None."""
     if process is None:
         return pods
-    meant = f"{name}-{process}"
-    exact = [pod for pod in pods if pod["metadata"]["name"] in (process, meant)]
-    return exact or [pod for pod in pods if str(pod["metadata"]["name"]).startswith(f"{meant}-")]
+    full_name = f"{name}-{process}"
+    exact = [pod for pod in pods if pod["metadata"]["name"] in (process, full_name)]
+    return exact or [pod for pod in pods if str(pod["metadata"]["name"]).startswith(f"{full_name}-")]
 
 
 def print_pod(cluster: Cluster, namespace: str, pod: Object, *, lines: int) -> None:
-    """Print the logs of one pod; of a container that crashed and waits, those of the life before."""
-    for life in lives_of(pod):
-        if life.state == "waiting" and life.restarts == 0:
+    """Print the logs of one pod; for a crashed container that waits to restart, those of its previous run."""
+    for run in container_runs(pod):
+        if run.state == "waiting" and run.restarts == 0:
             continue
-        options = {"tailLines": str(lines), "previous": "true" if life.state == "waiting" else ""}
+        options = {"tailLines": str(lines), "previous": "true" if run.state == "waiting" else ""}
         try:
-            log = cluster.log(namespace, life.pod, life.container, **options)
+            log = cluster.log(namespace, run.pod, run.container, **options)
         except ApiError as error:
-            print(f"{life.pod} | {error}", flush=True)
+            print(f"{run.pod} | {error}", flush=True)
             continue
         for line in log.decode(errors="replace").rstrip("\n").split("\n") if log else ():
-            print(f"{life.pod} | {as_on_a_terminal(line)}", flush=True)
+            print(f"{run.pod} | {final_text(line)}", flush=True)
 
 
-class Tail:
-    """Follows the logs of all pods of an experiment, those that come later too, until it has ended."""
+class LogFollower:
+    """Follows the logs of all pods of an experiment, including later ones, until it ends."""
 
     def __init__(
         self, cluster: Cluster, namespace: str, name: str, component: str | None, process: str | None, lines: int
@@ -149,39 +150,39 @@ class Tail:
         self._printing = threading.Lock()
 
     def run(self) -> int:
-        """Print until the experiment has ended or is gone."""
+        """Print until the experiment ends or is deleted."""
         first = True
         while True:
             body = self._cluster.get(KIND, self._namespace, self._name)
             pods = pods_of(self._cluster, self._namespace, self._name, self._component)
             for pod in matching(pods, self._name, self._process):
-                self._follow(lives_of(pod), from_start=not first)
+                self._follow(container_runs(pod), from_start=not first)
             first = False
             ended = body is None or status_of(body).phase in TERMINAL_PHASES
             if ended and not any(thread.is_alive() for thread in self._threads.values()):
                 return 0
             time.sleep(FOLLOW_S)
 
-    def _follow(self, lives: Iterable[Life], *, from_start: bool) -> None:
-        for life in lives:
-            if life.state == "waiting" or life.key in self._threads:
+    def _follow(self, runs: Iterable[ContainerRun], *, from_start: bool) -> None:
+        for run in runs:
+            if run.state == "waiting" or run.key in self._threads:
                 continue
-            thread = threading.Thread(target=self._print, args=(life, from_start), daemon=True)
-            self._threads[life.key] = thread
+            thread = threading.Thread(target=self._print, args=(run, from_start), daemon=True)
+            self._threads[run.key] = thread
             thread.start()
 
-    def _print(self, life: Life, from_start: bool) -> None:
+    def _print(self, run: ContainerRun, from_start: bool) -> None:
         options = {} if from_start else {"tailLines": str(self._lines)}
-        rest = b""
+        remainder = b""
         try:
-            for part in self._cluster.follow_log(self._namespace, life.pod, life.container, **options):
-                *whole, rest = (rest + part).split(b"\n")
-                self._say(life, whole)
+            for chunk in self._cluster.follow_log(self._namespace, run.pod, run.container, **options):
+                *complete, remainder = (remainder + chunk).split(b"\n")
+                self._write(run, complete)
         except (ApiError, Unreachable) as error:
-            rest = rest or str(error).encode()
-        self._say(life, [rest] if rest else [])
+            remainder = remainder or str(error).encode()
+        self._write(run, [remainder] if remainder else [])
 
-    def _say(self, life: Life, lines: Iterable[bytes]) -> None:
+    def _write(self, run: ContainerRun, lines: Iterable[bytes]) -> None:
         with self._printing:
             for line in lines:
-                print(f"{life.pod} | {as_on_a_terminal(line.decode(errors='replace'))}", flush=True)
+                print(f"{run.pod} | {final_text(line.decode(errors='replace'))}", flush=True)

@@ -1,4 +1,4 @@
-"""A run in a cluster: applied, followed and, at its end, brought here. The run does not need us: it goes on without."""
+"""`grpo run --on kubernetes`: applies an experiment, follows it and fetches its results. The run does not need grpo."""
 
 from __future__ import annotations
 
@@ -13,38 +13,32 @@ from areal_api.experiment import GRPOExperiment
 from areal_api.load import parse_experiment
 from areal_api.status import TERMINAL_PHASES, ExperimentStatus
 from areal_launcher import run_files
-from areal_launcher.actions import Request, console_for
-from areal_launcher.cluster.checks import check_api, check_files, check_operator, check_target, with_fix
-from areal_launcher.cluster.client import ApiError, Cluster, Object, Place
+from areal_launcher.cluster.checks import add_hint, check_api, check_files, check_operator, check_target
+from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
 from areal_launcher.cluster.fetch_checkpoint import fetch_checkpoint
 from areal_launcher.cluster.fetch_results import fetch, source_of
 from areal_launcher.cluster.follow import Follower, status_of
-from areal_launcher.cluster.logs import last_words
-from areal_launcher.display import closing_table, display_for
+from areal_launcher.cluster.logs import failed_container_log
+from areal_launcher.console import console_for
+from areal_launcher.display import display_for
 from areal_launcher.errors import RunError
 from areal_launcher.plot import plot_run
-from areal_launcher.torchrun import status_of_rank, without_torchrun
+from areal_launcher.request import Request
+from areal_launcher.results_table import results_table
+from areal_launcher.torchrun import failed_rank_status, strip_report
 
 INTERRUPTED = 130
 SHOWN_LINES = 20
 LIVE_FIELDS = {".spec.servers.replicas": ("servers", "replicas"), ".spec.runPolicy.suspend": ("runPolicy", "suspend")}
 
 
-class RunFailed(RunError):
-    """The run has Failed in the cluster. ``status`` is the exit status for ours."""
-
-    def __init__(self, message: str, lines: list[str], status: int) -> None:
-        super().__init__(message, lines=without_torchrun(lines)[-SHOWN_LINES:])
-        self.status = status_of_rank(lines) or status
-
-
 @dataclass(frozen=True)
 class Submitted:
-    """An experiment that the cluster has accepted."""
+    """An experiment accepted by the cluster."""
 
     cluster: Cluster
-    place: Place
-    command: str  # that follows it again
+    target: ClusterTarget
+    command: str  # the command that follows it again
     experiment: GRPOExperiment
     namespace: str
     uid: str
@@ -54,66 +48,66 @@ class Submitted:
         """Name of the experiment."""
         return self.experiment.name
 
-    def how_to_go_on(self) -> str:
-        """What a person does with a run that is not followed."""
-        kubectl, about = self.place.kubectl, f"grpo {self.name} --namespace {self.namespace}"
+    def next_commands(self) -> str:
+        """Commands for a run that is no longer followed."""
+        kubectl, resource = self.target.kubectl, f"grpo {self.name} --namespace {self.namespace}"
         suspend = '{"spec":{"runPolicy":{"suspend":true}}}'
         return "\n".join(
             [
-                f"{self.name} goes on in the cluster, context {self.cluster.context}, namespace {self.namespace}",
+                f"{self.name} continues in the cluster, context {self.cluster.context}, namespace {self.namespace}",
                 f"  follow:  {self.command}",
-                f"  suspend: {kubectl} patch {about} --type merge -p '{suspend}'",
-                f"  delete:  {kubectl} delete {about}",
+                f"  suspend: {kubectl} patch {resource} --type merge -p '{suspend}'",
+                f"  delete:  {kubectl} delete {resource}",
             ]
         )
 
 
-def run(request: Request, place: Place, *, detach: bool, results: Path | None, checkpoint: bool) -> int:
-    """Train in a cluster: 0 when the run has Succeeded, 130 when it is left alone by Ctrl-C.
+def run(request: Request, target: ClusterTarget, *, detach: bool, results: Path | None, checkpoint: bool) -> int:
+    """Train in a cluster: 0 if the run Succeeded, 130 if Ctrl-C stopped following it.
 
-    ``checkpoint``: bring the newest checkpoint of a run that has Succeeded, too.
+    ``checkpoint``: also fetch the newest checkpoint of a run that Succeeded.
     """
     experiment = request.load()
     check_files(experiment.spec)
-    cluster = Cluster.connect(place)
+    cluster = Cluster.connect(target)
     console = console_for()
-    namespace = namespace_of(experiment, place, cluster)
-    target = results or names.run_dir(experiment.spec.config)
+    namespace = namespace_of(experiment, target, cluster)
+    directory = results or names.run_dir(experiment.spec.config)
     if not detach:
-        check_target(target, namespace=namespace, name=experiment.name)
+        check_target(directory, namespace=namespace, name=experiment.name)
     check_api(cluster)
     check_operator(cluster, lambda text: console.print(text, markup=False, soft_wrap=True))
     applied = submit(cluster, experiment, namespace, console)
     submitted = Submitted(
         cluster,
-        place,
-        command_of(request, place, results, checkpoint=checkpoint),
+        target,
+        command_line(request, target, results, checkpoint=checkpoint),
         experiment,
         namespace,
         str(applied["metadata"]["uid"]),
     )
     if detach:
-        console.print(submitted.how_to_go_on(), markup=False, soft_wrap=True)
+        console.print(submitted.next_commands(), markup=False, soft_wrap=True)
         return 0
     try:
         body = follow(submitted, console)
     except KeyboardInterrupt:
-        console.print(submitted.how_to_go_on(), markup=False, soft_wrap=True)
+        console.print(submitted.next_commands(), markup=False, soft_wrap=True)
         return INTERRUPTED
-    return conclude(submitted, body, target, console, checkpoint=checkpoint)
+    return conclude(submitted, body, directory, console, checkpoint=checkpoint)
 
 
-def namespace_of(experiment: GRPOExperiment, place: Place, cluster: Cluster) -> str:
-    """The namespace of the file, of --namespace, or of the context."""
-    written = experiment.metadata.namespace
-    if written is not None and place.namespace is not None and written != place.namespace:
-        raise ValueError(f"metadata.namespace is {written}, --namespace {place.namespace}; make them the same")
-    return written or cluster.namespace
+def namespace_of(experiment: GRPOExperiment, target: ClusterTarget, cluster: Cluster) -> str:
+    """The namespace from the file, --namespace or the context."""
+    namespace = experiment.metadata.namespace
+    if namespace is not None and target.namespace is not None and namespace != target.namespace:
+        raise ValueError(f"metadata.namespace is {namespace} but --namespace is {target.namespace}; remove one of them")
+    return namespace or cluster.namespace
 
 
-def command_of(request: Request, place: Place, results: Path | None, *, checkpoint: bool) -> str:
-    """The same command again."""
-    words = ["grpo", "run", "--on", "kubernetes", *place.options]
+def command_line(request: Request, target: ClusterTarget, results: Path | None, *, checkpoint: bool) -> str:
+    """The same command line again."""
+    words = ["grpo", "run", "--on", "kubernetes", *target.options]
     words += ["--results", str(results)] if results is not None else []
     words += ["--checkpoint"] if checkpoint else []
     words += [request.script] if request.script is not None else []
@@ -122,9 +116,10 @@ def command_of(request: Request, place: Place, results: Path | None, *, checkpoi
 
 
 def manifest(experiment: GRPOExperiment, existing: Object | None) -> Object:
-    """What is applied: what was written, not the defaults. The configuration of a run that is there stays as it is.
+    """The object to apply, without defaults.
 
-    The same configuration may be written in another way there, as with ``${…}``; a run that has started takes none.
+    The stored config may be spelled differently but equal (e.g. ``${…}``); keep it, since spec.config is immutable once
+    the run has started.
     """
     body = experiment.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"status"})
     body["apiVersion"], body["kind"] = experiment.api_version, experiment.kind
@@ -137,12 +132,12 @@ def manifest(experiment: GRPOExperiment, existing: Object | None) -> Object:
 
 
 def parsed(body: Object) -> GRPOExperiment:
-    """An experiment as the API server gives it."""
+    """Parse an experiment returned by the API server."""
     return parse_experiment(body, source=f"experiment {body['metadata']['name']} of the cluster")
 
 
 def submit(cluster: Cluster, experiment: GRPOExperiment, namespace: str, console: Console) -> Object:
-    """Apply the experiment. What may change while it runs, and was changed by others, is left as it is."""
+    """Apply the experiment, keeping live fields that others have changed."""
     existing = cluster.get(experiment.kind, namespace, experiment.name)
     body = manifest(experiment, existing)
     try:
@@ -153,9 +148,9 @@ def submit(cluster: Cluster, experiment: GRPOExperiment, namespace: str, console
         for field in error.conflicts:
             section, key = LIVE_FIELDS[field]
             del body["spec"][section][key]
-            console.print(f"{section}.{key} was changed in the cluster and is left as it is", markup=False)
+            console.print(f"{section}.{key} was changed in the cluster; keeping that value", markup=False)
         applied = apply(cluster, body, namespace)
-    verb = "follows" if existing is not None else "made"
+    verb = "exists, following it" if existing is not None else "created"
     console.print(
         f"experiment {experiment.name} {verb}: context {cluster.context}, namespace {namespace}",
         markup=False,
@@ -165,75 +160,80 @@ def submit(cluster: Cluster, experiment: GRPOExperiment, namespace: str, console
 
 
 def apply(cluster: Cluster, body: Object, namespace: str) -> Object:
-    """Apply; what the server's definition does not know gets the fix."""
+    """Apply, adding a hint to errors about an outdated definition."""
     try:
         return cluster.apply(body, namespace)
     except ApiError as error:
-        raise ApiError(error.code, with_fix(str(error)), error.conflicts) from error
+        raise ApiError(error.code, add_hint(str(error)), error.conflicts) from error
 
 
 def refusal(error: ApiError, experiment: GRPOExperiment, existing: Object | None, namespace: str) -> RunError:
-    """Why the API server refuses the experiment, and what to do."""
+    """Why the API server rejected the experiment, and the fix."""
     if error.conflicts:
         fields = ", ".join(field.removeprefix(".spec.") for field in error.conflicts if field not in LIVE_FIELDS)
         return RunError(
-            f"{experiment.name} exists, and {fields} was set otherwise there; give the values that "
-            f"kubectl get grpo {experiment.name} -o yaml shows, or another metadata.name"
+            f"{experiment.name} exists with another value of {fields}; use the values that "
+            f"kubectl get grpo {experiment.name} -o yaml shows, or choose another metadata.name"
         )
-    text = f"the API server refuses {experiment.name}: {error}"
+    text = f"the API server rejected {experiment.name}: {error}"
     if error.code == 404:
-        text += f"; make it: kubectl create namespace {namespace}"
+        text += f"; create it: kubectl create namespace {namespace}"
     if existing is not None and status_of(existing).start_time is not None and error.code == 422:
         text += f"; choose another metadata.name, or delete the run: kubectl delete grpo {experiment.name}"
     return RunError(text)
 
 
 def follow(submitted: Submitted, console: Console) -> Object:
-    """Show the run until it has ended; the experiment as it is then."""
+    """Show the run until it ends; the final experiment."""
     with display_for(console) as display:
         return Follower(
             submitted.cluster, submitted.namespace, submitted.name, submitted.uid, display, submitted.experiment
         ).run()
 
 
-def conclude(submitted: Submitted, body: Object, target: Path, console: Console, *, checkpoint: bool) -> int:
-    """Bring the results here and show them. ``RunError`` where the run has Failed or they cannot be had."""
+def conclude(submitted: Submitted, body: Object, directory: Path, console: Console, *, checkpoint: bool) -> int:
+    """Fetch and show the results. Raises ``RunError`` if the run Failed or they cannot be fetched."""
     status = status_of(body)
     assert status.phase in TERMINAL_PHASES
     problem: RunError | None = None
     if status.phase == "Succeeded" or status.step is not None:
         console.print("fetching the results", markup=False)
         try:
-            bring(submitted, body, target, checkpoint=checkpoint and status.phase == "Succeeded")
-            console.print(closing_table(target))
+            fetch_all(submitted, body, directory, checkpoint=checkpoint and status.phase == "Succeeded")
+            console.print(results_table(directory))
         except RunError as error:
             problem = error
     if status.phase == "Failed":
         if problem is not None:
-            console.print(f"its statistics could not be fetched: {problem}", markup=False, soft_wrap=True)
+            console.print(f"cannot fetch its statistics: {problem}", markup=False, soft_wrap=True)
         raise failure_of(submitted, status)
     if problem is not None:
         raise RunError(
-            f"{submitted.name} has Succeeded, but its results could not be fetched: {problem}; "
-            "the same command tries again"
+            f"{submitted.name} Succeeded, but its results cannot be fetched: {problem}; run the same command to retry"
         ) from problem
     return 0
 
 
-def bring(submitted: Submitted, body: Object, target: Path, *, checkpoint: bool) -> None:
-    """Fetch the results and draw the picture."""
+def fetch_all(submitted: Submitted, body: Object, directory: Path, *, checkpoint: bool) -> None:
+    """Fetch the results and draw reward.png."""
     source = source_of(submitted.cluster, body)
     try:
-        fetch(submitted.cluster, source, target, submitted.experiment)
+        fetch(submitted.cluster, source, directory, submitted.experiment)
         if checkpoint:
-            fetch_checkpoint(submitted.cluster, source, target)
+            fetch_checkpoint(submitted.cluster, source, directory)
     except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror}); name another place by --results") from error
-    if run_files.read_stats(target).lines:
-        plot_run(target)
+        raise RunError(
+            f"cannot write to {directory} ({error.strerror}); choose another directory with --results"
+        ) from error
+    if run_files.read_stats(directory).lines:
+        plot_run(directory)
 
 
-def failure_of(submitted: Submitted, status: ExperimentStatus) -> RunFailed:
-    """Why a run has Failed, with the last words of the pod that failed."""
-    lines, code = last_words(submitted.cluster, submitted.namespace, submitted.name, status.attempt)
-    return RunFailed(f"{submitted.name} has Failed: {status.message}", lines, code or 1)
+def failure_of(submitted: Submitted, status: ExperimentStatus) -> RunError:
+    """Why a run Failed, with the last log lines and the exit status of the failed container."""
+    lines, code = failed_container_log(submitted.cluster, submitted.namespace, submitted.name, status.attempt)
+    return RunError(
+        f"{submitted.name} Failed: {status.message}",
+        lines=strip_report(lines)[-SHOWN_LINES:],
+        status=failed_rank_status(lines) or code or 1,
+    )

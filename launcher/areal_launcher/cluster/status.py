@@ -1,4 +1,4 @@
-"""How the experiments of a cluster stand: `grpo status --on kubernetes`."""
+"""`grpo status --on kubernetes`: the state of experiments in a cluster."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from rich.table import Table
 from areal_api import resource_names
 from areal_api.experiment import KIND
 from areal_api.status import TERMINAL_PHASES, ExperimentStatus
-from areal_launcher.actions import console_for
 from areal_launcher.cluster.checks import check_api
-from areal_launcher.cluster.client import ApiError, Cluster, Object, Place
+from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
 from areal_launcher.cluster.follow import status_of
-from areal_launcher.cluster.logs import lives_of, pods_of
-from areal_launcher.display import duration
+from areal_launcher.cluster.logs import container_runs, pods_of
+from areal_launcher.console import console_for
+from areal_launcher.display import format_duration
 
 COLUMNS = ("NAMESPACE", "NAME", "PHASE", "STEP", "REWARD", "SERVERS", "AGE", "MESSAGE")
 
 
-def status(name: str | None, place: Place) -> int:
-    """Print all experiments, or how one stands."""
-    cluster = Cluster.connect(place)
+def status(name: str | None, target: ClusterTarget) -> int:
+    """Print a table of experiments, or the details of one."""
+    cluster = Cluster.connect(target)
     check_api(cluster)
     console = console_for()
     if name is None:
-        return print_all(cluster, place, console)
+        return print_all(cluster, target, console)
     body = cluster.get(KIND, cluster.namespace, name)
     if body is None:
         raise ValueError(
@@ -36,23 +36,23 @@ def status(name: str | None, place: Place) -> int:
     return 0
 
 
-def print_all(cluster: Cluster, place: Place, console: Console) -> int:
-    """A table of the experiments of a namespace, or of all where no --namespace is given."""
+def print_all(cluster: Cluster, target: ClusterTarget, console: Console) -> int:
+    """Print the experiments of --namespace, or of all namespaces."""
     try:
-        found = cluster.list(KIND, place.namespace)
+        experiments = cluster.list(KIND, target.namespace)
     except ApiError as error:
-        if error.code != 403 or place.namespace is not None:
+        if error.code != 403 or target.namespace is not None:
             raise
-        console.print(f"{error}; those of namespace {cluster.namespace} are", markup=False, soft_wrap=True)
-        found = cluster.list(KIND, cluster.namespace)
-    if not found:
+        console.print(f"{error}; showing namespace {cluster.namespace} only", markup=False, soft_wrap=True)
+        experiments = cluster.list(KIND, cluster.namespace)
+    if not experiments:
         console.print("no experiments", markup=False)
         return 0
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in COLUMNS:
         table.add_column(column, no_wrap=column != "MESSAGE", overflow="fold")
     now_s = cluster.time_s()
-    for body in sorted(found, key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"])):
+    for body in sorted(experiments, key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"])):
         table.add_row(*row(body, now_s))
     console.print(table)
     return 0
@@ -75,12 +75,12 @@ def row(body: Object, now_s: float) -> list[str]:
 
 def age(since: str, now_s: float) -> str:
     """Time since a timestamp."""
-    return duration(max(0.0, now_s - datetime.fromisoformat(since).timestamp()))
+    return format_duration(max(0.0, now_s - datetime.fromisoformat(since).timestamp()))
 
 
-def figures(state: ExperimentStatus) -> list[tuple[str, str]]:
-    """Label and text of what is known of the newest step."""
-    shown = [
+def status_metrics(state: ExperimentStatus) -> list[tuple[str, str]]:
+    """Labels and values of the latest step; missing ones are omitted."""
+    metrics = [
         ("step", state.progress or None),
         ("reward", None if state.reward is None else f"{state.reward:.3f}"),
         ("eval", None if state.eval_reward is None else f"{state.eval_reward:.3f}"),
@@ -91,14 +91,14 @@ def figures(state: ExperimentStatus) -> list[tuple[str, str]]:
         ("restarts", str(state.restarts) if state.restarts else None),
         ("disruptions", str(state.disruptions) if state.disruptions else None),
     ]
-    return [(label, text) for label, text in shown if text is not None]
+    return [(label, text) for label, text in metrics if text is not None]
 
 
 def print_one(cluster: Cluster, body: Object, console: Console) -> None:
-    """Phase, figures, conditions and pods of an experiment."""
+    """Print phase, metrics, conditions and pods of an experiment."""
     state, metadata = status_of(body), body["metadata"]
     now_s = cluster.time_s()
-    head = "  ".join([state.phase, *(f"{label} {text}" for label, text in figures(state))])
+    head = "  ".join([state.phase, *(f"{label} {text}" for label, text in status_metrics(state))])
     console.print(f"{metadata['name']}  {head}", markup=False, soft_wrap=True)
     if state.message:
         console.print(state.message, markup=False, soft_wrap=True)
@@ -111,13 +111,13 @@ def print_one(cluster: Cluster, body: Object, console: Console) -> None:
     if state.phase in TERMINAL_PHASES:
         claim = resource_names.volume_claim(metadata["name"])
         console.print(
-            f"  files: volume claim {claim}; grpo run of the same experiment fetches the results", markup=False
+            f"  files: volume claim {claim}; run grpo run with the same experiment to fetch the results", markup=False
         )
 
 
 def pod_line(pod: Object) -> str:
     """Name, node, state and restarts of a pod."""
-    state, lives = pod.get("status") or {}, lives_of(pod)
-    restarts = sum(life.restarts for life in lives)
+    state = pod.get("status") or {}
+    restarts = sum(run.restarts for run in container_runs(pod))
     node = pod["spec"].get("nodeName") or "no node"
     return f"pod {pod['metadata']['name']}  {node}  {state.get('phase')}  restarts {restarts}"

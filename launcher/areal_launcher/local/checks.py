@@ -1,4 +1,4 @@
-"""What is checked before anything starts, so that the first error is the clear one. All raise ``ValueError``."""
+"""Checks before anything starts, so that the first error is a clear one. All raise ``ValueError``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from areal_api.paths import is_local_path
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FUNCTION = re.compile(r"^[\w.]+:[\w.]+$")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-# What decides the shapes of a model's tensors, in config.json.
+# The keys of config.json that determine the shapes of a model's tensors.
 SHAPE_KEYS = (
     "model_type",
     "hidden_size",
@@ -29,87 +29,88 @@ SHAPE_KEYS = (
     "vocab_size",
     "tie_word_embeddings",
 )
-BYTES_OF_TYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
-STATE_BYTES = 12  # a parameter in a recovery checkpoint: float32 weight and Adam's two moments
-WEIGHTS_KEPT = 3  # published versions: two kept and one being written
-LEAST_FREE_BYTES = 256 * 2**20
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STATE_BYTES = 12  # per parameter in a recovery checkpoint: float32 weight and two Adam moments
+WEIGHTS_KEPT = 3  # published versions: two complete and one being written
+MIN_FREE_BYTES = 256 * 2**20
 
 
 def check_model(key: str, path: str) -> None:
-    """A local model directory has a config.json; names on the hub are left to the hub."""
+    """A local model directory must contain config.json. Hub names are not checked."""
     if not is_local_path(path):
         return
     directory = Path(path)
     if not directory.exists():
         raise ValueError(f"{key}: no model at {directory.absolute()}; set {key} to a directory or to a name on the hub")
     if not (directory / "config.json").is_file():
-        raise ValueError(f"{key}: {directory.absolute()} has no config.json, so it is no Hugging Face model")
+        raise ValueError(f"{key}: {directory.absolute()} has no config.json, so it is not a Hugging Face model")
 
 
 def check_servers_model(servers: str, actor: str) -> None:
-    """A server dies of weights of another size, so it must start from a model of the actor's shape. Local ones only."""
+    """Servers must start from a model of the actor's shape: weights of another shape kill them. Local models only."""
     files = [Path(path) / "config.json" for path in (servers, actor)]
     if not all(file.is_file() for file in files):
         return
-    theirs, ours = (json.loads(file.read_text()) for file in files)
+    servers_config, actor_config = (json.loads(file.read_text()) for file in files)
     for key in SHAPE_KEYS:
-        if theirs.get(key) != ours.get(key):
+        if servers_config.get(key) != actor_config.get(key):
             raise ValueError(
-                f"sglang.model_path: {servers} has {key} {theirs.get(key)!r}, actor.path {ours.get(key)!r}: the "
-                "servers could not load what is trained; leave sglang.model_path out to use actor.path"
+                f"sglang.model_path: {servers} has {key} {servers_config.get(key)!r}, actor.path "
+                f"{actor_config.get(key)!r}, so the servers cannot load the trained weights; "
+                "omit sglang.model_path to use actor.path"
             )
 
 
 def check_dataset(key: str, path: str) -> None:
-    """A local data set exists; names on the hub and functions are left to the trainer."""
+    """A local dataset must exist. Hub names and functions are checked by the trainer."""
     if FUNCTION.match(path):
         return
     if (is_local_path(path) or path.endswith(DATA_SUFFIXES)) and not Path(path).exists():
         raise ValueError(
-            f"{key}: no data set at {Path(path).absolute()}; set {key} to a file, a directory or a hub name"
+            f"{key}: no dataset at {Path(path).absolute()}; set {key} to a file, a directory or a hub name"
         )
 
 
 def model_bytes(path: str) -> tuple[int, int]:
-    """Size of a local model's weights, and the number of its parameters; (0, 0) when it is not here."""
+    """Size in bytes of a local model's weights and its number of parameters; (0, 0) for a hub name."""
     directory = Path(path)
     if not (directory / "config.json").is_file():
         return 0, 0
     size = sum(file.stat().st_size for file in directory.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-    said = json.loads((directory / "config.json").read_text())
-    kind = str(said.get("dtype") or said.get("torch_dtype") or "float32")
-    return size, size // BYTES_OF_TYPE.get(kind, 4)
+    config = json.loads((directory / "config.json").read_text())
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return size, size // DTYPE_BYTES.get(dtype, 4)
 
 
-def needed_bytes(config: GRPOConfig) -> int:
-    """Room that a run takes at least: published weights, recovery checkpoints and one model."""
+def required_bytes(config: GRPOConfig) -> int:
+    """Minimum disk space of a run: published weights, recovery checkpoints and one exported model."""
     size, parameters = model_bytes(config.actor.path)
     recovery = 0 if config.recover.mode == "disabled" else (config.recover.keep + 1) * STATE_BYTES * parameters
-    return LEAST_FREE_BYTES + (WEIGHTS_KEPT + 1) * size + recovery
+    return MIN_FREE_BYTES + (WEIGHTS_KEPT + 1) * size + recovery
 
 
 def check_disk(config: GRPOConfig, run: Path) -> None:
-    """The run directory can be made and has room."""
+    """The run directory can be created and has enough space."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cluster.fileroot: cannot make {run.absolute()}: {error.strerror}") from error
+        raise ValueError(f"cluster.fileroot: cannot create {run.absolute()}: {error.strerror}") from error
     if not os.access(run, os.W_OK):
-        raise ValueError(f"cluster.fileroot: {run.absolute()} cannot be written by this user")
-    free, needed = shutil.disk_usage(run).free, needed_bytes(config)
-    if free < needed:
+        raise ValueError(f"cluster.fileroot: {run.absolute()} is not writable by this user")
+    free, required = shutil.disk_usage(run).free, required_bytes(config)
+    if free < required:
         raise ValueError(
-            f"cluster.fileroot: {run.absolute()} has {free / 2**30:.1f} GiB free, the run needs {needed / 2**30:.1f} "
-            "(weights, recovery checkpoints, model); free some or set cluster.fileroot to another disk"
+            f"cluster.fileroot: {run.absolute()} has {free / 2**30:.1f} GiB free, the run needs {required / 2**30:.1f} "
+            "(weights, recovery checkpoints, model); free some space or set cluster.fileroot to another disk"
         )
 
 
 def visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """Ids of the GPUs that this process may use: by CUDA_VISIBLE_DEVICES where it is set, else by nvidia-smi."""
-    chosen = environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        ids = [name.strip() for name in chosen.split(",")]
-        # As CUDA reads it: the list ends at the first id that is none.
+    """Ids of the GPUs this process may use, from CUDA_VISIBLE_DEVICES if set, else from nvidia-smi."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        ids = [name.strip() for name in visible.split(",")]
+        # Like CUDA: the list ends at the first invalid id.
         return ids[: next((i for i, name in enumerate(ids) if name in ("", "-1")), len(ids))]
     tool = shutil.which("nvidia-smi")
     if tool is None:
@@ -119,22 +120,22 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     return done.stdout.split() if done.returncode == 0 else []
 
 
-def needed_gpus(spec: ExperimentSpec) -> tuple[int, int]:
-    """GPUs of the servers and of the trainer."""
+def required_gpus(spec: ExperimentSpec) -> tuple[int, int]:
+    """Number of GPUs of the servers and of the trainer."""
     servers = spec.servers.replicas * spec.servers.tensor_parallel if spec.servers.device == "cuda" else 0
     return servers, spec.trainer.processes_per_node if spec.trainer.device == "cuda" else 0
 
 
 def check_gpus(spec: ExperimentSpec, gpus: list[str]) -> None:
-    """Every process that wants a GPU gets one of its own."""
-    servers, trainer = needed_gpus(spec)
+    """There must be a separate GPU for every process on CUDA."""
+    servers, trainer = required_gpus(spec)
     if servers + trainer <= len(gpus):
         return
     parts = [f"servers.device is cuda ({servers} GPUs)"] * bool(servers)
     parts += [f"trainer.device is cuda ({trainer} GPUs)"] * bool(trainer)
     if not gpus:
         keys = ["servers.device=cpu"] * bool(servers) + ["trainer.device=cpu"] * bool(trainer)
-        raise ValueError(f"{', '.join(parts)}, but no GPU is visible here; set {' '.join(keys)} to run without")
+        raise ValueError(f"{', '.join(parts)}, but no GPU is visible here; set {' '.join(keys)} to run on CPUs")
     raise ValueError(
         f"{', '.join(parts)}, but {len(gpus)} GPUs are visible here ({', '.join(gpus)}); "
         "lower servers.replicas, servers.tensorParallel or trainer.processesPerNode"
@@ -142,10 +143,10 @@ def check_gpus(spec: ExperimentSpec, gpus: list[str]) -> None:
 
 
 def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> None:
-    """All checks of a run on this machine."""
+    """Run all checks for this machine."""
     config = spec.config
     if spec.trainer.nodes > 1:
-        raise ValueError(f"trainer.nodes is {spec.trainer.nodes}; a run on this machine has 1: set trainer.nodes=1")
+        raise ValueError(f"trainer.nodes is {spec.trainer.nodes}; a local run has one node; set trainer.nodes=1")
     check_gpus(spec, gpus)
     check_model("actor.path", config.actor.path)
     if config.tokenizer_path:
@@ -162,6 +163,6 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> Non
 
 
 def check_tokenizer(path: str) -> None:
-    """A local tokenizer directory exists."""
+    """A local tokenizer directory must exist."""
     if is_local_path(path) and not Path(path).exists():
-        raise ValueError(f"tokenizer_path: no tokenizer at {Path(path).absolute()}; leave it out to use actor.path")
+        raise ValueError(f"tokenizer_path: no tokenizer at {Path(path).absolute()}; omit it to use actor.path")

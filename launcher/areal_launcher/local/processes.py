@@ -1,4 +1,4 @@
-"""Processes of a run, each under a supervisor of its own, and the ports that they will listen on."""
+"""The processes of a local run, each under its own supervisor, and the ports reserved for them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SUPERVISOR = Path(supervisor.__file__)
 TAIL_BYTES = 64 * 1024
 
 
-class Supervised:
-    """A command that runs now: its output goes to ``log``, and nothing of it outlives this process."""
+class SupervisedProcess:
+    """A running command that logs to ``log``. It and its descendants never outlive this process."""
 
     def __init__(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
         self.name = name
@@ -45,41 +45,41 @@ class Supervised:
 
     @property
     def seconds(self) -> float:
-        """Time since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.started
 
     def poll(self) -> int | None:
-        """Exit status, 128 + n for signal n; None while it runs."""
+        """Exit status, 128 + n for signal n; None while running."""
         status = self._process.poll()
         return 128 - status if status is not None and status < 0 else status
 
     @property
-    def lost(self) -> bool:
-        """Whether its supervisor was itself killed, so that what it ran may live on."""
+    def supervisor_killed(self) -> bool:
+        """Whether the supervisor itself was killed, so that the command's processes may still run."""
         status = self._process.poll()
         return status is not None and status < 0
 
     def terminate(self) -> None:
-        """Ask the command to end: SIGTERM."""
+        """Send SIGTERM to the command."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError, ValueError):
             self._process.stdin.write(supervisor.TERMINATE)
             self._process.stdin.flush()
 
     def kill(self) -> None:
-        """Kill the command and its descendants; ``wait`` says when they are gone."""
+        """Kill the command and its descendants; ``wait`` returns once they have exited."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 
     def wait(self, timeout_s: float) -> int | None:
-        """Exit status, or None when it still runs after ``timeout_s``."""
+        """Exit status, or None if still running after ``timeout_s``."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
         return self.poll()
 
     def tail(self, lines: int = 20) -> list[str]:
-        """The last lines of this start in the log."""
+        """The last log lines written since this start."""
         with self.log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_start, size - TAIL_BYTES))
@@ -87,8 +87,8 @@ class Supervised:
         return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
-def kill_together(processes: Iterable[Supervised]) -> None:
-    """Kill several processes at once and wait until they are gone."""
+def kill_processes(processes: Iterable[SupervisedProcess]) -> None:
+    """Kill several processes in parallel and wait for them to exit."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.kill()
@@ -97,18 +97,18 @@ def kill_together(processes: Iterable[Supervised]) -> None:
 
 
 def children(*, zombies: bool = False) -> set[int]:
-    """Processes whose parent is this one."""
+    """Process ids of this process's children."""
     return {pid for pid, parent in supervisor.parents(zombies=zombies).items() if parent == os.getpid()}
 
 
-def kill_orphans(spared: set[int]) -> None:
-    """Kill this subreaper's children but ``spared``: what no supervisor looks after, because its own was killed.
+def kill_orphans(spare: set[int]) -> None:
+    """Kill all children of this subreaper except ``spare``: orphans whose supervisor was killed.
 
-    Returns when they are gone, and what they leave behind too: the children of a dying process become this one's only
-    when its last thread has left, until when it is a zombie that cannot be waited for.
+    Returns once they and their descendants have exited. Children of a dying process are reparented only after its last
+    thread exits; until then it is an unreapable zombie.
     """
     deadline = time.monotonic() + supervisor.KILL_TIMEOUT_S
-    while (orphans := children(zombies=True) - spared) and time.monotonic() < deadline:
+    while (orphans := children(zombies=True) - spare) and time.monotonic() < deadline:
         for orphan in orphans:
             supervisor.kill_all([orphan, *supervisor.descendants(orphan)])
             with contextlib.suppress(ChildProcessError):
@@ -116,11 +116,11 @@ def kill_orphans(spared: set[int]) -> None:
         time.sleep(0.002)
 
 
-class HeldPort:
-    """A TCP port kept for a server during the whole run, restarts included.
+class ReservedPort:
+    """A TCP port reserved for a server during the whole run, including restarts.
 
-    The socket is bound but never listens, and both sides set SO_REUSEADDR, so Linux lets the server bind beside it
-    (socket(7)) while giving the port to nobody who asks for a free one. ``ValueError`` when ``port`` is taken.
+    The socket is bound but never listens and both sides set SO_REUSEADDR, so Linux also lets the server bind it
+    (socket(7)), but never hands it out as a free port. Raises ``ValueError`` if ``port`` is taken.
     """
 
     def __init__(self, host: str, port: int = 0) -> None:
@@ -134,5 +134,5 @@ class HeldPort:
         self.number: int = self._socket.getsockname()[1]
 
     def release(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         self._socket.close()

@@ -1,4 +1,4 @@
-"""The inference servers of a local run: started together, watched, started again when they die."""
+"""The inference servers of a local run: started together, watched, restarted when they die."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 from areal_launcher.errors import RunError
-from areal_launcher.local.processes import Supervised, kill_together
+from areal_launcher.local.processes import SupervisedProcess, kill_processes
 
-MAX_RESTARTS = 5  # deaths in a row; a server that lived LONG_LIFE_S since its last start begins to count anew
-LONG_LIFE_S = 600.0
+MAX_RESTARTS = 5  # consecutive; the count restarts after a server has run for STABLE_S
+STABLE_S = 600.0
 FIRST_BACKOFF_S = 1.0
-READY_TIMEOUT_S = 1.0  # /ready answers at once, unlike /health
+READY_TIMEOUT_S = 1.0  # unlike /health, /ready answers immediately
 
 State = Literal["starting", "ready", "backoff", "lost"]
 
 
 @dataclass(frozen=True)
-class ServerSpec:
-    """How one server is started, and where it will answer."""
+class ServerProcess:
+    """Command and address of one server."""
 
     name: str
     host: str
@@ -38,8 +38,8 @@ class ServerSpec:
         return f"{self.host}:{self.port}"
 
 
-def answers(address: str) -> bool:
-    """Whether a server takes requests now."""
+def is_ready(address: str) -> bool:
+    """Whether the server accepts requests."""
     try:
         with urllib.request.urlopen(f"http://{address}/ready", timeout=READY_TIMEOUT_S) as response:
             return bool(response.status == 200)
@@ -48,23 +48,23 @@ def answers(address: str) -> bool:
 
 
 class Server:
-    """One server through its lives."""
+    """One server across its restarts. ``notify`` prints a message to the user."""
 
-    def __init__(self, spec: ServerSpec, *, setup_timeout_s: float, say: Callable[[str], None]) -> None:
+    def __init__(self, spec: ServerProcess, *, setup_timeout_s: float, notify: Callable[[str], None]) -> None:
         self.spec = spec
         self.restarts = 0
-        self._deaths_in_a_row = 0
+        self._consecutive_deaths = 0
         self.was_ready = False
         self._setup_timeout_s = setup_timeout_s
-        self._say = say
+        self._notify = notify
         self._start_at = 0.0
         self.state: State = "starting"
         self.process = self._start()
 
-    def tick(self, *, proven: bool) -> None:
-        """Take note of what happened. ``RunError`` when the first start failed.
+    def tick(self, *, any_served: bool) -> None:
+        """Check the process and advance the state. Raises ``RunError`` if the first start failed.
 
-        ``proven``: a server of this run has served, so that a death in the first start is an accident like any other.
+        ``any_served``: some server of this run has been ready before, so a failed first start is retried.
         """
         if self.state == "lost":
             return
@@ -75,65 +75,68 @@ class Server:
             return
         status = self.process.poll()
         if status is not None:
-            self._died(f"exit status {status}", proven=proven)
-        elif self.state == "starting" and answers(self.spec.address):
+            self._on_death(f"exit status {status}", any_served=any_served)
+        elif self.state == "starting" and is_ready(self.spec.address):
             self.state, self.was_ready = "ready", True
-            self._say(f"{self.spec.name} ready after {self.process.seconds:.0f} s")
+            self._notify(f"{self.spec.name} ready after {self.process.seconds:.0f} s")
         elif self.state == "starting" and self.process.seconds > self._setup_timeout_s:
-            kill_together([self.process])
-            self._died(f"not ready within rollout.setup_timeout = {self._setup_timeout_s:g} s", proven=proven)
+            kill_processes([self.process])
+            reason = f"not ready within rollout.setup_timeout = {self._setup_timeout_s:g} s"
+            self._on_death(reason, any_served=any_served)
 
-    def _start(self) -> Supervised:
+    def _start(self) -> SupervisedProcess:
         spec = self.spec
-        return Supervised(spec.name, spec.argv, env=spec.env, log=spec.log)
+        return SupervisedProcess(spec.name, spec.argv, env=spec.env, log=spec.log)
 
-    def _died(self, reason: str, *, proven: bool) -> None:
+    def _on_death(self, reason: str, *, any_served: bool) -> None:
         name = self.spec.name
-        if not proven:
+        if not any_served:
             raise RunError(f"{name} failed to start: {reason}", log=self.spec.log, lines=self.process.tail())
-        self._deaths_in_a_row = 1 if self.process.seconds > LONG_LIFE_S else self._deaths_in_a_row + 1
-        if self._deaths_in_a_row > MAX_RESTARTS:
+        self._consecutive_deaths = 1 if self.process.seconds > STABLE_S else self._consecutive_deaths + 1
+        if self._consecutive_deaths > MAX_RESTARTS:
             self.state = "lost"
-            self._say(f"{name} died ({reason}) and is given up after {MAX_RESTARTS} restarts; see {self.spec.log}")
+            self._notify(f"{name} died ({reason}), giving up after {MAX_RESTARTS} restarts; see {self.spec.log}")
             return
-        pause_s = FIRST_BACKOFF_S * 2 ** (self._deaths_in_a_row - 1)
-        self.state, self._start_at = "backoff", time.monotonic() + pause_s
-        self._say(
-            f"{name} died ({reason}); restart {self._deaths_in_a_row} of {MAX_RESTARTS} in {pause_s:.0f} s; "
+        delay_s = FIRST_BACKOFF_S * 2 ** (self._consecutive_deaths - 1)
+        self.state, self._start_at = "backoff", time.monotonic() + delay_s
+        self._notify(
+            f"{name} died ({reason}); restart {self._consecutive_deaths} of {MAX_RESTARTS} in {delay_s:.0f} s; "
             f"see {self.spec.log}"
         )
 
 
-class Fleet:
+class ServerFleet:
     """All servers of a run."""
 
-    def __init__(self, specs: Sequence[ServerSpec], *, setup_timeout_s: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, specs: Sequence[ServerProcess], *, setup_timeout_s: float, notify: Callable[[str], None]
+    ) -> None:
         self.servers: list[Server] = []
         try:
             for spec in specs:
-                self.servers.append(Server(spec, setup_timeout_s=setup_timeout_s, say=say))
+                self.servers.append(Server(spec, setup_timeout_s=setup_timeout_s, notify=notify))
         except BaseException:
             self.kill()
             raise
 
     def tick(self) -> None:
-        """Take note of what happened; ``RunError`` when none ever served and one failed, or when none is left."""
+        """Check all servers. Raises ``RunError`` if one failed before any was ready, or if all are lost."""
         for server in self.servers:
-            server.tick(proven=any(other.was_ready for other in self.servers))
+            server.tick(any_served=any(other.was_ready for other in self.servers))
         if self.servers and all(server.state == "lost" for server in self.servers):
             last = self.servers[-1]
-            raise RunError("every server was given up", log=last.spec.log, lines=last.process.tail())
+            raise RunError("no server is left to restart", log=last.spec.log, lines=last.process.tail())
 
     @property
     def ready(self) -> int:
-        """Servers that take requests."""
+        """Number of servers that accept requests."""
         return sum(server.state == "ready" for server in self.servers)
 
     @property
-    def processes(self) -> list[Supervised]:
-        """The newest process of every server."""
+    def processes(self) -> list[SupervisedProcess]:
+        """The current process of every server."""
         return [server.process for server in self.servers]
 
     def kill(self) -> None:
-        """Kill all servers and wait until they are gone."""
-        kill_together(self.processes)
+        """Kill all servers and wait for them to exit."""
+        kill_processes(self.processes)

@@ -1,9 +1,8 @@
-"""Runs one command so that nothing of it outlives the launcher; started by path, with the standard library alone.
+"""Runs one command so that none of its processes outlives the launcher. Started by path; standard library only.
 
-Standard input is the launcher's lifeline: a ``T`` on it terminates the command gently, its end (the launcher let go, or
-died of whatever) kills the command and everything that descends from it, process groups and sessions of their own
-included. Linux hands orphans to the nearest subreaper, which is this process, so none is out of sight.
-Exits with the command's status, 128 + n when signal n ended it.
+Standard input is a pipe from the launcher. A ``T`` sends SIGTERM to the command; end of file (the launcher closed it or
+died) kills the command and all its descendants, even in other process groups and sessions: Linux reparents orphans to
+the nearest subreaper, which is this process. Exits with the command's status, or 128 + n if signal n killed it.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 TERMINATE = b"T"
 CANNOT_START = 127
-KILL_TIMEOUT_S = 30.0  # a process in an uninterruptible call (a driver, a network file system) dies when that returns
+KILL_TIMEOUT_S = 30.0  # a process in an uninterruptible system call (driver, NFS) dies only when it returns
 
 
 def prctl(option: int, value: int) -> None:
-    """Call prctl(2); ``OSError`` where it fails."""
+    """Call prctl(2). Raises ``OSError`` if it fails."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
@@ -32,48 +31,48 @@ def prctl(option: int, value: int) -> None:
 
 
 def parents(*, zombies: bool = False) -> dict[int, int]:
-    """Parent of every process that is alive; with ``zombies`` of those too that are dead and still there."""
-    found: dict[int, int] = {}
+    """Maps every live process to its parent; with ``zombies`` also processes that have died but are not reaped."""
+    parent_of: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         try:
             with open(f"/proc/{entry}/stat", "rb") as file:
-                # The name, in parentheses, may hold spaces and parentheses itself.
+                # The command name in parentheses may itself contain spaces and parentheses.
                 state, parent = file.read().rpartition(b")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
         if zombies or state != b"Z":
-            found[int(entry)] = int(parent)
-    return found
+            parent_of[int(entry)] = int(parent)
+    return parent_of
 
 
 def descendants(root: int) -> list[int]:
-    """Every process below ``root``, children before grandchildren."""
+    """All descendants of ``root``, children before grandchildren."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents().items():
         children.setdefault(parent, []).append(pid)
-    found = [root]
-    for pid in found:
-        found.extend(children.get(pid, []))
-    return found[1:]
+    tree = [root]
+    for pid in tree:
+        tree.extend(children.get(pid, []))
+    return tree[1:]
 
 
 def kill_all(pids: list[int], signum: int = signal.SIGKILL) -> None:
-    """Signal processes, some of which may be gone."""
+    """Send a signal to processes, ignoring those that have exited."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
 
 
 def kill_tree(root: int) -> list[int]:
-    """Kill everything below this process, what forks meanwhile included; those that the kernel holds are returned."""
+    """Kill all descendants, including any forked meanwhile; returns those that do not die in time."""
     deadline = time.monotonic() + KILL_TIMEOUT_S
     while True:
         left = descendants(root)
         kill_all(left)
         reap()
-        # A dead process whose threads are still leaving is a zombie that cannot be waited for yet.
+        # A dead process whose threads have not all exited is a zombie that cannot be reaped yet.
         if not left and not has_children():
             return []
         if time.monotonic() > deadline:
@@ -82,7 +81,7 @@ def kill_tree(root: int) -> list[int]:
 
 
 def has_children() -> bool:
-    """Whether this process has children, zombies included."""
+    """Whether this process has children, including zombies."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -91,19 +90,19 @@ def has_children() -> bool:
 
 
 def reap() -> dict[int, int]:
-    """Wait statuses of the children that have ended."""
-    ended: dict[int, int] = {}
+    """Reap exited children and return their wait statuses."""
+    statuses: dict[int, int] = {}
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
-            ended[pid] = status
-    return ended
+            statuses[pid] = status
+    return statuses
 
 
 def start(argv: list[str]) -> int:
-    """Fork and exec ``argv`` with an empty standard input; its process id."""
+    """Fork and exec ``argv`` with an empty standard input; returns its process id."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid != 0:
@@ -123,26 +122,26 @@ def start(argv: list[str]) -> int:
 
 
 def wait(pid: int, wakeup: int) -> int:
-    """Exit status of ``pid``, which may end by itself or by the lifeline."""
+    """Wait for ``pid`` to exit or for the launcher to close the pipe; the exit status."""
     while True:
         ready, _, _ = select.select([0, wakeup], [], [])
         signals = os.read(wakeup, 64) if wakeup in ready else b""
-        ended = reap()
-        if pid in ended:
-            status = os.waitstatus_to_exitcode(ended[pid])
+        statuses = reap()
+        if pid in statuses:
+            status = os.waitstatus_to_exitcode(statuses[pid])
             return status if status >= 0 else 128 - status
-        gentle = signal.SIGTERM in signals or signal.SIGINT in signals
+        terminate = signal.SIGTERM in signals or signal.SIGINT in signals
         if 0 in ready:
-            word = os.read(0, 64)
-            if not word:
+            data = os.read(0, 64)
+            if not data:
                 return 128 + signal.SIGKILL
-            gentle = gentle or TERMINATE in word
-        if gentle:
+            terminate = terminate or TERMINATE in data
+        if terminate:
             kill_all([pid], signal.SIGTERM)
 
 
 def main(argv: list[str]) -> int:
-    """Run ``argv`` to its end, then leave nothing of it behind."""
+    """Run ``argv`` until it exits, then kill all its descendants."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
@@ -153,7 +152,7 @@ def main(argv: list[str]) -> int:
         return wait(pid, wakeup)
     finally:
         if left := kill_tree(os.getpid()):
-            os.write(2, f"processes {left} do not die within {KILL_TIMEOUT_S:.0f} s of SIGKILL\n".encode())
+            os.write(2, f"processes {left} did not exit within {KILL_TIMEOUT_S:.0f} s of SIGKILL\n".encode())
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from torch import nn
 
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
-from areal_launcher.local import servers as fleet_module
+from areal_launcher.local import servers
 from areal_launcher.local.checks import check_servers_model
-from areal_launcher.local.servers import Server, ServerSpec
+from areal_launcher.local.servers import Server, ServerProcess
 from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
 from areal_trainer.model.policy import Policy
 from areal_trainer.rollout.make_workflow import vocabulary_size
@@ -104,18 +104,16 @@ def test_a_pod_that_loads_a_large_model_is_not_killed() -> None:
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 1800
 
 
-def test_a_local_server_that_is_paused_for_an_update_is_not_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fleet_module, "answers", lambda address: True)
-    spec = ServerSpec("server-0", "127.0.0.1", 1, ["sleep", "60"], {"PATH": "/usr/bin:/bin"}, tmp_path / "log")
-    server = Server(spec, setup_timeout_s=0.0, say=lambda text: None)
+def test_a_local_server_paused_for_an_update_is_not_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "is_ready", lambda address: True)
+    spec = ServerProcess("server-0", "127.0.0.1", 1, ["sleep", "60"], {"PATH": "/usr/bin:/bin"}, tmp_path / "log")
+    server = Server(spec, setup_timeout_s=0.0, notify=lambda text: None)
     try:
-        server.tick(proven=False)
+        server.tick(any_served=False)
         assert server.state == "ready"
-        monkeypatch.setattr(fleet_module, "answers", lambda address: False)  # /ready is 503 while it is paused
+        monkeypatch.setattr(servers, "is_ready", lambda address: False)  # /ready is 503 while it is paused
         for _ in range(3):
-            server.tick(proven=False)
+            server.tick(any_served=False)
         assert (server.state, server.restarts) == ("ready", 0)
     finally:
-        fleet_module.kill_together([server.process])
+        servers.kill_processes([server.process])

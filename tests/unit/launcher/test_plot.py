@@ -32,7 +32,7 @@ def write_run(run: Path, steps: int) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def test_reward_png_is_written_whole_into_the_run_directory(tmp_path: Path) -> None:
+def test_reward_png_is_written_atomically(tmp_path: Path) -> None:
     run = tmp_path / "words" / "trial0"
     write_run(run, 60)
     path = plot_run(run)
@@ -41,7 +41,7 @@ def test_reward_png_is_written_whole_into_the_run_directory(tmp_path: Path) -> N
     assert [entry.name for entry in run.iterdir() if entry.name.startswith(".")] == []
 
 
-def test_one_step_is_enough_for_a_picture(tmp_path: Path) -> None:
+def test_one_step_is_enough_to_plot(tmp_path: Path) -> None:
     write_run(tmp_path / "words" / "trial0", 1)
     assert plot_run(tmp_path / "words" / "trial0").exists()
 
@@ -51,10 +51,10 @@ def test_a_run_without_steps_cannot_be_plotted(tmp_path: Path) -> None:
         plot_run(tmp_path)
 
 
-def test_a_series_leaves_out_steps_without_the_value() -> None:
+def test_a_series_omits_steps_without_the_value() -> None:
     lines = [{"step": 1, "eval-rollout/reward": 0.2}, {"step": 2}, {"step": 3, "eval-rollout/reward": 0.6}]
     assert series(lines, "eval-rollout/reward") == ([1, 3], [0.2, 0.6])
 
 
-def test_smoothing_takes_the_mean_of_the_values_so_far_in_the_window() -> None:
+def test_smoothing_is_a_running_mean() -> None:
     assert smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]

@@ -1,6 +1,6 @@
-"""Runs in a pod beside a run's volume, with the standard library alone: ``python3 -c SOURCE DIRECTORY``.
+"""Runs in a pod that mounts a run's volume: ``python3 -c SOURCE DIRECTORY``. Standard library only.
 
-Writes the newest directory below DIRECTORY that holds a config.json to standard output, as a tar archive.
+Writes the newest directory below DIRECTORY that contains config.json to standard output, as a tar archive.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import os
 import sys
 import tarfile
 
-NOTHING_THERE = 3
+NO_CHECKPOINT = 3
 
 
 def newest(directory: str) -> str | None:
-    """Path of the checkpoint that was written last; None where there is none."""
-    found = [entry for entry in os.scandir(directory) if os.path.isfile(os.path.join(entry.path, "config.json"))]
-    return max(found, key=lambda entry: entry.stat().st_mtime).path if found else None
+    """Path of the last checkpoint written; None if there is none."""
+    entries = [entry for entry in os.scandir(directory) if os.path.isfile(os.path.join(entry.path, "config.json"))]
+    return max(entries, key=lambda entry: entry.stat().st_mtime).path if entries else None
 
 
 def main(arguments: list[str]) -> int:
@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
     directory = arguments[0]
     path = newest(directory) if os.path.isdir(directory) else None
     if path is None:
-        print(f"{directory} holds no checkpoint", file=sys.stderr)
-        return NOTHING_THERE
+        print(f"{directory} contains no checkpoint", file=sys.stderr)
+        return NO_CHECKPOINT
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
         tar.add(path, arcname=os.path.basename(path))
     return 0

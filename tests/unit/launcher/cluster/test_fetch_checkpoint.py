@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from websocket import ABNF
 
-from areal_launcher.cluster.client import output_in
+from areal_launcher.cluster.client import exec_output
 from areal_launcher.cluster.fetch_checkpoint import unpack
 from areal_launcher.cluster.in_pod import send_checkpoint
 from areal_launcher.errors import RunError
@@ -35,7 +35,7 @@ class Frames:
         return ABNF.OPCODE_CLOSE, ABNF(1, 0, 0, 0, ABNF.OPCODE_CLOSE, 0, b"")
 
 
-def said(status: dict[str, str]) -> tuple[int, bytes]:
+def status_frame(status: dict[str, str]) -> tuple[int, bytes]:
     return STATUS, json.dumps(status).encode()
 
 
@@ -55,45 +55,45 @@ def in_pieces(data: bytes, size: int) -> list[tuple[int, bytes]]:
     return [(STDOUT, data[at : at + size]) for at in range(0, len(data), size)]
 
 
-def test_the_newest_checkpoint_arrives_as_it_was(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_arrives_unchanged(tmp_path: Path) -> None:
     weights = os.urandom(100_000)
     checkpoint(tmp_path / "there", "epoch1step9", weights=b"older", written_at=1000)
     checkpoint(tmp_path / "there", "epoch1step10", weights=weights, written_at=2000)
     (tmp_path / "there" / "epoch2step20").mkdir()  # just begun
     archive = sent(tmp_path / "there").stdout
-    frames = Frames((STDOUT, b""), *in_pieces(archive, 1000), said(SUCCESS))
-    found = unpack(output_in(frames), tmp_path / "here")
+    frames = Frames((STDOUT, b""), *in_pieces(archive, 1000), status_frame(SUCCESS))
+    found = unpack(exec_output(frames), tmp_path / "here")
     assert found == tmp_path / "here" / "epoch1step10"
     assert (found / "model.safetensors").read_bytes() == weights
     assert list((tmp_path / "here").iterdir()) == [found]
 
 
-def test_a_checkpoint_that_is_here_already_is_replaced(tmp_path: Path) -> None:
+def test_an_existing_local_checkpoint_is_replaced(tmp_path: Path) -> None:
     checkpoint(tmp_path / "there", "epoch1step1", weights=b"new", written_at=1000)
     checkpoint(tmp_path / "here", "epoch1step1", weights=b"old", written_at=1000)
     archive = sent(tmp_path / "there").stdout
-    found = unpack(output_in(Frames((STDOUT, archive), said(SUCCESS))), tmp_path / "here")
+    found = unpack(exec_output(Frames((STDOUT, archive), status_frame(SUCCESS))), tmp_path / "here")
     assert (found / "model.safetensors").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.95])
-def test_half_a_checkpoint_is_none(tmp_path: Path, kept: float) -> None:
+def test_an_incomplete_checkpoint_is_discarded(tmp_path: Path, kept: float) -> None:
     checkpoint(tmp_path / "there", "epoch1step1", weights=os.urandom(50_000), written_at=1000)
     archive = sent(tmp_path / "there").stdout
     frames = Frames(*in_pieces(archive[: int(len(archive) * kept)], 1000))
-    with pytest.raises(RunError, match="ended without a status"):
-        unpack(output_in(frames), tmp_path / "here")
+    with pytest.raises(RunError, match="ended without an exit status"):
+        unpack(exec_output(frames), tmp_path / "here")
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
     done = sent(tmp_path / "nothing")
-    assert done.returncode == send_checkpoint.NOTHING_THERE
-    frames = Frames((STDERR, done.stderr), said(FAILURE))
-    with pytest.raises(RunError, match="nothing holds no checkpoint"):
-        unpack(output_in(frames), tmp_path / "here")
+    assert done.returncode == send_checkpoint.NO_CHECKPOINT
+    frames = Frames((STDERR, done.stderr), status_frame(FAILURE))
+    with pytest.raises(RunError, match="nothing contains no checkpoint"):
+        unpack(exec_output(frames), tmp_path / "here")
 
 
-def test_a_command_that_cannot_be_run_says_why(tmp_path: Path) -> None:
+def test_a_command_that_cannot_run_reports_the_reason(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exit code 3"):
-        unpack(output_in(Frames(said(FAILURE))), tmp_path / "here")
+        unpack(exec_output(Frames(status_frame(FAILURE))), tmp_path / "here")

@@ -1,0 +1,91 @@
+"""`grpo eval`: the mean reward of a checkpoint on valid_dataset."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from areal_api import names
+from areal_api.experiment import GRPOExperiment
+from areal_launcher.console import console_for
+from areal_launcher.display import display_for
+from areal_launcher.errors import RunError
+from areal_launcher.local.prepare import prepared_run
+from areal_launcher.local.run import LocalRun
+from areal_launcher.request import Request
+from areal_launcher.results_table import checkpoints_in_cluster, last_checkpoint
+from areal_launcher.run_files import experiment_file
+
+EVALUATE_MODULE = "areal_trainer.evaluate"
+
+
+def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
+    """Print the mean reward of a checkpoint as one line of JSON."""
+    model, directory = resolve_checkpoint(checkpoint), enclosing_run(Path(checkpoint))
+    if request.path is None:
+        if directory is None:
+            raise ValueError(
+                f"{checkpoint} is not inside a run directory: give a run directory or a checkpoint inside one, or name "
+                "the experiment to evaluate on: an experiment.yaml, or AReaL's configuration file with --config"
+            )
+        request = Request(experiment_file(directory), request.script, request.overrides)
+    experiment = evaluation_experiment(request.load(), model)
+    console = console_for(stderr=True)
+    run = (directory or names.run_dir(experiment.spec.config)) / "eval" / Path(model).name
+    with prepared_run(experiment, run=run, first_port=port) as plan:
+        log = plan.trainer.log
+        log.unlink(missing_ok=True)
+        with display_for(console) as display:
+            status = LocalRun(replace(plan, startup_phase="evaluating"), display).run()
+    lines = log.read_text().splitlines()
+    results = [line for line in lines if line.startswith("{")]
+    if status == 0 and not results:
+        raise RunError("the evaluation printed no result", log=log, lines=lines[-20:])
+    if results:
+        print(results[-1])
+    return status
+
+
+def resolve_checkpoint(text: str) -> str:
+    """The checkpoint to evaluate; for a run directory its newest checkpoint."""
+    path = Path(text)
+    if not is_run(path):
+        return text
+    newest = last_checkpoint(path)
+    if newest is None:
+        location = checkpoints_in_cluster(path)
+        if location is not None:
+            raise ValueError(
+                f"{path} has no checkpoint here, they are {location}; add --checkpoint to the grpo run command that "
+                "fetched these results to fetch the newest one"
+            )
+        raise ValueError(f"{path} has no checkpoint yet; name one")
+    return newest
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is the directory of a local run."""
+    return experiment_file(path).is_file()
+
+
+def enclosing_run(path: Path) -> Path | None:
+    """``path`` or its nearest parent that is a run directory."""
+    return next((parent for parent in (path, *path.absolute().parents) if is_run(parent)), None)
+
+
+def evaluation_experiment(experiment: GRPOExperiment, model: str) -> GRPOExperiment:
+    """The experiment changed to evaluate ``model`` in a single process, without training."""
+    spec = experiment.spec
+    if spec.config.valid_dataset is None:
+        raise ValueError("valid_dataset is not set; name the held-out problems, for example valid_dataset.path=…")
+    config = spec.config.model_copy(
+        update={
+            "actor": spec.config.actor.model_copy(update={"path": model}),
+            "sglang": spec.config.sglang.model_copy(update={"model_path": None}),
+            "recover": spec.config.recover.model_copy(update={"mode": "disabled"}),
+        }
+    )
+    trainer = spec.trainer.model_copy(
+        update={"nodes": 1, "processes_per_node": 1, "device": "cpu", "script": EVALUATE_MODULE}
+    )
+    return experiment.model_copy(update={"spec": spec.model_copy(update={"config": config, "trainer": trainer})})

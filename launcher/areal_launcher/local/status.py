@@ -1,0 +1,29 @@
+"""`grpo status` of a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from areal_launcher import run_files
+from areal_launcher.console import console_for
+from areal_launcher.display import step_metrics
+from areal_launcher.results_table import results_table
+
+
+def status(directory: Path) -> int:
+    """Print the state of a run."""
+    run_files.require_run(directory)
+    console = console_for()
+    pid, stats = run_files.launcher_pid(directory), run_files.read_stats(directory)
+    if pid is None:
+        if run_files.read_summary(directory) is None:
+            console.print("stopped before it finished: run the same command again to continue it", markup=False)
+        console.print(results_table(directory))
+        return 0
+    total = stats.last(run_files.TOTAL_STEPS)
+    shown = "  ".join(f"{label} {text}" for label, text in step_metrics(stats, int(total) if total else None))
+    console.print(f"running (process {pid})  {shown}", markup=False, soft_wrap=True)
+    for server in run_files.read_state(directory)["servers"]:
+        line = f"{server['name']}  {server['address']}  {server['state']}  restarts {server['restarts']}"
+        console.print(line, markup=False, soft_wrap=True)
+    return 0

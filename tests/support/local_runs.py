@@ -1,0 +1,113 @@
+"""Local runs with small stand-in commands, and the statistics that they write."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from areal_api.experiment import GRPOExperiment
+from areal_api.load import load_experiment
+from areal_launcher.local.processes import ReservedPort
+from areal_launcher.local.run import LocalPlan, TrainerProcess
+from areal_launcher.local.servers import ServerProcess
+from support.process_trees import DEADLINE_S, PROCESS_TREE, python
+
+SERVER = (
+    PROCESS_TREE
+    + """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/ready" else 404)
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+"""
+)
+
+
+EXITS_ON_SIGTERM = (
+    PROCESS_TREE
+    + """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("checkpoint written")))
+time.sleep(600)
+"""
+)
+
+
+IGNORES_SIGTERM = (
+    PROCESS_TREE
+    + """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: print("no", flush=True))
+while True:
+    time.sleep(1)
+"""
+)
+
+
+class RecordingDisplay:
+    """A display that remembers."""
+
+    def __init__(self, on_message: Callable[[str], None] = lambda text: None) -> None:
+        self.messages: list[str] = []
+        self.on_message = on_message
+
+    def __enter__(self) -> RecordingDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+    def update(self, stats: object, total: int | None) -> None: ...
+
+    def phase(self, text: str) -> None:
+        if text not in self.messages:
+            self.message(text)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+        self.on_message(text)
+
+
+def plan(tmp: Path, trainer: list[str], servers: list[list[str]], ports: list[ReservedPort]) -> LocalPlan:
+    specs = [
+        ServerProcess(f"server-{i}", "127.0.0.1", port.number, argv, os.environ, tmp / "logs" / f"server-{i}.log")
+        for i, (argv, port) in enumerate(zip(servers, ports, strict=False))
+    ]
+    return LocalPlan(
+        run=tmp,
+        servers=specs,
+        trainer=TrainerProcess(trainer, os.environ, tmp / "logs" / "trainer.log"),
+        setup_timeout_s=DEADLINE_S,
+        total_steps=None,
+    )
+
+
+def serving(tmp: Path, port: ReservedPort) -> list[str]:
+    return python(SERVER, tmp / "pids", port.number)
+
+
+def line(step: int, **more: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "version": step,
+        "time": 2.0 * step,
+        "task_reward/avg": 0.1 * step,
+        "staleness/avg": 1.25,
+        "staleness/max": 2,
+        "tokens_per_second": 3210.4,
+        **more,
+    }
+
+
+def append(path: Path, *lines: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(one) + "\n" for one in lines)
+
+
+def load(path: Path, *overrides: str) -> GRPOExperiment:
+    return load_experiment(path, overrides)

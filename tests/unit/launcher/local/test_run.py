@@ -1,0 +1,242 @@
+"""A local run with small stand-in commands for servers and trainer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from areal_launcher.errors import RunError
+from areal_launcher.local.processes import ReservedPort
+from areal_launcher.local.run import LocalPlan, LocalRun
+from areal_launcher.local.supervisor import parents
+from support.local_runs import EXITS_ON_SIGTERM, IGNORES_SIGTERM, SERVER, RecordingDisplay, plan, serving
+from support.process_trees import DEADLINE_S, PROCESS_TREE, SLEEPER, alive, pids, python, wait_until
+
+
+def test_the_trainers_success_stops_every_server(tmp_path: Path, ports: list[ReservedPort]) -> None:
+    trainer = python("import time; time.sleep(1.0)")
+    servers = [serving(tmp_path, port) for port in ports]
+    assert LocalRun(plan(tmp_path, trainer, servers, ports), RecordingDisplay()).run() == 0
+    family = pids(tmp_path / "pids")
+    assert len(family) == 4
+    assert not any(alive(pid) for pid in family)
+
+
+def test_a_failed_trainer_reports_its_exit_status_and_last_lines(tmp_path: Path, ports: list[ReservedPort]) -> None:
+    trainer = python("print('data set words has no column answer', flush=True); raise SystemExit(7)")
+    with pytest.raises(RunError, match="exit status 7") as failure:
+        LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), RecordingDisplay()).run()
+    assert failure.value.status == 7
+    assert failure.value.lines == ["data set words has no column answer"]
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_a_command_that_does_not_exist_is_reported(tmp_path: Path, ports: list[ReservedPort]) -> None:
+    with pytest.raises(RunError, match="exit status 127") as failure:
+        LocalRun(plan(tmp_path, ["/nowhere/torchrun"], [], ports), RecordingDisplay()).run()
+    assert failure.value.lines == ["cannot start /nowhere/torchrun: No such file or directory"]
+
+
+def test_processes_of_a_killed_supervisor_are_gone_before_the_server_restarts(
+    tmp_path: Path, ports: list[ReservedPort]
+) -> None:
+    left: list[bool] = []
+
+    def kill_once(text: str) -> None:
+        family = pids(tmp_path / "pids")
+        if "server-0 ready" in text and len(family) == 2:
+            os.kill(parents()[family[0]], signal.SIGKILL)
+        elif "server-0 ready" in text:
+            left.extend(alive(pid) for pid in family[:2])
+            (tmp_path / "done").touch()
+
+    trainer = python("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)", tmp_path / "done")
+    assert (
+        LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), RecordingDisplay(kill_once)).run() == 0
+    )
+    assert left == [False, False]
+
+
+# Kills the server's supervisor just before exiting, so that no restart happens before the run ends.
+KILLS_SERVER_SUPERVISOR = """
+import os, signal, sys, time
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.02)
+server = open(sys.argv[1]).read().split()[0]
+os.kill(int(open(f"/proc/{server}/stat").read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+"""
+
+
+def test_no_server_process_survives_if_its_supervisor_is_killed_at_the_end(
+    tmp_path: Path, ports: list[ReservedPort]
+) -> None:
+    log = RecordingDisplay(lambda text: (tmp_path / "served").touch() if "server-0 ready" in text else None)
+    trainer = python(KILLS_SERVER_SUPERVISOR, tmp_path / "pids", tmp_path / "served")
+    assert LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), log).run() == 0
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+# Writes one step per start and fails until the third start.
+FAILS_TWICE = """
+import json, os, sys
+stats, starts = sys.argv[1], sys.argv[2]
+with open(starts, "a") as file:
+    file.write("x")
+count = os.path.getsize(starts)
+if sys.argv[3] == "steps":
+    with open(stats, "a") as file:
+        file.write(json.dumps({"step": count, "time": count}) + "\\n")
+raise SystemExit(0 if count == 3 else 9)
+"""
+
+
+def failing_plan(tmp: Path, kind: str, backoff_limit: int) -> LocalPlan:
+    trainer = python(FAILS_TWICE, tmp / "stats.jsonl", tmp / "starts", kind)
+    return replace(plan(tmp, trainer, [], []), backoff_limit=backoff_limit)
+
+
+def test_a_trainer_that_fails_after_a_step_is_restarted(tmp_path: Path) -> None:
+    log = RecordingDisplay()
+    assert LocalRun(failing_plan(tmp_path, "steps", 3), log).run() == 0
+    assert [text.split(";")[0].split(", ")[-1] for text in log.messages if "failed" in text] == [
+        "restart 1 of 3",
+        "restart 2 of 3",
+    ]
+
+
+# The first start writes a step, starts a rank in its own session like torchrun, and kills its own supervisor.
+KILLS_OWN_SUPERVISOR = (
+    PROCESS_TREE
+    + """
+import json, signal
+if os.path.exists(sys.argv[2]):
+    raise SystemExit(0)
+with open(sys.argv[2], "a") as file:
+    file.write(json.dumps({"step": 1, "time": 1}) + "\\n")
+time.sleep(0.5)
+os.kill(os.getppid(), signal.SIGKILL)
+time.sleep(600)
+"""
+)
+
+
+FAILS_IF_RANK_LIVES = """
+import os, sys
+rank = open(sys.argv[1]).read().split()[1]
+sys.exit(3 if os.path.exists(f"/proc/{rank}") else 0)
+"""
+
+
+def test_ranks_of_a_killed_supervisor_are_gone_before_the_trainer_restarts(tmp_path: Path) -> None:
+    second, first = FAILS_IF_RANK_LIVES, KILLS_OWN_SUPERVISOR
+    code = f"import os, sys\nif os.path.exists(sys.argv[2]): exec({second!r})\nelse: exec({first!r})"
+    trainer = python(code, tmp_path / "pids", tmp_path / "stats.jsonl")
+    log = RecordingDisplay()
+    assert LocalRun(replace(plan(tmp_path, trainer, [], []), backoff_limit=1), log).run() == 0
+    assert any("exit status 137" in text for text in log.messages)
+
+
+def test_a_trainer_is_restarted_at_most_backoff_limit_times(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="exit status 9"):
+        LocalRun(failing_plan(tmp_path, "steps", 1), RecordingDisplay()).run()
+    assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_a_trainer_that_fails_before_its_first_step_is_not_restarted(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="exit status 9"):
+        LocalRun(failing_plan(tmp_path, "none", 3), RecordingDisplay()).run()
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_a_trainer_with_an_invalid_configuration_is_not_restarted(tmp_path: Path) -> None:
+    run = failing_plan(tmp_path, "steps", 3)
+    argv = [word.replace("else 9", "else 2") for word in run.trainer.argv]
+    with pytest.raises(RunError, match="exit status 2"):
+        LocalRun(replace(run, trainer=replace(run.trainer, argv=argv)), RecordingDisplay()).run()
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_a_run_past_its_deadline_is_terminated_gracefully_with_an_error(tmp_path: Path) -> None:
+    # torchrun's status after a signal is 1, whatever its ranks returned.
+    trainer = python(
+        EXITS_ON_SIGTERM.replace("sys.exit(print(", "(print(").replace('written"))', 'written"), sys.exit(1))')
+    )
+    late = replace(plan(tmp_path, [*trainer, str(tmp_path / "pids")], [], []), active_deadline_s=1.0)
+    with pytest.raises(RunError, match=r"activeDeadlineSeconds = 1.0"):
+        LocalRun(late, RecordingDisplay()).run()
+    assert "checkpoint written" in (tmp_path / "logs" / "trainer.log").read_text()
+
+
+DRIVER = """
+import os, sys
+from pathlib import Path
+from areal_launcher.errors import RunError
+from areal_launcher.local.servers import ServerFleet, ServerProcess
+from areal_launcher.local.run import LocalPlan, LocalRun, TrainerProcess
+from areal_launcher.torchrun import failed_rank_status, strip_report
+from areal_launcher.display import PlainDisplay
+from areal_launcher.local.processes import ReservedPort
+from rich.console import Console
+run, server, trainer = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+port = ReservedPort("127.0.0.1")
+python = [sys.executable, "-S", "-c"]
+serve = [*python, server, str(run / "pids"), str(port.number)]
+spec = ServerProcess("server-0", "127.0.0.1", port.number, serve, os.environ, run / "s.log")
+train = TrainerProcess([*python, trainer, str(run / "pids")], os.environ, run / "t.log")
+plan = LocalPlan(run, [spec], train, 15.0, None)
+sys.exit(LocalRun(plan, PlainDisplay(Console())).run())
+"""
+
+
+def start_launcher(run: Path, trainer: str) -> subprocess.Popen[str]:
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(run), SERVER, trainer], stdout=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: len(pids(run / "pids")) == 4, "server and trainer have started")
+    return launcher
+
+
+def test_killing_the_launcher_leaves_no_process_behind(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, SLEEPER)
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: not any(alive(pid) for pid in pids(tmp_path / "pids")), "all processes are gone")
+
+
+def test_the_first_signal_terminates_the_trainer_gracefully(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, EXITS_ON_SIGTERM)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGINT)
+    output, _ = launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 0
+    assert "writes a recovery checkpoint" in output
+    assert "checkpoint written" in (tmp_path / "t.log").read_text()
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_the_second_signal_kills_everything_immediately(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, IGNORES_SIGTERM)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGTERM)
+    wait_until(lambda: "no" in (tmp_path / "t.log").read_text().split("\n"), "the trainer got the first signal")
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 128 + signal.SIGTERM
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_orphans_of_a_killed_supervisor_are_killed_too(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, SLEEPER)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, text=True)
+    for supervisor in children.stdout.split():
+        os.kill(int(supervisor), signal.SIGKILL)
+    launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 1
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))

@@ -1,0 +1,39 @@
+"""Commands that do not depend on where a run executes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from areal_api.render import experiment_yaml
+from areal_launcher import cli
+from support.local_runs import load
+
+
+def test_an_experiment_survives_a_round_trip_through_a_file(experiment_path: Path, tmp_path: Path) -> None:
+    experiment = load(experiment_path, "config.seed=3", "servers.replicas=2")
+    (tmp_path / "again.yaml").write_text(experiment_yaml(experiment))
+    assert load(tmp_path / "again.yaml") == experiment
+
+
+def test_convert_writes_an_experiment(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "gsm8k_grpo.yaml"
+    source.write_text(
+        yaml.safe_dump(
+            {
+                "experiment_name": "gsm8k",
+                "trial_name": "t",
+                "allocation_mode": "sglang:d2p1t1+d2p1t1",
+                "cluster": {"n_nodes": 1, "n_gpus_per_node": 4, "fileroot": "/tmp/x"},
+                "actor": {"path": "Qwen/Qwen3-1.7B"},
+                "train_dataset": {"path": "openai/gsm8k", "batch_size": 8},
+            }
+        )
+    )
+    assert cli.main(["convert", str(source), "-o", str(tmp_path / "experiment.yaml")]) == 0
+    experiment = load(tmp_path / "experiment.yaml")
+    assert experiment.name == "gsm8k"
+    assert experiment.spec.servers.replicas == 2
+    assert experiment.spec.trainer.ranks == 2
