@@ -1,4 +1,4 @@
-"""Random models and batches of stated sizes."""
+"""Random models and batches of given sizes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_qwen3(directory: Path, *, layers: int, hidden: int, vocabulary: int, se
 
 
 def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One token a word: w0, w1, …"""
+    """One token per word: w0, w1, …"""
     words = {f"w{number}": number for number in range(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -45,25 +45,24 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 def random_groups(
     *, prompts: int, samples: int, prompt_tokens: int, new_tokens: tuple[int, int], vocabulary: int
 ) -> list[Trajectory]:
-    """Groups of samples whose completions have any length in ``new_tokens``; the log-probs are those of a random
-    model."""
-    chance = np.random.default_rng(0)
+    """Groups of samples with completion lengths in the range ``new_tokens`` and the log-probs of a random model."""
+    rng = np.random.default_rng(0)
     trajectories = []
     for group in range(prompts):
-        prompt = chance.integers(2, vocabulary, prompt_tokens).tolist()
+        prompt = rng.integers(2, vocabulary, prompt_tokens).tolist()
         for _ in range(samples):
-            completion = chance.integers(2, vocabulary, chance.integers(new_tokens[0], new_tokens[1] + 1)).tolist()
+            completion = rng.integers(2, vocabulary, rng.integers(new_tokens[0], new_tokens[1] + 1)).tolist()
             trajectories.append(_trajectory(prompt, completion, -float(np.log(vocabulary)), group))
     return trajectories
 
 
 def _trajectory(prompt: list[int], completion: list[int], logprob: float, group: int) -> Trajectory:
-    made = [False] * len(prompt) + [True] * len(completion)
+    mask = [False] * len(prompt) + [True] * len(completion)
     return Trajectory.of_lists(
         input_ids=prompt + completion,
-        loss_mask=made,
-        logprobs=[logprob * is_made for is_made in made],
-        versions=[is_made - 1 for is_made in made],
+        loss_mask=mask,
+        logprobs=[logprob * generated for generated in mask],
+        versions=[generated - 1 for generated in mask],
         reward=float(sum(completion) % 2),
         prompt_len=len(prompt),
         finish_reason="stop",

@@ -1,4 +1,4 @@
-"""The parts of a training step alone: generation while nothing trains, training while nothing generates."""
+"""The parts of a training step in isolation: generation without training, and training without generation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks.servers import sglang_server
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds a step, each the median over some batches."""
+    """Seconds per step, medians over several batches."""
 
     generation_s: float
     training_s: float
@@ -35,7 +35,7 @@ class Parts:
 
 
 def measure_parts(run: Path, *, batches: int) -> Parts:
-    """Of the run in ``run``, with the weights that it ended with: 32 requests of n samples, then their training."""
+    """Measure with the configuration and final weights of the run in ``run``."""
     config = read_resolved_config(names.config_file(run), GRPOConfig)
     model = max(names.checkpoints_dir(run).iterdir(), key=lambda path: path.stat().st_mtime)
     with sglang_server(names.config_file(run), model, run / "alone.log") as address:
@@ -45,7 +45,7 @@ def measure_parts(run: Path, *, batches: int) -> Parts:
 
 
 def _generate(config: GRPOConfig, address: str, batches: int) -> list[tuple[float, list[Trajectory]]]:
-    """Seconds and samples of each batch; the first one warms up and is left out."""
+    """Seconds and samples of each batch, without the first, which warms up."""
     tokenizer = load_hf_tokenizer(config.tokenizer)
     loader = iter(train_loader(config.train_dataset, tokenizer, seed=config.seed))
     workflow = RLVRWorkflow(gsm8k_reward_fn, config.gconfig, tokenizer)
@@ -64,7 +64,7 @@ def _generate(config: GRPOConfig, address: str, batches: int) -> list[tuple[floa
 
 
 def _train(config: GRPOConfig, model: Path, work: Path, batches: list[list[Trajectory]]) -> list[float]:
-    """Seconds of log-probs, advantages, update and publishing of each batch but the first."""
+    """Seconds of log-probs, advantages, update and publishing of each batch, without the first."""
     actor = config.actor.model_copy(update={"path": str(model)})
     policy = Policy(actor, device="cpu", total_steps=1000, seed=config.seed)
     seconds = []

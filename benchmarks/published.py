@@ -1,4 +1,4 @@
-"""A model as the publisher sees a policy, and the plain copy that publishing is measured against."""
+"""A model with the publisher's interface, and the plain copy that is the baseline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPE = torch.bfloat16
 
 
 class ModelPolicy:
-    """Float32 masters, published in bfloat16."""
+    """Float32 master weights, published in bfloat16."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -31,7 +31,7 @@ class ModelPolicy:
 
 
 def copy_published(run: Path) -> None:
-    """Copy the weights that were published last, and make the copy durable."""
+    """Copy the latest published weights, with fsync."""
     published = latest_published(run)
     assert published is not None
     copy = run / "copy"

@@ -1,4 +1,4 @@
-"""Trainer: tokens a second of ``Policy.update``, beside the bare transformers model on the same batch."""
+"""Tokens per second of ``Policy.update``, compared with the plain transformers model on the same batch."""
 
 # B sequences, S positions of a padded batch, T tokens of the batch, N trained tokens
 
@@ -27,7 +27,7 @@ from benchmarks.models import random_groups, save_qwen3
 
 @dataclass(frozen=True)
 class Size:
-    """A model and a batch of prompts with 8 samples each."""
+    """A model, and a batch of prompts with 8 samples each."""
 
     layers: int
     hidden: int
@@ -47,7 +47,7 @@ OPTIMIZER = OptimizerConfig(lr=1e-6, weight_decay=0.01, beta2=0.99)
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Two sizes (the tiny task's and a larger one), each beside two baselines."""
+    """Two sizes (the tiny task's and a larger one), each with two baselines."""
     disable_progress_bar()
     return [comparison for size in (SMALL if small else SIZES) for comparison in _compare(size, rounds)]
 
@@ -94,7 +94,7 @@ def _compare(size: Size, rounds: int) -> list[Comparison]:
 
 
 class _Bare:
-    """Forward, log-softmax, policy gradient, backward, AdamW: what cannot be left out."""
+    """The minimum: forward, log-softmax, policy gradient, backward, AdamW."""
 
     def __init__(self, path: str, implementation: str) -> None:
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -103,7 +103,7 @@ class _Bare:
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=OPTIMIZER.lr, fused=True)
 
     def logits(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of logits, the tokens that they judge, and their weights."""
+        """Rows of logits, their target tokens and weights."""
         raise NotImplementedError
 
     def step(self) -> None:
@@ -116,7 +116,7 @@ class _Bare:
 
 
 class _SameLayout(_Bare):
-    """On the policy's own layout (prompts shared, nothing padded), which is made beforehand."""
+    """Uses the policy's layout (shared prompts, no padding), prepared in advance."""
 
     def __init__(self, path: str, policy: Policy, batch: PackedBatch, advantages_T: Tensor) -> None:
         super().__init__(path, attention.NAME)
@@ -136,7 +136,7 @@ class _SameLayout(_Bare):
 
 
 class _Padded(_Bare):
-    """As most would write it: one row a sequence, padded on the right, PyTorch's causal attention."""
+    """The usual way: one right-padded row per sequence, with PyTorch's causal attention."""
 
     def __init__(self, path: str, batch: PackedBatch, advantages_T: Tensor) -> None:
         super().__init__(path, "sdpa")

@@ -1,4 +1,4 @@
-"""Weight updates of real servers, by file and by broadcast: from the trainer's tensors until both servers hold them."""
+"""Weight updates of two real servers, by file and by broadcast, from tensors in the trainer to loaded servers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _of_size(layers: int, hidden: int, vocabulary: int, *, rounds: int) -> list[
                 )
             work = f"{size:,.1f} MB of bfloat16 from float32 masters into {SERVERS} servers by {mode}"
             seconds = [spread([size / speed for speed in side]) for side in rates]
-            notes = [f"seconds an update {seconds[0]}, a copy {seconds[1]}"]
+            notes = [f"seconds per update {seconds[0]}, per copy {seconds[1]}"]
             comparisons.append(
                 Comparison("weights", work, "MB/s", rates[0], "copy of the file, with fsync", rates[1], notes=notes)
             )

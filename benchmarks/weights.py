@@ -1,4 +1,4 @@
-"""Weights: publishing a version and reading it back, beside a copy of the same bytes; then updates of real servers."""
+"""Publishing weights and reading them back, compared with copying the file; then updates of real servers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
 
 
 def _files(*, small: bool, rounds: int) -> list[Comparison]:
-    """Publish and load together, and publishing alone."""
+    """Publishing with loading, and publishing alone."""
     layers, hidden, vocabulary = (1, 64, 64) if small else (16, 1024, 32768)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -51,7 +51,7 @@ def _publish(policy: ModelPolicy, run: Path) -> Path:
 
 
 def _load(receiver: PreTrainedModel, directory: Path) -> None:
-    """As a server does: every tensor mapped and copied into the parameter of its name."""
+    """Load like a server: map every tensor and copy it into its parameter."""
     parameters = dict(receiver.named_parameters())
     with safe_open(directory / "model.safetensors", framework="pt") as file, torch.no_grad():
         for name in file.keys():  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""A synchronous run that is killed again and again ends bit-equal to one that nobody disturbed."""
+"""A synchronous run that is killed repeatedly ends bit-equal to an undisturbed one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from support.recovery_runs import STEPS, configuration, environment, learned
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY
 
-# Where files are written, renamed and removed, a step is trained, and weights go to a server; and how many calls of it
-# about two steps make, so that a kill strikes before the run is over.
+# Functions that write, rename or remove files, train a step, or update a server, and about how often two steps call
+# them, so that the kill happens before the run ends.
 POINTS = {
     "os.fsync": 12,
     "os.fdatasync": 2,
@@ -40,16 +40,16 @@ def trainer() -> Iterator[ForkedTrainer]:
 
 
 def run_with_kills(trainer: ForkedTrainer, env: dict[str, str], log: Path, kills: list[Kill]) -> int:
-    """Run until an end that is not a kill; returns how many kills struck."""
-    struck = 0
+    """Run until the trainer is not killed; return the number of kills."""
+    killed_count = 0
     for kill in kills:
         status = trainer.run(env, kill, log=log)
         assert status in (0, -9), log.read_text()[-4000:]
         if status == 0:
-            return struck
-        struck += 1
+            return killed_count
+        killed_count += 1
     assert trainer.run(env, log=log) == 0, log.read_text()[-4000:]
-    return struck
+    return killed_count
 
 
 def test_a_synchronous_run_killed_at_many_points_is_bit_equal_to_an_undisturbed_one(
@@ -62,20 +62,22 @@ def test_a_synchronous_run_killed_at_many_points_is_bit_equal_to_an_undisturbed_
     kills = [Kill(function, choose.randint(1, calls)) for function, calls in POINTS.items()]
     choose.shuffle(kills)
     with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
-        calm = environment(config, tmp_path / "calm", server)
-        assert trainer.run(calm, log=tmp_path / "calm.log") == 0, (tmp_path / "calm.log").read_text()[-4000:]
+        undisturbed = environment(config, tmp_path / "undisturbed", server)
+        assert trainer.run(undisturbed, log=tmp_path / "undisturbed.log") == 0, (
+            tmp_path / "undisturbed.log"
+        ).read_text()[-4000:]
     with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
         killed = environment(config, tmp_path / "killed", server)
-        struck = run_with_kills(trainer, killed, tmp_path / "killed.log", kills)
-    assert struck >= len(POINTS) // 2
-    assert learned(tmp_path / "killed") == learned(tmp_path / "calm")
+        killed_count = run_with_kills(trainer, killed, tmp_path / "killed.log", kills)
+    assert killed_count >= len(POINTS) // 2
+    assert learned(tmp_path / "killed") == learned(tmp_path / "undisturbed")
     assert [line["step"] for line in learned(tmp_path / "killed")] == list(range(1, STEPS + 1))
-    files = [tmp_path / run / "run/weights" / f"v{STEPS}" / "model.safetensors" for run in ("calm", "killed")]
-    calm_weights, killed_weights = map(load_file, files)
-    assert all(calm_weights[name].equal(killed_weights[name]) for name in calm_weights)
+    files = [tmp_path / run / "run/weights" / f"v{STEPS}" / "model.safetensors" for run in ("undisturbed", "killed")]
+    undisturbed_weights, killed_weights = map(load_file, files)
+    assert all(undisturbed_weights[name].equal(killed_weights[name]) for name in undisturbed_weights)
 
 
-def test_an_asynchronous_run_killed_at_many_points_repeats_and_loses_no_step(
+def test_an_asynchronous_run_killed_at_many_points_neither_repeats_nor_loses_a_step(
     trainer: ForkedTrainer, tmp_path: Path
 ) -> None:
     config = configuration(tmp_path, asynchronous=True)
@@ -99,18 +101,18 @@ def test_an_asynchronous_run_killed_at_many_points_repeats_and_loses_no_step(
     ],
     ids=["waiting", "training"],
 )
-def test_a_run_asked_to_end_checkpoints_first_and_goes_on_bit_equal(
+def test_a_terminated_run_writes_a_checkpoint_and_resumes_bit_equal(
     trainer: ForkedTrainer, tmp_path: Path, moment: Kill
 ) -> None:
     config = configuration(tmp_path, asynchronous=False) | {"total_train_steps": 6, "recover": {"freq_steps": 100}}
     with ScriptedServer(Script(vocab_size=VOCABULARY, latency_s=0.05)) as server:
-        calm, ended = (environment(config, tmp_path / name, server) for name in ("calm", "ended"))
+        undisturbed, ended = (environment(config, tmp_path / name, server) for name in ("undisturbed", "ended"))
         log = tmp_path / "log"
-        assert trainer.run(calm, log=log) == 0, log.read_text()[-4000:]
+        assert trainer.run(undisturbed, log=log) == 0, log.read_text()[-4000:]
         assert trainer.run(ended, moment, log=log) == 143, log.read_text()[-4000:]
         done = len(learned(tmp_path / "ended"))
         assert done in (3, 4)
         assert (tmp_path / f"ended/run/recover/step{done}").is_dir()
         assert json.loads((tmp_path / "ended/run/summary.json").read_text())["outcome"] == "stopped"
         assert trainer.run(ended, log=log) == 0, log.read_text()[-4000:]
-    assert learned(tmp_path / "ended") == learned(tmp_path / "calm")
+    assert learned(tmp_path / "ended") == learned(tmp_path / "undisturbed")

@@ -1,4 +1,4 @@
-"""Two ranks over gloo: a run trains, learns the same from any number of ranks, and goes on with another number."""
+"""Two ranks over gloo: training does not depend on the number of ranks, and resumes with another number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent.parent
 
 
 def torchrun(env: dict[str, str], *, ranks: int, log: Path) -> int:
-    """Exit status of a trainer of so many ranks."""
+    """Run a trainer with that many ranks; return its exit status."""
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     with log.open("a") as output:
@@ -33,9 +33,9 @@ def torchrun(env: dict[str, str], *, ranks: int, log: Path) -> int:
         ).returncode
 
 
-def test_two_ranks_learn_what_one_rank_learns_and_one_goes_on_from_two(tmp_path: Path) -> None:
+def test_two_ranks_train_like_one_and_one_resumes_from_two(tmp_path: Path) -> None:
     config = configuration(tmp_path, asynchronous=False)
-    # Which samples share a minibatch depends on the ranks, and a learning rate that falls on the number of steps.
+    # Minibatches depend on the ranks, and a decaying learning rate on the number of steps.
     config["actor"] |= {"ppo_n_minibatches": 1, "optimizer": {"lr": 0.01}}
     with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
         one = environment(config | {"total_train_steps": 4}, tmp_path / "one", server)
@@ -44,8 +44,8 @@ def test_two_ranks_learn_what_one_rank_learns_and_one_goes_on_from_two(tmp_path:
         two = environment(config | {"total_train_steps": 2}, tmp_path / "two", server)
         log = tmp_path / "two.log"
         assert torchrun(two, ranks=2, log=log) == 0, log.read_text()[-3000:]
-        given = Path(two["AREAL_CONFIG"])
-        given.write_text(yaml.safe_dump(yaml.safe_load(given.read_text()) | {"total_train_steps": 4}))
+        file = Path(two["AREAL_CONFIG"])
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"total_train_steps": 4}))
         assert torchrun(two, ranks=1, log=log) == 0, log.read_text()[-3000:]
     alone, together = learned(tmp_path / "one"), learned(tmp_path / "two")
     assert [line["step"] for line in together] == [1, 2, 3, 4]

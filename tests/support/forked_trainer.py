@@ -1,4 +1,4 @@
-"""Trainers that start at once and die where a test says: forks of a process that has imported everything.
+"""Trainers that start instantly and are killed at a given call: forks of a process with all imports done.
 
 ``ForkedTrainer().run(environment, kill)`` runs ``areal_trainer.train`` in a fresh fork and returns its exit status.
 """
@@ -19,7 +19,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal at the ``call``-th call (from 1) of ``function``, e.g. ``os.fsync``: before it does anything."""
+    """Send a signal at the ``call``-th call (from 1) of ``function``, e.g. ``os.fsync``, before it runs."""
 
     function: str
     call: int
@@ -27,7 +27,7 @@ class Kill:
 
 
 class ForkedTrainer:
-    """The process that forks; a context manager."""
+    """Context manager for the forking process."""
 
     def __enter__(self) -> Self:
         tests = str(Path(__file__).parent.parent)
@@ -49,11 +49,11 @@ class ForkedTrainer:
         self._process.wait()
 
     def run(self, environment: dict[str, str], kill: Kill | None = None, *, log: Path) -> int:
-        """Exit status of one trainer, negative for a signal; its output is added to ``log``."""
-        order = {"environment": environment, "kill": asdict(kill) if kill else None, "log": str(log)}
+        """Run one trainer; return its exit status, negative for a signal. Its output is appended to ``log``."""
+        request = {"environment": environment, "kill": asdict(kill) if kill else None, "log": str(log)}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
@@ -62,21 +62,21 @@ def _serve() -> None:
     from areal_trainer import train
 
     for line in sys.stdin:
-        order = json.loads(line)
+        request = json.loads(line)
         child = os.fork()
         if child == 0:
-            os._exit(_train(train, order))
+            os._exit(_train(train, request))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _train(train: Any, order: dict[str, Any]) -> int:
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def _train(train: Any, request: dict[str, Any]) -> int:
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ.update(order["environment"])
-    if order["kill"] is not None:
-        _arm(**order["kill"])
+    os.environ.update(request["environment"])
+    if request["kill"] is not None:
+        _arm(**request["kill"])
     return int(train.main([]))
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the policy do on two ranks, and on one to compare: ``torchrun … policy_ranks.py MODEL OUT``."""
+"""Policy scenarios that tests run on two ranks and compare with one: ``torchrun … policy_ranks.py MODEL OUT``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SGD = {
     "gradient_clipping": 0.5,
 }
 SCENARIOS: dict[str, dict[str, Any]] = {
-    # name → how many of the sequences rank 0 has, and what differs in the configuration
+    # name → number of sequences on rank 0, and configuration changes
     "uneven": {"first": 9, "optimizer": SGD, "mb_spec": {"max_tokens_per_mb": 40}},
     "empty": {"first": 12, "optimizer": SGD},
     "sequence_level": {"first": 5, "optimizer": SGD, "importance_sampling_level": "sequence"},
@@ -45,7 +45,7 @@ def make_policy(model: Path, name: str, **changes: Any) -> Policy:
 
 
 def train(policy: Policy, trajectories: Sequence[Trajectory], *, steps: int = 1) -> dict[str, float]:
-    """Steps on the same data; the statistics of the last."""
+    """Run steps on the same data; return the statistics of the last."""
     batch = pack(trajectories)
     numbers: dict[str, float] = {}
     for _ in range(steps):
@@ -87,7 +87,7 @@ def main(model: Path, out: Path) -> None:
             if ranks.is_first:
                 torch.save(full, out / f"{name}.pt")
                 (out / f"{name}.json").write_text(json.dumps(numbers))
-        # The last policy but one is that of Adam: saved after one step, then trained on.
+        # Save the Adam policy after one step, then continue.
         policy = make_policy(model, "adam")
         train(policy, _my_part(trajectories, 7))
         dcp.save(policy.state_dict(), checkpoint_id=out / "of_two")

@@ -1,6 +1,6 @@
-"""``publishing_memory.py MODE OUT`` publishes a large model and prints by how many bytes the process grew at most.
+"""``publishing_memory.py MODE OUT`` publishes a large model and prints the peak growth of the process in bytes.
 
-The model is made tensor by tensor while it is gathered, as shards are, so that none of it is there before.
+Tensors are created while they are gathered, like shards, so that the model is not in memory beforehand.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BUCKET_BYTES = 4 * TENSOR_BYTES
 
 
 class LargeModel:
-    """A policy as far as publishing sees it."""
+    """A policy with large tensors."""
 
     def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for number in range(TENSORS):
@@ -35,8 +35,8 @@ class LargeModel:
         (directory / "config.json").write_text("{}")
 
 
-class Unheard(broadcast.Broadcast):
-    """Nobody receives what it sends."""
+class DiscardingBroadcast(broadcast.Broadcast):
+    """Discards everything."""
 
     def send(self, bucket: broadcast.Bucket) -> None:
         pass
@@ -47,22 +47,22 @@ def publish(mode: str, out: Path) -> None:
     if mode == "disk":
         weights.publish_to_disk(model, run=out, version=1, dtype=torch.float32, writes=True)
         return
-    sender = Unheard(
+    sender = DiscardingBroadcast(
         model.named_full_tensors, device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=9.0
     )
-    nobody: Any = None
-    asyncio.run(weight_update._send(nobody, [], Target(1), sender))
+    no_client: Any = None
+    asyncio.run(weight_update._send(no_client, [], Target(1), sender))
 
 
 def peak() -> int:
-    """Largest resident size since it was last reset."""
+    """Peak resident size since the last reset."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) << 10
 
 
 if __name__ == "__main__":
     weights.SHARD_BYTES = broadcast.BUCKET_BYTES = BUCKET_BYTES
-    Path("/proc/self/clear_refs").write_text("5")  # the largest resident size is that of now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak resident size
     before = peak()
     publish(sys.argv[1], Path(sys.argv[2]))
     print(peak() - before)

@@ -1,4 +1,4 @@
-"""Small runs of the real trainer against a scripted server, for the tests of recovery."""
+"""Small runs of the trainer against a scripted server, for recovery tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.scripted_server import ScriptedServer
 from support.tiny_policy import save_tiny_model
 
 STEPS = 12
-CLOCKS = (  # and what depends on when a batch was complete
+CLOCKS = (  # statistics that depend on timing
     *("time", "seconds_per_step", "tokens_per_second", "timeperf/", "rollout/wait_s", "rollout/tokens_per_second"),
     "rollout/servers_",
 )
@@ -52,7 +52,7 @@ def configuration(where: Path, *, asynchronous: bool) -> dict[str, Any]:
 
 def environment(config: dict[str, Any], where: Path, server: ScriptedServer) -> dict[str, str]:
     where.mkdir()
-    file = where / "given.yaml"
+    file = where / "config.yaml"
     file.write_text(yaml.safe_dump(config | {"cluster": {"fileroot": str(where)}}))
     return {
         "AREAL_CONFIG": str(file),
@@ -63,6 +63,6 @@ def environment(config: dict[str, Any], where: Path, server: ScriptedServer) -> 
 
 
 def learned(where: Path) -> list[dict[str, object]]:
-    """Every step's statistics but for the clocks."""
+    """Statistics of every step, without those that depend on timing."""
     lines = [json.loads(line) for line in (where / "run" / "stats.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith(CLOCKS)} for line in lines]

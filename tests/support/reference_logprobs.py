@@ -1,4 +1,4 @@
-"""Log-probs by a plain forward pass of transformers in fp32: what a server's must equal."""
+"""Log-probs of a plain fp32 forward pass in transformers, as a reference for servers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _model(directory: Path) -> Any:
 
 
 def output_logprobs(directory: Path, prompt: list[int], output: list[int], temperature: float = 1.0) -> list[float]:
-    """log p of each token of `output` given everything before it."""
+    """Log-prob of each token of `output` given all tokens before it."""
     with torch.no_grad():
         logits = _model(directory)(torch.tensor([prompt + output])).logits[0]
     logprobs = torch.log_softmax(logits / temperature, dim=-1)
@@ -24,7 +24,7 @@ def output_logprobs(directory: Path, prompt: list[int], output: list[int], tempe
 
 
 def greedy(directory: Path, prompt: list[int], count: int) -> list[int]:
-    """The `count` most probable tokens, one after another."""
+    """Greedy decoding of `count` tokens."""
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""Tiny models, batches and a slow, plain reference for the tests of the policy."""
+"""Tiny models, batches and a plain reference implementation for the tests of the policy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[type, type]] = {
 
 
 def save_tiny_model(directory: Path, kind: str = "qwen3", *, tied: bool = True, **changes: Any) -> Path:
-    """Write a randomly initialised model and a tokenizer of one token a word."""
+    """Write a randomly initialised model and a tokenizer with one token per word."""
     config_class, model_class = KINDS[kind]
     settings: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -62,7 +62,7 @@ def save_tiny_model(directory: Path, kind: str = "qwen3", *, tied: bool = True, 
 
 
 def actor_config(path: Path, **changes: Any) -> PPOActorConfig:
-    """An actor in float32 that makes one step an update."""
+    """A float32 actor with one optimizer step per update."""
     settings: dict[str, Any] = {
         "path": str(path),
         "dtype": "float32",
@@ -100,12 +100,12 @@ def random_trajectories(
 
 
 def plain_model(path: Path) -> PreTrainedModel:
-    """The model as transformers loads it."""
+    """The model as loaded by transformers."""
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def plain_logprobs(model: PreTrainedModel, trajectory: Trajectory, *, temperature: float = 1.0) -> torch.Tensor:
-    """Log-probs of one sequence by itself; 0 off the loss mask. Differentiable."""
+    """Differentiable log-probs of a single sequence; 0 outside the loss mask."""
     ids = torch.from_numpy(trajectory.input_ids)
     logits = model(input_ids=ids[None]).logits[0, :-1] / temperature
     logprobs = torch.log_softmax(logits, -1).gather(1, ids[1:, None]).squeeze(1)

@@ -14,8 +14,8 @@ from typing import Any
 def load_object(path: str, *, field: str) -> Any:
     """The object at ``path`` (``package.module:name`` or ``package.module:Class.name``).
 
-    The working directory is searched too. Raises ``ValueError`` that names ``field`` where there is no such module or
-    no such name in it; an error raised inside the module while it is imported passes through.
+    Also searches the working directory. Raises ``ValueError``, naming ``field``, for an unknown module or name; errors
+    raised while importing the module pass through.
     """
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
@@ -37,7 +37,7 @@ def _module(module_name: str, *, path: str, field: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if module_name != missing and not module_name.startswith(f"{missing}."):
-            raise  # the module is there; something that it imports is not
+            raise  # the module exists; one of its imports does not
         raise ValueError(
             f"{field} is {path!r}, but there is no module {missing!r}; modules are searched in the working directory "
             f"({os.getcwd()}), PYTHONPATH and the installed packages"

@@ -1,4 +1,4 @@
-"""A polite end: the first SIGTERM or SIGINT lets the step finish and the run write a recovery checkpoint."""
+"""Graceful termination: on SIGTERM or SIGINT the run finishes its step and writes a recovery checkpoint."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ logger = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """Set by SIGTERM and SIGINT. torchrun may send SIGTERM more than once, so a repeat changes nothing."""
+    """Set by SIGTERM and SIGINT. Repeated signals, which torchrun may send, have no effect."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
         self._wake: Callable[[], None] | None = None
 
     def install(self) -> None:
-        """Take over the two signals of this process; call on the main thread."""
+        """Install the handlers of both signals. Call on the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     def wakes(self, wake: Callable[[], None]) -> None:
-        """Have a signal also call ``wake``, which ends a wait; at once where the signal has come already."""
+        """Also call ``wake``, which ends a wait, on a signal; immediately if one has arrived already."""
         self._wake = wake
         if self.requested():
             wake()
 
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has arrived."""
         return self._event.is_set()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -189,6 +189,6 @@ def test_a_restarted_server_is_not_given_files_that_were_damaged_since(published
             weights.write_bytes(weights.read_bytes()[:-1])
             second.kill()
             second.restart()
-            eventually(lambda: "bytes, the manifest says" in engine._fleet.states())
+            eventually(lambda: "bytes, but its manifest lists" in engine._fleet.states())
             assert second.counts.get(LOAD, 0) == 0
             assert len(generate(engine)) == 1

@@ -1,4 +1,4 @@
-"""Advantages of a batch, by hand."""
+"""Advantages of a batch, with numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PLAIN = {"reward_bias": 0.0, "reward_scaling": 1.0}
 
 def sample(reward: float, *, group: int, completion: int = 2, finish: str = "stop") -> Trajectory:
     """A prompt of three tokens and a completion."""
-    made = [False] * 3 + [True] * completion
+    generated = [False] * 3 + [True] * completion
     return Trajectory.of_lists(
         input_ids=list(range(3 + completion)),
-        loss_mask=made,
-        logprobs=[-1.0 if m else 0.0 for m in made],
-        versions=[0 if m else -1 for m in made],
+        loss_mask=generated,
+        logprobs=[-1.0 if m else 0.0 for m in generated],
+        versions=[0 if m else -1 for m in generated],
         reward=reward,
         prompt_len=3,
         finish_reason=finish,
@@ -36,7 +36,7 @@ def sample(reward: float, *, group: int, completion: int = 2, finish: str = "sto
 def advantages_of(
     batch: PackedBatch, *, max_new_tokens: int = 8, ref_logp_T: Tensor | None = None, **changes: Any
 ) -> tuple[list[float], dict[str, float]]:
-    """Of the trained tokens, and the statistics."""
+    """Advantages of the trained tokens, and the statistics."""
     advantages_T, numbers = compute_advantages(
         batch,
         PPOActorConfig(**(PLAIN | changes)),
@@ -49,10 +49,10 @@ def advantages_of(
     return advantages_T[batch.loss_mask_T].tolist(), numbers
 
 
-def test_without_normalisation_every_token_has_the_scaled_reward() -> None:
+def test_without_normalisation_every_token_gets_the_scaled_reward() -> None:
     batch = pack([sample(1.0, group=0), sample(0.0, group=0, completion=1)])
-    found, _ = advantages_of(batch, reward_bias=-0.5, reward_scaling=10.0)
-    assert found == [5.0, 5.0, -5.0]
+    advantages, _ = advantages_of(batch, reward_bias=-0.5, reward_scaling=10.0)
+    assert advantages == [5.0, 5.0, -5.0]
 
 
 def test_group_normalisation_compares_within_the_group() -> None:
@@ -68,33 +68,33 @@ def test_advantages_are_normalised_over_tokens() -> None:
     assert advantages_of(batch, adv_norm=norm)[0] == pytest.approx([3**-0.5] * 3 + [-(3**0.5)])
 
 
-def test_the_overlong_penalty_comes_before_scaling() -> None:
+def test_the_overlong_penalty_is_applied_before_scaling() -> None:
     # 6 of at most 8 tokens where the last 4 are penalised: −2/4 of the factor 0.8, so (1 − 0.4) · 10.
     batch = pack([sample(1.0, group=0, completion=6), sample(1.0, group=0, completion=2)])
-    found, _ = advantages_of(
+    advantages, _ = advantages_of(
         batch, reward_scaling=10.0, overlong_reward_penalty=True, overlong_tokens=4, overlong_penalty_factor=0.8
     )
-    assert found == pytest.approx([6.0] * 6 + [10.0] * 2)
+    assert advantages == pytest.approx([6.0] * 6 + [10.0] * 2)
 
 
-def test_the_kl_penalty_is_a_reward_of_each_token() -> None:
+def test_the_kl_penalty_is_part_of_the_token_rewards() -> None:
     # k1 = logp − ref = −1 + 3 = 2 a token, −0.2 of reward each; two tokens: 1 − 0.4, then 1 − 0.2.
     batch = pack([sample(1.0, group=0)])
-    found, numbers = advantages_of(batch, kl_ctl=0.1, ref_logp_T=torch.full((5,), -3.0))
-    assert found == pytest.approx([0.6, 0.8])
+    advantages, numbers = advantages_of(batch, kl_ctl=0.1, ref_logp_T=torch.full((5,), -3.0))
+    assert advantages == pytest.approx([0.6, 0.8])
     assert numbers["grpo_actor/kl_rewards/avg"] == pytest.approx(-0.2)
     assert numbers["grpo_actor/final_reward/avg"] == pytest.approx(0.8)
 
 
-def test_completions_cut_off_can_be_left_without_a_signal() -> None:
+def test_truncated_completions_can_be_masked() -> None:
     batch = pack([sample(1.0, group=0, finish="length"), sample(0.0, group=0), sample(2.0, group=0)])
     norm = {"mean_level": "batch", "std_level": None}
-    found, numbers = advantages_of(batch, mask_no_eos_with_zero=True, reward_norm=norm)
-    assert found == [0, 0, -1, -1, 1, 1]
+    advantages, numbers = advantages_of(batch, mask_no_eos_with_zero=True, reward_norm=norm)
+    assert advantages == [0, 0, -1, -1, 1, 1]
     assert numbers["grpo_actor/no_eos_ratios/avg"] == pytest.approx(1 / 3)
 
 
-def test_the_statistics_are_those_of_the_raw_batch() -> None:
+def test_statistics_describe_the_raw_batch() -> None:
     batch = pack([sample(1.0, group=0, completion=4), sample(0.0, group=0, completion=1), sample(0.5, group=1)])
     _, numbers = advantages_of(batch, reward_bias=-0.5, reward_scaling=10.0)
     assert numbers["task_reward/avg"] == 0.5
@@ -109,6 +109,6 @@ def test_the_statistics_are_those_of_the_raw_batch() -> None:
 
 
 def test_no_samples_give_no_advantages() -> None:
-    found, numbers = advantages_of(pack([]), adv_norm={}, reward_norm={"mean_level": "group"})
-    assert found == []
+    advantages, numbers = advantages_of(pack([]), adv_norm={}, reward_norm={"mean_level": "group"})
+    assert advantages == []
     assert numbers == {"n_tokens": 0.0, "n_seqs": 0.0}

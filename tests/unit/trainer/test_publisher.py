@@ -1,4 +1,4 @@
-"""What the publisher does where a broadcast fails."""
+"""The publisher's fallback when a broadcast fails."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -13,7 +13,7 @@ from areal_trainer.weights.disk import WeightUpdate, verify_published
 
 
 class CountingPolicy:
-    """Two tensors; counts how often each was gathered, which all ranks do together."""
+    """Two tensors; counts the collective gathers."""
 
     def __init__(self) -> None:
         self.gathered = 0
@@ -28,7 +28,7 @@ class CountingPolicy:
 
 
 class BreakingEngine:
-    """Takes the first tensor of every broadcast, then fails."""
+    """Consumes the first tensor of every broadcast, then fails."""
 
     def __init__(self) -> None:
         self.updates: list[WeightUpdate] = []
@@ -40,13 +40,13 @@ class BreakingEngine:
             raise BroadcastError("a server refused")
 
     def update_weights_async(self, update: WeightUpdate) -> Future[None]:
-        raise AssertionError("a broadcast is waited for")
+        raise AssertionError("a broadcast must block")
 
     def servers_behind(self) -> bool:
         return False
 
 
-def test_weights_whose_broadcast_failed_are_published_through_files(tmp_path: Path) -> None:
+def test_after_a_failed_broadcast_weights_are_published_through_files(tmp_path: Path) -> None:
     policy, engine = CountingPolicy(), BreakingEngine()
     ranks = Ranks(0, 1, torch.device("cpu"))
     publisher = Publisher(policy, engine, mode="distributed", run=tmp_path, dtype=torch.float32, ranks=ranks)
@@ -54,11 +54,11 @@ def test_weights_whose_broadcast_failed_are_published_through_files(tmp_path: Pa
     assert [(update.version, update.broadcast is None) for update in engine.updates] == [(3, False), (3, True)]
     assert engine.updates[1].path is not None
     verify_published(engine.updates[1].path)
-    assert policy.gathered == 4  # both for the broadcast, also the one that was not sent, and both for the files
+    assert policy.gathered == 4  # twice for the broadcast, although one was not sent, and twice for the files
 
 
 class EngineWithOneBehind(BreakingEngine):
-    """A server of it missed the last broadcast."""
+    """One server missed the last broadcast."""
 
     def update_weights(self, update: WeightUpdate) -> None:
         self.updates.append(update)
@@ -67,7 +67,7 @@ class EngineWithOneBehind(BreakingEngine):
         return True
 
 
-def test_a_broadcast_is_in_files_too_while_a_server_is_behind(tmp_path: Path) -> None:
+def test_a_broadcast_also_writes_files_while_a_server_is_behind(tmp_path: Path) -> None:
     engine, ranks = EngineWithOneBehind(), Ranks(0, 1, torch.device("cpu"))
     publisher = Publisher(CountingPolicy(), engine, mode="distributed", run=tmp_path, dtype=torch.float32, ranks=ranks)
     publisher.publish(3, wait=False)

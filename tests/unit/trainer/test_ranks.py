@@ -1,4 +1,4 @@
-"""What a rank knows of the others."""
+"""Detection of lost ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from areal_trainer.ranks import lost_another
 
 
-def _rank(number: int, store: str, told: Connection) -> None:
+def _rank(number: int, store: str, results: Connection) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
     dist.all_reduce(torch.zeros(1))
     if number == 1:
@@ -22,20 +22,20 @@ def _rank(number: int, store: str, told: Connection) -> None:
         while True:
             dist.all_reduce(torch.zeros(1))
     except RuntimeError as error:
-        told.send((lost_another(error), str(error)))
+        results.send((lost_another(error), str(error)))
 
 
-def test_a_rank_knows_that_another_one_is_gone(tmp_path: Path) -> None:
-    here, there = multiprocessing.Pipe()
+def test_a_lost_rank_is_detected(tmp_path: Path) -> None:
+    receiver, sender = multiprocessing.Pipe()
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(number, str(tmp_path / "store"), there)) for number in range(2)]
+    ranks = [context.Process(target=_rank, args=(number, str(tmp_path / "store"), sender)) for number in range(2)]
     for rank in ranks:
         rank.start()
-    assert here.poll(60.0), "the rank that is left waits for the other"
-    assert here.recv()[0] is True
+    assert receiver.poll(60.0), "the remaining rank still waits"
+    assert receiver.recv()[0] is True
     for rank in ranks:
         rank.join()
 
 
-def test_an_error_of_its_own_is_none_of_the_others() -> None:
+def test_a_local_error_is_not_a_lost_rank() -> None:
     assert not lost_another(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

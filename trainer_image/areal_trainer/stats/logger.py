@@ -1,4 +1,4 @@
-"""Statistics of a run: a line a step in ``stats.jsonl``, services that are configured, ``summary.json``, timings."""
+"""Statistics of a run: ``stats.jsonl`` with one line per step, configured services, ``summary.json``, timings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +18,9 @@ from areal_trainer.stats.sinks import open_sinks
 
 
 class StatsLogger:
-    """Writes the statistics of each step, durably, to ``stats.jsonl`` and then to the configured services.
+    """Writes the statistics of each step durably to ``stats.jsonl``, then to the configured services.
 
-    Raises ``ValueError`` where a service needs an API key and there is none.
+    Raises ``ValueError`` if a service needs an API key that is not set.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class StatsLogger:
         )
 
     def rewind(self, step: int) -> int:
-        """Forget the lines after ``step``, the last step of the checkpoint that the run goes on from.
+        """Drop all lines after ``step``, the step of the checkpoint to resume from, and any incomplete line.
 
-        Returns the step of the last line kept, 0 without any. A line that a kill cut off is dropped with them.
+        Returns the step of the last remaining line, or 0.
         """
-        assert self._file is None, "rewind comes before the first commit"
+        assert self._file is None, "call rewind before the first commit"
         kept = list(_whole_lines(self._path, up_to=step))
         if self._path.exists():
             replace_file(self._path, "".join(kept))
         return int(json.loads(kept[-1])["step"]) if kept else 0
 
     def commit(self, stats: Mapping[str, float]) -> None:
-        """Write the statistics after ``stats["step"]`` steps. What is not finite is null in ``stats.jsonl``."""
+        """Write the statistics after ``stats["step"]`` steps. Non-finite values are null in ``stats.jsonl``."""
         step = int(stats["step"])
         line = {name: value if math.isfinite(value) else None for name, value in stats.items()}
         if self._file is None:
@@ -63,7 +63,7 @@ class StatsLogger:
             sink.log(step, {name: value for name, value in stats.items() if name != "step"})
 
     def close(self) -> None:
-        """Let the services send what they still hold."""
+        """Flush and close all services."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -81,7 +81,7 @@ class StatsLogger:
 
 
 class Timings:
-    """Seconds of the stages of a step, by name.
+    """Seconds per stage of a step.
 
     >>> timings = Timings()
     >>> with timings.stage("rollout"):
@@ -95,7 +95,7 @@ class Timings:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block; several blocks of a name add up. A block that raises is timed too."""
+        """Time the block. Blocks of the same name add up; a block that raises counts too."""
         began = time.perf_counter()
         try:
             yield
@@ -103,7 +103,7 @@ class Timings:
             self.add(name, time.perf_counter() - began)
 
     def add(self, name: str, seconds: float) -> None:
-        """Add ``seconds`` to a stage that was timed elsewhere."""
+        """Add ``seconds`` that were measured elsewhere to a stage."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def as_stats(self) -> dict[str, float]:
@@ -111,21 +111,13 @@ class Timings:
         return {f"timeperf/{name}": seconds for name, seconds in self._seconds.items()}
 
 
-def spread(name: str, values: Iterable[float]) -> dict[str, float]:
-    """``name/avg``, ``name/min`` and ``name/max``; empty for no values."""
-    numbers = [float(value) for value in values]
-    if not numbers:
-        return {}
-    return {f"{name}/avg": math.fsum(numbers) / len(numbers), f"{name}/min": min(numbers), f"{name}/max": max(numbers)}
-
-
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json`` whole."""
+    """Write ``summary.json`` atomically."""
     replace_file(names.summary_file(run), json.dumps(dict(summary), indent=2) + "\n")
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Put ``text`` in the place of ``path``: a reader, also after a crash, sees the old or the new text whole."""
+    """Replace the file atomically: readers see the complete old or new text, also after a crash."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -146,7 +138,7 @@ def _whole_lines(path: Path, *, up_to: int) -> Iterator[str]:
         for line in file:
             try:
                 step = json.loads(line)["step"]
-            except ValueError:  # cut off by a kill
+            except ValueError:  # incomplete: the process was killed
                 continue
             if line.endswith("\n") and step <= up_to:
                 yield line

@@ -1,4 +1,4 @@
-"""Tells the operator how far the training is. Training never waits for it and never fails because of it."""
+"""Reports progress to the operator. Training never waits for a report and never fails because of one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from areal_api.progress import INTERVAL_S, ProgressReport, report_of
 
 logger = logging.getLogger(__name__)
 TIMEOUT_S = 5.0
-LAST_S = 5.0  # how long the end of a run waits for its last report to arrive
+LAST_S = 5.0  # longest wait for the last report at the end of a run
 
 
 class ProgressSink:
-    """Posts the newest statistics from a thread of its own, at most once in ``interval_s``; older ones are dropped."""
+    """Posts the newest statistics from a thread, at most once per ``interval_s``; older ones are dropped."""
 
     def __init__(self, url: str, token_file: Path, *, interval_s: float = INTERVAL_S) -> None:
         self._url = url
@@ -33,7 +33,7 @@ class ProgressSink:
         self._thread.start()
 
     def log(self, step: int, stats: Mapping[str, float]) -> None:
-        """Report a step, soon."""
+        """Queue a step for reporting."""
         report = report_of({**stats, "step": step})
         if report.eval_reward is not None:
             self._eval_reward = report.eval_reward
@@ -42,7 +42,7 @@ class ProgressSink:
             self._changed.notify()
 
     def close(self) -> None:
-        """Let the last report out, but do not wait long for it."""
+        """Send the last report, waiting at most ``LAST_S``."""
         with self._changed:
             self._ending = True
             self._changed.notify()
@@ -68,11 +68,11 @@ class ProgressSink:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S):
                 pass
         except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as error:
-            logger.warning("progress of step %d was not taken: %s", report.step, error)
+            logger.warning("the progress report of step %d failed: %s", report.step, error)
 
 
 def progress_sink(env: Mapping[str, str]) -> list[ProgressSink]:
-    """The sink that the environment asks for; none where it does not. Raises ``ValueError`` for half of it."""
+    """The sink configured by the environment, if any. Raises ``ValueError`` if only part of it is configured."""
     url, token_file = env.get(names.PROGRESS_URL), env.get(names.PROGRESS_TOKEN_FILE)
     if not url:
         return []
@@ -82,7 +82,7 @@ def progress_sink(env: Mapping[str, str]) -> list[ProgressSink]:
 
 
 def write_termination_message(env: Mapping[str, str], error: BaseException) -> None:
-    """Leave one line about a configuration that cannot work where Kubernetes looks for it; the run is not retried."""
+    """Write a configuration error to Kubernetes' termination log; the run is not retried."""
     path = env.get(names.TERMINATION_LOG)
     if path:
         Path(path).write_text(f"error: {error}\n"[:4000], encoding="utf-8")

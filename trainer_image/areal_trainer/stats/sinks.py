@@ -1,4 +1,4 @@
-"""Services that get the statistics beside ``stats.jsonl``: Weights & Biases, SwanLab, TensorBoard, and the operator."""
+"""Services that receive the statistics: Weights & Biases, SwanLab, TensorBoard, and the operator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Stats = Mapping[str, float]
 
 
 class Sink(Protocol):
-    """Takes the statistics of a step."""
+    """Receives the statistics of each step."""
 
     def log(self, step: int, stats: Stats) -> None: ...
 
@@ -27,9 +27,9 @@ class Sink(Protocol):
 def open_sinks(
     run: Path, config: StatsLoggerConfig, *, experiment_name: str, trial_name: str, settings: Mapping[str, Any]
 ) -> list[Sink]:
-    """The configured services, connected. ``settings`` is the run's configuration, shown beside its curves.
+    """Connect the configured services. ``settings`` is the run's configuration, shown next to its curves.
 
-    Raises ``ValueError`` where a service needs an API key and there is none.
+    Raises ``ValueError`` if a service needs an API key that is not set.
     """
     if config.wandb.mode == "online":
         _require_wandb_key()
@@ -47,7 +47,7 @@ def open_sinks(
 
 
 class WandB:
-    """A run of Weights & Biases; a resumed run goes on in the same one."""
+    """A Weights & Biases run; a resumed run continues the same one."""
 
     def __init__(
         self, run: Path, config: WandBConfig, experiment_name: str, trial_name: str, settings: Mapping[str, Any]
@@ -68,7 +68,7 @@ class WandB:
             config=dict(settings),
             settings=wandb.Settings(console="off"),
         )
-        # Its own step only ever grows, so it would drop what a resumed run repeats; ours is the x-axis.
+        # W&B's own step only increases, so it would drop the steps that a resumed run repeats; ours is the x-axis.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -80,7 +80,7 @@ class WandB:
 
 
 class SwanLab:
-    """A run of SwanLab."""
+    """A SwanLab run."""
 
     def __init__(
         self, run: Path, config: SwanlabConfig, experiment_name: str, trial_name: str, settings: Mapping[str, Any]
@@ -106,7 +106,7 @@ class SwanLab:
 
 
 class TensorBoard:
-    """Event files of TensorBoard. What a resumed run repeats replaces the earlier points."""
+    """TensorBoard event files. Steps repeated by a resumed run replace the earlier points."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -1,8 +1,8 @@
 """The trainer's end of a collective weight update: a process group of rank 0 and every server rank.
 
-The servers end of it is SGLang's ``init_weights_update_group`` and ``update_weights_from_distributed``; who posts to
-them is the engine. Every method blocks: the engine calls them in a thread while its requests are under way. ``abort``
-ends those that wait for servers.
+The servers' end is SGLang's ``init_weights_update_group`` and ``update_weights_from_distributed``, which the engine
+calls. Every method blocks: the engine runs them in a thread while its requests continue. ``abort`` cancels methods that
+wait for servers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Tensors = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
 @dataclass(frozen=True)
 class Bucket:
-    """Tensors that go in one broadcast, as one run of bytes."""
+    """Tensors that are sent in one broadcast, as one byte tensor."""
 
     names: list[str]
     dtypes: list[str]  # "float32", "bfloat16", …
     shapes: list[list[int]]
-    payload: torch.Tensor  # uint8 [bytes of all tensors, end to end]
+    payload: torch.Tensor  # uint8, the concatenated bytes of all tensors
 
     def request(self, group_name: str) -> dict[str, Any]:
-        """Body of ``/update_weights_from_distributed``; flush_cache and weight_version are the engine's."""
+        """Body of ``/update_weights_from_distributed``; the engine adds flush_cache and weight_version."""
         return {
             "names": self.names,
             "dtypes": self.dtypes,
@@ -47,12 +47,12 @@ class Bucket:
 
 
 class Broadcast:
-    """Rank 0's end. One object serves a run; ``connect`` again whenever the set of servers changes."""
+    """Rank 0's end of the group, for a whole run. Call ``connect`` again whenever the set of servers changes."""
 
     def __init__(
         self, tensors: Tensors, *, device: torch.device, dtype: torch.dtype, address: str, timeout_s: float
     ) -> None:
-        """``address``: where the servers reach this process. ``timeout_s``: of joining and of each broadcast."""
+        """``address``: where servers reach this process. ``timeout_s``: limit for joining and for each broadcast."""
         self.backend = "nccl" if device.type == "cuda" else "gloo"
         self.address = address
         self._tensors = tensors
@@ -60,8 +60,9 @@ class Broadcast:
         self._dtype = dtype
         self._timeout = timedelta(seconds=timeout_s)
         self._group: Any = None
-        self._listener: dist.TCPStore | None = None  # what all ranks meet at
-        self._waiting: Future[Any] = Future()  # of the last call that waits for servers
+        self._listener: dist.TCPStore | None = None  # rendezvous of all ranks
+        self._port = 0
+        self._waiting: Future[Any] = Future()  # the last call that waits for servers
         self._trainer = uuid.uuid4().hex[:8]
         self._generation = 0
 
@@ -72,11 +73,11 @@ class Broadcast:
 
     @property
     def group_name(self) -> str:
-        """Name of the group of the current (or the next) connection. Servers refuse a name that they have seen."""
+        """Name of the current (or next) group. Servers refuse a name that was used before."""
         return f"areal-weights-{self._trainer}-{self._generation}"
 
     def plan_group(self) -> tuple[str, int]:
-        """Begin a new connection: (group name, port) for the servers' requests, before ``connect``."""
+        """Start a new connection; return group name and port for the servers' requests. Call before ``connect``."""
         self.close()
         self._generation += 1
         with socket.socket() as probe:
@@ -85,13 +86,13 @@ class Broadcast:
         return self.group_name, self._port
 
     def connect(self, world_size: int) -> None:
-        """Join the group of ``world_size`` as rank 0; returns when every server has joined, else ``RuntimeError``."""
+        """Join the group of ``world_size`` as rank 0 and wait for every server; raises ``RuntimeError`` on timeout."""
         host = "127.0.0.1"
         self._listener = dist.TCPStore(
             host if self.address in (host, "localhost") else "0.0.0.0",
             self._port, world_size, is_master=True, timeout=self._timeout, wait_for_workers=False,
         )  # fmt: skip
-        # A connection of its own: it breaks when the listener goes, and with it the wait for others.
+        # A separate connection: closing the listener breaks it, which ends the wait for other ranks.
         store = dist.TCPStore(host, self._port, world_size, timeout=self._timeout, wait_for_workers=False)
         prefixed = dist.PrefixStore(self.group_name, store)
         name = self.group_name
@@ -104,7 +105,7 @@ class Broadcast:
         distributed_c10d._world.pg_group_ranks[self._group] = {rank: rank for rank in range(world_size)}
 
     def buckets(self) -> Iterator[Bucket]:
-        """The policy's tensors in buckets of bounded size. Collective over the policy's ranks."""
+        """Yield the policy's tensors in buckets of bounded size. Collective over the policy's ranks."""
         held: list[tuple[str, torch.Tensor]] = []
         size = 0
         for name, tensor in self._tensors():
@@ -118,7 +119,7 @@ class Broadcast:
             yield _bucket(held)
 
     def send(self, bucket: Bucket) -> None:
-        """Broadcast one bucket; ``RuntimeError`` when a server is gone or takes longer than the timeout."""
+        """Broadcast one bucket; raises ``RuntimeError`` if a server exited or on timeout."""
         group = self._group
 
         def sent() -> None:
@@ -129,10 +130,10 @@ class Broadcast:
         self._interruptible(sent)
 
     def abort(self) -> None:
-        """From another thread: ``connect`` or ``send`` under way raises ``RuntimeError`` now. The group is left."""
-        with suppress(InvalidStateError):  # it has just ended
-            self._waiting.set_exception(RuntimeError("given up"))
-        self._listener = None  # servers that wait there for others are let go
+        """From another thread: make a running ``connect`` or ``send`` raise ``RuntimeError``, and leave the group."""
+        with suppress(InvalidStateError):  # the call has just finished
+            self._waiting.set_exception(RuntimeError("aborted"))
+        self._listener = None  # releases servers that wait for others
         if self._group is not None:
             group, self._group = self._group, None
             distributed_c10d._abort_process_group(group)
@@ -145,16 +146,16 @@ class Broadcast:
             dist.destroy_process_group(group)
 
     def _interruptible(self, call: Callable[[], T]) -> T:
-        """What ``call`` returns, unless ``abort`` is faster.
+        """Return the result of ``call``, unless ``abort`` comes first.
 
-        The call is left behind then: gloo does not stop when told to, and frees no group in which a broadcast waits.
+        An aborted call keeps its thread: gloo cannot be interrupted and never frees a group with a pending broadcast.
         """
         waiting: Future[T] = Future()
 
         def run() -> None:
             try:
                 result = call()
-            except BaseException as error:  # noqa: BLE001  raised where it is waited for
+            except BaseException as error:  # noqa: BLE001  re-raised by the waiting thread
                 with suppress(InvalidStateError):
                     waiting.set_exception(error)
             else:

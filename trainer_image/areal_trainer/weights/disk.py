@@ -1,6 +1,6 @@
-"""Publishing new weights to the servers: through files that they load, or by a broadcast from rank 0.
+"""Publishing weights to the servers through files.
 
-A published version is a directory that is made whole by a rename; what does not carry that name is never loaded.
+A version is written to a temporary directory and renamed when complete. Servers only load directories with final names.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from areal_trainer.weights.broadcast import Broadcast
 from areal_trainer.weights.safetensors_writer import save_file
 
 MANIFEST = "manifest.json"
-SHARD_BYTES = 2 << 30  # bounds the host memory that publishing takes
+SHARD_BYTES = 2 << 30  # bounds the host memory of publishing
 
 
 class Publishable(Protocol):
-    """What publishing needs of a policy."""
+    """The part of a policy that publishing uses."""
 
     def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Collective: every tensor whole, one at a time, under its Hugging Face name."""
+        """Yield every tensor unsharded, one at a time, under its Hugging Face name. Collective."""
         ...
 
     def save_model_config(self, directory: Path) -> None:
@@ -38,7 +38,7 @@ class Publishable(Protocol):
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """New weights for the servers; ``path``, ``broadcast``, or both (who missed the broadcast loads the path)."""
+    """New weights for the servers: ``path``, ``broadcast``, or both (servers that miss the broadcast load ``path``)."""
 
     version: int
     path: Path | None = None
@@ -50,10 +50,10 @@ class WeightUpdate:
 
 
 def publish_to_disk(policy: Publishable, *, run: Path, version: int, dtype: torch.dtype, writes: bool) -> Path:
-    """Write ``weights/v<version>/`` whole and durable, and return it. Collective over the policy's ranks.
+    """Write ``weights/v<version>/`` atomically and durably, and return it. Collective over the policy's ranks.
 
-    ``writes`` is True on the one rank that holds the full tensors; the others only take part in gathering them.
-    The last two versions are kept.
+    ``writes`` is True on the rank that writes; the others only take part in gathering the tensors. Keeps the last two
+    versions.
     """
     target = names.weights_version_dir(run, version)
     if not writes:
@@ -72,21 +72,21 @@ def publish_to_disk(policy: Publishable, *, run: Path, version: int, dtype: torc
 
 
 def verify_published(directory: Path) -> None:
-    """Raise ``ValueError`` where a file differs from the manifest in size or checksum, or is missing."""
+    """Raise ``ValueError`` if a file is missing or differs from the manifest in size or checksum."""
     manifest = directory / MANIFEST
     if not manifest.is_file():
         raise ValueError(f"{directory} has no {MANIFEST}: it is not a published version")
-    for name, wanted in json.loads(manifest.read_text())["files"].items():
+    for name, expected in json.loads(manifest.read_text())["files"].items():
         file = directory / name
         size = file.stat().st_size if file.is_file() else None
-        if size != wanted["size"]:
-            raise ValueError(f"{file} has {size} bytes, the manifest says {wanted['size']}")
-        if _checksum(file) != wanted["xxh3_128"]:
+        if size != expected["size"]:
+            raise ValueError(f"{file} has {size} bytes, but its manifest lists {expected['size']}")
+        if _checksum(file) != expected["xxh3_128"]:
             raise ValueError(f"{file} differs from the checksum in the manifest")
 
 
 def latest_published(run: Path) -> tuple[int, Path] | None:
-    """Highest version that is whole, with its directory."""
+    """Highest published version, with its directory."""
     versions = sorted(
         (int(path.name[1:]), path) for path in names.weights_dir(run).glob("v*") if path.name[1:].isdigit()
     )
@@ -94,7 +94,7 @@ def latest_published(run: Path) -> tuple[int, Path] | None:
 
 
 def replace_directory(partial: Path, target: Path) -> None:
-    """Make ``partial`` durable and give it its name; an older directory of that name goes."""
+    """Flush ``partial`` to disk and rename it to ``target``, replacing an older directory of that name."""
     for file in partial.rglob("*"):
         _fsync(file)
     _fsync(partial)
@@ -110,13 +110,15 @@ def replace_directory(partial: Path, target: Path) -> None:
 
 
 def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, dtype: torch.dtype) -> dict[str, str]:
-    """Returns the checksum of each file that holds tensors."""
+    """Write the tensors; return the checksum of each file."""
     shard: dict[str, torch.Tensor] = {}
     checksums: list[str] = []
     index: dict[str, int] = {}
     size = total = 0
     for name, tensor in tensors:
-        converts = tensor.is_floating_point() and tensor.device.type != "cpu"  # on the host the writer does it
+        converts = (
+            tensor.is_floating_point() and tensor.device.type != "cpu"
+        )  # host tensors are converted by the writer
         host = tensor.detach().to(dtype if converts else tensor.dtype).cpu()
         nbytes = host.numel() * (dtype if host.is_floating_point() else host.dtype).itemsize
         if shard and size + nbytes > SHARD_BYTES:
@@ -141,7 +143,7 @@ def _shard_name(number: int) -> str:
 
 
 def write_manifest(directory: Path, version: int, checksums: Mapping[str, str]) -> None:
-    """Size and checksum of every file there is. ``checksums``: of the files whose checksum is known already."""
+    """Write sizes and checksums of all files. ``checksums``: those that are known already."""
     files = {
         path.name: {"size": path.stat().st_size, "xxh3_128": checksums.get(path.name) or _checksum(path)}
         for path in sorted(directory.iterdir())

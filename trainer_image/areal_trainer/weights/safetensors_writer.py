@@ -1,6 +1,6 @@
-"""Writing a safetensors file quickly: its bytes pass once through a buffer that stays in the processor's cache.
+"""A fast writer of safetensors files: each byte passes once through a buffer that fits in the CPU cache.
 
-There they are converted, hashed and handed to the system, which writes them to the device while the next ones are made.
+There it is converted, hashed and passed to the kernel, which writes it back while the next piece is prepared.
 
 The format (https://huggingface.co/docs/safetensors) is the length of a JSON header in eight bytes, the header, and the
 tensors' bytes.
@@ -29,20 +29,20 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_PIECE_BYTES = 1 << 20  # fits into the second-level cache; a multiple of every element's size and of a page
-_AHEAD_BYTES = 16 << 20  # the device is set to work each time as much has been handed over
+_PIECE_BYTES = 1 << 20  # fits in the L2 cache; a multiple of the page size and of every element size
+_AHEAD_BYTES = 16 << 20  # start writing back after this many bytes
 _PAGE_BYTES = 4096
-_SYNC_FILE_RANGE_WRITE = 2  # of linux/fs.h: start writing back, do not wait
+_SYNC_FILE_RANGE_WRITE = 2  # from linux/fs.h: start writing back without waiting
 
-_libc = ctypes.CDLL(None, use_errno=True)  # Python has neither call; its posix_fallocate writes zeros where it must
+_libc = ctypes.CDLL(None, use_errno=True)  # neither call is in Python; its posix_fallocate may write zeros
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def save_file(tensors: Mapping[str, torch.Tensor], file: Path, *, dtype: torch.dtype) -> str:
-    """Write host tensors, floating ones as ``dtype``, durably; returns the file's xxh3_128."""
+    """Write and fsync host tensors, floating-point ones as ``dtype``; return the file's xxh3_128."""
     types = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()}
-    # Wide types first: then each tensor lies at a multiple of its element's size.
+    # Wide types first, which aligns each tensor to its element size.
     names = sorted(tensors, key=lambda name: (-types[name].itemsize, name))
     digest = xxhash.xxh3_128()
     head = _head(tensors, names, types)
@@ -63,7 +63,7 @@ def save_file(tensors: Mapping[str, torch.Tensor], file: Path, *, dtype: torch.d
 
 
 def _pieces(tensors: Sequence[tuple[torch.Tensor, torch.dtype]]) -> Iterator[memoryview]:
-    """The bytes of all tensors in their types, end to end; a piece is valid until the next one is asked for."""
+    """Yield the converted bytes of all tensors. A piece is valid until the next one is requested."""
     buffer = torch.empty(_PIECE_BYTES, dtype=torch.uint8)
     view = memoryview(buffer.numpy())
     filled = 0
@@ -88,7 +88,7 @@ def _write(handle: int, data: memoryview) -> None:
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Find room for the whole file at once: quicker than piece by piece, and a full disk shows before any work."""
+    """Allocate the whole file at once: faster than piecewise, and a full disk fails before any work."""
     _advise(lambda: _libc.fallocate(handle, 0, 0, size))
 
 
@@ -97,7 +97,7 @@ def _start_writing_back(handle: int, start: int, end: int) -> None:
 
 
 def _advise(call: Callable[[], int]) -> None:
-    """Make a call that only saves time: a file system that does not know it is none the worse."""
+    """Make an optional call; ignore that a file system does not support it."""
     while call() != 0:
         code = ctypes.get_errno()
         if code in (errno.EOPNOTSUPP, errno.ENOSYS):
@@ -115,5 +115,5 @@ def _head(tensors: Mapping[str, torch.Tensor], names: list[str], types: Mapping[
         header[name] = {"dtype": _NAMES[types[name]], "shape": shape, "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _PAGE_BYTES)  # the tensors start with a page, and so does every piece
+    text += b" " * (-(8 + len(text)) % _PAGE_BYTES)  # aligns the tensors, and thus every piece, to a page
     return len(text).to_bytes(8, "little") + text

@@ -1,4 +1,4 @@
-"""Statistics: lines that survive a kill, nothing twice after a resume, the real services in their offline modes."""
+"""Statistics survive a kill, are never duplicated by a resume, and reach the services in their offline modes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from areal_api.config import StatsLoggerConfig
-from areal_trainer.stats.logger import StatsLogger, Timings, spread, write_summary
+from areal_trainer.stats.logger import StatsLogger, Timings, write_summary
 
 
 def logger(run: Path, **services: Any) -> StatsLogger:
@@ -23,7 +23,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
 
 
-def test_line_a_step_is_on_disk_at_once(tmp_path: Path) -> None:
+def test_each_step_is_written_immediately(tmp_path: Path) -> None:
     stats = logger(tmp_path)
     stats.commit({"step": 1, "version": 1, "task_reward/avg": 0.25})
     assert lines(tmp_path) == [{"step": 1, "version": 1, "task_reward/avg": 0.25}]
@@ -32,13 +32,13 @@ def test_line_a_step_is_on_disk_at_once(tmp_path: Path) -> None:
     stats.close()
 
 
-def test_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_null(tmp_path: Path) -> None:
     with logger(tmp_path) as stats:
         stats.commit({"step": 1, "grad_norm": math.inf, "loss": math.nan})
     assert lines(tmp_path) == [{"step": 1, "grad_norm": None, "loss": None}]
 
 
-def test_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_has_no_duplicate_steps(tmp_path: Path) -> None:
     with logger(tmp_path) as stats:
         for step in range(1, 6):
             stats.commit({"step": step, "try": 1})
@@ -48,7 +48,7 @@ def test_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
     assert [(line["step"], line["try"]) for line in lines(tmp_path)] == [(1, 1), (2, 1), (3, 1), (4, 2)]
 
 
-def test_line_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_dropped(tmp_path: Path) -> None:
     with logger(tmp_path) as stats:
         stats.commit({"step": 1})
         stats.commit({"step": 2})
@@ -60,7 +60,7 @@ def test_line_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_cut_off_line_with_all_but_its_end_is_dropped(tmp_path: Path) -> None:
+def test_a_line_without_newline_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "stats.jsonl").write_text('{"step": 1}\n{"step": 2}')
     with logger(tmp_path) as stats:
         assert stats.rewind(5) == 1
@@ -73,14 +73,14 @@ def test_rewind_of_a_new_run_does_nothing(tmp_path: Path) -> None:
     assert lines(tmp_path / "new") == [{"step": 1}]
 
 
-def test_summary_is_written_whole(tmp_path: Path) -> None:
+def test_the_summary_is_replaced_atomically(tmp_path: Path) -> None:
     write_summary(tmp_path, {"outcome": "succeeded", "steps": 3})
     write_summary(tmp_path, {"outcome": "failed", "steps": 4})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"outcome": "failed", "steps": 4}
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_stages_add_up_and_failing_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_add_up_and_failed_blocks_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 20.5])
     monkeypatch.setattr("areal_trainer.stats.logger.time.perf_counter", lambda: next(clock))
     timings = Timings()
@@ -94,12 +94,7 @@ def test_stages_add_up_and_failing_ones_count(monkeypatch: pytest.MonkeyPatch) -
     assert timings.as_stats() == {"timeperf/rollout": 3.0, "timeperf/save": 0.75}
 
 
-def test_spread_is_mean_and_bounds() -> None:
-    assert spread("staleness", [0, 1, 2, 1]) == {"staleness/avg": 1.0, "staleness/min": 0.0, "staleness/max": 2.0}
-    assert spread("staleness", []) == {}
-
-
-def test_tensorboard_gets_the_points_and_a_resumed_run_replaces_them(tmp_path: Path) -> None:
+def test_a_resumed_run_replaces_its_points_in_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with logger(tmp_path, tensorboard={"path": "events"}) as stats:
@@ -113,7 +108,7 @@ def test_tensorboard_gets_the_points_and_a_resumed_run_replaces_them(tmp_path: P
     assert [(event.step, event.value) for event in events.Scalars("task_reward/avg")] == [(1, 0.25), (2, 1.0)]
 
 
-def test_wandb_offline_writes_a_run_that_a_resume_goes_on_with(tmp_path: Path) -> None:
+def test_wandb_offline_continues_its_run_after_a_resume(tmp_path: Path) -> None:
     for step in (1, 2):
         with logger(tmp_path, wandb={"mode": "offline", "tags": ["grpo"]}) as stats:
             stats.commit({"step": step, "task_reward/avg": 0.5})
@@ -131,14 +126,14 @@ def test_swanlab_writes_its_log(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("service", "mode", "wanted"),
+    ("service", "mode", "variable"),
     [("wandb", "online", "WANDB_API_KEY"), ("swanlab", "cloud", "SWANLAB_API_KEY")],
 )
-def test_missing_api_key_is_an_error_at_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str, mode: str, wanted: str
+def test_a_missing_api_key_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str, mode: str, variable: str
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in (wanted, "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "SWANLAB_SAVE_DIR"):
+    for name in (variable, "WANDB_IDENTITY_TOKEN_FILE", "NETRC", "SWANLAB_SAVE_DIR"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match=rf"stats_logger\.{service}\.mode is {mode}.*set {wanted}"):
+    with pytest.raises(ValueError, match=rf"stats_logger\.{service}\.mode is {mode}.*set {variable}"):
         logger(tmp_path, **{service: {"mode": mode}})

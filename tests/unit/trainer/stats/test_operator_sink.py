@@ -1,4 +1,4 @@
-"""The trainer's reports: the newest arrives, the rest is dropped, and nothing that goes wrong reaches the training."""
+"""Progress reports: the newest one is sent, older ones are dropped, and failures never affect training."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from areal_trainer.stats.operator_sink import ProgressSink, progress_sink, write
 
 
 class Receiver:
-    """Takes reports and answers with ``status``, once ``may_answer`` is set."""
+    """Receives reports and responds with ``status`` once ``may_answer`` is set."""
 
     def __init__(self) -> None:
-        self.got: list[tuple[str, dict[str, Any]]] = []
+        self.received: list[tuple[str, dict[str, Any]]] = []
         self.status, self.may_answer = 202, threading.Event()
         self.may_answer.set()
         receiver = self
@@ -29,7 +29,7 @@ class Receiver:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append((self.headers["Authorization"], json.loads(body)))
+                receiver.received.append((self.headers["Authorization"], json.loads(body)))
                 receiver.may_answer.wait(60.0)
                 self.send_response(receiver.status)
                 self.end_headers()
@@ -59,26 +59,26 @@ def token_file(tmp_path: Path) -> Path:
 def test_the_first_and_the_newest_report_arrive(receiver: Receiver, token_file: Path) -> None:
     sink = ProgressSink(receiver.url, token_file, interval_s=60.0)
     sink.log(1, {"task_reward/avg": 0.25, "total_steps": 9, "version": 1})
-    while not receiver.got:
+    while not receiver.received:
         time.sleep(0.01)
     for step in (2, 3, 4):
         sink.log(step, {"task_reward/avg": 0.5})
     sink.close()
-    assert [body["step"] for _, body in receiver.got] == [1, 4]
-    assert receiver.got[0] == ("Bearer t0ken", {"step": 1, "totalSteps": 9, "version": 1, "reward": 0.25})
+    assert [body["step"] for _, body in receiver.received] == [1, 4]
+    assert receiver.received[0] == ("Bearer t0ken", {"step": 1, "totalSteps": 9, "version": 1, "reward": 0.25})
 
 
-def test_the_last_evaluation_is_told_again_with_every_step(receiver: Receiver, token_file: Path) -> None:
+def test_the_last_evaluation_is_repeated_in_every_report(receiver: Receiver, token_file: Path) -> None:
     sink = ProgressSink(receiver.url, token_file, interval_s=60.0)
     sink.log(1, {"eval-rollout/reward": 0.75})
-    while not receiver.got:
+    while not receiver.received:
         time.sleep(0.01)
     sink.log(2, {})
     sink.close()
-    assert receiver.got[-1][1] == {"step": 2, "evalReward": 0.75}
+    assert receiver.received[-1][1] == {"step": 2, "evalReward": 0.75}
 
 
-def test_a_receiver_that_is_away_or_refuses_disturbs_nothing(
+def test_an_unreachable_or_failing_receiver_is_only_logged(
     receiver: Receiver, token_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver.status = 503
@@ -86,7 +86,7 @@ def test_a_receiver_that_is_away_or_refuses_disturbs_nothing(
         sink = ProgressSink(url, token)
         sink.log(1, {})
         sink.close()
-    assert caplog.text.count("progress of step 1 was not taken") == 3
+    assert caplog.text.count("the progress report of step 1 failed") == 3
 
 
 def test_a_slow_receiver_does_not_slow_the_training(receiver: Receiver, token_file: Path) -> None:
@@ -94,26 +94,26 @@ def test_a_slow_receiver_does_not_slow_the_training(receiver: Receiver, token_fi
     sink = ProgressSink(receiver.url, token_file, interval_s=0.0)
     for step in range(20):
         sink.log(step, {})
-    assert len(receiver.got) <= 1  # which is not answered yet
+    assert len(receiver.received) <= 1  # still without a response
     receiver.may_answer.set()
     sink.close()
-    assert [body["step"] for _, body in receiver.got][-1] == 19
+    assert [body["step"] for _, body in receiver.received][-1] == 19
 
 
-def test_what_is_not_finite_is_left_out() -> None:
+def test_non_finite_values_are_omitted() -> None:
     report = report_of({"step": 3.0, "task_reward/avg": float("nan"), "tokens_per_second": None, "total_steps": 12})
     assert report.model_dump(exclude_none=True) == {"step": 3, "total_steps": 12}
     assert report.progress == "3/12"
 
 
-def test_nothing_is_reported_unless_the_environment_says_where() -> None:
+def test_nothing_is_reported_unless_configured() -> None:
     assert progress_sink({}) == []
     with pytest.raises(ValueError, match="AREAL_PROGRESS_TOKEN_FILE is not"):
         progress_sink({names.PROGRESS_URL: "http://x"})
 
 
-def test_a_wrong_configuration_is_said_where_kubernetes_looks(tmp_path: Path) -> None:
+def test_a_configuration_error_goes_to_the_termination_log(tmp_path: Path) -> None:
     path = tmp_path / "termination-log"
     write_termination_message({names.TERMINATION_LOG: str(path)}, ValueError("actor.path: no such model"))
     assert path.read_text() == "error: actor.path: no such model\n"
-    write_termination_message({}, ValueError("nobody asks"))
+    write_termination_message({}, ValueError("not written"))

@@ -1,4 +1,4 @@
-"""Rank 0's end of a broadcast, against a peer in this process that joins and does not receive."""
+"""Rank 0's end of a broadcast, against a peer in this process that joins but does not receive."""
 
 import threading
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ TIMEOUT = timedelta(seconds=60)
 
 @pytest.fixture
 def broadcast() -> Iterator[Broadcast]:
-    made = Broadcast(
+    broadcast = Broadcast(
         lambda: iter([("a.weight", torch.arange(250_000.0))]),
         device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=TIMEOUT.total_seconds(),
     )  # fmt: skip
-    yield made
-    made.close()
+    yield broadcast
+    broadcast.close()
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def join(name: str, port: int) -> dist.ProcessGroupGloo:
-    """The end of a server, as torch builds it for a group of that name."""
+    """A server's end, as torch creates it for a group of that name."""
     store: dist.Store = dist.TCPStore("127.0.0.1", port, 2, timeout=TIMEOUT, wait_for_workers=False)
     for prefix in (name, f"{name}/", "cpu/"):
         store = dist.PrefixStore(prefix, store)
@@ -50,7 +50,7 @@ def waits_for_servers() -> bool:
     return any(thread.name == "broadcast" for thread in threading.enumerate())
 
 
-def test_a_peer_receives_what_is_sent(broadcast: Broadcast, threads: ThreadPoolExecutor) -> None:
+def test_a_peer_receives_the_tensors(broadcast: Broadcast, threads: ThreadPoolExecutor) -> None:
     peer = connected(broadcast, threads)
     bucket = next(broadcast.buckets())
     sending = threads.submit(broadcast.send, bucket)
@@ -60,27 +60,23 @@ def test_a_peer_receives_what_is_sent(broadcast: Broadcast, threads: ThreadPoolE
     assert torch.equal(received.view(torch.float32), torch.arange(250_000.0))
 
 
-def test_a_broadcast_that_waits_for_a_peer_ends_when_it_is_aborted(
-    broadcast: Broadcast, threads: ThreadPoolExecutor
-) -> None:
+def test_abort_ends_a_broadcast_that_waits_for_a_peer(broadcast: Broadcast, threads: ThreadPoolExecutor) -> None:
     peer = connected(broadcast, threads)
     sending = threads.submit(broadcast.send, next(broadcast.buckets()))
     while not waits_for_servers():
         threading.Event().wait(0.001)
     broadcast.abort()
-    with pytest.raises(RuntimeError, match="given up"):
+    with pytest.raises(RuntimeError, match="aborted"):
         sending.result(20)  # by itself it would end after 60 s
     assert not broadcast.connected
-    del peer  # its connections are closed, as those of a server that leaves the group
+    del peer  # closes its connections, like a server that leaves the group
     for thread in threading.enumerate():
         if thread.name == "broadcast":
             thread.join(20)
     assert not waits_for_servers()
 
 
-def test_a_wait_for_peers_to_join_ends_when_it_is_aborted_and_lets_them_go(
-    broadcast: Broadcast, threads: ThreadPoolExecutor
-) -> None:
+def test_abort_ends_a_wait_for_peers_and_releases_them(broadcast: Broadcast, threads: ThreadPoolExecutor) -> None:
     name, port = broadcast.plan_group()
     connecting = threads.submit(broadcast.connect, 3)
     store = dist.TCPStore("127.0.0.1", port, 3, timeout=TIMEOUT, wait_for_workers=False)
@@ -88,7 +84,7 @@ def test_a_wait_for_peers_to_join_ends_when_it_is_aborted_and_lets_them_go(
     while not waits_for_servers():
         threading.Event().wait(0.001)
     broadcast.abort()
-    with pytest.raises(RuntimeError, match="given up"):
+    with pytest.raises(RuntimeError, match="aborted"):
         connecting.result(20)
     with pytest.raises(RuntimeError):
         joining.result(20)
@@ -104,7 +100,7 @@ def test_after_an_abort_a_new_group_can_be_joined(broadcast: Broadcast, threads:
     sending.result(20)
 
 
-def test_a_trainer_that_starts_again_gives_its_groups_names_that_servers_have_not_seen(broadcast: Broadcast) -> None:
+def test_group_names_are_unique_across_trainers(broadcast: Broadcast) -> None:
     other = Broadcast(
         lambda: iter([]), device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=60.0
     )

@@ -1,4 +1,4 @@
-"""Published versions: whole, durable, verifiable, and only the last two."""
+"""Published versions are complete, verifiable, and limited to the last two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from areal_trainer.weights.disk import WeightUpdate, latest_published, publish_t
 
 
 class TwoTensors:
-    """A policy as far as publishing sees it."""
+    """A policy with two tensors."""
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
@@ -32,17 +32,17 @@ def publish(run: Path, version: int, value: float = 1.0, dtype: torch.dtype = to
     return publish_to_disk(TwoTensors(value), run=run, version=version, dtype=dtype, writes=True)
 
 
-def test_a_published_version_holds_the_tensors_in_the_type_of_the_servers(tmp_path: Path) -> None:
+def test_a_published_version_has_the_dtype_of_the_servers(tmp_path: Path) -> None:
     path = publish(tmp_path, 3, 0.5, torch.bfloat16)
     assert path == tmp_path / "weights" / "v3"
-    held = load_file(path / "model.safetensors")
-    assert held["a.weight"].dtype == torch.bfloat16
-    assert held["a.weight"].eq(0.5).all()
-    assert held["b.weight"].eq(-0.5).all()
+    loaded = load_file(path / "model.safetensors")
+    assert loaded["a.weight"].dtype == torch.bfloat16
+    assert loaded["a.weight"].eq(0.5).all()
+    assert loaded["b.weight"].eq(-0.5).all()
     verify_published(path)
 
 
-def test_the_last_two_versions_stay(tmp_path: Path) -> None:
+def test_the_last_two_versions_are_kept(tmp_path: Path) -> None:
     for version in range(4):
         publish(tmp_path, version)
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == ["v2", "v3"]
@@ -56,7 +56,9 @@ def test_publishing_a_version_again_replaces_it(tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "weights").iterdir()] == ["v1"]
 
 
-def test_a_kill_while_writing_leaves_no_version_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_directory_with_the_final_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object, **keywords: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -67,7 +69,7 @@ def test_a_kill_while_writing_leaves_no_version_of_that_name(tmp_path: Path, mon
     assert latest_published(tmp_path) == (1, tmp_path / "weights" / "v1")
 
 
-def test_large_models_go_into_shards_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_are_sharded_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "SHARD_BYTES", 100)  # a.weight has 128 bytes, b.weight 64
     path = publish(tmp_path, 0)
     index = json.loads((path / "model.safetensors.index.json").read_text())
@@ -80,19 +82,19 @@ def test_large_models_go_into_shards_with_an_index(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "the manifest says"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "its manifest lists"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\x7f"), "checksum"),
         (lambda file: file.unlink(), "None bytes"),
     ],
     ids=["partial", "corrupt", "missing"],
 )
-def test_a_damaged_version_is_told_from_a_whole_one(tmp_path: Path, harm: object, message: str) -> None:
+def test_a_damaged_version_is_detected(tmp_path: Path, harm: object, message: str) -> None:
     path = publish(tmp_path, 0)
     harm(path / "model.safetensors")  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         verify_published(path)
 
 
-def test_an_update_needs_a_way_to_the_servers() -> None:
+def test_an_update_needs_a_path_or_a_broadcast() -> None:
     with pytest.raises(ValueError, match="neither path nor broadcast"):
         WeightUpdate(3)

@@ -1,4 +1,4 @@
-"""Our safetensors files are read by the safetensors package, and their checksum is that of the file."""
+"""Files can be read by the safetensors package, and their checksums are correct."""
 
 import ctypes
 import errno
@@ -13,7 +13,7 @@ from areal_trainer.weights import safetensors_writer as tensor_file
 from areal_trainer.weights.safetensors_writer import save_file
 
 
-def test_the_safetensors_package_reads_what_was_written(tmp_path: Path) -> None:
+def test_the_safetensors_package_reads_the_file(tmp_path: Path) -> None:
     tensors = {
         "flags": torch.tensor([True, False, True]),
         "number": torch.tensor(7),
@@ -22,24 +22,24 @@ def test_the_safetensors_package_reads_what_was_written(tmp_path: Path) -> None:
         "none": torch.empty(0, 4),
     }
     save_file(tensors, tmp_path / "file", dtype=torch.bfloat16)
-    held = load_file(tmp_path / "file")
-    assert held.keys() == tensors.keys()
+    loaded = load_file(tmp_path / "file")
+    assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert held[name].dtype == (torch.bfloat16 if tensor.is_floating_point() else tensor.dtype)
-        assert held[name].shape == tensor.shape
-        assert held[name].equal(tensor.to(held[name].dtype))
+        assert loaded[name].dtype == (torch.bfloat16 if tensor.is_floating_point() else tensor.dtype)
+        assert loaded[name].shape == tensor.shape
+        assert loaded[name].equal(tensor.to(loaded[name].dtype))
 
 
-def test_tensors_of_many_megabytes_are_read_as_they_were(tmp_path: Path) -> None:
+def test_large_tensors_are_unchanged(tmp_path: Path) -> None:
     tensors = {"long": torch.arange(5_000_000, dtype=torch.int32), "wide": torch.randn(700, 1001), "one": torch.ones(1)}
     checksum = save_file(tensors, tmp_path / "file", dtype=torch.bfloat16)
-    held = load_file(tmp_path / "file")
-    assert all(held[name].equal(tensor.to(held[name].dtype)) for name, tensor in tensors.items())
+    loaded = load_file(tmp_path / "file")
+    assert all(loaded[name].equal(tensor.to(loaded[name].dtype)) for name, tensor in tensors.items())
     assert checksum == xxhash.xxh3_128((tmp_path / "file").read_bytes()).hexdigest()
 
 
 class RefusingSystem:
-    """A system whose calls that only save time end with an error."""
+    """A C library whose optional calls fail with ``code``."""
 
     def __init__(self, code: int) -> None:
         self.code = code
@@ -51,15 +51,13 @@ class RefusingSystem:
     sync_file_range = fallocate
 
 
-def test_a_full_disk_shows_when_room_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_fails_at_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_file, "_libc", RefusingSystem(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
         save_file({"a": torch.ones(3)}, tmp_path / "file", dtype=torch.bfloat16)
 
 
-def test_a_file_system_that_reserves_no_room_holds_the_same_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_fallocate_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {"long": torch.arange(5_000_000, dtype=torch.int32)}
     checksum = save_file(tensors, tmp_path / "file", dtype=torch.bfloat16)
     monkeypatch.setattr(tensor_file, "_libc", RefusingSystem(errno.EOPNOTSUPP))
