@@ -28,7 +28,6 @@ TASK = (
     "config.actor.recompute_logprob=true",
     "config.actor.use_decoupled_loss=true",
 )
-AREAL = "AReaL 1.0.4, published for a like machine and not measured here: 5.1–5.6 s/step, first step 23–26 s"
 
 
 def run(*, small: bool, rounds: int, trl: bool = False) -> list[Comparison]:
@@ -67,7 +66,7 @@ def _comparisons(
             ours,
             "the same, synchronous",
             [run.rate for run in synchronous],
-            notes=[rewards, AREAL],
+            notes=[rewards],
         ),
         Comparison(
             "peers, overlap",
