@@ -12,8 +12,16 @@ import yaml
 from areal_api.config import GRPOConfig
 from areal_api.experiment import GRPOExperiment
 from areal_trainer.rollout.workflow import RolloutWorkflow
+from benchmarks.__main__ import NAMED, NAMES
 
 ROOT = Path(__file__).parents[3]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / "docs").glob("*.md"),
+    ROOT / "helm" / "areal-gsm8k" / "README.md",
+    *(ROOT / "examples").glob("*/README.md"),
+]
 NEEDED: dict[str, Any] = {
     "experiment_name": "docs",
     "actor": {"path": "model"},
@@ -51,7 +59,39 @@ def test_the_code_in_customize_runs() -> None:
 
 
 def test_every_file_that_a_document_links_to_exists() -> None:
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_path_that_a_document_names_exists() -> None:
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for document in DOCUMENTS:
+        for path in re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]*\w/?)", document.read_text()):
+            if path != "operator/__init__.py":  # CONTRIBUTING warns against it
+                assert (ROOT / path).exists() or (document.parent / path).exists(), f"{document.name} names {path}"
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"(?:`|^|&& )make ([a-z0-9-]+)", document.read_text(), re.MULTILINE))
+        assert named <= targets, f"{document.name} names {named - targets}"
+
+
+def test_every_benchmark_that_a_document_names_exists() -> None:
+    for document in DOCUMENTS:
+        for name in re.findall(r"python -m benchmarks ([a-z]+)", document.read_text()):
+            assert name in NAMES + NAMED, f"{document.name} names {name}"
+
+
+def test_every_test_that_hazards_names_exists() -> None:
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)\(", path.read_text())
+    }
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "hazards.md").read_text()))
+    assert len(named) > 20
+    assert named <= defined, f"missing: {sorted(named - defined)}"
