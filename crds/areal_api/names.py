@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from areal_api.config import GRPOConfig
-from areal_api.paths import expand_home
 
 SERVER_ADDRS = "AREAL_LLM_SERVER_ADDRS"  # host:port,host:port
 CONFIG = "AREAL_CONFIG"  # path of the resolved configuration
@@ -27,7 +26,7 @@ TORCHRUN_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds; the def
 
 def run_dir(config: GRPOConfig) -> Path:
     """``<cluster.fileroot>/<experiment_name>/<trial_name>``."""
-    return Path(expand_home(config.cluster.fileroot)) / config.experiment_name / config.trial_name
+    return Path(config.cluster.fileroot) / config.experiment_name / config.trial_name
 
 
 def config_file(run: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import ConfigDict, Field
 
+from areal_api import stat_names
 from areal_api.section import CamelSection
 
 MAX_BODY_BYTES = 65536
@@ -46,13 +47,13 @@ def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
         return None if value is None else int(value)
 
     return ProgressReport(
-        step=count("step") or 0,
-        total_steps=count("total_steps"),
-        version=count("version"),
-        reward=number("task_reward/avg"),
-        eval_reward=number("eval-rollout/reward"),
-        staleness=number("staleness/avg", 2),
-        tokens_per_second=number("tokens_per_second", 1),
-        servers_current=count("rollout/servers_current"),
-        servers_behind=count("rollout/servers_behind"),
+        step=count(stat_names.STEP) or 0,
+        total_steps=count(stat_names.TOTAL_STEPS),
+        version=count(stat_names.VERSION),
+        reward=number(stat_names.mean(stat_names.TASK_REWARD)),
+        eval_reward=number(stat_names.EVAL_REWARD),
+        staleness=number(stat_names.mean(stat_names.STALENESS), 2),
+        tokens_per_second=number(stat_names.TOKENS_PER_SECOND, 1),
+        servers_current=count(stat_names.SERVERS_CURRENT),
+        servers_behind=count(stat_names.SERVERS_BEHIND),
     )

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from areal_api import stat_names
 from areal_launcher import run_files
 from areal_launcher.run_files import Stats
 
@@ -55,8 +56,8 @@ def step_metrics(stats: Stats, total: int | None) -> list[tuple[str, str]]:
         return []
     line = stats.lines[-1]
     shown = [("step", f"{line['step']}/{total}" if total else str(line["step"]))]
-    reward, evaluations = run_files.value(line, run_files.REWARD), run_files.evaluations(stats.lines)
-    rate, staleness = stats.last(run_files.TOKENS_PER_SECOND), run_files.value(line, run_files.STALENESS)
+    reward, evaluations = run_files.value(line, stat_names.TASK_REWARD), run_files.evaluations(stats.lines)
+    rate, staleness = stats.last(stat_names.TOKENS_PER_SECOND), run_files.value(line, stat_names.STALENESS)
     left = seconds_left(stats, total)
     if reward is not None:
         shown.append(("reward", f"{reward:.3f}"))

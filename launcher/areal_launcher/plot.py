@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from areal_api import names
+from areal_api import names, stat_names
 from areal_launcher import run_files
 from areal_launcher.run_files import Line
 
@@ -44,7 +44,7 @@ def plot_run(run: Path) -> Path:
     length.plot([step for step, _ in lengths], [mean for _, mean in lengths], color="tab:green")
     length.set(title="Completion length", ylabel="tokens (mean)")
     length.set_ylim(bottom=0)
-    entropy.plot(*series(lines, run_files.ENTROPY), color="tab:purple")
+    entropy.plot(*series(lines, stat_names.ENTROPY), color="tab:purple")
     entropy.set(title="Entropy of the policy", ylabel="nats per token", xlabel="step")
     draw_staleness(staleness, lines)
     for axes in (reward, length, entropy, staleness):
@@ -60,7 +60,7 @@ def plot_run(run: Path) -> Path:
 
 def draw_reward(axes: Any, lines: list[Line]) -> None:
     """Plot the training batches' reward, its running mean and the evaluations."""
-    steps, rewards = series(lines, run_files.REWARD)
+    steps, rewards = series(lines, stat_names.TASK_REWARD)
     window = max(1, len(steps) // 10)
     axes.plot(steps, rewards, color="tab:blue", alpha=0.35 if window > 1 else 1.0, label="training batch")
     if window > 1:
@@ -80,10 +80,9 @@ def draw_reward(axes: Any, lines: list[Line]) -> None:
 
 def draw_staleness(axes: Any, lines: list[Line]) -> None:
     """Plot how many versions the samples of a batch were behind the weights trained on them."""
-    axes.plot(
-        *series(lines, run_files.STALENESS_MAX), color="tab:orange", alpha=0.45, drawstyle="steps-mid", label="maximum"
-    )
-    axes.plot(*series(lines, run_files.STALENESS), color="tab:orange", label="mean")
+    most = series(lines, stat_names.maximum(stat_names.STALENESS))
+    axes.plot(*most, color="tab:orange", alpha=0.45, drawstyle="steps-mid", label="maximum")
+    axes.plot(*series(lines, stat_names.STALENESS), color="tab:orange", label="mean")
     axes.set(title="Staleness", ylabel="weight versions", xlabel="step")
     axes.set_ylim(0, 1.25 * max(1.0, axes.get_ylim()[1]))
     axes.legend(loc="upper right")

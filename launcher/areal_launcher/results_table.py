@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from areal_api import names
+from areal_api import names, stat_names
 from areal_launcher import run_files
 from areal_launcher.display import format_duration
 
@@ -21,12 +21,12 @@ def result_rows(run: Path) -> list[tuple[str, str]]:
         recorded = summary.get(name)
         return default if recorded is None else recorded
 
-    rewards = run_files.values(lines, run_files.REWARD)
-    staleness = run_files.values(lines, run_files.STALENESS)
-    max_staleness = run_files.values(lines, run_files.STALENESS_MAX) or staleness
+    rewards = run_files.values(lines, stat_names.TASK_REWARD)
+    staleness = run_files.values(lines, stat_names.STALENESS)
+    max_staleness = run_files.values(lines, stat_names.maximum(stat_names.STALENESS)) or staleness
     evaluations = [reward for _, reward in run_files.evaluations(lines)]
     seconds = from_summary("seconds", float(lines[-1]["time"]) if lines else None)
-    rate = from_summary("tokens_per_second", stats.last(run_files.TOKENS_PER_SECOND))
+    rate = from_summary("tokens_per_second", stats.last(stat_names.TOKENS_PER_SECOND))
     mean = sum(staleness) / len(staleness) if staleness else None
     rows: list[tuple[str, str | None]] = [
         ("outcome", summary.get("outcome")),

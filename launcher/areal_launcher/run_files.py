@@ -9,23 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from areal_api import names
+from areal_api import names, stat_names
+from areal_api.stat_names import ACTOR_PREFIX, mean
 
 Line = dict[str, Any]
-
-REWARD = "task_reward"
-EVALUATION = "eval-rollout/reward"
-EVALUATION_INITIAL = "eval-rollout/reward_initial"  # before the first step, reported with it
-STALENESS = "staleness"
-STALENESS_MAX = "staleness/max"
-ENTROPY = "entropy"
-TOKENS_PER_SECOND = "tokens_per_second"
-TOTAL_STEPS = "total_steps"
 
 
 def value(line: Line, name: str) -> float | None:
     """A statistic, with or without AReaL's prefix (``grpo_actor/``) and ``/avg``; None if the line lacks it."""
-    for key in (name, f"{name}/avg", f"grpo_actor/{name}", f"grpo_actor/{name}/avg"):
+    for key in (name, mean(name), f"{ACTOR_PREFIX}{name}", mean(f"{ACTOR_PREFIX}{name}")):
         number = line.get(key)
         if isinstance(number, int | float):
             return float(number)
@@ -39,7 +31,7 @@ def values(lines: list[Line], name: str) -> list[float]:
 
 def completion_length(line: Line) -> float | None:
     """Mean number of generated tokens."""
-    length, prompt = value(line, "seq_len"), value(line, "prompt_len")
+    length, prompt = value(line, stat_names.SEQUENCE_LENGTH), value(line, stat_names.PROMPT_LENGTH)
     if length is None or prompt is None:
         return None
     return length - prompt
@@ -50,7 +42,7 @@ def evaluations(lines: list[Line]) -> list[tuple[int, float]]:
     points: list[tuple[int, float]] = []
     for line in lines:
         step = int(line["step"])
-        for at, name in ((step - 1, EVALUATION_INITIAL), (step, EVALUATION)):
+        for at, name in ((step - 1, stat_names.EVAL_REWARD_INITIAL), (step, stat_names.EVAL_REWARD)):
             reward = value(line, name)
             if reward is not None:
                 points.append((at, reward))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from areal_api.actor import NormConfig, PPOActorConfig
 from areal_api.generation import GenerationHyperparameters
+from areal_api.stat_names import ACTOR_PREFIX, PROMPT_LENGTH, SEQUENCE_LENGTH, TASK_REWARD
 from areal_trainer.algo.advantages import gae, normalize_advantages
 from areal_trainer.algo.kl import token_rewards
 from areal_trainer.algo.norm import Norm
@@ -17,8 +18,6 @@ from areal_trainer.algo.sequences import Reduce, last_response_tokens, response_
 from areal_trainer.algo.token_stats import report, summarize
 from areal_trainer.batch import PackedBatch
 from areal_trainer.model.microbatches import merged_over_ranks
-
-PREFIX = "grpo_actor/"
 
 
 def compute_advantages(
@@ -114,10 +113,10 @@ def _statistics(
     final_B = torch.zeros_like(rewards_B).index_copy(0, sequences, rewards_T[positions])
     stats = summarize(
         {
-            "task_reward": (batch.rewards_B, None),
+            TASK_REWARD: (batch.rewards_B, None),
             "final_reward": (final_B, None),
-            "prompt_len": (batch.prompt_len_B, None),
-            "seq_len": (lengths_B, None),
+            PROMPT_LENGTH: (batch.prompt_len_B, None),
+            SEQUENCE_LENGTH: (lengths_B, None),
             "no_eos_ratios": (_cut_off(batch), None),
             "correct_seq_len": (lengths_B, correct_B),
             "incorrect_seq_len": (lengths_B, ~correct_B),
@@ -127,8 +126,9 @@ def _statistics(
     stats = merged_over_ranks(stats)
     # Every reader of a run looks for the reward, so its name has no prefix.
     numbers = {
-        name if name.startswith("task_reward/") else f"{PREFIX}{name}": value for name, value in report(stats).items()
+        name if name.startswith(f"{TASK_REWARD}/") else f"{ACTOR_PREFIX}{name}": value
+        for name, value in report(stats).items()
     }
-    numbers["n_tokens"] = float(stats["seq_len"][0])
-    numbers["n_seqs"] = float(stats["seq_len"][1])
+    numbers["n_tokens"] = float(stats[SEQUENCE_LENGTH][0])
+    numbers["n_seqs"] = float(stats[SEQUENCE_LENGTH][1])
     return numbers

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from areal_api import logs, names
+from areal_api import logs, names, stat_names
 from areal_api.config import GRPOConfig
 from areal_api.load import load_expr_config
 from areal_trainer.batch import PackedBatch, pack
@@ -128,30 +128,32 @@ def _after_step(
     """Evaluate, save and checkpoint where due, and commit the statistics of the step."""
     step = state.step + 1
     last = step == parts.total_steps
-    line: dict[str, float] = {"step": step, "version": step, "total_steps": parts.total_steps}
+    total = parts.total_steps
+    line: dict[str, float] = {stat_names.STEP: step, stat_names.VERSION: step, stat_names.TOTAL_STEPS: total}
     if (schedules.evaluate.at(step) or last) and parts.config.valid_dataset is not None:
         with timings.stage("eval"):
             state = replace(state, eval_last=_evaluate(parts))
-        line["eval-rollout/reward"] = state.eval_last or 0.0
+        line[stat_names.EVAL_REWARD] = state.eval_last or 0.0
     if step == 1 and state.eval_first is not None:
-        line["eval-rollout/reward_initial"] = state.eval_first
+        line[stat_names.EVAL_REWARD_INITIAL] = state.eval_first
     if schedules.save.at(step) or last:
         with timings.stage("save"):
             epoch = -(-step // parts.steps_per_epoch)
             parts.policy.save_hf(names.checkpoint_dir(parts.run, epoch, step))
     seconds = time.monotonic() - began
+    reward = stats[stat_names.mean(stat_names.TASK_REWARD)]
     state = replace(
         state,
         step=step,
         seconds=state.seconds + seconds,
         tokens=state.tokens + int(stats["n_tokens"]),
-        reward_first=stats["task_reward/avg"] if state.reward_first is None else state.reward_first,
-        reward_last=stats["task_reward/avg"],
+        reward_first=reward if state.reward_first is None else state.reward_first,
+        reward_last=reward,
     )
     line |= {
         "time": state.seconds,
         "seconds_per_step": seconds,
-        "tokens_per_second": stats["n_tokens"] / seconds,
+        stat_names.TOKENS_PER_SECOND: stats["n_tokens"] / seconds,
         **stats,
         **parts.engine.statistics,
         **timings.as_stats(),
@@ -231,7 +233,7 @@ def _summarise(run: Path, ranks: Ranks, state: RunState, **rest: str) -> None:
         figures = asdict(state)
         tokens, steps = figures.pop("tokens"), figures.pop("step")
         speed = tokens / state.seconds if state.seconds else 0.0
-        write_summary(run, {**rest, "steps": steps, **figures, "tokens_per_second": speed})
+        write_summary(run, {**rest, "steps": steps, **figures, stat_names.TOKENS_PER_SECOND: speed})
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from areal_api import conditions
+from areal_api import conditions, stat_names
 from areal_api.experiment import KIND, GRPOExperiment
 from areal_api.status import TERMINAL_PHASES, Condition, ExperimentStatus
 from areal_launcher import run_files
@@ -129,10 +129,10 @@ class Follower:
         if self._stats.lines and self._stats.lines[-1]["step"] == status.step:
             return
         reported = {
-            run_files.REWARD: status.reward,
-            run_files.EVALUATION: status.eval_reward,
-            run_files.STALENESS: status.staleness,
-            run_files.TOKENS_PER_SECOND: status.tokens_per_second,
+            stat_names.TASK_REWARD: status.reward,
+            stat_names.EVAL_REWARD: status.eval_reward,
+            stat_names.STALENESS: status.staleness,
+            stat_names.TOKENS_PER_SECOND: status.tokens_per_second,
         }
         line = {name: value for name, value in reported.items() if value is not None}
         self._stats.add({"step": status.step, "time": self._clock() - self._attempt_at, **line})

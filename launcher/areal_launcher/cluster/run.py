@@ -72,7 +72,7 @@ def run(request: Request, target: ClusterTarget, *, detach: bool, results: Path 
     cluster = Cluster.connect(target)
     console = console_for()
     namespace = namespace_of(experiment, target, cluster)
-    directory = results or names.run_dir(experiment.spec.config)
+    directory = results or names.run_dir(with_home_expanded(experiment).spec.config)
     if not detach:
         check_target(directory, namespace=namespace, name=experiment.name)
     check_api(cluster)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from areal_api import names
 from areal_api.experiment import GRPOExperiment
+from areal_api.load import with_home_expanded
 from areal_launcher.console import console_for
 from areal_launcher.display import display_for
 from areal_launcher.errors import RunError
@@ -29,7 +30,7 @@ def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
                 "the experiment to evaluate on: an experiment.yaml, or AReaL's configuration file with --config"
             )
         request = Request(experiment_file(directory), request.script, request.overrides)
-    experiment = evaluation_experiment(request.load(), model)
+    experiment = evaluation_experiment(with_home_expanded(request.load()), model)
     console = console_for(stderr=True)
     run = (directory or names.run_dir(experiment.spec.config)) / "eval" / Path(model).name
     with prepared_run(experiment, run=run, first_port=port) as plan:

@@ -12,7 +12,6 @@ from typing import Any
 from areal_api import names
 from areal_api.commands import Command, server_command, trainer_command
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
-from areal_api.load import with_home_expanded
 from areal_api.render import config_yaml, experiment_yaml
 from areal_launcher.local.checks import check_experiment, required_gpus, visible_gpus
 from areal_launcher.local.processes import ReservedPort
@@ -27,7 +26,6 @@ TORCHRUN = {names.TORCHRUN_SHUTDOWN_TIMEOUT: f"{GRACE_S - 10:.0f}"}
 @contextlib.contextmanager
 def prepared_run(experiment: GRPOExperiment, *, run: Path, first_port: int | None) -> Iterator[LocalPlan]:
     """A run that is ready to start: checked, its directory locked and written, its ports reserved."""
-    experiment = with_home_expanded(experiment)
     spec = experiment.spec
     gpus = visible_gpus(os.environ) if sum(required_gpus(spec)) else []
     check_experiment(spec, run=run, gpus=gpus)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from areal_api import names
+from areal_api import names, stat_names
 from areal_launcher import run_files
 from areal_launcher.display import Display
 from areal_launcher.errors import RunError
@@ -163,7 +163,7 @@ class LocalRun:
         return len(received) > 1 or (self._kill_at is not None and time.monotonic() > self._kill_at)
 
     def _total_steps(self) -> int | None:
-        reported = self._stats.last(run_files.TOTAL_STEPS)
+        reported = self._stats.last(stat_names.TOTAL_STEPS)
         return int(reported) if reported is not None else self._plan.total_steps
 
     def _phase(self, fleet: ServerFleet) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from areal_api import stat_names
 from areal_launcher import run_files
 from areal_launcher.console import console_for
 from areal_launcher.display import step_metrics
@@ -20,7 +21,7 @@ def status(directory: Path) -> int:
             console.print("stopped before it finished: run the same command again to continue it", markup=False)
         console.print(results_table(directory))
         return 0
-    total = stats.last(run_files.TOTAL_STEPS)
+    total = stats.last(stat_names.TOTAL_STEPS)
     shown = "  ".join(f"{label} {text}" for label, text in step_metrics(stats, int(total) if total else None))
     console.print(f"running (process {pid})  {shown}", markup=False, soft_wrap=True)
     for server in run_files.read_state(directory)["servers"]:

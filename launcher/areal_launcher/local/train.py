@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from areal_api import names
+from areal_api.load import with_home_expanded
 from areal_launcher.commands import plot_if_possible
 from areal_launcher.console import console_for
 from areal_launcher.display import display_for
@@ -14,7 +15,7 @@ from areal_launcher.results_table import results_table
 
 def train(request: Request, port: int | None) -> int:
     """Train on this machine; the exit status. ``port``: of the first server, None to choose free ports."""
-    experiment = request.load()
+    experiment = with_home_expanded(request.load())
     console = console_for()
     directory = names.run_dir(experiment.spec.config)
     with prepared_run(experiment, run=directory, first_port=port) as plan:

@@ -238,7 +238,7 @@ def test_paths_below_home_are_expanded_where_the_run_reads_them(
     assert (config.actor.path, config.tokenizer_path) == (f"{tmp_path}/m", f"{tmp_path}/t")
     assert config.valid_dataset is not None
     assert config.valid_dataset.path == f"{tmp_path}/v"
-    assert names.run_dir(experiment.spec.config) == tmp_path / "runs" / "bare" / "trial0"
+    assert names.run_dir(config) == tmp_path / "runs" / "bare" / "trial0"
 
 
 def test_trainer_and_server_read_the_resolved_configuration_alike(bare: Path, tmp_path: Path) -> None:

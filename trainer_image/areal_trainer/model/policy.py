@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from areal_api.actor import PPOActorConfig, TrainEngineConfig
+from areal_api.stat_names import ACTOR_PREFIX
 from areal_trainer.algo.loss import ppo_loss, sapo_loss
 from areal_trainer.algo.m2po import second_moment_mask
 from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
@@ -37,7 +38,6 @@ from areal_trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "grpo_actor/"
 LOGPROB_DIFF = "rollout_logprob_diff"  # over all trained tokens; older versions also differ by later updates
 CURRENT_DIFF = "rollout_logprob_diff_current"  # over tokens of the current version: numerical differences only
 
@@ -126,7 +126,7 @@ class Policy(LogprobModel):
         numbers = report(merge_stats(parts)) | {"lr": rate, "update_successful": len(finite) / len(norms)}
         if finite:
             numbers["grad_norm"] = sum(finite) / len(finite)
-        return {f"{PREFIX}{name}": value for name, value in numbers.items()}
+        return {f"{ACTOR_PREFIX}{name}": value for name, value in numbers.items()}
 
     def warm_up(self, batch: PackedBatch) -> None:
         """Compute and discard log-probs and gradients of ``batch``, to allocate memory and load kernels. Collective.

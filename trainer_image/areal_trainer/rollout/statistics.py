@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from areal_api import stat_names
 from areal_trainer.rollout.executor import Counters
 from areal_trainer.trajectory import Trajectory
 
@@ -34,6 +35,6 @@ class BatchClock:
         if trajectories:
             figures["rollout/reward"] = sum(trajectory.reward for trajectory in trajectories) / len(trajectories)
         if lags:
-            figures["staleness/avg"] = sum(lags) / len(lags)
-            figures["staleness/max"] = float(max(lags))
+            figures[stat_names.mean(stat_names.STALENESS)] = sum(lags) / len(lags)
+            figures[stat_names.maximum(stat_names.STALENESS)] = float(max(lags))
         return figures

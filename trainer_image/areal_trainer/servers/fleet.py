@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from yarl import URL
 
-from areal_api import names
+from areal_api import names, stat_names
 from areal_trainer.servers.client import Client, ServerBusyError, ServerError, ServerLostError, ServerRefusedError
 from areal_trainer.weights.disk import verify_published
 
@@ -140,7 +140,10 @@ class Fleet:
     def statistics(self) -> dict[str, float]:
         """Servers that hold the current weights, and that answer but hold others; those that are gone are neither."""
         states = [server.state for server in self.servers]
-        return {f"rollout/servers_{state}": float(states.count(state)) for state in ("current", "behind")}
+        return {
+            stat_names.SERVERS_CURRENT: float(states.count("current")),
+            stat_names.SERVERS_BEHIND: float(states.count("behind")),
+        }
 
     async def wait_for_one(self) -> None:
         """Wait until a server is current, else ``NoServerError``."""

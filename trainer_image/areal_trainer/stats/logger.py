@@ -14,6 +14,7 @@ from typing import Any, Self, TextIO
 
 from areal_api import names
 from areal_api.config import StatsLoggerConfig
+from areal_api.stat_names import TIMING_PREFIX
 from areal_trainer.stats.sinks import open_sinks
 
 
@@ -108,7 +109,7 @@ class Timings:
 
     def as_stats(self) -> dict[str, float]:
         """The stages so far as ``timeperf/<name>``."""
-        return {f"timeperf/{name}": seconds for name, seconds in self._seconds.items()}
+        return {f"{TIMING_PREFIX}{name}": seconds for name, seconds in self._seconds.items()}
 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:

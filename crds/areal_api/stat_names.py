@@ -1,0 +1,30 @@
+"""Names of the statistics in ``stats.jsonl`` that more than one process uses: the trainer writes them, others read."""
+
+from __future__ import annotations
+
+ACTOR_PREFIX = "grpo_actor/"  # AReaL's prefix of the policy's statistics
+TIMING_PREFIX = "timeperf/"  # seconds of each stage of a step
+
+STEP = "step"
+TOTAL_STEPS = "total_steps"
+VERSION = "version"
+TASK_REWARD = "task_reward"
+EVAL_REWARD = "eval-rollout/reward"
+EVAL_REWARD_INITIAL = "eval-rollout/reward_initial"  # before the first step; written with that step
+STALENESS = "staleness"
+ENTROPY = "entropy"
+PROMPT_LENGTH = "prompt_len"
+SEQUENCE_LENGTH = "seq_len"
+TOKENS_PER_SECOND = "tokens_per_second"
+SERVERS_CURRENT = "rollout/servers_current"
+SERVERS_BEHIND = "rollout/servers_behind"
+
+
+def mean(name: str) -> str:
+    """The mean of a statistic that is taken over samples or tokens."""
+    return f"{name}/avg"
+
+
+def maximum(name: str) -> str:
+    """The maximum of a statistic that is taken over samples or tokens."""
+    return f"{name}/max"
