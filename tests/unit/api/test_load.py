@@ -250,7 +250,7 @@ def test_trainer_and_server_read_the_resolved_configuration_alike(bare: Path, tm
 
 
 def test_an_experiment_is_not_a_resolved_configuration(experiment: Path) -> None:
-    with pytest.raises(ConfigError, match="is an experiment, not a run's resolved configuration"):
+    with pytest.raises(ConfigError, match="is an experiment, not the configuration that a run resolved"):
         read_resolved_config(experiment, GRPOConfig)
 
 
