@@ -10,7 +10,7 @@ from rich.console import Console
 
 from areal_api import names
 from areal_api.experiment import GRPOExperiment
-from areal_api.load import parse_experiment
+from areal_api.load import parse_experiment, with_home_expanded
 from areal_api.status import TERMINAL_PHASES, ExperimentStatus
 from areal_launcher import run_files
 from areal_launcher.cluster.checks import add_hint, check_api, check_files, check_operator, check_target
