@@ -1,13 +1,13 @@
-# Every command of this project. `make setup` needs Python 3.11 or newer and what it installs comes from PyPI.
+# Every command of this project. `make setup` needs Python 3.11 or newer and installs packages from PyPI.
 PYTHON ?= python3
 UV_VERSION := 0.13.9
-# cpu leaves out what sglang needs for CUDA alone; cuda installs it too.
+# cpu omits packages that sglang needs only for CUDA; cuda installs them too.
 DEVICE ?= cpu
-# An index of CPU builds of torch, where there is one; without it torch is PyPI's (it runs on a CPU as it is).
+# An index of CPU builds of torch; without it torch comes from PyPI, which also runs on a CPU.
 TORCH_INDEX ?=
 
-# How many faults `make faults` (200) and `make faults-kind` (40) bring about, and which: a number that a failing
-# schedule printed.
+# Number of faults that `make faults` (200) and `make faults-kind` (40) inject, and the seed of their schedule, which a
+# failing schedule prints.
 FAULTS ?=
 SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
@@ -20,7 +20,7 @@ READY := $(VENV)/.ready-$(DEVICE)
 comma := ,
 AWORLD := .bin/aworld/.ready
 TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
-# One thread a process: trainer and server share a small machine.
+# One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup aworld demo check test e2e faults faults-kind bench tools cluster cluster-down images format generate constraints clean
@@ -29,7 +29,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
 
-setup: $(READY) ## Make .venv/ with everything that this project runs on.
+setup: $(READY) ## Create .venv/ with everything that this project needs.
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -47,16 +47,16 @@ $(READY): $(UV) pyproject.toml constraints.txt sglang_image/cpu-excludes.txt
 	  --editable ".[trainer,server,operator,dev$(if $(filter cuda,$(DEVICE)),$(comma)cuda)]"
 	@touch $@
 
-aworld: $(AWORLD) ## Make .bin/aworld/, the trainer's environment with AWorld.
+aworld: $(AWORLD) ## Create .bin/aworld/, the trainer's environment with AWorld.
 
 $(AWORLD): $(UV) examples/aworld/setup.sh examples/aworld/constraints.txt pyproject.toml
 	@examples/aworld/setup.sh
 	@touch $@
 
-demo: setup ## Train the tiny model here, on the CPU, from examples/tiny/experiment.yaml.
+demo: setup ## Train the tiny model from examples/tiny/experiment.yaml on this machine's CPU.
 	@$(VENV)/bin/grpo run examples/tiny/experiment.yaml config.trial_name=$(TRIAL)
 
-check: setup ## Lint, types, import contracts, generated files.
+check: setup ## Check lint, formatting, types, import contracts and generated files.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -76,32 +76,32 @@ test: setup aworld ## Run all tests except the scenarios of make e2e; tests that
 e2e: setup cluster ## Run every end-to-end test on the kind cluster.
 	$(VENV)/bin/pytest tests/e2e
 
-faults: setup ## Strike real runs with faults, FAULTS=200 of them; SEED=n repeats a schedule.
+faults: setup ## Inject FAULTS=200 faults into real runs; SEED=n repeats a schedule.
 	FAULTS=$(or $(FAULTS),200) SEED=$(SEED) $(VENV)/bin/pytest tests/faults
 
-faults-kind: setup cluster ## Strike runs in pods of the kind cluster, FAULTS=40 times; SEED=n repeats a schedule.
+faults-kind: setup cluster ## Inject FAULTS=40 faults into runs in pods of the kind cluster; SEED=n repeats a schedule.
 	FAULTS=$(or $(FAULTS),40) SEED=$(SEED) $(VENV)/bin/pytest tests/e2e/test_pod_faults.py
 
-bench: setup ## Run the benchmarks: each prints a ratio against a named baseline.
+bench: setup ## Run the benchmarks: each prints a ratio to a named baseline.
 	$(VENV)/bin/python -m benchmarks
 
 tools: ## Put kind, kubectl and helm into .bin/.
 	@hack/cluster/tools.sh
 
-cluster: ## Bring up a kind cluster, a registry and this project's images in it; what is up stays.
+cluster: ## Bring up a kind cluster, a registry and this project's images in it; does nothing if they are up.
 	@hack/cluster/up.sh
 
 cluster-down: ## Remove the kind cluster and the registry.
 	@hack/cluster/down.sh
 
-images: ## Build the images for machines without a GPU, push them to REGISTRY (localhost:5000), print their tag.
+images: ## Build the images for machines without a GPU, push them to REGISTRY (localhost:5000) and print their tag.
 	@hack/cluster/images.sh
 
 format: setup ## Format the code.
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-generate: setup ## Write the generated files anew.
+generate: setup ## Update the generated files.
 	$(VENV)/bin/python -m areal_api.generate.docs --write
 	$(VENV)/bin/python -m areal_api.generate.crd --write
 	$(VENV)/bin/python helm/generate.py --write
@@ -109,5 +109,5 @@ generate: setup ## Write the generated files anew.
 constraints: setup ## Write constraints.txt: one version of every package, for both devices.
 	$(VENV)/bin/python hack/constraints.py --write
 
-clean: ## Remove what set-up and runs made.
+clean: ## Remove the environments, built tools and runs.
 	rm -rf $(VENV) .bin runs

@@ -1,4 +1,4 @@
-"""Invariants that hold after a run, whatever faults were injected. Violations raise ``AssertionError``."""
+"""Invariants that hold after a run with any injected faults. Violations raise ``AssertionError``."""
 
 # T tokens of one sequence, V vocabulary.
 
@@ -94,11 +94,11 @@ def check_samples(samples: dict[int, list[Sample]], rows: Iterable[str]) -> None
 def check_versions(samples: dict[int, list[Sample]], answers: Iterable[Answer]) -> None:
     """Every trained sample was answered by a server under the recorded versions."""
     tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
-    said = _reported_versions(answers, tokenizer.backend_tokenizer)
+    reported = _reported_versions(answers, tokenizer.backend_tokenizer)
     for step, batch in samples.items():
         for sample in batch:
             prompt_ids = tuple(tokenizer.encode(sample["prompt"], add_special_tokens=False))
-            found = said.get((prompt_ids, sample["completion"]), set())
+            found = reported.get((prompt_ids, sample["completion"]), set())
             versions = (sample["head_version"], sample["tail_version"])
             assert versions in found, (
                 f"step {step} trained {sample['completion']!r} as made by v{versions[0]} … v{versions[1]}; "
@@ -108,7 +108,7 @@ def check_versions(samples: dict[int, list[Sample]], answers: Iterable[Answer]) 
 
 def _reported_versions(answers: Iterable[Answer], decoder: Any) -> dict[tuple[tuple[int, ...], str], set[Versions]]:
     """Map (prompt, completion) to the versions of its first and last token as reported by servers."""
-    said: dict[tuple[tuple[int, ...], str], set[Versions]] = {}
+    reported: dict[tuple[tuple[int, ...], str], set[Versions]] = {}
     begun: dict[tuple[int, ...], tuple[int, int]] = {}  # tokens so far → length of the prompt, first version
     for answer in answers:
         if not answer.output_ids:
@@ -118,10 +118,10 @@ def _reported_versions(answers: Iterable[Answer], decoder: Any) -> dict[tuple[tu
         whole = answer.prompt_ids + answer.output_ids
         if answer.finished:
             text = decoder.decode(list(whole[prompt_len:]), skip_special_tokens=True)
-            said.setdefault((whole[:prompt_len], text), set()).add((first, versions[-1]))
+            reported.setdefault((whole[:prompt_len], text), set()).add((first, versions[-1]))
         else:
             begun[whole] = (prompt_len, first)
-    return said
+    return reported
 
 
 def _number(version: str) -> int:

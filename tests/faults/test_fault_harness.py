@@ -102,11 +102,11 @@ def test_a_sample_recorded_under_another_version_than_the_server_reported_is_det
     tokenizer = AutoTokenizer.from_pretrained(TINY / "model")
     prompt = "<|user|> How many coins? <|assistant|>"
     ids = tuple(tokenizer.encode(prompt, add_special_tokens=False))
-    told = Answer(0, ids, (31, 32), (-1.0, -1.0), (Span("v4", 0, 1), Span("v5", 1, 2)), True, {})
+    recorded = Answer(0, ids, (31, 32), (-1.0, -1.0), (Span("v4", 0, 1), Span("v5", 1, 2)), True, {})
     sample = {"prompt": prompt, "completion": tokenizer.decode([31, 32], skip_special_tokens=True)}
-    check_versions({5: [sample | {"head_version": 4, "tail_version": 5}]}, [told])
+    check_versions({5: [sample | {"head_version": 4, "tail_version": 5}]}, [recorded])
     with pytest.raises(AssertionError, match="as made by v5"):
-        check_versions({5: [sample | {"head_version": 5, "tail_version": 5}]}, [told])
+        check_versions({5: [sample | {"head_version": 5, "tail_version": 5}]}, [recorded])
 
 
 def test_an_answer_from_other_weights_than_the_server_reported_is_detected(tmp_path: Path) -> None:
