@@ -1,4 +1,4 @@
-"""Dotted keys of the configuration models: which exist, their types, and the nearest one to a key that does not exist."""
+"""Dotted keys of the configuration models: which exist, their types, and the nearest to an unknown one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def type_of(model: type[Section], key: str) -> Any:
     return annotation
 
 
-def without_unknown(model: type[Section], data: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+def without_unknown(
+    model: type[Section], data: Mapping[str, Any], prefix: str = ""
+) -> tuple[dict[str, Any], list[str]]:
     """``data`` without keys that ``model`` lacks, and their dotted names."""
     keys = model.keys()
     kept: dict[str, Any] = {}

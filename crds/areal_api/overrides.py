@@ -12,7 +12,7 @@ import yaml
 from areal_api.errors import ConfigError
 from areal_api.keys import section_of
 from areal_api.section import Section
-from areal_api.yaml_text import Loader, compose, load_yaml
+from areal_api.yaml_text import compose, load_yaml
 
 _INTEGER = re.compile(r"[-+]?[0-9][0-9_]{0,30}")
 _NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]{0,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,4})?")

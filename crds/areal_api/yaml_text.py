@@ -1,4 +1,4 @@
-"""YAML as configurations are written in it: YAML 1.1 with ``1e-5`` as a number, dates as text, and no duplicate keys."""
+"""The YAML of configuration files: YAML 1.1 with ``1e-5`` as a number, dates as text, and no duplicate keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMESTAMP, _FLOAT_TAG = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float
 
 
 class Loader(yaml.CSafeLoader):
-    """PyYAML's safe loader with the differences named above."""
+    """PyYAML's safe loader with these differences."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own attribute)
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP, _FLOAT_TAG)]

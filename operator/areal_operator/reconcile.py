@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import logging
@@ -14,13 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from areal_api import resource_names
 from areal_api.errors import ConfigError
 from areal_api.experiment import API_VERSION, KIND
-from areal_api.load import parse_experiment
 from areal_api.status import ExperimentStatus
+from areal_api.stored import read_experiment, read_status
 from areal_operator import transitions
 from areal_operator.cluster import MANAGER, ApiError, Cluster, is_transient
 from areal_operator.diagnosis import Reason
@@ -169,7 +168,7 @@ class Reconciler:
 
     async def _say_refused(self, body: Object, problem: str) -> None:
         metadata = body["metadata"]
-        status = status_of(body)
+        status = read_status(body)
         said = refused(status, problem, now=self._now(), generation=metadata["generation"])
         if said != status:
             await self._apply_status(metadata["namespace"], metadata["name"], metadata["uid"], said)
@@ -243,18 +242,22 @@ def _never_anew(manifest: Manifest, known: Object | None) -> Manifest:
 def state_of(body: Object) -> ExperimentState:
     """The experiment in an object of the API server; raises ``ConfigError`` that says what is wrong with it."""
     metadata = body["metadata"]
-    plain = {key: value for key, value in body.items() if key != "status"}
-    experiment = parse_experiment(plain, source=metadata["name"])
-    return ExperimentState(experiment, metadata["namespace"], metadata["uid"], metadata["generation"], status_of(body))
+    experiment, unknown = read_experiment(body, source=metadata["name"])
+    if unknown:
+        _report_unknown(metadata["namespace"], metadata["name"], tuple(unknown))
+    return ExperimentState(
+        experiment, metadata["namespace"], metadata["uid"], metadata["generation"], read_status(body)
+    )
 
 
-def status_of(body: Object) -> ExperimentStatus:
-    """The status in an object; an empty one where it holds what no operator wrote."""
-    try:
-        return ExperimentStatus.model_validate(body.get("status") or {})
-    except ValidationError as error:
-        logger.warning("%s: the status is unreadable and begun anew: %s", body["metadata"]["name"], error)
-        return ExperimentStatus()
+@functools.lru_cache(maxsize=1024)  # reports once
+def _report_unknown(namespace: str, name: str, keys: tuple[str, ...]) -> None:
+    logger.warning(
+        "%s/%s: fields of a newer resource definition are ignored: %s; update the operator",
+        namespace,
+        name,
+        ", ".join(keys[:20]),
+    )
 
 
 def key_of_state(state: ExperimentState) -> Key:
