@@ -1,4 +1,4 @@
-"""A training batch: the trajectories of a rank laid end to end as tensors."""
+"""A training batch: one rank's trajectories, concatenated into tensors."""
 
 # B sequences of this rank, T tokens of all of them, G groups over all ranks
 
@@ -18,17 +18,17 @@ from areal_trainer.trajectory import Trajectory
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """All tensors are in host memory; what belongs to a token is aligned to it (see ``Trajectory``)."""
+    """All tensors are in host memory; per-token values are aligned to their token (see ``Trajectory``)."""
 
     trajectories: list[Trajectory]
     input_ids_T: Tensor  # int64
-    loss_mask_T: Tensor  # bool, True on tokens that are trained
-    behav_logp_T: Tensor  # float32, of the server that made the token; 0 off the loss mask
-    versions_T: Tensor  # int32, weight version that made the token; −1 on prompt and tool tokens
-    cu_seqlens: Tensor  # int32 of length B + 1: where each sequence starts, and T
+    loss_mask_T: Tensor  # bool, True on trained tokens
+    behav_logp_T: Tensor  # float32, from the server that generated the token; 0 outside the loss mask
+    versions_T: Tensor  # int32, weight version that generated the token; −1 on prompt and tool tokens
+    cu_seqlens: Tensor  # int32 of length B + 1: start of each sequence, then T
     rewards_B: Tensor  # float32, raw task rewards
     prompt_len_B: Tensor  # int64
-    group_B: Tensor  # int64 in 0 … G−1, the same numbers on every rank
+    group_B: Tensor  # int64 in 0 … G−1, numbered alike on every rank
     n_groups: int  # G
 
     def __len__(self) -> int:
@@ -41,10 +41,10 @@ class PackedBatch:
 
 
 def pack(trajectories: Sequence[Trajectory]) -> PackedBatch:
-    """Lay the trajectories of this rank (there may be none) end to end.
+    """Concatenate this rank's trajectories (possibly none).
 
-    Collective: ranks agree on the numbers of the groups. Raises ``ValueError`` for a sequence whose first token is
-    trained (nothing comes before it that could predict it) and for log-probs that are not finite.
+    Collective: the ranks agree on the group numbers. Raises ``ValueError`` for a sequence whose first token is trained
+    (no token precedes it to predict it from) and for log-probs that are not finite.
     """
     trajectories = list(trajectories)
     for trajectory in trajectories:

@@ -1,4 +1,4 @@
-"""The parts of a run, put together from its configuration."""
+"""The components of a run, constructed from its configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from areal_trainer.model.policy import Policy, ReferenceModel
 from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
 from areal_trainer.reward.pool import RewardPool
-from areal_trainer.rollout.executor import Accept
+from areal_trainer.rollout.episode import Accept
 from areal_trainer.rollout.make_workflow import make_workflow, vocabulary_size
 from areal_trainer.rollout.workflow import RolloutWorkflow
 from areal_trainer.stats.logger import StatsLogger
@@ -29,8 +29,8 @@ from areal_trainer.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Everything that the loop works with. The engine is not connected yet."""
+class Components:
+    """Everything the training loop uses. The engine is not connected yet."""
 
     config: GRPOConfig
     run: Path
@@ -43,16 +43,19 @@ class Parts:
     workflow: RolloutWorkflow
     eval_workflow: RolloutWorkflow
     accept: Accept | None
-    valid_rows: list[dict[str, Any]]  # empty where there is no valid_dataset, and on every rank but the first
-    stats: StatsLogger | None  # rank 0's
+    valid_rows: list[dict[str, Any]]  # empty without a valid_dataset, and on every rank but the first
+    stats: StatsLogger | None  # on rank 0
     vocab_size: int
     steps_per_epoch: int
     total_steps: int
 
 
 @contextmanager
-def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
-    """The parts of a run; closes them at the end. Raises ``ValueError`` for what the configuration asks in vain."""
+def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Components]:
+    """Construct the components of a run, and close them at the end.
+
+    Raises ``ValueError`` for a configuration that cannot be satisfied.
+    """
     with ExitStack() as stack:
         stats = stack.enter_context(_stats_logger(config, run)) if ranks.is_first else None
         tokenizer = load_hf_tokenizer(config.tokenizer)
@@ -71,9 +74,9 @@ def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
         )
         stack.callback(engine.destroy)
         pool = RewardPool.of(config.reward)
-        stack.callback(pool.close)  # before the engine, on whose event loop it works
+        stack.callback(pool.close)  # before the engine, whose event loop it uses
         if ranks.is_first:
-            pool.start()  # its processes import while the model is loaded
+            pool.start()  # its processes import modules while the model loads
         policy = Policy(
             config.actor,
             device=ranks.device.type,
@@ -83,7 +86,7 @@ def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
         )
         publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)
         stack.callback(publisher.close)
-        yield Parts(
+        yield Components(
             config=config,
             run=run,
             ranks=ranks,
@@ -94,7 +97,7 @@ def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
             loader=loader,
             workflow=make_workflow(config, config.gconfig, tokenizer, pool),
             eval_workflow=make_workflow(config, config.evaluation, tokenizer, pool),
-            accept=_differs if config.actor.dynamic_sampling else None,
+            accept=_has_signal if config.actor.dynamic_sampling else None,
             valid_rows=valid_rows(config.valid_dataset, tokenizer) if config.valid_dataset and ranks.is_first else [],
             stats=stats,
             vocab_size=vocabulary_size(config.actor.path),
@@ -106,14 +109,14 @@ def assemble(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator[Parts]:
 def make_publisher(
     config: GRPOConfig, policy: Policy, engine: RemoteSGLangEngine | None, *, run: Path, ranks: Ranks
 ) -> Publisher:
-    """Publishes in the type that the servers compute in."""
-    name = config.actor.dtype if config.sglang.dtype == "auto" else config.sglang.dtype
+    """A publisher that converts weights to the dtype the servers compute in."""
+    dtype = config.actor.dtype if config.sglang.dtype == "auto" else config.sglang.dtype
     return Publisher(
         policy,
         engine,
         mode=config.actor.weight_update_mode,
         run=run,
-        dtype=getattr(torch, name),
+        dtype=getattr(torch, dtype),
         ranks=ranks,
         address=_own_address(os.environ.get(names.SERVER_ADDRS, "")),
     )
@@ -135,18 +138,18 @@ def _stats_logger(config: GRPOConfig, run: Path) -> StatsLogger:
     )
 
 
-def _differs(group: list[Trajectory]) -> bool:
+def _has_signal(group: list[Trajectory]) -> bool:
     return rewards_differ([trajectory.reward for trajectory in group])
 
 
 def _own_address(server_addrs: str) -> str:
-    """The address under which the servers reach this host: that of the interface towards the first of them."""
+    """This host's address on the interface that routes to the first server."""
     host, _, port = server_addrs.split(",")[0].strip().rpartition(":")
     if not host:
         return "127.0.0.1"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # a datagram socket sends nothing to connect
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
         try:
             probe.connect((host, int(port)))
         except OSError:
-            return "127.0.0.1"  # the name is not known yet: the server's pod is still to come
+            return "127.0.0.1"  # the name does not resolve yet: the server's pod has not started
         return str(probe.getsockname()[0])

@@ -1,4 +1,4 @@
-"""Evaluation on ``valid_dataset`` through the run's servers; ``python -m areal_trainer.evaluate`` does only that."""
+"""Evaluates a model on ``valid_dataset`` through its servers; also a program, ``python -m areal_trainer.evaluate``."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def evaluate(engine: RemoteSGLangEngine, rows: list[dict[str, Any]], workflow: R
     episodes = engine.run_episodes(rows, workflow)
     rewards = [trajectory.reward for episode in episodes for trajectory in episode]
     if not rewards:
-        raise ValueError("evaluation got no sample: the workflow rejected every row of valid_dataset")
+        raise ValueError("evaluation has no sample: the workflow rejected every row of valid_dataset")
     return sum(rewards) / len(rewards)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print ``{"reward": …, "rows": …, "model": …}`` for the model that the servers of AREAL_LLM_SERVER_ADDRS hold."""
+    """Evaluate the model that AREAL_LLM_SERVER_ADDRS serves; prints ``{"reward": …, "rows": …, "model": …}``."""
     try:
         config, _ = load_expr_config(list(arguments), GRPOConfig)
         if config.valid_dataset is None:
-            raise ValueError("valid_dataset is not set; name the held-out problems, e.g. valid_dataset.path=…")
+            raise ValueError("valid_dataset is not set; set it to held-out problems, e.g. valid_dataset.path=…")
         tokenizer = load_hf_tokenizer(config.tokenizer)
         rows = valid_rows(config.valid_dataset, tokenizer)
         engine = RemoteSGLangEngine(config.rollout, batch_size=config.consumer_batch_size)
         with joined("cpu"):
             engine.initialize(vocab_size=vocabulary_size(config.actor.path))
             try:
-                with closing(RewardPool.of(config.reward)) as pool:  # before the engine, on whose event loop it works
+                with closing(RewardPool.of(config.reward)) as pool:  # before the engine, whose event loop it uses
                     reward = evaluate(engine, rows, make_workflow(config, config.evaluation, tokenizer, pool))
             finally:
                 engine.destroy()

@@ -1,4 +1,4 @@
-"""The loop's side of publishing: which way the weights go, and whether training goes on meanwhile."""
+"""Publishes the policy's weights to the servers: through files or by broadcast, in the background or blocking."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ logger = logging.getLogger(__name__)
 
 
 class Updatable(Protocol):
-    """What publishing needs of the engine."""
+    """The part of the engine that publishing uses."""
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Bring the servers to the update; returns when those that serve hold it."""
+        """Bring the servers to the update; returns when the current ones hold it."""
         ...
 
     def update_weights_async(self, update: WeightUpdate) -> Future[None]:
-        """The same, under way."""
+        """The same in the background."""
         ...
 
     def servers_behind(self) -> bool:
-        """Whether a server waits for weights that are not on disk."""
+        """Whether a server missed a broadcast and needs weights on disk."""
         ...
 
 
@@ -49,15 +49,15 @@ class Publisher:
         address: str = "127.0.0.1",
         timeout_s: float = 120.0,
     ) -> None:
-        """``address``: where the servers reach rank 0. ``timeout_s``: of each broadcast."""
+        """``address``: rank 0's, as seen by the servers. ``timeout_s``: of each broadcast."""
         self._policy = policy
         self._engine = engine
         self._mode = mode
         self._run = run
         self._dtype = dtype
         self._ranks = ranks
-        self._under_way: Future[None] | None = None
-        self._tensors: Iterator[tuple[str, torch.Tensor]] = iter(())  # that this broadcast has not gathered yet
+        self._pending: Future[None] | None = None
+        self._tensors: Iterator[tuple[str, torch.Tensor]] = iter(())  # not yet gathered by the current broadcast
         self._broadcast = Broadcast(
             lambda: self._tensors, device=ranks.device, dtype=dtype, address=address, timeout_s=timeout_s
         )
@@ -65,11 +65,11 @@ class Publisher:
     def publish(self, version: int, *, wait: bool) -> None:
         """Bring the servers to the policy's weights as ``version``. Collective.
 
-        Without ``wait`` the servers load files while the trainer goes on; a broadcast always waits, since it sends the
-        very tensors that the next step changes. Where it fails, the weights go to the servers through files.
+        Without ``wait``, the servers load files while training continues. A broadcast always blocks, because the next
+        step changes the tensors that it sends. If a broadcast fails, the weights are published through files.
         """
         self.wait()
-        if self._mode == "distributed" and self._has_broadcast(version):
+        if self._mode == "distributed" and self._publish_by_broadcast(version):
             return
         update = self.write(version)
         if self._engine is None:
@@ -77,38 +77,38 @@ class Publisher:
         if wait or self._mode == "distributed":
             self._engine.update_weights(update)
         else:
-            self._under_way = self._engine.update_weights_async(update)
+            self._pending = self._engine.update_weights_async(update)
 
     def wait(self) -> None:
-        """Until the servers hold what was published last; raises what went wrong."""
-        if self._under_way is not None:
-            under_way, self._under_way = self._under_way, None
-            under_way.result()
+        """Wait until the servers hold the last published version; raises the error of a failed update."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def close(self) -> None:
-        """Leave the servers' group."""
+        """Leave the broadcast group."""
         self._broadcast.close()
 
     def write(self, version: int) -> WeightUpdate:
-        """Write the policy's weights as ``version`` without telling the servers. Collective."""
+        """Write the policy's weights as ``version`` without notifying the servers. Collective."""
         path = publish_to_disk(
             self._policy, run=self._run, version=version, dtype=self._dtype, writes=self._ranks.is_first
         )
         return WeightUpdate(version, path=path)
 
-    def _has_broadcast(self, version: int) -> bool:
-        """Whether the servers hold ``version`` now: by broadcast, or from files written for those that were behind."""
+    def _publish_by_broadcast(self, version: int) -> bool:
+        """Whether the servers now hold ``version``. Also writes it to disk if a server missed the last broadcast."""
         behind = self._ranks.from_first(self._engine is not None and self._engine.servers_behind())
         path = self.write(version).path if behind else None
         self._tensors = self._policy.named_full_tensors()
-        held = True
+        published = True
         try:
             if self._engine is not None:
                 self._engine.update_weights(WeightUpdate(version, path=path, broadcast=self._broadcast))
         except BroadcastError as error:
             logger.warning("v%d is published through files: %s", version, error)
-            held = False
+            published = False
         finally:
-            for _ in self._tensors:  # every rank gathers every tensor, also where a broadcast broke off
+            for _ in self._tensors:  # every rank must gather every tensor, even after an aborted broadcast
                 pass
-        return self._ranks.from_first(held)
+        return self._ranks.from_first(published)

@@ -21,11 +21,11 @@ from areal_api.config import GRPOConfig
 from areal_api.load import load_expr_config
 from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.checkpoint import Schedule, load_loop, load_state, recovery_checkpoints, save_recovery
-from areal_trainer.components import Parts, assemble
+from areal_trainer.components import Components, build_components
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.ranks import Ranks, joined, lost_another
-from areal_trainer.rollout.executor import Interrupted
+from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
 from areal_trainer.stats.operator_sink import write_termination_message
 from areal_trainer.stop import StopSignal
@@ -47,7 +47,7 @@ class RunState:
     eval_last: float | None = None
 
 
-def train(parts: Parts, state: RunState, stop: StopSignal) -> Iterator[RunState]:
+def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunState]:
     """Train from ``state`` until the last step or until ``stop`` is set; yields how far the run is, step by step."""
     stop.wakes(parts.engine.interrupt)
     if state.step == 0 and parts.config.valid_dataset is not None:
@@ -78,7 +78,7 @@ def train(parts: Parts, state: RunState, stop: StopSignal) -> Iterator[RunState]
         _save_recovery(parts, state)
 
 
-def train_step(parts: Parts, batch: PackedBatch, timings: Timings) -> dict[str, float]:
+def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[str, float]:
     """One update of the policy on ``batch``, and its publishing as the next version; returns the statistics."""
     config, policy = parts.config.actor, parts.policy
     prox_logp_T = ref_logp_T = None
@@ -115,7 +115,7 @@ class Schedules:
     recovered_at: int = -1
 
     @classmethod
-    def of(cls, parts: Parts) -> Schedules:
+    def of(cls, parts: Components) -> Schedules:
         def due(frequency: Any) -> Schedule:
             return Schedule(frequency, steps_per_epoch=parts.steps_per_epoch, now=time.monotonic)
 
@@ -123,7 +123,7 @@ class Schedules:
 
 
 def _after_step(
-    parts: Parts, state: RunState, schedules: Schedules, stats: dict[str, float], timings: Timings, began: float
+    parts: Components, state: RunState, schedules: Schedules, stats: dict[str, float], timings: Timings, began: float
 ) -> RunState:
     """Evaluate, save and checkpoint where due, and commit the statistics of the step."""
     step = state.step + 1
@@ -163,14 +163,14 @@ def _after_step(
     return state
 
 
-def _evaluate(parts: Parts) -> float:
+def _evaluate(parts: Components) -> float:
     """Held-out reward under the current weights. Collective: rank 0 asks the servers."""
     parts.publisher.wait()
     reward = evaluate(parts.engine, parts.valid_rows, parts.eval_workflow) if parts.ranks.is_first else None
     return float(parts.ranks.from_first(reward))
 
 
-def _save_recovery(parts: Parts, state: RunState) -> None:
+def _save_recovery(parts: Components, state: RunState) -> None:
     loop = {
         "state": asdict(state),
         "loader": parts.loader.state_dict(),
@@ -179,7 +179,7 @@ def _save_recovery(parts: Parts, state: RunState) -> None:
     save_recovery(parts.run, step=state.step, policy=parts.policy, loop=loop, keep=parts.config.recover.keep)
 
 
-def resume(parts: Parts) -> RunState:
+def resume(parts: Components) -> RunState:
     """Connect the engine, and restore the newest recovery checkpoint everywhere, servers included, if there is one."""
     found = recovery_checkpoints(parts.run) if parts.config.recover.mode == "auto" else []
     found = parts.ranks.from_first(found)
@@ -211,7 +211,7 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
     Raises ``ValueError`` only for what a user wrote, before the first step; whatever goes wrong later is summarised as
     failed and raised.
     """
-    with assemble(config, run=run, ranks=ranks) as parts:
+    with build_components(config, run=run, ranks=ranks) as parts:
         gc.collect()  # while the servers start
         state = resume(parts)
         gc.freeze()  # what is here now stays: later collections need not go through the model's and libraries' objects

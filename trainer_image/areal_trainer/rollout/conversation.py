@@ -1,8 +1,7 @@
-"""An agent's conversations with the model: messages on the one side, the very tokens that were made on the other.
+"""Conversations for agents: the agent sees messages, training sees exactly the tokens the model read and generated.
 
-An agent sends all messages each time. What it sends is rendered by the chat template once; a call that goes on from an
-answer adds the new messages' tokens to those of the sequence, which are never tokenised anew: the model is trained on
-exactly what it has seen and made.
+An agent sends all messages with every call. When a call continues an earlier answer, only the new messages are
+tokenized and appended to that answer's sequence. Tokens that the model generated are never tokenized again.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areal_api.generation import GenerationHyperparameters
-from areal_trainer.rollout.trajectory_builder import Recording
+from areal_trainer.rollout.trajectory_builder import TrajectoryBuilder
 from areal_trainer.rollout.workflow import GenerationEngine, with_stop_tokens
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.trajectory import Trajectory
@@ -35,21 +34,21 @@ class Turn:
 
 @dataclass
 class _Sequence:
-    """One growing sequence of tokens, with the messages that it stands for."""
+    """One growing sequence of tokens, and the messages it consists of."""
 
-    recording: Recording
-    rendered: str  # the text up to and with the last answer
-    messages: list[Message] = field(default_factory=list)  # as the agent sent them, up to the last answer
+    builder: TrajectoryBuilder
+    rendered: str  # the text up to and including the last answer's prompt
+    messages: list[Message] = field(default_factory=list)  # as the agent sent them, before the last answer
     turns: list[Turn] = field(default_factory=list)
-    at: list[int] = field(default_factory=list)  # the place of each turn among the messages
-    said: list[str] = field(default_factory=list)  # the answers, as they stood in the conversation
+    answer_indices: list[int] = field(default_factory=list)  # index of each answer among the messages
+    answers: list[str] = field(default_factory=list)  # text of each answer
 
 
 class Conversation:
-    """All calls of the model in one episode of one agent, or of several.
+    """All model calls of one episode, by one agent or several.
 
-    A call whose messages go on from an earlier answer continues that answer's sequence; every other call (another
-    agent's, or one after an agent has shortened its history) begins a sequence of its own, which is a trajectory too.
+    A call whose messages continue an earlier answer extends that answer's sequence. Every other call (by another agent,
+    or after an agent has shortened its history) starts a new sequence, which becomes a separate trajectory.
     """
 
     def __init__(
@@ -63,79 +62,78 @@ class Conversation:
         self._engine = engine
         self._gconfig = with_stop_tokens(gconfig, tokenizer)
         self._tokenizer = tokenizer
-        self._template = chat_template_kwargs or {}
+        self._template_kwargs = chat_template_kwargs or {}
         self._sequences: list[_Sequence] = []
         self._last: _Sequence | None = None
 
     @property
     def last(self) -> Turn | None:
-        """The answer that came last."""
+        """The most recent answer."""
         return self._last.turns[-1] if self._last else None
 
     async def reply(self, messages: Sequence[Message], *, tools: Tools | None = None) -> Turn:
-        """The model's answer. Raises ``ConversationFullError`` where there is no room for one.
+        """The model's answer. Raises ``ConversationFullError`` if there is no room for one.
 
-        ``messages`` are roles and contents as of OpenAI, ``tools`` what the chat template describes to the model. In
-        later calls an answer stands as the agent tells it: a part of the text, as where calls of tools were cut out.
+        ``messages`` have OpenAI's roles and contents; the chat template describes ``tools`` to the model. In later
+        calls the agent may pass back only part of an answer, for example without its tool calls.
         """
-        told = [_plain(message) for message in messages]
-        sequence, input_ids, rendered = self._prompt(told, tools)
+        normalized = [_normalize(message) for message in messages]
+        sequence, input_ids, rendered = self._prompt(normalized, tools)
         if len(input_ids) >= self._gconfig.max_tokens:
             raise ConversationFullError(
                 f"a conversation has {len(input_ids)} tokens, gconfig.max_tokens is {self._gconfig.max_tokens}"
             )
-        began = len(sequence.turns) if sequence else 0
+        turns_before = len(sequence.turns) if sequence else 0
         response = await self._engine.agenerate(ModelRequest(input_ids=input_ids, gconfig=self._gconfig))
-        if sequence is None or len(sequence.turns) > began:  # a parallel call has gone on from the same answer first
-            before = sequence
-            sequence = _Sequence(Recording(input_ids), rendered)
-            if before is not None:
-                sequence.at, sequence.said = before.at[:began], before.said[:began]
+        if sequence is None or len(sequence.turns) > turns_before:  # a concurrent call continued the same answer first
+            parent = sequence
+            sequence = _Sequence(TrajectoryBuilder(input_ids), rendered)
+            if parent is not None:
+                sequence.answer_indices = parent.answer_indices[:turns_before]
+                sequence.answers = parent.answers[:turns_before]
             self._sequences.append(sequence)
         else:
-            sequence.recording.given(input_ids[len(sequence.recording.input_ids) :])
-        sequence.recording.made(response)
+            sequence.builder.add_context(input_ids[len(sequence.builder.input_ids) :])
+        sequence.builder.add_response(response)
         turn = Turn(self._text(response), response)
-        sequence.messages, sequence.rendered = told, rendered
+        sequence.messages, sequence.rendered = normalized, rendered
         sequence.turns.append(turn)
-        sequence.at.append(len(told))
-        sequence.said.append(turn.text)
+        sequence.answer_indices.append(len(normalized))
+        sequence.answers.append(turn.text)
         self._last = sequence
         return turn
 
     def trajectories(self, *, reward: float, prompt: str = "", task_id: str = "") -> list[Trajectory]:
-        """One a sequence, each with the episode's ``reward``; the completion is the sequence's last answer."""
+        """One trajectory per sequence, each with the episode's ``reward``; its completion is the last answer."""
         return [
-            sequence.recording.trajectory(
-                reward=reward, prompt=prompt, completion=sequence.turns[-1].text, task_id=task_id
-            )
+            sequence.builder.build(reward=reward, prompt=prompt, completion=sequence.turns[-1].text, task_id=task_id)
             for sequence in self._sequences
         ]
 
-    def _prompt(self, told: list[Message], tools: Tools | None) -> tuple[_Sequence | None, list[int], str]:
-        """The sequence that the messages go on from, the tokens to ask the model with, and their text."""
-        for sequence in sorted(self._sequences, key=lambda known: -len(known.messages)):
-            if not _goes_on(sequence, told):
+    def _prompt(self, messages: list[Message], tools: Tools | None) -> tuple[_Sequence | None, list[int], str]:
+        """The sequence that the messages continue (if any), the model's input tokens, and their text."""
+        for sequence in sorted(self._sequences, key=lambda candidate: -len(candidate.messages)):
+            if not _continues(sequence, messages):
                 continue
-            rendered = self._render(_with_answers(told, sequence), tools)
-            added = _after(rendered, sequence)
-            if added is not None:
-                return sequence, sequence.recording.input_ids + self._added_ids(added, sequence), rendered
-        rendered = self._render(told, tools)
+            rendered = self._render(_with_answers(messages, sequence), tools)
+            suffix = _suffix(rendered, sequence)
+            if suffix is not None:
+                return sequence, sequence.builder.input_ids + self._suffix_ids(suffix, sequence), rendered
+        rendered = self._render(messages, tools)
         return None, self._tokenizer.encode(rendered, add_special_tokens=False), rendered
 
-    def _added_ids(self, added: str, sequence: _Sequence) -> list[int]:
-        """Tokens of what stands after an answer, less the stop token where the answer has it already."""
-        ids: list[int] = self._tokenizer.encode(added, add_special_tokens=False)
+    def _suffix_ids(self, suffix: str, sequence: _Sequence) -> list[int]:
+        """Tokens of the text after an answer, without the stop token if the answer already ends with it."""
+        ids: list[int] = self._tokenizer.encode(suffix, add_special_tokens=False)
         response = sequence.turns[-1].response
         if response.stop_reason == "stop" and ids[:1] == response.output_tokens[-1:]:
             return ids[1:]
         return ids
 
     def _render(self, messages: list[Message], tools: Tools | None) -> str:
-        # The template has put the special tokens in already.
+        # The template adds the special tokens.
         text: str = self._tokenizer.apply_chat_template(
-            messages, tools=tools or None, tokenize=False, add_generation_prompt=True, **self._template
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=True, **self._template_kwargs
         )
         return text
 
@@ -143,47 +141,47 @@ class Conversation:
         tokens = response.output_tokens
         if response.stop_reason == "stop" and tokens[-1:] and tokens[-1] in self._gconfig.stop_token_ids:
             tokens = tokens[:-1]
-        # What is special to the tokenizer may be a call of a tool to the agent.
+        # Tool calls may be delimited by special tokens, so keep them.
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 
 
-def _plain(message: Message) -> Message:
-    """The message with what chat templates know, its content as text."""
+def _normalize(message: Message) -> Message:
+    """The message with only the keys that chat templates use, and its content as text."""
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content)
-    plain: Message = {"role": message["role"], "content": content or ""}
-    return plain | {key: message[key] for key in ("name", "tool_calls", "tool_call_id") if message.get(key)}
+    normalized: Message = {"role": message["role"], "content": content or ""}
+    return normalized | {key: message[key] for key in ("name", "tool_calls", "tool_call_id") if message.get(key)}
 
 
-def _goes_on(sequence: _Sequence, told: list[Message]) -> bool:
-    """Whether ``told`` is what the sequence stands for, its last answer, and more."""
-    known = len(sequence.messages)
-    if len(told) <= known + 1 or told[:known] != sequence.messages:
+def _continues(sequence: _Sequence, messages: list[Message]) -> bool:
+    """Whether ``messages`` are the sequence's messages, its last answer, and at least one more."""
+    length = len(sequence.messages)
+    if len(messages) <= length + 1 or messages[:length] != sequence.messages:
         return False
-    answer = told[known]
+    answer = messages[length]
     return answer["role"] == "assistant" and answer["content"].strip() in sequence.turns[-1].text
 
 
-def _with_answers(told: list[Message], sequence: _Sequence) -> list[Message]:
-    """``told`` with the model's own words in the place of what the agent made of them."""
-    messages = list(told)
-    for place, said in zip(sequence.at, sequence.said, strict=True):
-        messages[place] = {"role": "assistant", "content": said}
-    return messages
+def _with_answers(messages: list[Message], sequence: _Sequence) -> list[Message]:
+    """``messages`` with the model's original answers in place of the agent's copies."""
+    restored = list(messages)
+    for index, answer in zip(sequence.answer_indices, sequence.answers, strict=True):
+        restored[index] = {"role": "assistant", "content": answer}
+    return restored
 
 
-def _after(rendered: str, sequence: _Sequence) -> str | None:
-    """What ``rendered`` adds to the sequence's text and last answer; None where it is not the beginning.
+def _suffix(rendered: str, sequence: _Sequence) -> str | None:
+    """The text that ``rendered`` adds after the sequence's last answer; None if it does not start with both.
 
-    Templates may trim an answer, or put blanks around it; some drop what the model has thought in earlier turns.
+    Templates may trim an answer or surround it with whitespace; some drop the reasoning of earlier turns.
     """
     if not rendered.startswith(sequence.rendered):
         return None
-    rest, said = rendered[len(sequence.rendered) :], sequence.turns[-1].text.strip()
-    start = len(rest) - len(rest.lstrip()) if said else 0
-    return rest[start + len(said) :] if rest.startswith(said, start) else None
+    rest, answer = rendered[len(sequence.rendered) :], sequence.turns[-1].text.strip()
+    start = len(rest) - len(rest.lstrip()) if answer else 0
+    return rest[start + len(answer) :] if rest.startswith(answer, start) else None
 
 
 __all__ = ["Conversation", "ConversationFullError", "Turn"]

@@ -1,4 +1,4 @@
-"""Trained samples as JSON lines, for people who want to read them."""
+"""Writes trained samples as JSON lines for inspection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from areal_trainer.trajectory import Trajectory
 
 
 def dump_samples(trajectories: Iterable[Trajectory], directory: Path, *, step: int) -> Path:
-    """Write ``step<N>.jsonl``: one line a sample. A step that is trained again after a resume overwrites its file."""
+    """Write ``step<N>.jsonl``, one line per sample. A step repeated after a resume overwrites its file."""
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"step{step}.jsonl"
     seen: Counter[int] = Counter()

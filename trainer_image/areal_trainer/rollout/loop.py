@@ -1,4 +1,4 @@
-"""An event loop in a background thread, for a caller that is not asynchronous."""
+"""An event loop in a background thread, for synchronous callers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALIVE_CHECK_S = 1.0
 
 
 class LoopThread:
-    """Runs coroutines on one event loop of its own, from any other thread."""
+    """Owns an event loop in its own thread and runs coroutines on it from other threads."""
 
     def __init__(self, name: str) -> None:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -24,15 +24,15 @@ class LoopThread:
         self._thread.start()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run it in the background."""
+        """Run a coroutine in the background."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T], *, timeout_s: float | None = None) -> T:
-        """Run it and wait for the result; ``TimeoutError`` cancels it."""
+        """Run a coroutine and wait for its result; ``TimeoutError`` cancels it."""
         return self.wait(self.start(coroutine), timeout_s=timeout_s)
 
     def wait(self, future: Future[T], *, timeout_s: float | None = None) -> T:
-        """The result of what ``start`` gave; raises ``RuntimeError`` when the thread is gone."""
+        """The result of a future from ``start``; raises ``RuntimeError`` if the thread has ended."""
         left_s = timeout_s
         while True:
             wait_s = _ALIVE_CHECK_S if left_s is None else min(left_s, _ALIVE_CHECK_S)
@@ -50,7 +50,7 @@ class LoopThread:
                         raise
 
     def call(self, function: Callable[[], T]) -> T:
-        """Call a plain function on the loop and wait for what it returns."""
+        """Call a plain function on the loop and wait for its result."""
 
         async def called() -> T:
             return function()
@@ -58,7 +58,7 @@ class LoopThread:
         return self.run(called())
 
     def close(self) -> None:
-        """Stop the loop and end the thread."""
+        """Stop the loop and join the thread."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

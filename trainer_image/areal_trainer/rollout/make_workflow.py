@@ -1,4 +1,4 @@
-"""Workflows as the configuration names them."""
+"""Constructs the configured workflow."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from areal_trainer.rollout.workflow import RolloutWorkflow, load_workflow
 def make_workflow(
     config: GRPOConfig, gconfig: GenerationHyperparameters, tokenizer: PreTrainedTokenizerBase, pool: RewardPool
 ) -> RolloutWorkflow:
-    """The workflow that ``config.workflow`` names; its reward function runs in ``pool``."""
+    """The workflow named by ``config.workflow``; its reward function runs in ``pool``."""
     return load_workflow(
         config.workflow.path, reward_fn=pool.score, gconfig=gconfig, tokenizer=tokenizer, **config.workflow.kwargs
     )
 
 
 def vocabulary_size(model: str) -> int:
-    """Token ids that the model knows; SGLang pads beyond it and dies of larger ones."""
+    """Size of the model's vocabulary; SGLang pads the embedding beyond it and crashes on larger ids."""
     return int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)

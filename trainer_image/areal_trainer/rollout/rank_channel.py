@@ -1,4 +1,4 @@
-"""Rollouts over the ranks: rank 0 generates for all, and each rank gets its share by tokens."""
+"""Rollouts with several ranks: rank 0 generates for all, and each rank gets a share of about equal tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from areal_trainer.algo.packing import balance_by_tokens
 from areal_trainer.trajectory import Trajectory
 
 
-class Sharing:
-    """Objects between rank 0 and the others, over a gloo group of its own. Every method is collective."""
+class RankChannel:
+    """Moves Python objects between rank 0 and the other ranks. Every method is collective."""
 
     def __init__(self) -> None:
-        """Collective. Without torch.distributed, or with one rank, every method gives back what it gets."""
+        """Collective. Without torch.distributed, or with one rank, every method returns its argument."""
         distributed = dist.is_available() and dist.is_initialized()
         self.size = dist.get_world_size() if distributed else 1
         self.rank = dist.get_rank() if distributed else 0
-        # Its own group: the policy's collectives may be under way in another thread.
+        # A separate group: another thread may be running the policy's collectives.
         self._group = dist.new_group(backend="gloo") if self.size > 1 else None
 
     def from_first(self, value: Any) -> Any:
@@ -31,7 +31,7 @@ class Sharing:
         return box[0]
 
     def to_first(self, value: Any) -> list[Any] | None:
-        """On rank 0 the value of each rank, in the order of the ranks; None elsewhere."""
+        """On rank 0 the values of all ranks, in rank order; None elsewhere."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None
@@ -39,7 +39,7 @@ class Sharing:
         return values
 
     def scatter(self, parts: list[Any] | None) -> Any:
-        """This rank's part of what rank 0 gives."""
+        """This rank's part of rank 0's ``parts``."""
         if self.size == 1:
             assert parts is not None
             return parts[0]
@@ -48,13 +48,13 @@ class Sharing:
         return box[0]
 
     def close(self) -> None:
-        """Leave the group."""
+        """Destroy the group."""
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None
 
 
-def shares(trajectories: Sequence[Trajectory], ranks: int) -> list[list[Trajectory]]:
-    """A part for each rank, of about equal tokens; each keeps the order of the batch."""
+def split_by_tokens(trajectories: Sequence[Trajectory], ranks: int) -> list[list[Trajectory]]:
+    """One part per rank, of about equal tokens; each keeps the order of the batch."""
     parts = balance_by_tokens([len(trajectory) for trajectory in trajectories], ranks)
     return [[trajectories[index] for index in part] for part in parts]

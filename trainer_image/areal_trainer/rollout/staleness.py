@@ -1,15 +1,16 @@
-"""How many episodes may start, so that no sample is older than allowed when it is trained on.
+"""Bounds how many episodes may start, so that no sample exceeds the staleness bound η when it is trained on.
 
-An episode starts at version v only while accepted + running < (η + v + 1) · batch_size. So for every v, those that
-were started at v or before fit into the batches up to step v + η, the last that may train on them: consumed oldest
-first, none is too old. The executor lets a younger one go first only where those that are left still fit.
+An episode starts at version v only while accepted + running < (η + v + 1) · batch_size. So for every v, all episodes
+started at v or before fit into the batches up to step v + η, the last that may train on them, so consuming oldest first
+keeps every sample within η. The executor may take a newer episode first only if every remaining one still meets its
+bound.
 """
 
 from __future__ import annotations
 
 
 class StalenessGate:
-    """Counts episodes and says how many more may start; η is ``max_staleness``, 0 the synchronous algorithm."""
+    """Counts episodes and computes how many more may start. η is ``max_staleness``; 0 is the synchronous algorithm."""
 
     def __init__(self, *, batch_size: int, max_staleness: int, max_concurrent: int, version: int = 0) -> None:
         if batch_size < 1:
@@ -25,29 +26,29 @@ class StalenessGate:
         self.resume(version)
 
     def resume(self, version: int) -> None:
-        """Start at weight version ``version`` with nothing running: all that its steps consumed counts as accepted."""
-        assert self.running == 0, f"{self.running} episodes run while the gate is set to version {version}"
+        """Start at weight version ``version`` with nothing running; the episodes of earlier steps count as accepted."""
+        assert self.running == 0, f"{self.running} episodes are running while the gate is reset to version {version}"
         self.version = version
         self.accepted = version * self.batch_size
 
     def set_version(self, version: int) -> None:
-        """The servers hold ``version`` from now on."""
+        """The servers now hold ``version``."""
         self.version = version
 
     def capacity(self) -> int:
-        """Episodes that may start now; 0 or less is none."""
+        """Episodes that may start now; none if 0 or less."""
         return min(max(1, self.max_concurrent) - self.running, self.fresh_capacity())
 
     def fresh_capacity(self) -> int:
-        """The part of the capacity that is due to staleness alone."""
+        """Episodes that the staleness bound alone allows to start."""
         return (self.max_staleness + self.version + 1) * self.batch_size - (self.accepted + self.running)
 
     def started(self) -> None:
-        """An episode starts."""
+        """Count an episode that starts."""
         self.running += 1
 
     def finished(self, *, accepted: bool) -> None:
-        """An episode ends. One that is rejected, or failed, makes room for another."""
-        assert self.running > 0, "an episode ended that never started"
+        """Count an episode that ends. A rejected or failed one makes room for another."""
+        assert self.running > 0, "an episode ended that had not started"
         self.running -= 1
         self.accepted += accepted

@@ -1,4 +1,4 @@
-"""What a batch says about the rollout: staleness, rewards, rejections, waiting and speed."""
+"""Rollout statistics of a batch: staleness, rewards, rejections, waiting time and throughput."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class BatchClock:
     def statistics(
         self, trajectories: Sequence[Trajectory], counters: Counters, *, step: int, waited_s: float
     ) -> dict[str, float]:
-        """Figures of one batch, which trains the weights of version ``step``; times since the batch before."""
+        """Statistics of the batch that trains weight version ``step``; times are since the previous batch."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         heads = [trajectory.head_version for trajectory in trajectories]
         lags = [step - head for head in heads if head >= 0]
-        made = sum(trajectory.completion_len for trajectory in trajectories)
-        figures = {
+        tokens = sum(trajectory.completion_len for trajectory in trajectories)
+        statistics = {
             "rollout/accepted": float(counters.accepted),
             "rollout/rejected": float(counters.rejected),
             "rollout/failed": float(counters.failed),
             "rollout/wait_s": waited_s,
-            "rollout/tokens_per_second": made / seconds,
+            "rollout/tokens_per_second": tokens / seconds,
         }
         if trajectories:
-            figures["rollout/reward"] = sum(trajectory.reward for trajectory in trajectories) / len(trajectories)
+            statistics["rollout/reward"] = sum(trajectory.reward for trajectory in trajectories) / len(trajectories)
         if lags:
-            figures[stat_names.mean(stat_names.STALENESS)] = sum(lags) / len(lags)
-            figures[stat_names.maximum(stat_names.STALENESS)] = float(max(lags))
-        return figures
+            statistics[stat_names.mean(stat_names.STALENESS)] = sum(lags) / len(lags)
+            statistics[stat_names.maximum(stat_names.STALENESS)] = float(max(lags))
+        return statistics

@@ -1,4 +1,4 @@
-"""Turn what the model made, and what it was given between, into one trajectory with a mask, versions and log-probs."""
+"""Builds trajectories from the model's responses and the context between them."""
 
 # T tokens of one sequence.
 
@@ -12,11 +12,11 @@ from areal_trainer.servers.generation import ModelResponse
 from areal_trainer.trajectory import Trajectory
 
 
-class Recording:
-    """One sequence of several turns. The model's tokens are trained; what it was given is not.
+class TrajectoryBuilder:
+    """One sequence of one or more turns. The model's tokens are trained; the prompt and other context are not.
 
-    ``recording = Recording(prompt_ids)``, then for each turn ``recording.made(response)`` and, between turns,
-    ``recording.given(token_ids)``. ``recording.input_ids`` is the next turn's prompt.
+    Create it as ``builder = TrajectoryBuilder(prompt_ids)``. Call ``builder.add_response(response)`` for each turn and
+    ``builder.add_context(token_ids)`` between turns. ``builder.input_ids`` is the next turn's prompt.
     """
 
     def __init__(self, prompt_ids: Sequence[int]) -> None:
@@ -24,22 +24,22 @@ class Recording:
         self._prompt_len = len(self.input_ids)
         self._turns: list[tuple[int, ModelResponse]] = []  # (position of its first token, turn)
 
-    def made(self, response: ModelResponse) -> None:
-        """The model's next turn; its prompt must be what was recorded so far."""
+    def add_response(self, response: ModelResponse) -> None:
+        """Append the model's next turn. It must have been generated from ``input_ids``."""
         _check(response, len(self.input_ids))
         self._turns.append((len(self.input_ids), response))
         self.input_ids += response.output_tokens
 
-    def given(self, token_ids: Sequence[int]) -> None:
-        """Tokens that the model did not make: a tool's result, the next question."""
+    def add_context(self, token_ids: Sequence[int]) -> None:
+        """Append tokens that the model did not generate, such as a tool's result or the next question."""
         self.input_ids += token_ids
 
-    def trajectory(
+    def build(
         self, *, reward: float, prompt: str = "", completion: str = "", task_id: str = "", finish_reason: str = ""
     ) -> Trajectory:
-        """The sequence so far; ``finish_reason`` is the last turn's unless given."""
+        """The sequence so far; ``finish_reason`` defaults to the last turn's."""
         if not self._turns:
-            raise ValueError("a recording without a turn of the model cannot be trained on")
+            raise ValueError("a sequence without a response cannot be trained on; call add_response() first")
         length = len(self.input_ids)
         loss_mask = np.zeros(length, dtype=np.bool_)
         logprobs = np.zeros(length, dtype=np.float32)
@@ -63,7 +63,7 @@ class Recording:
         )
 
 
-def record_answers(
+def build_trajectories(
     prompt_ids: Sequence[int],
     responses: Sequence[ModelResponse],
     *,
@@ -72,12 +72,12 @@ def record_answers(
     prompt: str,
     task_id: str,
 ) -> list[Trajectory]:
-    """What a ``Recording`` of one turn makes of each answer to a prompt; their arrays are parts of common ones."""
+    """Like a ``TrajectoryBuilder`` of one turn for each response, but faster: the arrays are slices of shared ones."""
     prompt_len, count = len(prompt_ids), len(responses)
     tokens: list[int] = []
     token_logprobs: list[float] = []
     token_versions: list[int] = []
-    lengths: list[int] = []  # of the prompt, then of an answer, again and again
+    lengths: list[int] = []  # prompt, completion, prompt, completion, …
     for response in responses:
         _check(response, prompt_len)
         tokens += response.output_tokens
@@ -118,10 +118,10 @@ def _all_equal(values: list[int]) -> bool:
     return bool(values) and values.count(values[0]) == len(values)
 
 
-def _check(response: ModelResponse, recorded: int) -> None:
-    """Raise ``ValueError`` where a turn was not generated from the ``recorded`` tokens."""
-    if len(response.input_tokens) != recorded:
+def _check(response: ModelResponse, length: int) -> None:
+    """Raise ``ValueError`` unless the response was generated from ``length`` tokens."""
+    if len(response.input_tokens) != length:
         raise ValueError(
-            f"a turn was generated from {len(response.input_tokens)} tokens, {recorded} are recorded; "
-            "give recording.input_ids to the model, and record what is put between turns"
+            f"a response was generated from {len(response.input_tokens)} tokens, but the sequence has {length}; "
+            "use builder.input_ids as the prompt, and add_context() for tokens between turns"
         )

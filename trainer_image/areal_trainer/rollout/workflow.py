@@ -1,4 +1,4 @@
-"""What an episode does: ask the model about one row of data, and make trajectories of the answers."""
+"""Workflows: an episode samples completions for one row of data and returns them as trajectories."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Protocol, cast
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.data.tokenizer import Codec
 from areal_trainer.import_path import load_object
-from areal_trainer.rollout.trajectory_builder import record_answers
+from areal_trainer.rollout.trajectory_builder import build_trajectories
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.trajectory import Trajectory
 
 RewardFn = Callable[..., float | Awaitable[float]]
-_GIVEN_OTHERWISE = frozenset({"prompt", "completions", "prompt_ids", "completion_ids"})
+_RESERVED_ARGUMENTS = frozenset({"prompt", "completions", "prompt_ids", "completion_ids"})
 
 
 class GenerationEngine(Protocol):
-    """What a workflow needs of the engine."""
+    """The part of the engine that a workflow uses."""
 
     async def agenerate(self, request: ModelRequest) -> ModelResponse:
         """One completion."""
@@ -32,20 +32,20 @@ class GenerationEngine(Protocol):
 
 
 class RolloutWorkflow(ABC):
-    """One object serves all episodes, which run side by side on one event loop: keep an episode's state in locals."""
+    """One instance serves all episodes, which run concurrently on one event loop: keep per-episode state in locals."""
 
     @abstractmethod
     async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
-        """Run one episode on the row ``data``. None, or no trajectory, rejects it: another one takes its place."""
+        """Run one episode on the row ``data``. None or an empty list rejects the episode, and another replaces it."""
 
 
 class RLVRWorkflow(RolloutWorkflow):
-    """Ask once, take ``gconfig.n_samples`` answers, let the reward function judge each.
+    """Samples ``gconfig.n_samples`` completions of the prompt and scores each with the reward function.
 
     A row has ``messages`` (roles and contents) or ``prompt`` (plain text). The reward function is called as
-    ``reward_fn(prompt, completions, prompt_ids, completion_ids, **columns)``, with all columns of the row. A sync one
-    runs on the event loop of all episodes, so one that takes its time belongs into ``RewardPool``, whose ``score`` is
-    a reward function too.
+    ``reward_fn(prompt, completions, prompt_ids, completion_ids, **columns)`` with all columns of the row. A synchronous
+    one blocks the event loop of all episodes, so run a slow one in a ``RewardPool``, whose ``score`` is a reward
+    function too.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RLVRWorkflow(RolloutWorkflow):
         self._chat_template_kwargs = chat_template_kwargs or {}
 
     async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
-        """One trajectory a sample."""
+        """One trajectory per sample."""
         prompt, prompt_ids = self.tokenize(data)
         request = ModelRequest(input_ids=prompt_ids, gconfig=self.gconfig)
         responses = await engine.agenerate_n(request, self.gconfig.n_samples)
@@ -71,7 +71,7 @@ class RLVRWorkflow(RolloutWorkflow):
             [response.output_tokens for response in responses], skip_special_tokens=self.gconfig.skip_special_tokens
         )
         rewards = await self._rewards(data, prompt, prompt_ids, completions, responses)
-        return record_answers(
+        return build_trajectories(
             prompt_ids, responses, rewards=rewards, completions=completions, prompt=prompt, task_id=task_id_of(data)
         )
 
@@ -82,12 +82,12 @@ class RLVRWorkflow(RolloutWorkflow):
             prompt = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, **self._chat_template_kwargs
             )
-            # The template has put the special tokens in already.
+            # The template has already added the special tokens.
             return prompt, self._codec.encode(prompt, add_special_tokens=False)
         if "prompt" not in data:
             raise ValueError(
                 f"a row has neither 'messages' nor 'prompt', only {sorted(data)}; "
-                "set train_dataset.question_column, or give rows with one of the two"
+                "set train_dataset.question_column, or provide rows with one of the two"
             )
         return data["prompt"], self._codec.encode(data["prompt"])
 
@@ -99,21 +99,21 @@ class RLVRWorkflow(RolloutWorkflow):
         completions: list[str],
         responses: list[ModelResponse],
     ) -> list[float]:
-        columns = {name: value for name, value in data.items() if name not in _GIVEN_OTHERWISE}
+        columns = {name: value for name, value in data.items() if name not in _RESERVED_ARGUMENTS}
         rewards = [
             self.reward_fn(prompt, completion, prompt_ids, response.output_tokens, **columns)
             for completion, response in zip(completions, responses, strict=True)
         ]
         if all(isinstance(reward, float) for reward in rewards):
             return cast("list[float]", rewards)
-        # All of them are under way before the first is waited for.
+        # All calls are started before the first is awaited.
         pending = [reward for reward in rewards if isinstance(reward, Awaitable)]
-        judged = iter(await asyncio.gather(*pending)) if pending else iter(())
-        return [float(next(judged) if isinstance(reward, Awaitable) else reward) for reward in rewards]
+        awaited = iter(await asyncio.gather(*pending)) if pending else iter(())
+        return [float(next(awaited) if isinstance(reward, Awaitable) else reward) for reward in rewards]
 
 
 def with_stop_tokens(gconfig: GenerationHyperparameters, tokenizer: Any) -> GenerationHyperparameters:
-    """``gconfig`` that also stops at the tokenizer's end-of-text and padding ids."""
+    """``gconfig`` with the tokenizer's end-of-text and padding ids as additional stop tokens."""
     if gconfig.ignore_eos:
         return gconfig
     ids = {*gconfig.stop_token_ids, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
@@ -121,23 +121,23 @@ def with_stop_tokens(gconfig: GenerationHyperparameters, tokenizer: Any) -> Gene
 
 
 def task_id_of(data: dict[str, Any]) -> str:
-    """The row's own name, where it has one."""
+    """The row's ``task_id`` or ``id``, or an empty string."""
     return str(data.get("task_id", data.get("id", "")))
 
 
 def load_workflow(path: str, /, **arguments: Any) -> RolloutWorkflow:
-    """The workflow ``package.module:Class``, constructed with ``arguments``; ``ValueError`` says what is wrong."""
-    found = load_object(path, field="workflow.path")
-    if not (inspect.isclass(found) and issubclass(found, RolloutWorkflow)):
+    """Construct the workflow ``package.module:Class`` with ``arguments``; raises ``ValueError`` if it cannot."""
+    loaded = load_object(path, field="workflow.path")
+    if not (inspect.isclass(loaded) and issubclass(loaded, RolloutWorkflow)):
         raise ValueError(
-            f"workflow.path is {path!r}, which is {found!r}; it must name a subclass of "
+            f"workflow.path is {path!r}, which is {loaded!r}; it must name a subclass of "
             "areal_trainer.rollout.workflow.RolloutWorkflow"
         )
     try:
-        inspect.signature(found).bind(**arguments)
+        inspect.signature(loaded).bind(**arguments)
     except TypeError as error:
         raise ValueError(
             f"workflow.path is {path!r}, whose constructor does not take {sorted(arguments)}: {error}; "
             "change workflow.kwargs or the constructor"
         ) from error
-    return found(**arguments)
+    return loaded(**arguments)

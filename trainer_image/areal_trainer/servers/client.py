@@ -1,4 +1,4 @@
-"""HTTP to the servers: one session with kept-alive connections, and errors by what can be done about them."""
+"""HTTP client for the servers: one session with kept-alive connections, and errors classified by how to recover."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from yarl import URL
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S = 10.0
-KEEP_ALIVE_S = 4.0  # SGLang closes an idle connection after 5 s; a request must not meet the closing
+KEEP_ALIVE_S = 4.0  # SGLang closes idle connections after 5 s; close ours earlier, so that no request races with it
 
 
 class ServerError(Exception):
-    """A request to a server brought no answer that can be used."""
+    """A request to a server failed."""
 
 
 class ServerLostError(ServerError):
-    """No connection, or it broke, or the deadline passed: the server may be gone."""
+    """No connection, a broken connection, or a timeout: the server may be gone."""
 
 
 class ServerBusyError(ServerError):
-    """The server failed or refuses for now (429, 5xx); another attempt may succeed."""
+    """The server failed or is overloaded (429, 5xx); a retry may succeed."""
 
 
 class ServerRefusedError(ServerError):
-    """The server refuses this request for good (4xx)."""
+    """The server rejected the request (4xx); a retry would be rejected too."""
 
 
 class Client:
-    """Requests to all servers. Lives on the event loop that it was made on."""
+    """Requests to all servers. Create and use it on one event loop."""
 
     def __init__(self, *, api_key: str | None = None) -> None:
         headers = {"Content-Type": "application/json"}
@@ -50,11 +50,11 @@ class Client:
         await self._session.close()
 
     async def post(self, url: URL, body: dict[str, Any], *, timeout_s: float) -> Any:
-        """The decoded answer; None for an empty one."""
+        """The decoded response; None if it is empty."""
         text = await self._request("POST", url, msgspec.json.encode(body), timeout_s, None)
         return _decode(url, text, _ANY) if text else None
 
-    async def ask(
+    async def post_decoded(
         self,
         url: URL,
         body: dict[str, Any],
@@ -63,16 +63,16 @@ class Client:
         timeout_s: float,
         deadlines: set[asyncio.Timeout],
     ) -> T:
-        """The answer as ``decoder`` makes it. ``deadlines`` holds its deadline meanwhile: it can be given up early."""
+        """The response, decoded. While in flight, its timeout is in ``deadlines``, so that it can be expired early."""
         text = await self._request("POST", url, msgspec.json.encode(body), timeout_s, deadlines)
         return _decode(url, text, decoder)
 
     async def get(self, url: URL, *, timeout_s: float) -> Any:
-        """The decoded answer."""
+        """The decoded response."""
         return _decode(url, await self._request("GET", url, None, timeout_s, None), _ANY)
 
     async def check(self, url: URL, *, timeout_s: float) -> None:
-        """Raise where the answer is another status than 200; its body is ignored."""
+        """Raise unless the status is 200; the body is ignored."""
         await self._request("GET", url, None, timeout_s, None)
 
     async def _request(
@@ -85,7 +85,7 @@ class Client:
             async with deadline, self._session.request(method, url, data=data) as response:
                 status, text = response.status, await response.read()
         except TimeoutError as error:
-            raise ServerLostError(f"{url}: no answer within {timeout_s:g} s, or no sign of life") from error
+            raise ServerLostError(f"{url}: no response within {timeout_s:g} s, or its health probes failed") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ServerLostError(f"{url}: {type(error).__name__}: {error}") from error
         finally:
@@ -93,7 +93,7 @@ class Client:
                 deadlines.discard(deadline)
         if status == 200:
             return text
-        raise _error_of(url, status, text)
+        raise _status_error(url, status, text)
 
 
 _ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
@@ -103,15 +103,15 @@ def _decode(url: URL, text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(text)
     except msgspec.ValidationError as error:
-        raise ServerRefusedError(f"{url}: not an answer of SGLang's: {error}: {text[:200]!r}") from error
+        raise ServerRefusedError(f"{url}: unexpected response: {error}: {text[:200]!r}") from error
     except msgspec.DecodeError as error:
-        raise ServerLostError(f"{url}: the answer is not JSON ({error}): {text[:200]!r}") from error
+        raise ServerLostError(f"{url}: the response is not JSON ({error}): {text[:200]!r}") from error
 
 
-def _error_of(url: URL, status: int, text: bytes) -> ServerError:
+def _status_error(url: URL, status: int, text: bytes) -> ServerError:
     message = f"{url}: status {status}: {text[:500].decode(errors='replace')}"
     if status == 401:
-        return ServerRefusedError(f"{message}; AREAL_API_KEY_FILE must hold the servers' API key")
+        return ServerRefusedError(f"{message}; AREAL_API_KEY_FILE must contain the servers' API key")
     if status == 429 or status >= 500:
         return ServerBusyError(message)
     return ServerRefusedError(message)

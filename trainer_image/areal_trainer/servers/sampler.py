@@ -1,4 +1,4 @@
-"""Completions from the fleet: a prompt's samples in one request, carried on elsewhere when a server gives up."""
+"""Samples completions: all samples of a prompt in one request, continued on another server if one fails."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 from areal_trainer.servers.client import Client, ServerBusyError, ServerError, ServerLostError
 from areal_trainer.servers.fleet import Fleet, Server
 from areal_trainer.servers.generation import (
-    ANSWERS,
-    ONE_ANSWER,
-    Draft,
+    COMPLETION,
+    COMPLETIONS,
     ModelRequest,
     ModelResponse,
+    PartialCompletion,
     WrongVersionError,
     check_token_ids,
     sampling_params,
 )
 
-RETRY_WAIT_S = 0.1  # before another attempt after a refusal that may pass
+RETRY_WAIT_S = 0.1  # before a retry after a transient error
 
 
 class GenerationError(Exception):
-    """A request failed on as many servers as ``rollout.request_retries`` allows."""
+    """A request failed ``rollout.request_retries`` times."""
 
 
 class Sampler:
-    """Samples completions from whichever server is current and has the least work."""
+    """Samples completions from the current server with the least load."""
 
     def __init__(
         self, fleet: Fleet, client: Client, *, request_timeout_s: float, retries: int, vocab_size: int | None
@@ -38,44 +38,44 @@ class Sampler:
         self._timeout_s = request_timeout_s
         self._retries = retries
         self._vocab_size = vocab_size
-        self._numbers = itertools.count()
+        self._attempts = itertools.count()
 
     async def sample(self, request: ModelRequest, n: int) -> list[ModelResponse]:
-        """``n`` completions of one prompt, from one server as one request; what is interrupted goes on one by one.
+        """``n`` completions of one prompt, requested from one server at once; aborted ones are continued one by one.
 
-        Raises ``ValueError`` for token ids outside the vocabulary and prompts without room to answer,
-        ``ServerRefusedError`` for what a server refuses, ``GenerationError`` after too many attempts and
+        Raises ``ValueError`` for token ids outside the vocabulary and for prompts that leave no room for a completion,
+        ``ServerRefusedError`` if a server rejects the request, ``GenerationError`` after too many attempts and
         ``NoServerError`` without any server.
         """
         check_token_ids(request.input_ids, self._vocab_size)
         started = time.perf_counter()
-        drafts = await self._ask(request, [], n)
-        unfinished = [draft for draft in drafts if draft.stop_reason is None]
+        completions = await self._request(request, [], n)
+        unfinished = [completion for completion in completions if completion.stop_reason is None]
         if unfinished:
-            await asyncio.gather(*(self._carry_on(request, draft) for draft in unfinished))
+            await asyncio.gather(*(self._continue(request, completion) for completion in unfinished))
         latency_s = time.perf_counter() - started
-        return [draft.response(request.input_ids, latency_s) for draft in drafts]
+        return [completion.response(request.input_ids, latency_s) for completion in completions]
 
-    async def _carry_on(self, request: ModelRequest, draft: Draft) -> None:
-        """Complete an interrupted draft from the tokens that it has."""
+    async def _continue(self, request: ModelRequest, completion: PartialCompletion) -> None:
+        """Finish an aborted completion from the tokens it has."""
         without_progress = 0
-        while draft.stop_reason is None:
-            [part] = await self._ask(request, draft.tokens, 1)
-            draft.append(part)
+        while completion.stop_reason is None:
+            [part] = await self._request(request, completion.tokens, 1)
+            completion.append(part)
             without_progress = 0 if part.tokens else without_progress + 1
-            if draft.stop_reason is None and without_progress >= self._retries:
+            if completion.stop_reason is None and without_progress >= self._retries:
                 raise GenerationError(
-                    f"{_name(request)} was aborted {without_progress} times in a row before it got a token; "
+                    f"{_describe(request)} was aborted {without_progress} times in a row before it got a token; "
                     "something aborts the servers' requests"
                 )
-            if without_progress and draft.stop_reason is None:
+            if without_progress and completion.stop_reason is None:
                 await asyncio.sleep(RETRY_WAIT_S)
 
-    async def _ask(self, request: ModelRequest, made: list[int], n: int) -> list[Draft]:
-        """``n`` continuations of the prompt and ``made``, in one answer; tries another server where that may help."""
-        params = sampling_params(request.gconfig, n=n, made=len(made), prompt_len=len(request.input_ids))
+    async def _request(self, request: ModelRequest, generated: list[int], n: int) -> list[PartialCompletion]:
+        """``n`` continuations of the prompt and the ``generated`` tokens; retries on another server if possible."""
+        params = sampling_params(request.gconfig, n=n, generated=len(generated), prompt_len=len(request.input_ids))
         body: dict[str, Any] = {
-            "input_ids": request.input_ids + made if made else request.input_ids,
+            "input_ids": request.input_ids + generated if generated else request.input_ids,
             "sampling_params": params,
             "return_logprob": True,
         }
@@ -84,39 +84,44 @@ class Sampler:
         for attempt in range(self._retries):
             server = await self._fleet.acquire(tried)
             if request.rid is not None:
-                body["rid"] = f"{request.rid}-{next(self._numbers)}"  # one that is in use is refused
+                body["rid"] = f"{request.rid}-{next(self._attempts)}"  # servers reject an id that is in use
             try:
-                return await self._ask_server(server, body, n)
+                return await self._request_server(server, body, n)
             except ServerLostError as error:
-                self._fleet.lost(server, error)
+                self._fleet.mark_gone(server, error)
                 last = error
             except WrongVersionError as error:
-                self._fleet.wrong(server, error)
+                self._fleet.mark_stale(server, error)
                 last = error
             except ServerBusyError as error:
                 last = error
                 await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
             tried.add(server)
         raise GenerationError(
-            f"{_name(request)} failed {self._retries} times (rollout.request_retries), last: {last}"
+            f"{_describe(request)} failed {self._retries} times (rollout.request_retries), last: {last}"
         ) from last
 
-    async def _ask_server(self, server: Server, body: dict[str, Any], n: int) -> list[Draft]:
-        held, ask, url = server.version, self._client.ask, server.generate_url
+    async def _request_server(self, server: Server, body: dict[str, Any], n: int) -> list[PartialCompletion]:
+        version_before, post, url = server.version, self._client.post_decoded, server.generate_url
         limits: Any = {"timeout_s": self._timeout_s, "deadlines": server.deadlines}
         server.load += n
         try:
-            answers = (
-                [await ask(url, body, ONE_ANSWER, **limits)] if n == 1 else await ask(url, body, ANSWERS, **limits)
+            completions = (
+                [await post(url, body, COMPLETION, **limits)]
+                if n == 1
+                else await post(url, body, COMPLETIONS, **limits)
             )
         finally:
             server.load -= n
-        if len(answers) != n:
-            raise ServerError(f"{server.address} answered with {len(answers)} samples for {n}")
-        # Weights that were loaded meanwhile are as good as those that were there when it was sent.
-        limit, newest = body["sampling_params"]["max_new_tokens"], max(held, self._fleet.target.version)
-        return [Draft.of_answer(answer, oldest=held, newest=newest, limit=limit) for answer in answers]
+        if len(completions) != n:
+            raise ServerError(f"{server.address} returned {len(completions)} samples for {n}")
+        # Weights loaded while the request ran are valid too.
+        limit, newest = body["sampling_params"]["max_new_tokens"], max(version_before, self._fleet.target.version)
+        return [
+            PartialCompletion.from_server(completion, oldest=version_before, newest=newest, limit=limit)
+            for completion in completions
+        ]
 
 
-def _name(request: ModelRequest) -> str:
+def _describe(request: ModelRequest) -> str:
     return f"request {request.rid}" if request.rid else f"a request with a prompt of {len(request.input_ids)} tokens"
