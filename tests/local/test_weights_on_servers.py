@@ -21,7 +21,7 @@ from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
 from areal_trainer.weights.disk import WeightUpdate
 from support import weights_ranks
-from support.engines import engine_on, generate
+from support.engines import engine_on, generate, status_of
 from support.real_server import free_port, real_server
 from support.reference_logprobs import output_logprobs
 from support.tiny_policy import save_tiny_model
@@ -138,7 +138,7 @@ def generate_until(engine: RemoteSGLangEngine, condition: Callable[[], bool]) ->
     deadline = time.monotonic() + 240.0
     answers = generate(engine)
     while not condition():
-        assert time.monotonic() < deadline, engine._fleet.states()
+        assert time.monotonic() < deadline, engine.servers()
         answers += generate(engine)
     return answers
 
@@ -153,7 +153,9 @@ def test_joining_or_restarted_server_loads_the_current_weights_while_the_other_s
         return real_server(tmp_path / "late", model, port=port, max_total_tokens=16384)
 
     with engine_on(stays, joins, weights=WeightUpdate(0, path=model), setup_timeout=240.0) as engine:
-        first, late = engine._fleet.servers
+
+        def state() -> str:
+            return status_of(engine, joins).state
 
         def check(version: int) -> None:
             tensors = dict(policy.named_full_tensors())
@@ -169,18 +171,18 @@ def test_joining_or_restarted_server_loads_the_current_weights_while_the_other_s
             publisher.publish(1, wait=True)
             assert not (tmp_path / "weights").exists()  # v1 was broadcast, so a server that missed it waits for v2
             with start():
-                generate_until(engine, lambda: late.state == "behind")
+                generate_until(engine, lambda: state() == "behind")
                 policy.change(2)
                 publisher.publish(2, wait=True)
-                generate_until(engine, lambda: late.state == "current")
+                generate_until(engine, lambda: state() == "current")
                 check(2)
         with publisher_of(policy, engine, "disk", tmp_path) as publisher:
-            generate_until(engine, lambda: late.state == "gone")
+            generate_until(engine, lambda: state() == "gone")
             policy.change(3)
             publisher.publish(3, wait=True)
-            incarnation = first.incarnation
+            incarnation = status_of(engine, stays).incarnation
             with start():
-                answers = generate_until(engine, lambda: late.state == "current")
+                answers = generate_until(engine, lambda: state() == "current")
                 assert {version for answer in answers for version in answer.output_versions} == {3}
-                assert first.incarnation == incarnation  # it did not restart
+                assert status_of(engine, stays).incarnation == incarnation  # it did not restart
                 check(3)

@@ -1,23 +1,25 @@
-"""An engine on scripted servers, and what tests ask of it."""
+"""An engine connected to scripted servers, and helpers to use and observe it."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, ModelResponse, RemoteSGLangEngine
-from areal_trainer.servers import fleet as fleet_module
+from areal_trainer.servers.control import ServerTimings
+from areal_trainer.servers.fleet import ServerStatus
 from areal_trainer.weights.disk import publish_to_disk
 from support.scripted_answers import Sample
 from support.scripted_answers import sample as scripted_sample
@@ -25,17 +27,12 @@ from support.scripted_server import Script, ScriptedServer
 
 PROMPT = [11, 12, 13]
 GCONFIG = GenerationHyperparameters(max_new_tokens=40, ignore_eos=True)
-LONGEST_S = 30.0  # of what comes at once on an idle machine
-
-
-def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the engine look at its servers every 50 ms."""
-    monkeypatch.setattr(fleet_module, "LONGEST_BACKOFF_S", 0.05)
-    monkeypatch.setattr(fleet_module, "PROBE_PERIOD_S", 0.05)
+TIMEOUT_S = 30.0  # of what is immediate on an idle machine
+FAST = ServerTimings(probe_period_s=0.05, max_backoff_s=0.05, retry_wait_s=0.01)
 
 
 def publish_ones(run: Path) -> Path:
-    """A directory of weights as the trainer publishes it."""
+    """A directory of weights as published by the trainer."""
     policy: Any = SimpleNamespace(
         named_full_tensors=lambda: iter([("a.weight", torch.ones(4))]), save_model_config=lambda directory: None
     )
@@ -44,10 +41,14 @@ def publish_ones(run: Path) -> Path:
 
 @contextmanager
 def engine_on(*servers: ScriptedServer | str, **settings: Any) -> Iterator[RemoteSGLangEngine]:
-    """An engine with batches of two; ``settings`` are of ``RolloutConfig`` and of ``initialize``."""
+    """An engine with batches of two that probes its servers every 50 ms.
+
+    ``settings`` are fields of ``RolloutConfig``, or ``timings``, or arguments of ``initialize``.
+    """
+    timings = settings.pop("timings", FAST)
     start = {name: settings.pop(name) for name in ("weights", "vocab_size") if name in settings}
-    config = {"consumer_batch_size": 2, "setup_timeout": LONGEST_S, "request_timeout": LONGEST_S} | settings
-    engine = RemoteSGLangEngine(RolloutConfig(**config))
+    config = {"consumer_batch_size": 2, "setup_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S} | settings
+    engine = RemoteSGLangEngine(RolloutConfig(**config), timings=timings)
     engine.initialize([server if isinstance(server, str) else server.address for server in servers], **start)
     try:
         yield engine
@@ -68,21 +69,35 @@ def generate(
 def start_generating(
     engine: RemoteSGLangEngine, n: int = 1, gconfig: GenerationHyperparameters = GCONFIG
 ) -> Future[list[ModelResponse]]:
-    return engine._loop.start(engine.agenerate_n(ModelRequest(list(PROMPT), gconfig), n))
+    """The same in the background."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(generate, engine, n, gconfig=gconfig)
+    pool.shutdown(wait=False)
+    return future
 
 
 def expected(*, index: int = 0, length: int = 40) -> Sample:
-    """What an undisturbed server answers to ``PROMPT``."""
+    """The completion of ``PROMPT`` by a server without faults."""
     return scripted_sample(Script(), PROMPT, {"max_new_tokens": length, "ignore_eos": True, "temperature": 1.0}, index)
 
 
+def status_of(engine: RemoteSGLangEngine, address: str) -> ServerStatus:
+    return next(server for server in engine.servers() if server.address == address)
+
+
 def state_of(engine: RemoteSGLangEngine, server: ScriptedServer) -> str:
-    return next(s.state for s in engine._fleet.servers if s.address == server.address)
+    return status_of(engine, server.address).state
+
+
+def post(server: ScriptedServer, path: str, **body: Any) -> None:
+    """An administrative request that does not come from the engine."""
+    request = urllib.request.Request(f"http://{server.address}{path}", data=json.dumps(body).encode())
+    urllib.request.urlopen(request, timeout=5).close()
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until it is so."""
-    deadline = time.monotonic() + LONGEST_S
+    """Wait until ``condition`` holds."""
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, f"it did not come to pass within {LONGEST_S} s"
+        assert time.monotonic() < deadline, f"the condition did not hold within {TIMEOUT_S} s"
         time.sleep(0.005)

@@ -49,6 +49,13 @@ class ScriptedServer:
         return dict(self._now.counts)
 
     @property
+    def connections(self) -> int:
+        """Number of open connections."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        return len(self._runner.server.connections)
+
+    @property
     def weight_version(self) -> str:
         return self._now.version
 

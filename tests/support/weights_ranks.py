@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import sys
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,10 @@ class Trainer:
     def _ask(self, count: int, *, tokens: int) -> list[Any]:
         gconfig = GenerationHyperparameters(max_new_tokens=tokens, ignore_eos=True, temperature=1.0)
         requests = [ModelRequest(input_ids=[*PROMPT, 3 + i], gconfig=gconfig) for i in range(count)]
-        futures = [self.engine._loop.start(self.engine.agenerate(request)) for request in requests]
-        self.engine._loop.run(asyncio.sleep(0.5))
+        pool = ThreadPoolExecutor(count)
+        futures = [pool.submit(asyncio.run, self.engine.agenerate(request)) for request in requests]
+        pool.shutdown(wait=False)
+        time.sleep(0.5)
         return futures
 
     def _difference(self, answer: ModelResponse) -> float:

@@ -21,7 +21,7 @@ from areal_trainer.rollout.rank_channel import RankChannel, split_by_tokens
 from areal_trainer.rollout.session import RolloutSession
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import RolloutWorkflow
-from areal_trainer.servers.control import ProbeSettings
+from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.fleet import ServerStatus, Target
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.trajectory import Trajectory
@@ -48,12 +48,12 @@ class RemoteSGLangEngine:
         max_staleness: int | None = None,
         total_batches: int | None = None,
         dump_dir: Path | None = None,
-        probes: ProbeSettings | None = None,
+        timings: ServerTimings | None = None,
     ) -> None:
         """``batch_size`` (episodes per step) and ``max_staleness`` default to ``config``.
 
         ``total_batches``: nothing is generated for later steps. ``dump_dir``: where trained samples are written if
-        ``config.dump_to_file``. ``probes``: intervals of the servers' health probes.
+        ``config.dump_to_file``. ``timings``: intervals and timeouts in dealing with the servers.
         """
         size = batch_size or config.consumer_batch_size
         if size is None:
@@ -75,7 +75,7 @@ class RemoteSGLangEngine:
             total_batches=total_batches,
         )
         self._dump_dir = dump_dir if config.dump_to_file else None
-        self._probes = probes or ProbeSettings()
+        self._timings = timings or ServerTimings()
         self._channel: RankChannel | None = None  # from initialize to destroy
         self._session: RolloutSession | None = None  # the same, on rank 0
         self._version = 0
@@ -104,7 +104,7 @@ class RemoteSGLangEngine:
             target=Target(weights.version, weights.path) if weights else Target(),
             vocab_size=vocab_size,
             api_key=_api_key(),
-            probes=self._probes,
+            timings=self._timings,
             dump_dir=self._dump_dir,
         )
         try:

@@ -16,11 +16,12 @@ from areal_api.generation import GenerationHyperparameters
 from areal_launcher.local import servers
 from areal_launcher.local.checks import check_servers_model
 from areal_launcher.local.servers import Server, ServerProcess
-from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
+from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.model.policy import Policy
 from areal_trainer.rollout.make_workflow import vocabulary_size
 from areal_trainer.servers.client import Client
 from areal_trainer.weights.disk import WeightUpdate, latest_published, publish_to_disk
+from support.engines import start_generating
 from support.operator_objects import decide, manifest, state
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY, actor_config, save_tiny_model
@@ -51,7 +52,7 @@ def test_an_update_retracts_what_runs_and_aborts_nothing(posted: list[tuple[str,
     with ScriptedServer(Script(token_s=0.002)) as server:
         engine.initialize([server.address])
         try:
-            answers = engine._loop.start(engine.agenerate_n(ModelRequest([3, 4], gconfig), 2))
+            answers = start_generating(engine, 2, gconfig)
             engine.update_weights(WeightUpdate(1, tmp_path))
             assert [len(answer.output_tokens) for answer in answers.result(10)] == [200, 200]
         finally:

@@ -36,7 +36,7 @@ class BreakingEngine:
     def update_weights(self, update: WeightUpdate) -> None:
         self.updates.append(update)
         if update.broadcast is not None:
-            next(update.broadcast._tensors())
+            next(update.broadcast.buckets())
             raise BroadcastError("a server refused")
 
     def update_weights_async(self, update: WeightUpdate) -> Future[None]:

@@ -58,6 +58,6 @@ def test_every_server_gets_its_share_of_the_first_requests_and_no_episode_is_cou
     with ScriptedServer(held) as first, ScriptedServer(held) as second, engine_on(first, second) as engine:
         before = engine.state_dict()
         assert engine.current_servers() == [first.address, second.address]
-        engine.generate_and_forget(prompts, GenerationHyperparameters(max_new_tokens=3, ignore_eos=True), n=2)
+        engine.warm_up(prompts, GenerationHyperparameters(max_new_tokens=3, ignore_eos=True), n=2)
         assert first.counts["/generate"] == second.counts["/generate"] == 8
         assert engine.state_dict() == before

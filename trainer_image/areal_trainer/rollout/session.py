@@ -17,7 +17,7 @@ from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.statistics import BatchClock
 from areal_trainer.rollout.workflow import GenerationEngine
 from areal_trainer.servers.client import Client
-from areal_trainer.servers.control import ProbeSettings, ServerControl
+from areal_trainer.servers.control import ServerTimings, ServerControl
 from areal_trainer.servers.fleet import Fleet, ServerStatus, Target
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.servers.sampler import Sampler
@@ -43,7 +43,7 @@ class RolloutSession:
         target: Target,
         vocab_size: int | None,
         api_key: str | None,
-        probes: ProbeSettings,
+        timings: ServerTimings,
         dump_dir: Path | None,
     ) -> None:
         """``engine`` is passed to workflows. Nothing is sent before ``start``."""
@@ -57,12 +57,13 @@ class RolloutSession:
         self._loop = LoopThread("rollout")
         self._client = self._loop.call(lambda: Client(api_key=api_key))
         self._fleet = Fleet(addresses, target=target, wait_s=config.setup_timeout)
-        control = ServerControl(self._client, load_timeout_s=config.setup_timeout, probes=probes)
+        control = ServerControl(self._client, load_timeout_s=config.setup_timeout, timings=timings)
         self._watcher = Watcher(self._fleet, control)
         self._updater = WeightUpdater(self._fleet, control)
         self._sampler = Sampler(
             self._fleet,
             self._client,
+            timings=timings,
             request_timeout_s=config.request_timeout,
             retries=config.request_retries,
             vocab_size=vocab_size,

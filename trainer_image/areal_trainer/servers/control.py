@@ -19,24 +19,26 @@ CONTROL_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
-    """Intervals of health probes."""
+class ServerTimings:
+    """Intervals and timeouts in dealing with servers."""
 
-    period_s: float = 5.0  # between probes of a current server
-    timeout_s: float = 10.0  # of one probe
-    failures: int = 3  # consecutive timeouts after which a server that accepts connections counts as gone
+    probe_period_s: float = 5.0  # between probes of a current server
+    probe_timeout_s: float = 10.0
+    probe_failures: int = 3  # consecutive timeouts after which a server that accepts connections counts as gone
     min_backoff_s: float = 0.05  # between attempts to reach a server that is not current
     max_backoff_s: float = 1.0  # bounds how long a server that has become ready waits for its first request
+    retry_wait_s: float = 0.1  # before a request is retried after a transient error; doubles with each attempt
+    abort_timeout_s: float = 10.0  # for servers to end their part of an aborted broadcast
 
 
 class ServerControl:
     """Sends administrative requests. Use only on the engine's event loop."""
 
-    def __init__(self, client: Client, *, load_timeout_s: float, probes: ProbeSettings) -> None:
+    def __init__(self, client: Client, *, load_timeout_s: float, timings: ServerTimings) -> None:
         """``load_timeout_s``: longest time of loading weights."""
         self.client = client
         self.load_timeout_s = load_timeout_s
-        self.probes = probes
+        self.timings = timings
 
     async def post(
         self, server: Server, path: str, body: dict[str, Any], *, timeout_s: float = CONTROL_TIMEOUT_S
@@ -51,13 +53,13 @@ class ServerControl:
 
     async def reported_version(self, server: Server) -> str:
         """The weight version that the server reports."""
-        info = await self.client.get(server.url("/model_info"), timeout_s=self.probes.timeout_s)
+        info = await self.client.get(server.url("/model_info"), timeout_s=self.timings.probe_timeout_s)
         return str(info["weight_version"])
 
     async def readiness_error(self, server: Server) -> ServerBusyError | None:
         """Why a server that is not paused accepts no requests: it is starting or draining. None if it does accept."""
         try:
-            await self.client.check(server.url("/ready"), timeout_s=self.probes.timeout_s)
+            await self.client.check(server.url("/ready"), timeout_s=self.timings.probe_timeout_s)
         except ServerBusyError as error:
             return error
         return None
@@ -118,19 +120,19 @@ class ServerControl:
         task = asyncio.create_task(work)
         silent = 0
         try:
-            while not (await asyncio.wait([task], timeout=0 if silent else self.probes.period_s))[0]:
+            while not (await asyncio.wait([task], timeout=0 if silent else self.timings.probe_period_s))[0]:
                 try:
                     await self.readiness_error(server)
                     silent = 0
                 except ServerLostError:
                     silent += 1
-                    if silent == self.probes.failures:
+                    if silent == self.timings.probe_failures:
                         raise
             await task
         finally:
             while not task.done():  # its cleanup may wait for the server too
                 task.cancel()
-                await asyncio.wait([task], timeout=self.probes.min_backoff_s)
+                await asyncio.wait([task], timeout=self.timings.min_backoff_s)
 
 
 async def _verify_files(path: Path) -> None:

@@ -44,6 +44,7 @@ class ServerStatus:
     version: int  # last version it is known to hold; -1 if unknown
     ready: bool  # gets requests
     reason: str  # why it is not current
+    incarnation: int  # how often it has stopped being current
 
 
 @dataclass(eq=False)
@@ -78,7 +79,7 @@ class Server:
     @property
     def status(self) -> ServerStatus:
         """A snapshot for other threads."""
-        return ServerStatus(self.address, self.state, self.version, self.ready, self.reason)
+        return ServerStatus(self.address, self.state, self.version, self.ready, self.reason, self.incarnation)
 
     def expire_requests(self) -> None:
         """Time out all requests in flight now, so that they are retried on other servers."""

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from areal_trainer.servers.client import Client, ServerBusyError, ServerError, ServerLostError
+from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.fleet import Fleet, Server
 from areal_trainer.servers.generation import (
     COMPLETION,
@@ -20,8 +21,6 @@ from areal_trainer.servers.generation import (
     sampling_params,
 )
 
-RETRY_WAIT_S = 0.1  # before a retry after a transient error
-
 
 class GenerationError(Exception):
     """A request failed ``rollout.request_retries`` times."""
@@ -31,10 +30,18 @@ class Sampler:
     """Samples completions from the current server with the least load."""
 
     def __init__(
-        self, fleet: Fleet, client: Client, *, request_timeout_s: float, retries: int, vocab_size: int | None
+        self,
+        fleet: Fleet,
+        client: Client,
+        *,
+        timings: ServerTimings,
+        request_timeout_s: float,
+        retries: int,
+        vocab_size: int | None,
     ) -> None:
         self._fleet = fleet
         self._client = client
+        self._retry_wait_s = timings.retry_wait_s
         self._timeout_s = request_timeout_s
         self._retries = retries
         self._vocab_size = vocab_size
@@ -69,7 +76,7 @@ class Sampler:
                     "something aborts the servers' requests"
                 )
             if without_progress and completion.stop_reason is None:
-                await asyncio.sleep(RETRY_WAIT_S)
+                await asyncio.sleep(self._retry_wait_s)
 
     async def _request(self, request: ModelRequest, generated: list[int], n: int) -> list[PartialCompletion]:
         """``n`` continuations of the prompt and the ``generated`` tokens; retries on another server if possible."""
@@ -95,7 +102,7 @@ class Sampler:
                 last = error
             except ServerBusyError as error:
                 last = error
-                await asyncio.sleep(RETRY_WAIT_S * 2**attempt)
+                await asyncio.sleep(self._retry_wait_s * 2**attempt)
             tried.add(server)
         raise GenerationError(
             f"{_describe(request)} failed {self._retries} times (rollout.request_retries), last: {last}"

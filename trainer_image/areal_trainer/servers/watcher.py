@@ -16,7 +16,7 @@ class Watcher:
     def __init__(self, fleet: Fleet, control: ServerControl) -> None:
         self._fleet = fleet
         self._control = control
-        self._probes = control.probes
+        self._timings = control.timings
         self._unprobed: set[Server] = set(fleet.servers)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -32,12 +32,12 @@ class Watcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, server: Server) -> None:
-        backoff_s = self._probes.min_backoff_s
+        backoff_s = self._timings.min_backoff_s
         while True:
             server.wake.clear()
             if server.ready:
-                backoff_s = self._probes.min_backoff_s
-                if not await _is_set_within(server.wake, self._probes.period_s):
+                backoff_s = self._timings.min_backoff_s
+                if not await _is_set_within(server.wake, self._timings.probe_period_s):
                     await self._probe(server)
                 continue
             if not server.updating:
@@ -46,7 +46,7 @@ class Watcher:
             self._fleet.notify()
             if not server.ready:
                 await _is_set_within(server.wake, backoff_s)
-                backoff_s = min(backoff_s * 2, self._probes.max_backoff_s)
+                backoff_s = min(backoff_s * 2, self._timings.max_backoff_s)
 
     async def _probe(self, server: Server) -> None:
         """Check a current server. The result counts only if nothing else is changing its weights."""
@@ -92,7 +92,7 @@ class Watcher:
     def _is_lost(self, server: Server, error: ServerLostError) -> bool:
         """After an unanswered probe: whether the server counts as gone. If so, its requests move to other servers."""
         server.silent_probes += 1
-        if isinstance(error.__cause__, TimeoutError) and server.silent_probes < self._probes.failures:
+        if isinstance(error.__cause__, TimeoutError) and server.silent_probes < self._timings.probe_failures:
             return False
         server.expire_requests()
         return True

@@ -21,8 +21,6 @@ from areal_trainer.weights.disk import WeightUpdate
 
 logger = logging.getLogger(__name__)
 
-ABORT_TIMEOUT_S = 10.0  # for servers to end their part of an aborted broadcast
-
 
 class WeightUpdateError(Exception):
     """No server took the new weights."""
@@ -35,11 +33,9 @@ class BroadcastError(WeightUpdateError):
 class WeightUpdater:
     """Publishes versions one at a time. Use only on the engine's event loop."""
 
-    def __init__(self, fleet: Fleet, control: ServerControl, *, abort_timeout_s: float = ABORT_TIMEOUT_S) -> None:
-        """``abort_timeout_s``: longest wait for servers to end their part of an aborted broadcast."""
+    def __init__(self, fleet: Fleet, control: ServerControl) -> None:
         self._fleet = fleet
         self._control = control
-        self._abort_timeout_s = abort_timeout_s
         self._lock = asyncio.Lock()
         self._group_members: frozenset[tuple[str, int]] = frozenset()  # (address, incarnation) of the broadcast group
 
@@ -197,7 +193,7 @@ class WeightUpdater:
                 # A server that refused keeps its connections open, and gloo lets the other members wait for it.
                 refusing = [theirs[task] for task in ended if task in theirs]
                 await asyncio.gather(*(_attempt(self._leave_group(server, group_name)) for server in refusing))
-                await asyncio.wait([ours, *theirs], timeout=self._abort_timeout_s)
+                await asyncio.wait([ours, *theirs], timeout=self._control.timings.abort_timeout_s)
         finally:
             if not ours.done():
                 broadcast.abort()
@@ -212,7 +208,9 @@ class WeightUpdater:
 
     async def _leave_group(self, server: Server, group_name: str) -> None:
         url = server.url("/destroy_weights_update_group")
-        await self._control.client.post(url, {"group_name": group_name}, timeout_s=self._abort_timeout_s)
+        await self._control.client.post(
+            url, {"group_name": group_name}, timeout_s=self._control.timings.abort_timeout_s
+        )
 
     async def _post_all(self, servers: list[Server], path: str, body: dict[str, Any]) -> None:
         results = await asyncio.gather(*(_attempt(self._control.post(server, path, body)) for server in servers))

@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from areal_trainer.rollout.executor import Executor, Prompt, RolloutError, run_prompts
+from areal_trainer.rollout.episode import Prompt, RolloutError, run_prompts
+from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import RolloutWorkflow
 from areal_trainer.servers.fleet import NoServerError
@@ -29,7 +30,7 @@ class Set:
 
     async def take(self, count=2):
         async with asyncio.timeout(1):
-            episodes = await self.executor.take(count, feeding=False, patient=lambda: False)
+            episodes = await self.executor.take(count, feeding=False, update_pending=lambda: False)
         return [episode.prompt.data["row"] for episode in episodes]
 
 
@@ -136,7 +137,7 @@ async def test_samples_of_one_prompt_share_a_group_and_prompts_do_not():
 
     runs = Set()
     runs.executor.feed([Prompt({}, Two()), Prompt({}, Two())])
-    episodes = await runs.executor.take(2, feeding=False, patient=lambda: False)
+    episodes = await runs.executor.take(2, feeding=False, update_pending=lambda: False)
     assert [[t.group for t in episode.trajectories] for episode in episodes] == [[0, 0], [1, 1]]
 
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from areal_trainer.rollout.executor import Episode, Executor, Prompt
+from areal_trainer.rollout.episode import Episode, Prompt
+from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.staleness import StalenessGate
 from support.rollout_fakes import ToldWorkflow, settle
 
@@ -85,7 +86,7 @@ class Run:
         """Go on taking a batch; True when a step was trained."""
         while True:
             if self.waiting is None:
-                take = self.executor.take(self.batch, feeding=True, patient=lambda: True)
+                take = self.executor.take(self.batch, feeding=True, update_pending=lambda: True)
                 self.waiting = asyncio.create_task(take)
             await settle()
             if not self.waiting.done():

@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from areal_trainer.rollout.executor import Episode, Executor, Prompt, RolloutError
+from areal_trainer.rollout.episode import Episode, Prompt, RolloutError
+from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.servers.fleet import NoServerError
 from support.rollout_fakes import ToldWorkflow, settle
@@ -50,14 +51,14 @@ class Run:
         if outcome == "no server":
             self.workflow.under_way[row].set_exception(NoServerError("no server was ready"))
         elif outcome == "cancel":
-            next(task for task, episode in self.executor._tasks.items() if episode.prompt.data["row"] == row).cancel()
+            self.workflow.under_way[row].cancel()
         else:
             self.workflow.finish(row, outcome)
 
     def take(self, more: int, *, feeding: bool) -> None:
         if self.wait is None:
             count = self.batch if feeding else self.batch + more
-            taking = self.executor.take(count, feeding=feeding, patient=lambda: self.updating)
+            taking = self.executor.take(count, feeding=feeding, update_pending=lambda: self.updating)
             self.wait = Wait(count, feeding, asyncio.ensure_future(taking))
 
     def give_up(self) -> None:
@@ -70,7 +71,7 @@ class Run:
         if self.updating and not begins:
             self.executor.set_version(self.executor.gate.version + 1)
         self.updating = begins
-        self.executor.poke()  # as the engine does at the end of an update
+        self.executor.notify()  # as the engine does at the end of an update
 
     async def check(self) -> None:
         """Nobody waits for what is there, or for what cannot come."""
@@ -82,10 +83,10 @@ class Run:
                 self.wait.task.exception()
             self.wait = None
             return
-        assert self.executor._error is None
+        assert self.executor.error is None
         assert not (self.wait.feeding and self.executor.prompts_wanted() > 0)
-        assert not self.executor._complete(self.wait.count)
-        self.executor._check_progress(self.wait.count, self.updating)
+        assert not self.executor.is_complete(self.wait.count)
+        self.executor.check_progress(self.wait.count, update_pending=self.updating)
 
 
 Step = Callable[[Run], None]

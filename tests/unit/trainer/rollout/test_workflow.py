@@ -5,7 +5,7 @@ import pytest
 
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.rollout.dump import dump_samples
-from areal_trainer.rollout.trajectory_builder import Recording, record_answers
+from areal_trainer.rollout.trajectory_builder import TrajectoryBuilder, build_trajectories
 from areal_trainer.rollout.workflow import RLVRWorkflow, RolloutWorkflow, load_workflow
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from support.rollout_fakes import CharTokenizer
@@ -86,13 +86,13 @@ class GuessAgain(RolloutWorkflow):
         self.reward_fn, self.gconfig, self.tokenizer, self.hint = reward_fn, gconfig, tokenizer, hint
 
     async def arun_episode(self, engine, data):
-        recording = Recording(self.tokenizer.encode(data["prompt"]))
+        builder = TrajectoryBuilder(self.tokenizer.encode(data["prompt"]))
         for turn in range(2):
-            response = await engine.agenerate(ModelRequest(recording.input_ids, self.gconfig))
-            recording.made(response)
+            response = await engine.agenerate(ModelRequest(builder.input_ids, self.gconfig))
+            builder.add_response(response)
             if self.tokenizer.decode(response.output_tokens) == data["answer"]:
-                return [recording.trajectory(reward=1.0 - 0.5 * turn)]
-            recording.given(self.tokenizer.encode(self.hint))
+                return [builder.build(reward=1.0 - 0.5 * turn)]
+            builder.add_context(self.tokenizer.encode(self.hint))
         return None
 
 
@@ -116,9 +116,9 @@ async def test_a_workflow_of_several_turns_trains_only_what_the_model_made():
 
 
 def test_a_turn_made_from_other_tokens_is_refused():
-    recording = Recording([1, 2, 3])
-    with pytest.raises(ValueError, match="generated from 2 tokens, 3 are recorded"):
-        recording.made(answer([1, 2], [4]))
+    builder = TrajectoryBuilder([1, 2, 3])
+    with pytest.raises(ValueError, match="generated from 2 tokens, but the sequence has 3"):
+        builder.add_response(answer([1, 2], [4]))
 
 
 def test_a_workflow_is_loaded_by_its_import_path():
@@ -172,13 +172,13 @@ def test_answers_are_recorded_together_as_each_would_be_by_itself():
         ModelResponse(prompt_ids, [7, 8, 9], [-1.0, -2.0, -3.0], [2, 3, 3], "length", 0.1),
         ModelResponse(prompt_ids, [], [], [], "length", 0.1),
     ]
-    together = record_answers(
+    together = build_trajectories(
         prompt_ids, answers, rewards=[1.0, 0.5, 0.0], completions=["a", "b", ""], prompt="p", task_id="t"
     )
     for answer, reward, completion, trajectory in zip(answers, [1.0, 0.5, 0.0], ["a", "b", ""], together, strict=True):
-        recording = Recording(prompt_ids)
-        recording.made(answer)
-        alone = recording.trajectory(reward=reward, prompt="p", completion=completion, task_id="t")
+        builder = TrajectoryBuilder(prompt_ids)
+        builder.add_response(answer)
+        alone = builder.build(reward=reward, prompt="p", completion=completion, task_id="t")
         for name in alone.__struct_fields__:
             there, here = getattr(alone, name), getattr(trajectory, name)
             assert np.array_equal(there, here)

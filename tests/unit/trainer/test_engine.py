@@ -1,6 +1,6 @@
 """Batches of episodes on scripted servers: their order, their age, and what a batch waits for."""
 
-# ruff: noqa: SIM117  servers first, then the engine on them: nested contexts read better
+# ruff: noqa: SIM117  servers first, then the engine on them: nested contexts are easier to read
 
 import threading
 
@@ -12,14 +12,14 @@ from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.rollout.workflow import RLVRWorkflow
 from areal_trainer.servers.weight_update import WeightUpdateError
 from areal_trainer.weights.disk import WeightUpdate
-from support.engines import LONGEST_S, engine_on, eventually, look_often, publish_ones
+from support.engines import (
+    TIMEOUT_S,
+    engine_on,
+    eventually,
+    publish_ones,
+)
 from support.rollout_fakes import CharTokenizer
 from support.scripted_server import Fault, Script, ScriptedServer
-
-
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    look_often(monkeypatch)
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_an_update_in_the_background_lets_the_next_batch_begin(published):
     held = Script(faults=(Fault("hold", path="/update_weights_from_disk"),))
     with ScriptedServer(held) as server, engine_on(server, max_head_offpolicyness=1) as engine:
         engine.prepare_batch(loader(), workflow())
-        eventually(lambda: len(engine._executor._finished) == 2)  # the batch that is made ahead
+        eventually(lambda: server.counts["/generate"] == 4)  # the next batch, generated ahead
         update = engine.update_weights_async(WeightUpdate(1, published))
         eventually(lambda: server.counts.get("/update_weights_from_disk", 0) == 1)
-        batch = engine.prepare_batch(loader(), workflow())  # made ahead, by the old weights
+        batch = engine.prepare_batch(loader(), workflow())  # generated ahead with the old weights
         assert not update.done()
         assert {t.head_version for t in batch} == {0}
         threading.Timer(0.1, server.release).start()
@@ -133,7 +133,7 @@ def test_submitted_rows_are_waited_for():
     with ScriptedServer() as server, engine_on(server) as engine:
         for row in rows(2):
             engine.submit(row, workflow())
-        assert [t.prompt for t in engine.wait(2, timeout=LONGEST_S)] == ["000", "000", "001", "001"]
+        assert [t.prompt for t in engine.wait(2, timeout=TIMEOUT_S)] == ["000", "000", "001", "001"]
 
 
 def test_a_wait_has_a_deadline_and_loses_nothing():
@@ -143,7 +143,7 @@ def test_a_wait_has_a_deadline_and_loses_nothing():
         with pytest.raises(TimeoutError):
             engine.wait(2, timeout=0.05)
         server.release()
-        assert len(engine.wait(2, timeout=LONGEST_S)) == 4
+        assert len(engine.wait(2, timeout=TIMEOUT_S)) == 4
 
 
 def test_evaluation_passes_by_the_gate():
@@ -154,10 +154,26 @@ def test_evaluation_passes_by_the_gate():
 
 
 def test_an_empty_loader_is_refused():
-    with ScriptedServer() as server, engine_on(server) as engine, pytest.raises(ValueError, match="gives no rows"):
+    with ScriptedServer() as server, engine_on(server) as engine, pytest.raises(ValueError, match="yields no rows"):
         engine.prepare_batch([], workflow())
 
 
 def test_an_engine_without_a_batch_size_is_refused():
     with pytest.raises(ValueError, match=r"rollout\.consumer_batch_size is null"):
         RemoteSGLangEngine(RolloutConfig())
+
+
+def test_addresses_come_from_the_environment(monkeypatch):
+    with ScriptedServer() as first, ScriptedServer() as second:
+        monkeypatch.setenv("AREAL_LLM_SERVER_ADDRS", f"{first.address},{second.address}")
+        engine = RemoteSGLangEngine(RolloutConfig(consumer_batch_size=1))
+        engine.initialize()
+        assert engine.current_servers() == [first.address, second.address]
+        engine.destroy()
+        engine.destroy()  # a second time does nothing
+
+
+def test_no_address_at_all_is_an_error_that_names_the_variable(monkeypatch):
+    monkeypatch.delenv("AREAL_LLM_SERVER_ADDRS", raising=False)
+    with pytest.raises(ValueError, match="AREAL_LLM_SERVER_ADDRS"):
+        RemoteSGLangEngine(RolloutConfig(consumer_batch_size=1)).initialize()

@@ -1,19 +1,65 @@
-"""The engine against scripted servers that die, hang, restart, abort and come later."""
+"""Completions from scripted servers, including servers that die, hang, restart and abort requests."""
 
-# ruff: noqa: SIM117  servers first, then the engine on them: nested contexts read better
+# ruff: noqa: SIM117  servers first, then the engine on them: nested contexts are easier to read
 
 import pytest
 
-from areal_trainer.servers import fleet as fleet_module
-from areal_trainer.servers.fleet import NoServerError
+from areal_api.generation import GenerationHyperparameters
+from areal_trainer.servers.client import ServerRefusedError
+from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.sampler import GenerationError
-from support.engines import LONGEST_S, engine_on, eventually, expected, generate, look_often, start_generating, state_of
+from support.engines import (
+    TIMEOUT_S,
+    engine_on,
+    eventually,
+    expected,
+    generate,
+    start_generating,
+    state_of,
+)
 from support.scripted_server import Fault, Script, ScriptedServer
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch):
-    look_often(monkeypatch)
+def test_an_answer_has_tokens_logprobs_and_versions():
+    with ScriptedServer() as server, engine_on(server) as engine:
+        [response] = generate(engine)
+        whole = expected()
+        assert response.output_tokens == whole.tokens
+        assert response.output_logprobs == whole.logprobs
+        assert response.output_versions == [0] * 40
+        assert response.stop_reason == "length"
+        assert server.weight_version == "v0"  # its own name for base weights, so that a restart shows
+
+
+def test_n_samples_of_a_prompt_are_one_request_to_one_server():
+    with ScriptedServer() as first, ScriptedServer() as second, engine_on(first, second) as engine:
+        responses = generate(engine, n=8)
+        assert [r.output_tokens for r in responses] == [expected(index=i).tokens for i in range(8)]
+        assert sorted(server.counts.get("/generate", 0) for server in (first, second)) == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [-1, 512])
+def test_token_ids_outside_the_vocabulary_are_never_sent(wrong):
+    with ScriptedServer(Script(vocab_size=512)) as server, engine_on(server, vocab_size=512) as engine:
+        with pytest.raises(ValueError, match=f"token id {wrong} is outside"):
+            generate(engine, prompt=[3, wrong])
+        assert "/generate" not in server.counts
+
+
+def test_a_prompt_without_room_to_answer_is_refused():
+    with (
+        ScriptedServer() as server,
+        engine_on(server) as engine,
+        pytest.raises(ValueError, match=r"gconfig\.max_tokens"),
+    ):
+        generate(engine, gconfig=GenerationHyperparameters(max_tokens=3))
+
+
+def test_what_a_server_refuses_is_an_error_with_its_words_and_no_retry():
+    with ScriptedServer(Script(context_length=20)) as server, engine_on(server) as engine:
+        with pytest.raises(ServerRefusedError, match="maximum context length of 20"):
+            generate(engine)
+        assert server.counts["/generate"] == 1
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -42,8 +88,7 @@ def test_a_request_aborted_in_the_queue_starts_again():
         assert generate(engine)[0].output_tokens == expected().tokens
 
 
-def test_endless_aborts_without_a_token_are_an_error(monkeypatch):
-    monkeypatch.setattr("areal_trainer.servers.sampler.RETRY_WAIT_S", 0.001)
+def test_endless_aborts_without_a_token_are_an_error():
     script = Script(latency_s=0.1, faults=(Fault("abort", times=0),))
     with (
         ScriptedServer(script) as server,
@@ -74,7 +119,7 @@ def test_tokens_made_before_an_abort_survive_the_death_of_their_server():
             request = start_generating(engine)
             eventually(lambda: state_of(engine, first) == "gone")
             second.restart()
-            [response] = request.result(LONGEST_S)
+            [response] = request.result(TIMEOUT_S)
             assert response.output_tokens == expected().tokens
             made_first = response.output_logprobs.index(-9.0)
             assert 0 < made_first < 40
@@ -95,52 +140,24 @@ def test_a_hung_server_loses_its_requests_to_another():
     with ScriptedServer(script) as first, ScriptedServer() as second:
         with engine_on(first, second, request_timeout=0.3) as engine:
             results = [start_generating(engine) for _ in range(2)]
-            assert all(result.result(LONGEST_S)[0].output_tokens == expected().tokens for result in results)
+            assert all(result.result(TIMEOUT_S)[0].output_tokens == expected().tokens for result in results)
             assert second.counts["/generate"] >= 2
 
 
-def test_a_server_that_answers_nothing_any_more_is_given_up_before_the_request_times_out(monkeypatch):
-    monkeypatch.setattr(fleet_module, "PROBE_TIMEOUT_S", 0.2)
+def test_a_server_that_answers_nothing_any_more_is_given_up_before_the_request_times_out():
+    timings = ServerTimings(probe_period_s=0.05, probe_timeout_s=0.2, max_backoff_s=0.05)
     silent = (Fault("hang", times=0), Fault("hang", path="/model_info", times=0, skip=1))
     with ScriptedServer(Script(faults=silent)) as first, ScriptedServer() as second:
-        with engine_on(first, second, request_timeout=3600) as engine:
+        with engine_on(first, second, request_timeout=3600, timings=timings) as engine:
             results = [start_generating(engine) for _ in range(2)]
             for result in results:
-                assert result.result(LONGEST_S)[0].output_tokens == expected().tokens
+                assert result.result(TIMEOUT_S)[0].output_tokens == expected().tokens
             assert state_of(engine, first) == "gone"
 
 
-def test_a_request_that_fails_everywhere_is_an_error_after_the_retries(monkeypatch):
-    monkeypatch.setattr("areal_trainer.servers.sampler.RETRY_WAIT_S", 0.001)
+def test_a_request_that_fails_everywhere_is_an_error_after_the_retries():
     script = Script(faults=(Fault("status", times=0, status=500),))
     with ScriptedServer(script) as server, engine_on(server, request_retries=3) as engine:
         with pytest.raises(GenerationError, match=r"failed 3 times \(rollout.request_retries\).*scripted fault"):
             generate(engine)
         assert server.counts["/generate"] == 3
-
-
-def test_with_no_server_left_the_error_says_the_state_of_each():
-    with ScriptedServer() as server, engine_on(server, setup_timeout=1.0) as engine:
-        server.kill()
-        with pytest.raises(NoServerError, match=f"{server.address} is gone"):
-            generate(engine)
-
-
-def test_a_server_that_comes_later_gets_work():
-    with ScriptedServer() as first, ScriptedServer() as later:
-        later.kill()
-        with engine_on(first, later) as engine:
-            assert state_of(engine, later) == "gone"
-            later.restart()
-            eventually(lambda: state_of(engine, later) == "current")
-            for _ in range(4):
-                generate(engine)
-            assert later.counts["/generate"] == 2
-
-
-def test_a_server_left_paused_by_a_killed_trainer_is_continued():
-    with ScriptedServer() as server:
-        with engine_on(server) as engine:
-            engine._loop.run(engine._fleet.control(engine._fleet.servers[0], "/pause_generation", {"mode": "retract"}))
-        with engine_on(server) as engine:
-            assert generate(engine)[0].output_tokens == expected().tokens

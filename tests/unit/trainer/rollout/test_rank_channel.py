@@ -11,8 +11,8 @@ import torch.distributed as dist
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import RemoteSGLangEngine
-from areal_trainer.rollout.executor import RolloutError
-from areal_trainer.rollout.rank_channel import shares
+from areal_trainer.rollout.episode import RolloutError
+from areal_trainer.rollout.rank_channel import split_by_tokens
 from areal_trainer.rollout.workflow import RLVRWorkflow
 from areal_trainer.weights.disk import WeightUpdate
 from support.rollout_fakes import CharTokenizer, sample
@@ -21,9 +21,9 @@ from support.scripted_server import Script, ScriptedServer
 STEPS, RANKS = 3, 2
 
 
-def test_shares_have_about_equal_tokens_and_lose_nothing():
+def test_split_by_tokens_have_about_equal_tokens_and_lose_nothing():
     trajectories = [sample(0, length=length, reward=length) for length in (9, 1, 2, 8, 5, 5)]
-    parts = shares(trajectories, 2)
+    parts = split_by_tokens(trajectories, 2)
     assert [sum(map(len, part)) for part in parts] == [18, 18]  # each has a prompt token more
     assert sorted(t.reward for part in parts for t in part) == [1, 2, 5, 5, 8, 9]
 
@@ -58,10 +58,10 @@ def _rank(rank, port, address, tmp_path, results):
         engine.update_weights(WeightUpdate(step + 1, tmp_path))
     try:
         engine.prepare_batch(loader, RLVRWorkflow(_fail, gconfig, CharTokenizer()))
-        told = "nothing"
+        error = "nothing"
     except RolloutError as error:
-        told = str(error)
-    results.put((rank, {"taken": taken, "lags": lags, "version": engine.get_version(), "told": told}))
+        error = str(error)
+    results.put((rank, {"taken": taken, "lags": lags, "version": engine.get_version(), "error": error}))
     engine.destroy()
     dist.destroy_process_group()
 
@@ -104,6 +104,6 @@ def test_every_rank_knows_the_version_and_the_statistics(outcome):
 
 
 def test_an_error_of_rank_0_is_raised_on_every_rank(outcome):
-    assert "1 episodes in a row failed" in outcome[0]["told"]
-    assert "KeyError: 'judge'" in outcome[0]["told"]
-    assert outcome[1]["told"] == f"on rank 0: RolloutError: {outcome[0]['told']}"
+    assert "1 episodes in a row failed" in outcome[0]["error"]
+    assert "KeyError: 'judge'" in outcome[0]["error"]
+    assert outcome[1]["error"] == f"on rank 0: RolloutError: {outcome[0]['error']}"
