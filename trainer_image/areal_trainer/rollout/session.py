@@ -17,7 +17,7 @@ from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.statistics import BatchClock
 from areal_trainer.rollout.workflow import GenerationEngine
 from areal_trainer.servers.client import Client
-from areal_trainer.servers.control import ServerTimings, ServerControl
+from areal_trainer.servers.control import ServerControl, ServerTimings
 from areal_trainer.servers.fleet import Fleet, ServerStatus, Target
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.servers.sampler import Sampler

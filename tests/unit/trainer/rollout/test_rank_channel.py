@@ -58,10 +58,10 @@ def _rank(rank, port, address, tmp_path, results):
         engine.update_weights(WeightUpdate(step + 1, tmp_path))
     try:
         engine.prepare_batch(loader, RLVRWorkflow(_fail, gconfig, CharTokenizer()))
-        error = "nothing"
+        message = "nothing"
     except RolloutError as error:
-        error = str(error)
-    results.put((rank, {"taken": taken, "lags": lags, "version": engine.get_version(), "error": error}))
+        message = str(error)
+    results.put((rank, {"taken": taken, "lags": lags, "version": engine.get_version(), "error": message}))
     engine.destroy()
     dist.destroy_process_group()
 
