@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from benchmarks.measure import machine
 
-NAMES = ("rollout", "rewards", "trainer", "weights", "executor", "peers", "learning", "reconcile", "faults")
+NAMES = ("rollout", "rewards", "trainer", "weights", "memory", "executor", "peers", "learning", "reconcile", "faults")
 NAMED = ("cluster",)  # run only by name: needs `make cluster`
 
 

@@ -20,6 +20,6 @@ def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.Cap
         main(["rolout"])
     assert ended.value.code == 2
     assert (
-        "choose from rollout, rewards, trainer, weights, executor, peers, learning, reconcile, faults, "
+        "choose from rollout, rewards, trainer, weights, memory, executor, peers, learning, reconcile, faults, "
         in capsys.readouterr().err
     )

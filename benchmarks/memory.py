@@ -1,0 +1,192 @@
+"""Memory of a training step: what ``grpo check`` computes, against a simulation of the real step without a GPU.
+
+The simulation runs the trainer's own model in FakeTensorMode (shapes and types, no data) on a process group whose
+collectives do nothing, under FSDP2's memory tracker. It goes through two microbatches, the second of which adds to
+gradients that exist. The optimizer's step is left out: its peak is below that of the passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from areal_api.actor import PPOActorConfig
+from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.trainer_memory import trainer_memory
+from benchmarks.measure import Comparison
+
+GB = 1e9
+# hidden, intermediate, layers, heads, key-value heads, vocabulary, tied
+QWEN25 = {
+    "Qwen2.5-1.5B": (1536, 8960, 28, 12, 2, 151_936, True),
+    "Qwen2.5-7B": (3584, 18_944, 28, 28, 4, 152_064, False),
+    "Qwen2.5-32B": (5120, 27_648, 64, 40, 8, 152_064, False),
+}
+RANKS = (1, 2, 4, 8, 16)
+TOKENS = 16_384
+SEQUENCES = 8
+
+
+def run(*, small: bool, rounds: int) -> list[Comparison]:
+    """One simulation per model and number of ranks; a small run has three layers and one number of ranks."""
+    del rounds  # nothing here varies between rounds
+    found = []
+    for name in QWEN25:
+        for ranks in (8,) if small else RANKS:
+            config = qwen25(name, layers=3 if small else None)
+            simulated = simulate(config, ranks=ranks, tokens=TOKENS, checkpointing=True)
+            computed = computed_bytes(config, ranks=ranks, tokens=TOKENS, checkpointing=True)
+            found.append(
+                Comparison(
+                    name="memory",
+                    work=f"{name}, {ranks} ranks, {TOKENS} tokens per microbatch, gradient checkpointing",
+                    unit="GB",
+                    ours=[computed / GB],
+                    baseline_name="simulated peak",
+                    baseline=[simulated / GB],
+                )
+            )
+    return found
+
+
+def qwen25(name: str, *, layers: int | None = None) -> dict[str, Any]:
+    """The config.json of a Qwen2.5 model, with ``layers`` instead of its own number of layers."""
+    hidden, intermediate, own_layers, heads, kv_heads, vocabulary, tied = QWEN25[name]
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers or own_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131_072,
+        "hidden_act": "silu",
+    }
+
+
+def computed_bytes(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool) -> int:
+    """What ``grpo check`` computes, less the CUDA context, which the simulation does not have."""
+    actor = PPOActorConfig(path=".", gradient_checkpointing=checkpointing)
+    memory = trainer_memory(ModelShape.of_config(config), actor, ranks=ranks, tokens=tokens)
+    return memory.total - memory.cuda
+
+
+def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool) -> int:
+    """Peak bytes of a simulated step, in a process of its own because a process group is global."""
+    arguments = json.dumps({"config": config, "ranks": ranks, "tokens": tokens, "checkpointing": checkpointing})
+    command = [sys.executable, "-m", "benchmarks.memory", arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the simulation failed:\n{done.stderr[-4000:]}")
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool) -> int:
+    """Peak bytes of this process's rank."""
+    import torch
+    import torch.distributed as dist
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from areal_trainer.model.language_model import LanguageModel
+    from areal_trainer.model.optimizer import make_optimizer
+
+    dist.init_process_group("fake", store=FakeStore(), rank=ranks - 1, world_size=ranks)
+    cpu = torch.device("cpu")
+    mesh = init_device_mesh("cpu", (ranks,))  # reads its ranks, so it is made of real tensors
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        as_on_gpu(fake, mesh),
+    ):
+        Path(folder, "config.json").write_text(json.dumps(config))
+        actor = PPOActorConfig(path=folder, attn_impl="sdpa", gradient_checkpointing=checkpointing)
+        model = LanguageModel(actor, section="actor", device=cpu, temperature=1.0)
+        model.train()
+        optimizer = make_optimizer(actor.optimizer, model.parameters())
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        layout = packed(tokens)
+        tracker = FSDPMemTracker(model, optimizer)
+        with tracker:
+            for _ in range(2):
+                tracker.reset_mod_stats()
+                logprobs, _ = model(layout)
+                (-logprobs.sum()).backward()
+                del logprobs
+        return int(tracker.get_tracker_snapshot("peak")[cpu]["Total"])
+
+
+@contextlib.contextmanager
+def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
+    """Makes the CPU path do what the GPU path does: its size of logits chunks, its linear layers; no weights loaded."""
+    import torch
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    from areal_trainer.algo import logprobs
+    from areal_trainer.model import language_model
+    from areal_trainer.model.attention import Bucket, SegmentIndex
+
+    index_of = SegmentIndex.of
+
+    def fake_index(segments: Any, device: torch.device) -> SegmentIndex:
+        with unset_fake_temporarily():
+            index = index_of(segments, device)
+        buckets = [
+            Bucket(
+                *(fake.from_tensor(tensor) for tensor in (b.queries_RQ, b.keys_RK, b.prefix_R)), has_prefix=b.has_prefix
+            )
+            for b in index.buckets
+        ]
+        return SegmentIndex(buckets, fake.from_tensor(index.result_P))
+
+    with (
+        patch.object(logprobs, "_CPU_CHUNK_BYTES", logprobs.DEFAULT_CHUNK_BYTES),
+        patch.object(language_model, "use_faster_linear", lambda model: None),
+        patch.object(language_model, "init_device_mesh", lambda *_: mesh),
+        patch.object(language_model, "set_model_state_dict", lambda *_, **__: None),
+        patch.object(language_model.AutoModelForCausalLM, "from_pretrained", from_config),
+        patch.object(SegmentIndex, "of", staticmethod(fake_index)),
+    ):
+        yield
+
+
+def from_config(path: str, *, config: Any, **options: Any) -> Any:
+    """In place of ``from_pretrained``: rank 0 would read weights that do not exist."""
+    from transformers import AutoModelForCausalLM
+
+    del path
+    return AutoModelForCausalLM.from_config(config, **options)
+
+
+def packed(tokens: int) -> Any:
+    """A pass of ``SEQUENCES`` sequences of equal length, all trained but their first token."""
+    import torch
+
+    from areal_trainer.model.layout import Layout, Segment
+
+    each = tokens // SEQUENCES
+    trained = tokens - SEQUENCES
+    ids_P = torch.zeros(tokens, dtype=torch.int64)
+    index_N = torch.zeros(trained, dtype=torch.int64)
+    segments = [Segment(number * each, each) for number in range(SEQUENCES)]
+    return Layout(ids_P, ids_P.clone(), segments, token_N=index_N, source_N=index_N.clone(), target_N=index_N.clone())
+
+
+if __name__ == "__main__":
+    print(simulated_peak(**json.loads(sys.argv[1])))

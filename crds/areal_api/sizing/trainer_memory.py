@@ -1,0 +1,116 @@
+"""Peak memory of one trainer GPU, by part.
+
+The formulas follow the training step: FSDP2 shards float32 master weights, gradients and Adam's moments over N ranks,
+gathers one layer at a time in the computation type, and holds one microbatch of T tokens. Their coefficients were
+fitted to simulated steps of Qwen2.5 models (fake CUDA tensors, FSDP2's memory tracker); tests/unit/api/sizing holds the
+simulated peaks and the allowed deviation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from areal_api.actor import PPOActorConfig
+from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.server_memory import BYTES_OF_DTYPE
+
+MASTER_BYTES = 4  # float32 weights and gradients
+ADAM_BYTES = 8  # two float32 moments
+LOGITS_CHUNK_BYTES = 256 * 2**20  # algo.logprobs.DEFAULT_CHUNK_BYTES
+LOGITS_CHUNKS = 2  # float32 chunks that live at the same time
+CUDA_BYTES = int(1.5 * 2**30)  # CUDA context, cuBLAS workspaces and NCCL buffers: not simulated
+BROADCAST_BUCKET_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class TrainerMemory:
+    """Bytes on one GPU at the peak of a step."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    gathered: int  # parameters and gradients that FSDP holds whole for a moment
+    activations: int
+    logits: int
+    reference: int
+    broadcast: int
+    cuda: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return sum(self.by_part().values())
+
+    def by_part(self) -> dict[str, int]:
+        """Bytes by the name of the part."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tokens: int) -> TrainerMemory:
+    """Memory of each of ``ranks`` GPUs for microbatches of at most ``tokens`` tokens.
+
+    A step has two peaks: the backward pass through the logits, and through a layer. The larger one is returned.
+    """
+    size = BYTES_OF_DTYPE[config.dtype]
+    share = 0 if config.fsdp.offload_params else -(-shape.parameters // ranks)
+    adam = ADAM_BYTES if config.optimizer.type == "adam" else 0
+    moments = (_logits_peak(shape, config, size, tokens), _layer_peak(shape, config, size, tokens))
+    return TrainerMemory(
+        parameters=share * MASTER_BYTES,
+        gradients=share * MASTER_BYTES,
+        optimizer=share * adam,
+        **max(moments, key=lambda moment: sum(moment.values())),
+        reference=share * MASTER_BYTES if config.kl_ctl > 0 else 0,
+        broadcast=BROADCAST_BUCKET_BYTES if config.weight_update_mode == "distributed" else 0,
+        cuda=CUDA_BYTES,
+    )
+
+
+def _logits_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: int) -> dict[str, int]:
+    """All layers are done forward. Chunks of logits in float32; the embedding's gradient, summed in float32."""
+    layers = 1 if config.fsdp.reshard_after_forward else shape.layers
+    norm = (MASTER_BYTES + 2 * size) * shape.hidden
+    chunk = min(LOGITS_CHUNK_BYTES, MASTER_BYTES * shape.vocabulary * tokens)
+    return {
+        "gathered": size * (shape.outside_layers + layers * shape.layer),
+        "activations": tokens * (kept_bytes_per_token(shape, config, size=size) + norm),
+        "logits": (MASTER_BYTES + size) * shape.embedding + LOGITS_CHUNKS * chunk,
+    }
+
+
+def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: int) -> dict[str, int]:
+    """One layer goes backward while the next is gathered and the last one's gradient is reduced in float32."""
+    layers = 2 if config.fsdp.reshard_after_forward else shape.layers
+    gradients = size * (2 * _mlp_width(shape) + shape.hidden)
+    recomputed = layer_bytes_per_token(shape, size=size) if config.gradient_checkpointing else 0
+    kept = kept_bytes_per_token(shape, config, size=size)
+    return {
+        "gathered": size * (shape.outside_layers + layers * shape.layer) + MASTER_BYTES * shape.layer,
+        "activations": tokens * (kept + recomputed + gradients),
+        "logits": size * shape.embedding,
+    }
+
+
+def kept_bytes_per_token(shape: ModelShape, config: PPOActorConfig, *, size: int) -> int:
+    """What all layers keep of a token after the forward pass: with checkpointing only their inputs."""
+    if config.gradient_checkpointing:
+        return shape.layers * size * shape.hidden
+    return shape.layers * layer_bytes_per_token(shape, size=size)
+
+
+def layer_bytes_per_token(shape: ModelShape, *, size: int) -> int:
+    """What one layer keeps of a token for its backward pass.
+
+    Two norms (their input in float32, its normalised form and their output in the computation type), attention's
+    queries, keys, values and two forms of its output, and four tensors of the gated MLP.
+    """
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = 2 * (MASTER_BYTES + 2 * size) * shape.hidden
+    return norms + size * (3 * queries + 2 * keys + 4 * _mlp_width(shape))
+
+
+def _mlp_width(shape: ModelShape) -> int:
+    """Width of the MLP's activations per token; of experts, two are active at a time in the common models."""
+    if shape.experts:
+        return 2 * shape.expert_intermediate + shape.shared_intermediate
+    return shape.intermediate

@@ -1,0 +1,100 @@
+"""Sizes of published models from their config.json; the numbers of parameters are those of their model cards' files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from areal_api.sizing.model_shape import MAX_CONFIG_BYTES, ModelShape
+
+QWEN25_7B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+LLAMA3_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
+QWEN3_30B_A3B = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [(QWEN25_7B, 7_615_616_512), (LLAMA3_8B, 8_030_261_248), (QWEN3_30B_A3B, 30_532_122_624)],
+    ids=["Qwen2.5-7B", "Llama-3-8B", "Qwen3-30B-A3B"],
+)
+def test_the_parameters_of_a_published_model_are_exact(config: dict[str, Any], parameters: int) -> None:
+    assert ModelShape.of_config(config).parameters == parameters
+
+
+def test_a_tied_embedding_counts_once() -> None:
+    tied = ModelShape.of_config({**QWEN25_7B, "tie_word_embeddings": True})
+    assert ModelShape.of_config(QWEN25_7B).parameters - tied.parameters == 152064 * 3584
+
+
+def test_the_sizes_of_a_composite_model_are_those_of_its_text_model() -> None:
+    assert ModelShape.of_config({"model_type": "gemma3", "text_config": QWEN25_7B}).layers == 28
+
+
+@pytest.mark.parametrize("value", ["3584", 0, -1, True, 2**60, 3.5])
+def test_a_wrong_size_is_refused_with_its_key_and_value(value: object) -> None:
+    with pytest.raises(ValueError, match=r"hidden_size is .*positive integer"):
+        ModelShape.of_config({**QWEN25_7B, "hidden_size": value})
+
+
+def test_a_missing_size_is_named() -> None:
+    with pytest.raises(ValueError, match="num_hidden_layers is missing"):
+        ModelShape.of_config({key: value for key, value in QWEN25_7B.items() if key != "num_hidden_layers"})
+
+
+def test_a_directory_without_weights_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN25_7B))
+    assert ModelShape.of_directory(tmp_path).hidden == 3584
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b" " * (MAX_CONFIG_BYTES + 1)])
+def test_a_file_that_is_no_configuration_is_refused_with_its_path(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        ModelShape.of_directory(tmp_path)
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]))
+
+
+@given(st.dictionaries(st.sampled_from([*QWEN25_7B, "num_experts", "head_dim", "text_config"]), VALUES))
+def test_any_configuration_gives_a_shape_or_a_value_error(config: dict[str, Any]) -> None:
+    try:
+        shape = ModelShape.of_config(config)
+    except ValueError:
+        return
+    assert shape.parameters > 0

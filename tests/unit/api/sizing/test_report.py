@@ -1,0 +1,131 @@
+"""`grpo check`'s answer: every problem names its keys and the smallest change with which the run fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from areal_api.experiment import ExperimentSpec
+from areal_api.sizing.gpus import GPUS
+from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.report import Report, Surroundings, size_up, tokens_per_microbatch
+from benchmarks.memory import qwen25
+
+H100 = GPUS["H100-80GB"]
+
+
+def spec(**changes: Any) -> ExperimentSpec:
+    config = {
+        "experiment_name": "e",
+        "actor": {"path": "m", "gradient_checkpointing": True, "mb_spec": {"max_tokens_per_mb": 10240}},
+        "train_dataset": {"path": "d", "batch_size": 8, "max_length": 1024},
+        "gconfig": {"n_samples": 4, "max_new_tokens": 1024},
+    }
+    config["actor"].update(changes.pop("actor", {}))  # type: ignore[attr-defined]
+    config.update(changes.pop("config", {}))
+    return ExperimentSpec.model_validate(
+        {
+            "config": config,
+            "servers": {"device": "cuda", **changes.pop("servers", {})},
+            "trainer": {"device": "cuda", **changes.pop("trainer", {})},
+            "storage": {"size": "1Ti", **changes.pop("storage", {})},
+        }
+    )
+
+
+def checked(experiment: ExperimentSpec, *, model: str = "Qwen2.5-1.5B", **where: Any) -> Report:
+    return size_up(experiment, ModelShape.of_config(qwen25(model)), Surroundings(gpu=H100, **where))
+
+
+def test_a_run_that_fits_has_no_problem() -> None:
+    report = checked(spec(), nodes=[8])
+    assert report.fits
+    assert report.problems == ()
+
+
+def test_seven_billion_parameters_do_not_fit_one_gpu_and_the_fix_does() -> None:
+    report = checked(spec(), model="Qwen2.5-7B")
+    (problem,) = report.problems
+    assert "the trainer needs" in problem
+    assert "optimizer 56.7 GiB" in problem
+    assert "use 2 ranks" in problem
+    fixed = spec(trainer={"processesPerNode": 2}, actor={"mb_spec": {"max_tokens_per_mb": 2048}})
+    assert checked(fixed, model="Qwen2.5-7B").fits
+
+
+def test_checkpointing_is_named_first_where_it_is_enough() -> None:
+    report = checked(spec(actor={"gradient_checkpointing": False, "mb_spec": {"max_tokens_per_mb": 32768}}))
+    assert report.problems[0].endswith("set config.actor.gradient_checkpointing=true")
+
+
+def test_a_volume_that_is_too_small_is_named_with_the_size_that_is_enough() -> None:
+    (problem,) = checked(spec(storage={"size": "50Gi"})).problems
+    assert problem.startswith("storage.size is 50Gi")
+    enough = problem.split("storage.size=")[1].split()[0]
+    assert checked(spec(storage={"size": enough})).fits
+
+
+def test_the_disk_of_this_machine_counts_where_it_is_known() -> None:
+    (problem,) = checked(spec(storage={"size": "1Gi"}), free_disk_bytes=2**30).problems
+    assert "the file system of cluster.fileroot has 1.0 GiB free" in problem
+
+
+def test_a_trainer_pod_that_finds_no_node_is_named() -> None:
+    (problem,) = checked(spec(trainer={"processesPerNode": 8}), nodes=[4, 4]).problems
+    assert problem.startswith("no node has room for trainer-0 (8 GPUs): the nodes have 4, 4 GPUs free")
+
+
+def test_a_sequence_longer_than_a_microbatch_is_refused_with_both_lengths() -> None:
+    (problem,) = checked(spec(actor={"mb_spec": {"max_tokens_per_mb": 2000}})).problems
+    assert "max_tokens_per_mb is 2000, but a sequence can have 2048 tokens" in problem
+    assert "set actor.mb_spec.max_tokens_per_mb=2048" in problem
+
+
+def test_a_sequence_longer_than_the_servers_context_is_refused() -> None:
+    (problem,) = checked(spec(config={"sglang": {"context_length": 1500}})).problems
+    assert "sglang.context_length is 1500" in problem
+
+
+def test_a_server_without_room_for_one_sequence_is_named() -> None:
+    report = size_up(
+        spec(trainer={"device": "cpu"}),
+        ModelShape.of_config(qwen25("Qwen2.5-7B")),
+        Surroundings(gpu=GPUS["L4-24GB"]),
+    )
+    assert report.fits  # 15 GB of weights leave room on 22 GiB
+    report = size_up(
+        spec(trainer={"device": "cpu"}),
+        ModelShape.of_config(qwen25("Qwen2.5-32B")),
+        Surroundings(gpu=GPUS["L4-24GB"]),
+    )
+    assert "set servers.tensorParallel=2" in report.problems[0]
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    report = checked(spec(storage={"size": "1Gi"}), model="Qwen2.5-32B", nodes=[1])
+    trainer, disk, placement = report.problems
+    assert trainer.startswith("the trainer needs")
+    assert disk.startswith("storage.size is 1Gi")
+    assert placement.startswith("no node has room")
+
+
+@pytest.mark.parametrize(("bound", "tokens"), [(10240, 10240), (None, 8 * 2048)])
+def test_without_a_bound_a_minibatch_is_one_microbatch(bound: int | None, tokens: int) -> None:
+    assert tokens_per_microbatch(spec(actor={"mb_spec": {"max_tokens_per_mb": bound}}).config) == tokens
+
+
+def test_the_json_form_has_the_documented_keys() -> None:
+    found = checked(spec()).as_json()
+    assert found["fits"] is True
+    assert found["trainer"]["bytes_per_gpu"]["total"] == sum(
+        size for name, size in found["trainer"]["bytes_per_gpu"].items() if name != "total"
+    )
+    assert found["server"]["kv_tokens"] > 0
+    assert found["disk_bytes"] > 0
+
+
+def test_processes_on_the_cpu_have_no_gpu_memory() -> None:
+    report = checked(spec(servers={"device": "cpu"}, trainer={"device": "cpu"}))
+    assert report.as_json()["trainer"] is None
+    assert report.as_json()["server"] is None

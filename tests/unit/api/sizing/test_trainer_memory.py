@@ -1,0 +1,65 @@
+"""Memory of a trainer GPU, against peaks of simulated steps (`python -m benchmarks memory` simulates them again)."""
+
+from __future__ import annotations
+
+import pytest
+
+from areal_api.actor import FSDPConfig, OptimizerConfig, PPOActorConfig
+from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.trainer_memory import trainer_memory
+from benchmarks.memory import qwen25
+
+GB = 1e9
+# Model, layers (None: all), ranks, tokens, checkpointing, simulated peak in GB.
+SIMULATED = [
+    ("Qwen2.5-7B", None, 8, 32_768, True, 37.20),
+    ("Qwen2.5-7B", 3, 8, 16_384, True, 14.26),
+    ("Qwen2.5-7B", 3, 8, 16_384, False, 21.92),
+    ("Qwen2.5-1.5B", 3, 8, 16_384, True, 4.58),
+    ("Qwen2.5-1.5B", 3, 1, 8_192, False, 11.07),
+    ("Qwen2.5-32B", 3, 8, 16_384, True, 22.76),
+]
+
+
+def shape(name: str = "Qwen2.5-7B", layers: int | None = None) -> ModelShape:
+    return ModelShape.of_config(qwen25(name, layers=layers))
+
+
+@pytest.mark.parametrize(("name", "layers", "ranks", "tokens", "checkpointing", "simulated_gb"), SIMULATED)
+def test_the_peak_is_within_5_percent_of_the_simulated_one(
+    name: str, layers: int | None, ranks: int, tokens: int, checkpointing: bool, simulated_gb: float
+) -> None:
+    config = PPOActorConfig(path=".", gradient_checkpointing=checkpointing)
+    memory = trainer_memory(shape(name, layers), config, ranks=ranks, tokens=tokens)
+    assert (memory.total - memory.cuda) / GB == pytest.approx(simulated_gb, rel=0.05)
+
+
+def test_the_total_is_the_sum_of_the_parts() -> None:
+    memory = trainer_memory(shape(), PPOActorConfig(path="."), ranks=4, tokens=1000)
+    assert memory.total == sum(memory.by_part().values())
+
+
+def test_sharded_parts_shrink_with_the_ranks_and_no_other_part_does() -> None:
+    one, eight = (trainer_memory(shape(), PPOActorConfig(path="."), ranks=n, tokens=1000).by_part() for n in (1, 8))
+    shrunk = {name for name in one if eight[name] < one[name]}
+    assert shrunk == {"parameters", "gradients", "optimizer"}
+    assert one["parameters"] == pytest.approx(8 * eight["parameters"], rel=1e-6)
+
+
+def test_offloading_leaves_no_sharded_part_on_the_gpu() -> None:
+    config = PPOActorConfig(path=".", fsdp=FSDPConfig(offload_params=True))
+    memory = trainer_memory(shape(), config, ranks=1, tokens=1000)
+    assert (memory.parameters, memory.gradients, memory.optimizer) == (0, 0, 0)
+
+
+def test_sgd_has_no_moments_and_a_kl_penalty_adds_a_reference_model() -> None:
+    sgd = PPOActorConfig(path=".", optimizer=OptimizerConfig(type="sgd"))
+    assert trainer_memory(shape(), sgd, ranks=1, tokens=10).optimizer == 0
+    penalised = trainer_memory(shape(), PPOActorConfig(path=".", kl_ctl=0.1), ranks=2, tokens=10)
+    assert penalised.reference == penalised.parameters
+
+
+def test_resharding_bounds_the_gathered_layers() -> None:
+    kept = PPOActorConfig(path=".", fsdp=FSDPConfig(reshard_after_forward=False))
+    freed = trainer_memory(shape(), PPOActorConfig(path="."), ranks=8, tokens=10).gathered
+    assert trainer_memory(shape(), kept, ranks=8, tokens=10).gathered > 2 * freed
