@@ -15,6 +15,7 @@ SERVERS_READY: Final = "ServersReady"
 TRAINER_RUNNING: Final = "TrainerRunning"
 SUSPENDED: Final = "Suspended"
 SUCCEEDED: Final = "Succeeded"
+CONTESTED: Final = "Contested"  # only present once another controller has fought over an object
 
 # In the order in which they depend on each other: all are True while a run is healthy.
 HEALTH: Final = (ACCEPTED, STORAGE_READY, SERVERS_READY, TRAINER_RUNNING)
@@ -23,9 +24,11 @@ HEALTH: Final = (ACCEPTED, STORAGE_READY, SERVERS_READY, TRAINER_RUNNING)
 INVALID: Final = "Invalid"
 REFUSED: Final = "Refused"
 NAME_TAKEN: Final = "NameTaken"
+UNKNOWN_FIELDS: Final = "UnknownFields"  # accepted; fields of a newer version have no effect
 
 # Reasons of StorageReady.
 BOUND: Final = "Bound"
+NOT_OURS: Final = "NotOurs"  # bound; the operator did not create the claim and never changes or deletes it
 CREATING: Final = "Creating"
 VOLUME_PENDING: Final = "VolumePending"
 VOLUME_LOST: Final = "VolumeLost"
@@ -66,8 +69,14 @@ INVALID_CONFIGURATION: Final = "InvalidConfiguration"
 TRAINER_FAILED: Final = "TrainerFailed"
 DISRUPTED: Final = "Disrupted"
 POD_DELETED: Final = "PodDeleted"
+JOB_DELETED: Final = "JobDeleted"
+OUTCOME_UNKNOWN: Final = "OutcomeUnknown"
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 PRE_RUNNING_DEADLINE_EXCEEDED: Final = "PreRunningDeadlineExceeded"
+
+# Reasons of Contested.
+CHANGED_BY_OTHERS: Final = "ChangedByOthers"
+SETTLED: Final = "Settled"
 
 # Something is pending and these do not say why; a warning event may.
 UNEXPLAINED: Final = frozenset({STARTING, CREATING, VOLUME_PENDING})

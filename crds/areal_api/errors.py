@@ -66,8 +66,6 @@ def _text(details: ErrorDetails, context: Mapping[str, Any]) -> str:
         return f"{value} is not one of {context['expected']}; give one of them"
     if kind == "value_error":
         return str(context["error"])
-    if kind == "finite_number":
-        return f"{value} is not a finite number; give a finite number"
     if kind in _BOUNDS:
         return _BOUNDS[kind](value, context)
     for ending in ("_type", "_parsing", "_from_float", "_parsing_size"):
@@ -101,6 +99,7 @@ _BOUNDS: dict[str, _Text] = {
 _WANTED = {
     "int": "a whole number",
     "float": "a number",
+    "finite_number": "a finite number",
     "bool": "true or false",
     "string": "text",
     "list": "a list",
@@ -108,3 +107,9 @@ _WANTED = {
     "model": "a section (keys and values)",
     "model_attributes": "a section (keys and values)",
 }
+
+
+def describe(error: BaseException) -> str:
+    """Type and text of an error for a log line; many, such as ``TimeoutError``, have no text of their own."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

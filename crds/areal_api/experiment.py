@@ -42,6 +42,20 @@ class ServersSpec(PodSettings):
         None, ge=1, description="Upper limit of replicas during the run; null is replicas."
     )
     tensor_parallel: int = Field(1, ge=1, description="GPUs per server (on cpu: processes).")
+    termination_grace_period_seconds: int = Field(
+        120,
+        ge=10,
+        le=86400,
+        description="How long a server may finish the requests it has begun.",
+        json_schema_extra={"unit": "s"},
+    )
+    startup_seconds: int = Field(
+        3600,
+        ge=30,
+        le=86400,
+        description="How long a server may load its model before it is restarted.",
+        json_schema_extra={"unit": "s"},
+    )
     args: dict[str, Any] = Field(
         default_factory=dict,
         description="Additional SGLang arguments, named as in its ServerArgs; they override config.sglang.",
@@ -53,6 +67,13 @@ class TrainerSpec(PodSettings):
 
     nodes: int = Field(1, ge=1, description="Trainer pods; grpo run supports 1.")
     processes_per_node: int = Field(1, ge=1, description="Ranks per pod; on cuda each rank uses one GPU.")
+    termination_grace_period_seconds: int = Field(
+        180,
+        ge=30,
+        le=86400,
+        description="How long the trainer may finish its step and write a recovery checkpoint.",
+        json_schema_extra={"unit": "s"},
+    )
     script: str | None = Field(
         None,
         min_length=1,

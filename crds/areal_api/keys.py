@@ -1,17 +1,15 @@
-"""Dotted keys of the configuration models: which exist, their types, and the nearest to an unknown one."""
+"""Dotted keys of the configuration models: which exist, and which is nearest to one that does not."""
 
 from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from areal_api.section import Section
-
-_MAX_KEY = 200  # characters; longer keys are compared with none
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -23,7 +21,7 @@ def section_of(annotation: Any) -> type[Section] | None:
 
 
 def fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo, type[Section]]]:
-    """Every dotted key of ``model`` with its field and its section; a section comes before its keys."""
+    """Every dotted key of ``model`` with its field and the section it stands in, sections before their keys."""
     for key, name in model.keys().items():
         field = model.model_fields[name]
         yield f"{prefix}{key}", field, model
@@ -33,54 +31,24 @@ def fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def known(model: type[Section], key: str) -> bool:
-    """Whether ``model`` has the dotted ``key``. Every key below a free-form mapping counts as known."""
-    return type_of(model, key) is not None
-
-
-def type_of(model: type[Section], key: str) -> Any:
-    """The type of the dotted ``key``, ``Any`` inside a free-form mapping; None for an unknown key."""
-    annotation: Any = model
-    for part in key.split("."):
-        section = section_of(annotation)
-        if section is not None:
-            name = section.keys().get(part)
-            if name is None:
-                return None
-            annotation = section.model_fields[name].annotation
-        elif get_origin(annotation) is dict:
-            annotation = get_args(annotation)[1]
-        elif annotation is not Any:
-            return None
-    return annotation
-
-
-def without_unknown(
-    model: type[Section], data: Mapping[str, Any], prefix: str = ""
-) -> tuple[dict[str, Any], list[str]]:
-    """``data`` without keys that ``model`` lacks, and their dotted names."""
-    keys = model.keys()
-    kept: dict[str, Any] = {}
-    unknown: list[str] = []
-    for key, value in data.items():
-        if key not in keys:
-            unknown.append(f"{prefix}{key}")
-            continue
-        section = section_of(model.model_fields[keys[key]].annotation)
-        if section is not None and isinstance(value, Mapping):
-            value, below = without_unknown(section, value, f"{prefix}{key}.")
-            unknown += below
-        kept[key] = value
-    return kept, unknown
+    """Whether ``model`` has the dotted ``key``; everything below a free-form mapping is known."""
+    section, parts = model, key.split(".")
+    for position, part in enumerate(parts, start=1):
+        name = section.keys().get(part)
+        if name is None:
+            return False
+        if position == len(parts):
+            return True
+        annotation = section.model_fields[name].annotation
+        below = section_of(annotation)
+        if below is None:
+            return get_origin(annotation) is dict
+        section = below
+    return False
 
 
 def nearest_key(model: type[Section], key: str) -> str | None:
-    """The dotted key that was probably meant, or None.
-
-    Tried in order: a very similar name in the same section, the same last part in another section, a similar name in
-    the same section, a similar dotted key.
-    """
-    if len(key) > _MAX_KEY:
-        return None
+    """The dotted key that was probably meant: a similar spelling in its section, the same last part elsewhere, …"""
     names = [name for name, _, _ in fields(model)]
     above, _, last = key.rpartition(".")
     siblings = [name for name in names if name.rpartition(".")[0] == above]

@@ -12,6 +12,20 @@ from areal_api.section import CamelSection
 Device = Literal["cuda", "cpu"]
 
 
+class PodSecurity(CamelSection):
+    """User and groups of a pod. null leaves a field out, so that admission (for example OpenShift) chooses."""
+
+    run_as_user: int | None = Field(1000, ge=1, le=2**31 - 1, description="User ID of all containers.")
+    run_as_group: int | None = Field(1000, ge=0, le=2**31 - 1, description="Primary group ID of all containers.")
+    fs_group: int | None = Field(1000, ge=0, le=2**31 - 1, description="Group ID that owns the volumes' files.")
+    fs_group_change_policy: Literal["Always", "OnRootMismatch"] | None = Field(
+        "OnRootMismatch", description="When the kubelet changes the group of a volume's files."
+    )
+    supplemental_groups: list[int] = Field(
+        default_factory=list, max_length=32, description="Further group IDs of all containers."
+    )
+
+
 class PodSettings(CamelSection):
     """Pods of one component. ``device`` and ``env`` always apply, the rest only in Kubernetes."""
 
@@ -30,6 +44,7 @@ class PodSettings(CamelSection):
         default_factory=dict,
         description="Requests and limits per pod; for device cuda the required GPUs are added unless listed here.",
     )
+    pod_security: PodSecurity = Field(default_factory=PodSecurity, description="User and groups of the pods.")
     node_selector: dict[str, str] = Field(default_factory=dict, description="Labels that a node must have.")
     tolerations: list[dict[str, Any]] = Field(default_factory=list, description="Node taints that the pods tolerate.")
     affinity: dict[str, Any] = Field(default_factory=dict, description="Affinity to nodes and pods.")

@@ -16,16 +16,14 @@ UNKNOWN_KEYS = "unknown_keys"  # type of the pydantic error; its context is {"ke
 def nearest(key: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?``, or the list of known keys if none is similar."""
     names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5) if len(key) <= 200 else []
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
 
 
 class Section(BaseModel):
     """One section of the configuration. Immutable; an unknown key is an error that suggests the nearest known one."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True)
 
     @classmethod
     def keys(cls) -> dict[str, str]:

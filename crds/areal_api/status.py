@@ -38,6 +38,18 @@ class ServersStatus(StatusSection):
     selector: str = Field("", description="Label selector of the server pods, for autoscalers.")
 
 
+class AttemptOutcome(StatusSection):
+    """How an attempt of the trainer ended. Kept here because its Job and pods may be deleted by others."""
+
+    result: Literal["Succeeded", "Failed", "Disrupted"] = Field(
+        description="Failed counts against runPolicy.backoffLimit, Disrupted does not."
+    )
+    reason: str = Field("", description="Machine-readable reason.")
+    message: str = Field("", description="What happened.")
+    time: str | None = Field(None, description="When the operator first saw the outcome, by its own clock.")
+    final: bool = Field(False, description="Whether another attempt would end the same way.")
+
+
 class ExperimentStatus(StatusSection):
     """State and progress of a run."""
 
@@ -50,6 +62,10 @@ class ExperimentStatus(StatusSection):
     disruptions: int = Field(
         0, ge=0, description="Restarts after disruptions (preemption, lost node, deleted pod); they do not count."
     )
+    job_uid: str | None = Field(
+        None, description="UID of the current attempt's Job, once it was created; it is never created twice."
+    )
+    outcome: AttemptOutcome | None = Field(None, description="How the current attempt ended; null while it runs.")
     attempt_since: str | None = Field(None, description="Start time of the current attempt.")
     active_since: str | None = Field(
         None, description="Time when the run started or was resumed; runPolicy.activeDeadlineSeconds counts from it."

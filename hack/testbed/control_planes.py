@@ -1,4 +1,4 @@
-"""Control planes for tests: started, with the operator's user, and stopped again."""
+"""Control planes for tests, with the operator's user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hack.testbed.operator_process import NAMESPACE, USER, grant
 
 @contextmanager
 def bare_plane(folder: Path, user: str = USER) -> Iterator[ControlPlane]:
-    """A control plane that knows nothing of us; where none can be built, the test is listed as not run."""
+    """A control plane without any of our objects; if none can be built, the test is skipped with the reason."""
     try:
         bin_dir = binaries()
     except (BuildError, subprocess.TimeoutExpired) as error:
@@ -32,7 +32,7 @@ def bare_plane(folder: Path, user: str = USER) -> Iterator[ControlPlane]:
 
 
 def prepare(plane: ControlPlane, folder: Path) -> None:
-    """The resource definition, and what the operator needs to work on it."""
+    """Install the resource definition and the operator's permissions."""
     plane.kubectl("apply", "--server-side", "-f", str(FILE))
     plane.kubectl("wait", "--for=condition=Established", f"-f={FILE}", "--timeout=20s")
     plane.kubectl("create", "namespace", NAMESPACE)

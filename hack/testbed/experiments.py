@@ -1,4 +1,4 @@
-"""Experiments of a test on a control plane: make, change, look, wait."""
+"""Experiments of a test on a control plane: create, edit, read, wait."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Namespace:
     name: str
 
     def behave(self, component: str, behaviour: Behaviour) -> None:
-        """How pods of a component behave from now on."""
+        """Set how pods of a component behave."""
         self.kubelet.set(self.name, component, behaviour)
 
     def list(self, kind: str) -> list[Object]:
-        """All of a kind."""
+        """All objects of a kind."""
         return self.api.list(kind, self.name)
 
     def names(self, kind: str) -> list[str]:
-        """Names of all of a kind that are not on their way out."""
-        found = self.list(kind)
-        return sorted(obj["metadata"]["name"] for obj in found if not obj["metadata"].get("deletionTimestamp"))
+        """Names of all objects of a kind that are not terminating."""
+        objects = self.list(kind)
+        return sorted(obj["metadata"]["name"] for obj in objects if not obj["metadata"].get("deletionTimestamp"))
 
     def events(self, reason: str) -> list[Object]:
         """Events with a reason."""
@@ -49,7 +49,7 @@ class Experiment:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def body(self) -> Object:
-        """The object as it is made."""
+        """The object as it is created."""
         data = Case("", {"metadata.name": self.name}).experiment()
         set_in(data, "spec.servers.device", "cpu")
         set_in(data, "spec.trainer.device", "cpu")
@@ -58,7 +58,7 @@ class Experiment:
         return data
 
     def apply(self, **changes: Any) -> Experiment:
-        """Make it; ``__`` in names of changes stands for a dot."""
+        """Create it; ``__`` in the names of changes stands for a dot."""
         self.changes |= {key.replace("__", "."): value for key, value in changes.items()}
         self.namespace.api.create(self.body(), self.namespace.name)
         return self
@@ -75,7 +75,7 @@ class Experiment:
         self.namespace.api.delete(KIND, self.namespace.name, self.name)
 
     def get(self) -> Object | None:
-        """The object as it is now."""
+        """The current object."""
         return self.namespace.api.get(KIND, self.namespace.name, self.name)
 
     @property
@@ -84,12 +84,12 @@ class Experiment:
         return dict((self.get() or {}).get("status") or {})
 
     def condition(self, kind: str) -> Object:
-        """A condition; empty where it is missing."""
-        found = [one for one in self.status.get("conditions", []) if one["type"] == kind]
-        return dict(found[0]) if found else {}
+        """A condition; empty if it is missing."""
+        matching = [one for one in self.status.get("conditions", []) if one["type"] == kind]
+        return dict(matching[0]) if matching else {}
 
     def until(self, what: Callable[[Object], bool], text: str, timeout_s: float = 30.0) -> Object:
-        """Wait for a status; its failure shows the last one."""
+        """Wait for a status; the failure message shows the last one."""
         last: Object = {}
 
         def look() -> Object | None:
@@ -109,9 +109,9 @@ class Experiment:
     def until_reason(self, kind: str, reason: str, timeout_s: float = 30.0) -> Object:
         """Wait for a condition's reason; returns the condition."""
 
-        def says(status: Object) -> bool:
-            found = [one for one in status.get("conditions", []) if one["type"] == kind]
-            return bool(found) and found[0].get("reason") == reason
+        def has_reason(status: Object) -> bool:
+            matching = [one for one in status.get("conditions", []) if one["type"] == kind]
+            return bool(matching) and matching[0].get("reason") == reason
 
-        self.until(says, f"condition {kind} with reason {reason}", timeout_s)
+        self.until(has_reason, f"condition {kind} with reason {reason}", timeout_s)
         return self.condition(kind)

@@ -1,4 +1,4 @@
-"""Plays the kubelets and the volume provisioner: pods that the scheduler bound run, fail or end as a test says."""
+"""Plays the kubelets and the volume provisioner: scheduled pods run, fail or end as a test asks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from areal_api import resource_names
 from hack.testbed.kube_api import Api, Object, Refused
 
 NODES = ("node-a", "node-b")
 CLASS = "test"
-SELECTOR = "app.kubernetes.io/managed-by=areal-operator"
-Behaviour = Callable[[Object], Object | None]  # pod → its status, None: nothing happens yet
+SELECTOR = resource_names.selector({resource_names.MANAGED_BY: resource_names.OPERATOR})
+Behaviour = Callable[[Object], Object | None]  # pod → its status; None: no change yet
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _container(pod: Object, **state: Any) -> Object:
-    main = pod["spec"]["containers"][0]
+    main = next(one for one in pod["spec"]["containers"] if one["name"] in ("server", "trainer"))
     return {
         "name": main["name"],
         "image": main["image"],
@@ -29,7 +34,7 @@ def _container(pod: Object, **state: Any) -> Object:
 
 
 def _status(pod: Object, phase: str, *, ready: bool = False, **state: Any) -> Object:
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    now = _now()
     kept = [one for one in pod["status"].get("conditions", []) if one["type"] in ("PodScheduled", "DisruptionTarget")]
     truth = "True" if ready else "False"
     return {
@@ -41,21 +46,20 @@ def _status(pod: Object, phase: str, *, ready: bool = False, **state: Any) -> Ob
 
 
 def run(pod: Object) -> Object | None:
-    """The containers run and are ready."""
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return _status(pod, "Running", ready=True, running={"startedAt": now})
+    """The main container runs and is ready."""
+    return _status(pod, "Running", ready=True, running={"startedAt": _now()})
 
 
 def wait(pod: Object) -> Object | None:
-    """Nothing happens."""
+    """The pod stays as it is."""
     return None
 
 
 def end(exit_code: int, message: str = "", reason: str = "Error") -> Behaviour:
-    """The main container ends."""
+    """The main container exits."""
 
     def behave(pod: Object) -> Object | None:
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = _now()
         state = {"exitCode": exit_code, "reason": reason if exit_code else "Completed", "message": message}
         times = {"startedAt": now, "finishedAt": now}
         return _status(pod, "Failed" if exit_code else "Succeeded", terminated={**state, **times})
@@ -63,25 +67,45 @@ def end(exit_code: int, message: str = "", reason: str = "Error") -> Behaviour:
     return behave
 
 
+def end_beside_sidecar(exit_code: int, sidecar: str, message: str = "") -> Behaviour:
+    """The main container exits, while an injected container keeps the pod running."""
+
+    def behave(pod: Object) -> Object | None:
+        status = end(exit_code, message)(pod) or {}
+        running = {"name": sidecar, "image": "s", "imageID": "", "ready": True, "restartCount": 0, "lastState": {}}
+        containers = [
+            *status["containerStatuses"],
+            {**running, "state": {"running": {"startedAt": status["startTime"]}}},
+        ]
+        return {**status, "phase": "Running", "containerStatuses": containers}
+
+    return behave
+
+
+def run_unready(pod: Object) -> Object | None:
+    """The main container runs but is not ready, like a server that loads its model."""
+    return _status(pod, "Running", running={"startedAt": _now()})
+
+
 def hang(reason: str, message: str, **more: Any) -> Behaviour:
-    """The main container waits for something."""
+    """The main container stays in the state Waiting."""
     return lambda pod: _status(pod, "Pending", waiting={"reason": reason, "message": message}, **more)
 
 
 class FakeKubelet:
-    """Behaviours by namespace and component (``server`` or ``trainer``); pods run where none is set."""
+    """Behaviours by namespace and component (``server`` or ``trainer``); without one, pods run."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._behaviours: dict[tuple[str, str], Behaviour] = {}
-        self._told: dict[str, Behaviour] = {}
+        self._applied: dict[str, Behaviour] = {}
         self.stuck: set[str] = set()  # namespaces whose deleted pods do not end
         self.unprovisioned: set[str] = set()  # namespaces whose claims get no volume
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kubelet", daemon=True)
 
     def start(self) -> None:
-        """Make the nodes and the storage class, and begin."""
+        """Create the nodes and the storage class, and start."""
         for name in NODES:
             node = {
                 "kind": "Node",
@@ -89,8 +113,12 @@ class FakeKubelet:
                 "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
             }
             self._api.create(node)
-            room = {"cpu": "64", "memory": "256Gi", "pods": "500", "nvidia.com/gpu": "16"}
-            status = {"capacity": room, "allocatable": room, "conditions": [{"type": "Ready", "status": "True"}]}
+            capacity = {"cpu": "64", "memory": "256Gi", "pods": "500", "nvidia.com/gpu": "16"}
+            status = {
+                "capacity": capacity,
+                "allocatable": capacity,
+                "conditions": [{"type": "Ready", "status": "True"}],
+            }
             self._api.patch("Node", None, name, {"status": status}, "status")
             self._api.patch("Node", None, name, {"spec": {"taints": []}})
         self._api.create(
@@ -105,32 +133,32 @@ class FakeKubelet:
         self._thread.start()
 
     def stop(self) -> None:
-        """End."""
+        """Stop."""
         self._stopping.set()
         self._thread.join()
 
     def set(self, namespace: str, component: str, behaviour: Behaviour) -> None:
-        """From now on pods of a component behave so, those that are there too."""
+        """Set the behaviour of a component's pods, including existing ones."""
         self._behaviours[namespace, component] = behaviour
 
     def _run(self) -> None:
         while not self._stopping.wait(0.1):
-            for look in (self._pods, self._claims):
+            for update in (self._update_pods, self._update_claims):
                 try:
-                    look()
+                    update()
                 except (Refused, OSError):
-                    continue  # changed meanwhile, or the server is away
+                    continue  # a conflict, or the server is unavailable
                 except Exception as error:  # noqa: BLE001 - the thread must outlive a restart of the server
                     print(f"kubelet: {error!r}")
 
-    def _pods(self) -> None:
+    def _update_pods(self) -> None:
         for pod in self._api.list("Pod", selector=SELECTOR):
             try:
-                self._look_after(pod)
+                self._update_pod(pod)
             except Refused:
                 continue
 
-    def _look_after(self, pod: Object) -> None:
+    def _update_pod(self, pod: Object) -> None:
         metadata = pod["metadata"]
         namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
         if not pod["spec"].get("nodeName"):
@@ -143,14 +171,14 @@ class FakeKubelet:
                 self._api.delete("Pod", namespace, name, gracePeriodSeconds=0, preconditions={"uid": uid})
             return
         behaviour = self._behaviours.get((namespace, metadata["labels"].get("areal.dev/component", "")), run)
-        if ended or self._told.get(uid) is behaviour:
+        if ended or self._applied.get(uid) is behaviour:
             return
         status = behaviour(pod)
         if status is not None:
             self._api.patch("Pod", namespace, name, {"status": status}, "status")
-        self._told[uid] = behaviour
+        self._applied[uid] = behaviour
 
-    def _claims(self) -> None:
+    def _update_claims(self) -> None:
         for claim in self._api.list("PersistentVolumeClaim", selector=SELECTOR):
             metadata, spec = claim["metadata"], claim["spec"]
             if (
@@ -159,7 +187,7 @@ class FakeKubelet:
                 or spec["storageClassName"] != CLASS
             ):
                 continue
-            about = {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": metadata["namespace"]}
+            reference = {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": metadata["namespace"]}
             volume = {
                 "kind": "PersistentVolume",
                 "apiVersion": "v1",
@@ -169,7 +197,7 @@ class FakeKubelet:
                     "accessModes": spec["accessModes"],
                     "storageClassName": CLASS,
                     "hostPath": {"path": "/nonexistent"},
-                    "claimRef": {**about, "name": metadata["name"], "uid": metadata["uid"]},
+                    "claimRef": {**reference, "name": metadata["name"], "uid": metadata["uid"]},
                 },
             }
             try:

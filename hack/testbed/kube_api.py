@@ -19,6 +19,11 @@ KINDS_OF_TESTS = {
     "PersistentVolume": ("v1", "persistentvolumes"),
     "StorageClass": ("storage.k8s.io/v1", "storageclasses"),
     "ResourceQuota": ("v1", "resourcequotas"),
+    "LimitRange": ("v1", "limitranges"),
+    "Role": ("rbac.authorization.k8s.io/v1", "roles"),
+    "RoleBinding": ("rbac.authorization.k8s.io/v1", "rolebindings"),
+    "MutatingAdmissionPolicy": ("admissionregistration.k8s.io/v1", "mutatingadmissionpolicies"),
+    "MutatingAdmissionPolicyBinding": ("admissionregistration.k8s.io/v1", "mutatingadmissionpolicybindings"),
 }
 
 
@@ -31,16 +36,16 @@ class Refused(Exception):
 
 
 class Api:
-    """Requests as one user. Each call raises ``Refused`` where the server does."""
+    """Requests as one user. Each call raises ``Refused`` if the server refuses it."""
 
     def __init__(self, url: str, ca: Path, token: str) -> None:
         headers = {"Authorization": f"Bearer {token}"}
         self._client = httpx.Client(base_url=url, verify=str(ca), headers=headers, timeout=30.0, trust_env=False)
 
     def get(self, kind: str, namespace: str | None, name: str) -> Object | None:
-        """An object, or None."""
+        """An object, or None if it does not exist."""
         try:
-            return self._ask("GET", _path(kind, namespace, name))
+            return self._request("GET", _path(kind, namespace, name))
         except Refused as error:
             if error.status == 404:
                 return None
@@ -49,42 +54,42 @@ class Api:
     def list(self, kind: str, namespace: str | None = None, selector: str = "") -> list[Object]:
         """Objects of a kind."""
         query = {"labelSelector": selector} if selector else {}
-        return list(self._ask("GET", _path(kind, namespace), params=query)["items"])
+        return list(self._request("GET", _path(kind, namespace), params=query)["items"])
 
     def create(self, obj: Object, namespace: str | None = None) -> Object:
-        """Make an object."""
-        return self._ask("POST", _path(obj["kind"], namespace), json=obj)
+        """Create an object."""
+        return self._request("POST", _path(obj["kind"], namespace), json=obj)
 
     def patch(self, kind: str, namespace: str | None, name: str, change: Object, subresource: str = "") -> Object:
         """A JSON merge patch."""
         headers = {"Content-Type": "application/merge-patch+json"}
-        return self._ask("PATCH", _path(kind, namespace, name, subresource), json=change, headers=headers)
+        return self._request("PATCH", _path(kind, namespace, name, subresource), json=change, headers=headers)
 
     def apply(self, obj: Object, namespace: str | None = None) -> Object:
-        """Server-side apply, as a manager of the tests."""
+        """Server-side apply, by the field manager ``test``."""
         path = _path(obj["kind"], namespace, obj["metadata"]["name"])
         headers = {"Content-Type": "application/apply-patch+yaml"}
-        return self._ask("PATCH", path, params={"fieldManager": "test"}, json=obj, headers=headers)
+        return self._request("PATCH", path, params={"fieldManager": "test"}, json=obj, headers=headers)
 
     def delete(self, kind: str, namespace: str | None, name: str, **options: Any) -> None:
-        """Delete an object; gone already is fine."""
+        """Delete an object; one that does not exist is no error."""
         body = {"propagationPolicy": "Background", **options}
         try:
-            self._ask("DELETE", _path(kind, namespace, name), json=body)
+            self._request("DELETE", _path(kind, namespace, name), json=body)
         except Refused as error:
             if error.status != 404:
                 raise
 
     def post(self, path: str, body: Object) -> Object:
-        """Any POST."""
-        return self._ask("POST", path, json=body)
+        """Any POST request."""
+        return self._request("POST", path, json=body)
 
-    def _ask(self, method: str, path: str, **more: Any) -> Object:
+    def _request(self, method: str, path: str, **more: Any) -> Object:
         for _ in range(3):
             try:
                 response = self._client.request(method, path, **more)
                 break
-            except httpx.TransportError:  # the server was restarted meanwhile
+            except httpx.TransportError:  # the server is being restarted
                 time.sleep(0.5)
         else:
             response = self._client.request(method, path, **more)
@@ -101,9 +106,9 @@ def eventually(look: Callable[[], T | None], what: str, timeout_s: float = 30.0,
     """The first result of ``look`` that is neither None nor False; fails after ``timeout_s``, naming ``what``."""
     deadline = time.monotonic() + timeout_s
     while True:
-        found = look()
-        if found is not None and found is not False:
-            return found
+        result = look()
+        if result is not None and result is not False:
+            return result
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
         time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""The operator as its own process against a control plane, with the rights that it needs and no more."""
+"""The operator as a separate process against a control plane, with the permissions of the chart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENV = {
 
 
 def grant() -> list[dict[str, Any]]:
-    """The objects that give the operator its rights."""
+    """The RBAC objects that give the operator its permissions."""
     return [
         *_granted("ClusterRole", {"name": USER}, RULES["experiments"] + RULES["cluster"]),
         *_granted("Role", {"name": USER, "namespace": NAMESPACE}, RULES["own"]),
@@ -52,7 +52,7 @@ def _granted(kind: str, metadata: dict[str, str], rules: list[dict[str, Any]]) -
 
 
 class OperatorProcess:
-    """One process; it may be killed and started again."""
+    """One process; it may be killed and restarted."""
 
     def __init__(self, plane: ControlPlane, folder: Path, *, identity: str = "operator-0") -> None:
         self._plane = plane
@@ -63,12 +63,12 @@ class OperatorProcess:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, *, wait: bool = True, **env: str) -> None:
-        """Start it, and wait until it has seen everything."""
-        assert self._process is None, "it runs already"
+        """Start it, and wait until its first listing is complete."""
+        assert self._process is None, "it is already running"
         changes = {
             "KUBECONFIG": str(self._plane.kubeconfig(USER)),
             "AREAL_OPERATOR_IDENTITY": self.identity,
@@ -88,7 +88,7 @@ class OperatorProcess:
             self.wait_ready()
 
     def wait_ready(self, timeout_s: float = 60.0) -> None:
-        """Wait until it has seen everything."""
+        """Wait until its first listing is complete."""
         deadline = time.monotonic() + timeout_s
         while not self.answers("/readyz"):
             assert self._process is not None
@@ -97,7 +97,7 @@ class OperatorProcess:
             time.sleep(0.1)
 
     def answers(self, path: str) -> bool:
-        """Whether a path answers with 200."""
+        """Whether a path returns status 200."""
         try:
             with urllib.request.urlopen(f"{self.url}{path}", timeout=2.0) as response:
                 return response.status == 200
@@ -105,7 +105,7 @@ class OperatorProcess:
             return False
 
     def read(self, path: str) -> str:
-        """The text under a path."""
+        """The text at a path."""
         with urllib.request.urlopen(f"{self.url}{path}", timeout=5.0) as response:
             return str(response.read().decode())
 
@@ -116,16 +116,16 @@ class OperatorProcess:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Process ID."""
         assert self._process is not None
         return self._process.pid
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> int:
-        """Ask it to end; its exit status."""
+        """Terminate it; returns its exit status."""
         return self._end(signal.SIGTERM)
 
     def _end(self, number: int) -> int:

@@ -7,36 +7,74 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 
 from areal_api import logs
-from areal_operator.app import operate
+from areal_api.errors import describe
+from areal_operator.app import run_operator
 from areal_operator.settings import Settings
 
+# The API server stores objects nested up to 10,000 levels deep. One of them must not end a watch or a listing, so the
+# operator runs in a thread whose stack is large enough to parse and copy it.
+RECURSION_LIMIT = 60_000
+STACK_BYTES = 512 * 2**20  # address space; only what is used becomes memory
 
-async def _main(settings: Settings) -> None:
-    stop, watching = asyncio.Event(), asyncio.Event()
 
-    async def catch_signals() -> None:
-        await watching.wait()  # kopf has set its own handlers by now; it would end without giving up the Lease
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+async def _run(settings: Settings, started: Callable[[asyncio.AbstractEventLoop, asyncio.Event], None]) -> None:
+    stop = asyncio.Event()
+    started(asyncio.get_running_loop(), stop)
+    await run_operator(settings, stop, asyncio.Event())
 
-    async with asyncio.TaskGroup() as group:
-        catching = group.create_task(catch_signals())
-        await operate(settings, stop, watching)
-        catching.cancel()
+
+def run_until_signal(settings: Settings) -> None:
+    """Run the operator in a thread with a large stack, until SIGTERM or SIGINT; raises what ended it."""
+    errors: list[BaseException] = []
+    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+    ready = threading.Event()
+
+    def started(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+        loops.append((loop, stop))
+        ready.set()
+
+    def target() -> None:
+        try:
+            asyncio.run(_run(settings, started))
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
+            errors.append(error)
+        finally:
+            ready.set()
+
+    def on_signal(*_: object) -> None:
+        for loop, stop in loops:
+            loop.call_soon_threadsafe(stop.set)
+
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    threading.stack_size(STACK_BYTES)
+    thread = threading.Thread(target=target, name="operator")
+    thread.start()
+    ready.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    while thread.is_alive():
+        thread.join(1.0)  # with a timeout, so that signal handlers run
+    if errors:
+        raise errors[0]
 
 
 def main() -> int:
-    """Run; the exit status is 2 for a setting that cannot be used."""
+    """Run the operator; the exit status is 2 for a setting or a Secret that cannot be used."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         logs.set_up()
-        settings = Settings.from_env(os.environ)
+        run_until_signal(Settings.from_env(os.environ))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    asyncio.run(_main(settings))
+    except RuntimeError as error:
+        cause = f" ({describe(error.__cause__)})" if error.__cause__ is not None else ""
+        print(f"error: {error}{cause}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,11 +1,10 @@
-"""The operator as a whole: watches, workers behind the Lease, resync, and the service that listens."""
+"""The operator as a whole: watches, workers that hold the Lease, resync, and the HTTP service."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
-import secrets
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from areal_api import resource_names
+from areal_api.errors import describe
 from areal_api.experiment import KIND
 from areal_operator.cluster import CHILD_KINDS, ApiError, Cluster, is_transient
 from areal_operator.handlers import Experiments, WatchGuard, kopf_settings, make_registry, object_key
@@ -23,15 +23,15 @@ from areal_operator.leader import Leader
 from areal_operator.metrics import Metrics
 from areal_operator.progress import ProgressReceiver, make_app
 from areal_operator.reconcile import Reconciler
+from areal_operator.root_key import wait_for_root_key
 from areal_operator.settings import Settings
 from areal_operator.store import Key, Store
 from areal_operator.work_queue import WorkQueue
 
 logger = logging.getLogger(__name__)
-ROOT_KEY = "areal-operator-key"
-GUARD_S = 2.0
-STUCK_S = 600.0  # a reconcile that takes this long never ends
-DEAF_S = 60.0  # the Lease is asked for every few seconds: longer without an answer, and the process is to be restarted
+WATCH_CHECK_S = 2.0
+MAX_RECONCILE_S = 600.0  # a reconcile that takes longer has hung
+MAX_LEASE_SILENCE_S = 60.0  # the Lease is requested every few seconds; without an attempt for longer the process hangs
 
 
 class Operator:
@@ -47,14 +47,15 @@ class Operator:
         self._reconciler = Reconciler(cluster, self._store, settings=settings, root_key=root_key)
         self._leader = Leader(cluster, namespace=settings.namespace, identity=settings.identity)
         self._synced = False
-        self._metrics.watch(
+        self._unreadable: dict[str | None, str] = {}  # namespaces that cannot be listed, and why
+        self._metrics.add_gauges(
             queue_depth=lambda: self._queue.depth,
             leads=self._leader.leads.is_set,
             experiments=lambda: self._experiments.bodies,
         )
 
     async def run(self, stop: asyncio.Event, watching: asyncio.Event) -> None:
-        """Run until ``stop`` is set; raises where a part ended that must not. Sets ``watching`` once kopf is up."""
+        """Run until ``stop`` is set; raises if a part ends by itself. Sets ``watching`` once kopf has started."""
         server = _Service(self._uvicorn_config())
         watched = self._settings.watched
         kopf_stop = asyncio.Event()
@@ -72,7 +73,7 @@ class Operator:
             "resync": self._resync_forever(),
             "workers": self._work(),
             "guard": self._guard(),
-            "service": server.serve(),
+            "service": server.serve(sockets=[listening_socket(self._settings.port)]),
         }
         tasks: list[asyncio.Task[object]] = [asyncio.create_task(part, name=name) for name, part in parts.items()]
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -88,28 +89,47 @@ class Operator:
             task.cancel()
         for task in done - {stopping}:
             error = task.exception()
-            if (
-                error is not None or task is not tasks[0]
-            ):  # kopf ends well by a signal that came before ours were caught
+            if error is not None or task is not tasks[0]:  # kopf ends without an error after a signal of its own
                 raise RuntimeError(f"the operator's {task.get_name()} ended") from error
 
     async def resync(self) -> None:
-        """Read everything anew: what the watches missed comes to light, what they said twice is dropped."""
+        """List everything again, to find what the watches missed.
+
+        A namespace that cannot be listed is logged once and does not hold up the others.
+        """
         for namespace in self._settings.watched or (None,):
-            selector = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
-            for kind in CHILD_KINDS:
-                listed = await self._cluster.list(kind, namespace, selector)
-                for key in self._store.replace(kind, listed.items, listed.version, namespace):
-                    self._queue.add(key)
-            listed = await self._cluster.list(KIND, namespace)
-            for body in listed.items:
-                self._experiments.put(body)
-                self._queue.add(object_key(body))
-            known = {object_key(body) for body in listed.items}
-            for key in [key for key in self._experiments.bodies if namespace in (None, key[0])]:
-                if key not in known:
-                    self._experiments.remove(key)
+            try:
+                await self._resync_namespace(namespace)
+            except ApiError as error:
+                if is_transient(error):
+                    raise
+                self._mark_unreadable(namespace, describe(error))
+            else:
+                if self._unreadable.pop(namespace, None) is not None:
+                    logger.info("namespace %s can be read again", namespace)
         self._synced = True
+
+    async def _resync_namespace(self, namespace: str | None) -> None:
+        selector = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
+        for kind in CHILD_KINDS:
+            listed = await self._cluster.list(kind, namespace, selector)
+            for key in self._store.replace(kind, listed.items, listed.version, namespace):
+                self._queue.add(key)
+        listed = await self._cluster.list(KIND, namespace)
+        known = {object_key(body) for body in listed.items}
+        for body in listed.items:
+            self._experiments.put(body)
+            self._queue.add(object_key(body))
+        for key in [key for key in self._experiments.bodies if namespace in (None, key[0])]:
+            if key not in known:
+                self._experiments.remove(key)
+                self._queue.add(key)
+
+    def _mark_unreadable(self, namespace: str | None, why: str) -> None:
+        if self._unreadable.get(namespace) != why:
+            where = "the cluster" if namespace is None else f"namespace {namespace}"
+            logger.error("%s cannot be read, its experiments are not managed: %s", where, why)
+        self._unreadable[namespace] = why
 
     async def _resync_forever(self) -> None:
         while True:
@@ -119,24 +139,42 @@ class Operator:
             except Exception as error:
                 if not isinstance(error, ApiError) and not is_transient(error):
                     raise
-                logger.warning("the resync failed and is tried again: %s", error or type(error).__name__)
+                logger.warning("the resync failed and is repeated: %s", describe(error))
                 wait_s = 2.0
             await asyncio.sleep(wait_s)
 
     async def _guard(self) -> None:
-        guard = WatchGuard()
+        """End the process when a watch has ended, except in namespaces that cannot be read at all."""
+        guard = WatchGuard(self._settings.watched)
         while True:
-            await asyncio.sleep(GUARD_S)
-            problem = guard.problem()
-            if problem is not None:
-                raise RuntimeError(problem)
+            await asyncio.sleep(WATCH_CHECK_S)
+            for namespace, plurals in guard.dead().items():
+                if await self._is_readable(namespace):
+                    where = "" if namespace is None else f" in namespace {namespace}"
+                    text = f"the watch of {', '.join(plurals)}{where} has ended or did not start"
+                    raise RuntimeError(f"{text}; is the custom resource definition installed?")
+
+    async def _is_readable(self, namespace: str | None) -> bool:
+        """Whether a restart would bring back the watches of a namespace (None: of the whole cluster, always)."""
+        if namespace is None:
+            return True
+        if namespace in self._unreadable:  # the next resync finds out when it is readable again
+            return False
+        try:
+            await self._resync_namespace(namespace)
+        except Exception as error:
+            if not isinstance(error, ApiError) and not is_transient(error):
+                raise
+            self._mark_unreadable(namespace, describe(error))
+            return False
+        return True
 
     async def _work(self) -> None:
         while True:
             async with self._leader.leading():
                 while not self._synced:
                     await asyncio.sleep(0.05)
-                for key in self._experiments.bodies:  # what another leader did meanwhile is looked at
+                for key in self._experiments.bodies:  # another leader may have changed any of them
                     self._queue.add(key)
                 async with asyncio.TaskGroup() as group:
                     for _ in range(self._settings.workers):
@@ -145,7 +183,7 @@ class Operator:
     async def _worker(self) -> None:
         while True:
             key = await self._queue.get()
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
                 after_s = await self._reconciler.reconcile(key)
             except asyncio.CancelledError:
@@ -154,23 +192,23 @@ class Operator:
             except Exception as error:
                 delay_s = self._queue.fail(key)
                 self._metrics.reconciles.labels("error").inc()
-                known = isinstance(error, ApiError) or is_transient(error)
-                text = f"{error or type(error).__name__}; it is tried again in {delay_s:.0f} s"
-                logger.error("%s/%s: %s", *key, text, exc_info=not known)
+                expected = isinstance(error, ApiError) or is_transient(error)
+                text = f"{describe(error)}; retrying in {delay_s:.0f} s"
+                logger.error("%s/%s: %s", *key, text, exc_info=not expected)
             else:
                 self._queue.succeed(key)
                 self._metrics.reconciles.labels("success").inc()
                 if after_s is not None:
                     self._queue.add(key, after_s)
             finally:
-                self._metrics.seconds.observe(time.monotonic() - began)
+                self._metrics.seconds.observe(time.monotonic() - started_at)
                 self._queue.done(key)
 
     async def _step_down(self) -> None:
         try:
             await asyncio.wait_for(self._leader.release(), 5.0)
         except (ApiError, OSError, TimeoutError) as error:
-            logger.warning("the Lease could not be given up: %s", error or type(error).__name__)
+            logger.warning("the Lease could not be released: %s", describe(error))
 
     def _uvicorn_config(self) -> uvicorn.Config:
         app = make_app(ProgressReceiver(self._cluster))
@@ -186,16 +224,14 @@ class Operator:
 
         @app.get("/readyz")
         async def readyz() -> Response:
-            return Response("ok" if self._synced else "the first listing is not done", 200 if self._synced else 503)
+            return Response("ok" if self._synced else "the first listing is not complete", 200 if self._synced else 503)
 
-        return uvicorn.Config(
-            app, host="0.0.0.0", port=self._settings.port, log_level="warning", lifespan="on", access_log=False
-        )
+        return uvicorn.Config(app, log_level="warning", lifespan="on", access_log=False)
 
     def _problem(self) -> str | None:
-        if time.monotonic() - self._leader.tried_at > DEAF_S:
-            return "the Lease has not been asked for: the process hangs"
-        if self._queue.longest_busy_s() > STUCK_S:
+        if time.monotonic() - self._leader.last_attempt_at > MAX_LEASE_SILENCE_S:
+            return "the Lease has not been requested for a minute: the process hangs"
+        if self._queue.longest_busy_s() > MAX_RECONCILE_S:
             return "a reconcile does not end"
         return None
 
@@ -203,39 +239,21 @@ class Operator:
 class _Service(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # signals are for the operator as a whole
+        yield  # signals end the operator as a whole
 
 
-async def operator_key(cluster: Cluster, namespace: str) -> bytes:
-    """The secret from which the API keys of experiments are derived; made once."""
-    while True:
-        found = await cluster.get("Secret", namespace, ROOT_KEY)
-        if found is not None:
-            return base64.b64decode(found["data"]["key"])
-        key = base64.b64encode(secrets.token_bytes(32)).decode()
-        metadata = {"name": ROOT_KEY, "namespace": namespace}
-        made = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "immutable": True, "data": {"key": key}}
+def listening_socket(port: int) -> socket.socket:
+    """A socket that listens on all addresses of both IP versions, or of the only one that the machine has."""
+    if socket.has_dualstack_ipv6():
         try:
-            await cluster.create(made)
-        except ApiError as error:
-            if error.status != 409:  # another operator was quicker
-                raise
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+        except OSError as error:
+            logger.info("IPv6 is not available: %s", describe(error))
+    return socket.create_server(("", port), backlog=1024)
 
 
-async def operate(settings: Settings, stop: asyncio.Event, watching: asyncio.Event) -> None:
-    """Run an operator until ``stop`` is set; sets ``watching`` once it hears of what changes."""
+async def run_operator(settings: Settings, stop: asyncio.Event, watching: asyncio.Event) -> None:
+    """Run an operator until ``stop`` is set; sets ``watching`` once it receives events."""
     async with Cluster() as cluster:
-        key = await _patiently_key(cluster, settings.namespace)
+        key = await wait_for_root_key(cluster, settings.namespace)
         await Operator(settings, cluster, key).run(stop, watching)
-
-
-async def _patiently_key(cluster: Cluster, namespace: str) -> bytes:
-    deadline = time.monotonic() + 60.0
-    while True:
-        try:
-            return await operator_key(cluster, namespace)
-        except Exception as error:
-            if not is_transient(error) or time.monotonic() > deadline:
-                raise
-            logger.warning("waiting for the API server: %s", error or type(error).__name__)
-            await asyncio.sleep(1.0)

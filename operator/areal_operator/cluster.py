@@ -1,9 +1,11 @@
-"""The API server: reads, server-side apply, deletes. One HTTP session, kopf's own library and credentials."""
+"""Client of the API server: reads, server-side apply, merge patches, deletes; with kopf's library and credentials."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -21,12 +23,14 @@ from areal_operator.observed import Object, WarningEvent
 
 logger = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
-LOGIN_S = 60.0  # how long credentials are used before they are read again: the kubelet renews tokens
+CREDENTIALS_TTL_S = 60.0  # after which credentials are read again, because the kubelet renews tokens
 MANAGER = resource_names.OPERATOR
 PROGRESS_MANAGER = "areal-operator-progress"
 PAGE = 500
+MAX_MESSAGE_LENGTH = 800
+UNDECLARED = re.compile(r"\.status\.([A-Za-z0-9_.\[\]]+): field not declared in schema")
 
-# Children in the order in which they depend on one another: the watched kinds.
+# Kinds of children, in the order of their dependencies. All of them are watched.
 CHILD_KINDS: dict[str, tuple[str, str]] = {
     "ConfigMap": ("v1", "configmaps"),
     "Secret": ("v1", "secrets"),
@@ -48,30 +52,36 @@ KINDS: dict[str, tuple[str, str]] = {
 
 
 class ApiError(Exception):
-    """The API server refused a request. ``status`` is its HTTP status, the text its message."""
+    """The API server refused a request: its HTTP status, its reason, and the first line of its message.
+
+    Further lines repeat whole objects.
+    """
 
     def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        super().__init__(lines[0][:MAX_MESSAGE_LENGTH] if lines else f"HTTP status {status} {reason}".rstrip())
+        self.full_message = message
         self.status = status
         self.reason = reason
 
 
 @dataclass(frozen=True)
-class Listed:
-    """Objects of one kind, and the version of the list."""
+class ObjectList:
+    """Objects of one kind, and the resource version of the list."""
 
     items: list[Object]
     version: int
 
 
 class Cluster:
-    """A connection to the API server; to be used as an asynchronous context."""
+    """A connection to the API server; use it as an asynchronous context manager."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._login: kopf.ConnectionInfo | None = None
         self._ssl: ssl.SSLContext | None = None
-        self._logged_in_at = 0.0
+        self._credentials_at = 0.0
+        self._undeclared: set[str] = set()  # fields of the status that an older resource definition lacks
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
@@ -84,77 +94,107 @@ class Cluster:
         await self._session.close()
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        """An object, or None where there is none."""
+        """An object, or None if it does not exist."""
         try:
-            return await self._request("GET", path_of(kind, namespace, name))
+            return await self.request("GET", path_of(kind, namespace, name))
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
 
-    async def list(self, kind: str, namespace: str | None, selector: str = "", fields: str = "") -> Listed:
+    async def list(self, kind: str, namespace: str | None, selector: str = "", fields: str = "") -> ObjectList:
         """Objects of a kind, in one namespace or in all."""
         items: list[Object] = []
         query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields, "continue": ""}
         while True:
-            page = await self._request("GET", path_of(kind, namespace), query=query)
+            page = await self.request("GET", path_of(kind, namespace), query=query)
             items += [{**item, "kind": kind} for item in page["items"]]
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
-                return Listed(items, int(page["metadata"]["resourceVersion"]))
+                return ObjectList(items, int(page["metadata"]["resourceVersion"]))
 
     async def apply(self, manifest: Object, *, subresource: str = "", manager: str = MANAGER) -> Object:
-        """Server-side apply: the fields of ``manifest``, and of this manager no others."""
+        """Server-side apply: afterwards ``manager`` owns the fields of ``manifest`` and no others.
+
+        A status field that the installed resource definition lacks is left out and logged once, because the definition
+        may be older than the operator.
+        """
+        while subresource == "status":
+            try:
+                return await self._apply(self._declared(manifest), subresource, manager)
+            except ApiError as error:
+                undeclared = {found.split(".")[0].split("[")[0] for found in UNDECLARED.findall(error.full_message)}
+                if not undeclared - self._undeclared:
+                    raise
+                self._undeclared |= undeclared
+                text = (
+                    "the installed resource definition lacks status.%s: not reported; apply the operator's definition"
+                )
+                logger.warning(text, ", status.".join(sorted(undeclared)))
+        return await self._apply(manifest, subresource, manager)
+
+    async def patch(self, manifest: Object, changes: Object) -> Object:
+        """Merge ``changes`` into the object that ``manifest`` names; refused with 404 if it does not exist."""
+        metadata = manifest["metadata"]
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"])
+        query = {"fieldManager": MANAGER}
+        return await self.request("PATCH", path, query=query, body=changes, kind="application/merge-patch+json")
+
+    def _declared(self, manifest: Object) -> Object:
+        status = {key: value for key, value in manifest["status"].items() if key not in self._undeclared}
+        return {**manifest, "status": status}
+
+    async def _apply(self, manifest: Object, subresource: str, manager: str) -> Object:
         metadata = manifest["metadata"]
         path = path_of(manifest["kind"], metadata["namespace"], metadata["name"], subresource)
         query = {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
-        return await self._request("PATCH", path, query=query, body=manifest, kind="application/apply-patch+yaml")
+        return await self.request("PATCH", path, query=query, body=manifest, kind="application/apply-patch+yaml")
 
     async def create(self, manifest: Object) -> Object:
-        """Make an object that must not exist yet."""
+        """Create an object that must not exist yet."""
         path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
-        return await self._request("POST", path, query={"fieldManager": MANAGER}, body=manifest)
+        return await self.request("POST", path, query={"fieldManager": MANAGER}, body=manifest)
 
     async def replace(self, manifest: Object) -> Object:
-        """Replace an object as it was read; refused with 409 where it changed since."""
+        """Replace an object as it was read; refused with 409 if it has changed since."""
         metadata = manifest["metadata"]
-        return await self._request(
+        return await self.request(
             "PUT", path_of(manifest["kind"], metadata["namespace"], metadata["name"]), body=manifest
         )
 
     async def delete(self, kind: str, namespace: str, name: str, *, uid: str) -> None:
-        """Delete the object with this uid; what depends on it goes after it. Gone already is fine."""
+        """Delete the object with this uid and its dependents; an object that no longer exists is no error."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
-            await self._request("DELETE", path_of(kind, namespace, name), body=body)
+            await self.request("DELETE", path_of(kind, namespace, name), body=body)
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
 
-    async def warnings(self, namespace: str) -> Sequence[WarningEvent]:
+    async def warning_events(self, namespace: str) -> Sequence[WarningEvent]:
         """The warning events of a namespace, newest last."""
         listed = await self.list("Event", namespace, fields="type=Warning")
-        found = [event for event in listed.items if (event.get("involvedObject") or {}).get("uid")]
-        found.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
+        events = [event for event in listed.items if (event.get("involvedObject") or {}).get("uid")]
+        events.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
         return [
             WarningEvent(event["involvedObject"]["uid"], event.get("reason") or "", event.get("message") or "")
-            for event in found
+            for event in events
         ]
 
     async def review_token(self, token: str, audience: str) -> str | None:
-        """The user that a token stands for, if it is valid for ``audience``."""
+        """The user that a token authenticates, if it is valid for ``audience``."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": [audience]},
         }
-        review = await self._request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body=body)
+        review = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", body=body)
         status = review.get("status") or {}
         if not status.get("authenticated") or audience not in (status.get("audiences") or ()):
             return None
         return str(status["user"]["username"])
 
-    async def _request(
+    async def request(
         self,
         method: str,
         path: str,
@@ -163,7 +203,8 @@ class Cluster:
         body: Object | None = None,
         kind: str = "application/json",
     ) -> Any:
-        assert self._session is not None, "the cluster is used outside its context"
+        """Send a request; returns the parsed response, raises ``ApiError`` for a refusal."""
+        assert self._session is not None, "use the cluster as a context manager"
         login = self._credentials()
         async with self._session.request(
             method,
@@ -174,32 +215,32 @@ class Cluster:
             ssl=self._ssl or True,
         ) as response:
             if response.status == 401:
-                self._logged_in_at = 0.0
+                self._credentials_at = 0.0
             if response.status >= 400:
                 raise await _error_of(response)
-            return await response.json()
+            return json.loads(await response.read())
 
     def _credentials(self) -> kopf.ConnectionInfo:
-        if self._login is None or time.monotonic() - self._logged_in_at > LOGIN_S:
+        if self._login is None or time.monotonic() - self._credentials_at > CREDENTIALS_TTL_S:
             login = read_credentials()
             if login != self._login:
                 self._login, self._ssl = login, login.as_ssl_context()
-            self._logged_in_at = time.monotonic()
+            self._credentials_at = time.monotonic()
         assert self._login is not None
         return self._login
 
 
 def read_credentials() -> kopf.ConnectionInfo:
-    """The account of this pod, else the current context of the kubeconfig; raises ``ValueError`` without either."""
+    """This pod's service account, else the current context of the kubeconfig; raises ``ValueError`` without either."""
     settings = kopf.OperatorSettings()
-    found = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
-    if found is None:
-        raise ValueError("there is neither a service account nor a kubeconfig; set KUBECONFIG to one")
-    return found
+    login = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
+    if login is None:
+        raise ValueError("found neither a service account nor a kubeconfig; set KUBECONFIG to the path of one")
+    return login
 
 
 def path_of(kind: str, namespace: str | None, name: str = "", subresource: str = "") -> str:
-    """The path of an object, or of all of a kind."""
+    """URL path of an object, or of all objects of a kind."""
     version, plural = KINDS[kind]
     parts = ["/api" if version == "v1" else "/apis", version]
     parts += ["namespaces", namespace] if namespace is not None else []
@@ -208,9 +249,9 @@ def path_of(kind: str, namespace: str | None, name: str = "", subresource: str =
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether to ask again soon may help: the server is away or overloaded."""
+    """Whether a retry may help because the server is unavailable or overloaded."""
     if isinstance(error, ApiError):
-        return error.status in (401, 408, 429, 502, 503, 504)  # 500 is also said of objects that make no sense
+        return error.status in (401, 408, 429, 502, 503, 504)  # 500 also answers invalid objects
     return isinstance(error, (aiohttp.ClientError, asyncio.TimeoutError, OSError))
 
 

@@ -1,235 +1,165 @@
-"""Reason a pod waits, and why an attempt failed: from what Kubernetes says to one word and one sentence."""
+"""Why a pod, a claim or a controller does not make progress: one reason and one sentence from Kubernetes' own state."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
-from areal_api import names
-from areal_operator.clock import parse
-from areal_operator.manifests.trainer import DISRUPTED
-from areal_operator.observed import Object, Observed, condition_of, is_active, is_terminating
+from areal_api import conditions
+from areal_operator.observed import Object, Observed, condition_of, container_statuses, has_condition
 
 PULL_REASONS = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 MOUNT_REASONS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
-FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
-MEMORY = re.compile(r"out of memory|cannot allocate memory", re.IGNORECASE)
-# What the trainer says of something that a user wrote, or torchrun of a rank that ended because of it.
-INVALID = re.compile(r"^error: |exitcode\s*: 2 ")
-ROOT_CAUSE = re.compile(r"Root Cause .*?exitcode\s*: (-?\d+) ", re.DOTALL)  # torchrun, of the rank that ended first
-FOLLOWED = (names.EXIT_LOST_RANK, names.EXIT_STOPPED)
-BACK_OFF = re.compile(r"\bback-off \S+ ")  # "back-off 5m0s restarting …": the time would change the status every time
+START_REASONS = ("CreateContainerError", "RunContainerError", "StartError")
+DISK_FULL = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"out of memory|cannot allocate memory", re.IGNORECASE)
+BACK_OFF_TIME = re.compile(r"\bback-off \S+ ")  # "back-off 5m0s restarting …": the time would change the status
 UNBOUND = "unbound immediate PersistentVolumeClaims"
-LONGEST = 600
+MAX_MESSAGE_LENGTH = 600
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason, as conditions have it, and a sentence."""
+    """The ``reason`` and ``message`` of a condition."""
 
-    reason: str
+    code: str
     message: str
 
 
-@dataclass(frozen=True)
-class Failure:
-    """How an attempt of the trainer ended."""
-
-    why: Reason
-    at: datetime
-    disruption: bool = False  # nothing of ours failed: it does not count against backoffLimit
-    final: bool = False  # the next attempt would end the same way
-
-
 def pod_problem(pod: Object, observed: Observed) -> Reason | None:
-    """What keeps a pod from running well; None while nothing is wrong, as far as Kubernetes knows."""
+    """What keeps a pod from running; None while nothing is wrong as far as Kubernetes knows."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
-    scheduled = condition_of(pod, "PodScheduled")
-    if scheduled is not None and scheduled.get("status") == "False":
-        said = str(scheduled.get("message") or "is not scheduled")
-        if UNBOUND in said:
-            return Reason("VolumePending", _short(f"pod {name}: {said}"))
-        if scheduled.get("reason") == "SchedulerError":  # a conflict of its own; it tries again at once
-            return None
-        reason = scheduled.get("reason") or "Unschedulable"
-        return Reason(reason, _short(f"pod {name}: {said}"))
+    if (condition_of(pod, "PodScheduled") or {}).get("status") == "False":
+        return _scheduling_problem(pod)
     if status.get("reason") == "Evicted":
-        return Reason("Evicted", _short(f"pod {name}: {status.get('message') or 'was evicted'}"))
-    for container in _containers(pod):
-        why = _waiting(container) or _ended(container)
-        if why is not None:
-            return Reason(why.reason, _short(f"pod {name}: {why.message}"))
-    if status.get("phase") == "Pending":
-        mount = observed.warned(str(pod["metadata"].get("uid")), *MOUNT_REASONS)
+        return Reason(conditions.EVICTED, truncated(f"pod {name}: {status.get('message') or 'was evicted'}"))
+    for container in container_statuses(pod):
+        problem = _waiting_problem(container) or _exit_problem(container)
+        if problem is not None:
+            return Reason(problem.code, truncated(f"pod {name}: {problem.message}"))
+    # An event outlives its cause. Once the sandbox exists, all volumes have been mounted.
+    if status.get("phase") == "Pending" and not has_condition(pod, "PodReadyToStartContainers"):
+        mount = observed.warning_for(str(pod["metadata"].get("uid")), *MOUNT_REASONS)
         if mount is not None:
-            return Reason(_mount_reason(mount.message), _short(f"pod {name}: {mount.message}"))
+            return Reason(_mount_reason(mount.message), truncated(f"pod {name}: {mount.message}"))
     return None
 
 
+def component_problem(
+    observed: Observed, owner: Object | None, pods: Sequence[Object], *, missing: int
+) -> Reason | None:
+    """The first problem of a component's ``pods``, or of creating its ``missing`` pods."""
+    for pod in pods:
+        problem = pod_problem(pod, observed)
+        if problem is not None:
+            return problem
+    return creation_problem(owner, observed) if owner is not None and missing > 0 else None
+
+
 def creation_problem(owner: Object, observed: Observed) -> Reason | None:
-    """Reason a StatefulSet or Job could not make its pods: refused by quota, by Pod Security, by admission."""
-    warned = observed.warned(str(owner["metadata"].get("uid")), "FailedCreate")
-    if warned is None:
+    """Why a StatefulSet or Job cannot create a pod: quota, Pod Security or another admission check.
+
+    Call it only while pods are missing: the event stays for an hour after its cause is gone.
+    """
+    warning = observed.warning_for(str(owner["metadata"].get("uid")), "FailedCreate")
+    if warning is None:
         return None
-    reason = "Refused"
-    if "exceeded quota" in warned.message:
-        reason = "QuotaExceeded"
-    elif "violates PodSecurity" in warned.message:
-        reason = "PodSecurity"
-    return Reason(reason, _short(f"{owner['kind']} {owner['metadata']['name']}: {warned.message}"))
+    code = conditions.REFUSED
+    if "exceeded quota" in warning.message:
+        code = conditions.QUOTA_EXCEEDED
+    elif "violates PodSecurity" in warning.message:
+        code = conditions.POD_SECURITY
+    return Reason(code, truncated(f"{owner['kind']} {owner['metadata']['name']}: {warning.message}"))
 
 
 def claim_problem(claim: Object | None, observed: Observed) -> Reason | None:
-    """Reason the volume is not there yet; None once it is bound."""
+    """Why the volume claim is not bound; None once it is."""
     if claim is None:
-        return Reason("Creating", "the volume claim is being made")
+        return Reason(conditions.CREATING, "the volume claim is being created")
     name, phase = claim["metadata"]["name"], (claim.get("status") or {}).get("phase", "Pending")
     if phase == "Bound":
         return None
     if phase == "Lost":
-        return Reason(
-            "VolumeLost", f"PersistentVolumeClaim {name} has lost its volume; restore it, or delete the claim"
-        )
-    warned = observed.warned(str(claim["metadata"].get("uid")), "ProvisioningFailed", "FailedBinding")
-    if warned is not None:
-        return Reason("ProvisioningFailed", _short(f"PersistentVolumeClaim {name}: {warned.message}"))
-    return Reason("VolumePending", f"PersistentVolumeClaim {name} is not bound yet; it may wait for the first pod")
+        text = f"PersistentVolumeClaim {name} has lost its volume; restore it, or delete the claim"
+        return Reason(conditions.VOLUME_LOST, text)
+    warning = observed.warning_for(str(claim["metadata"].get("uid")), "ProvisioningFailed", "FailedBinding")
+    if warning is not None:
+        return Reason(conditions.PROVISIONING_FAILED, truncated(f"PersistentVolumeClaim {name}: {warning.message}"))
+    text = f"PersistentVolumeClaim {name} is not bound yet; its class may wait for the first pod"
+    return Reason(conditions.VOLUME_PENDING, text)
 
 
-def job_failure(job: Object, pods: Sequence[Object], *, nodes: int) -> Failure | None:
-    """How a Job of ``nodes`` pods failed, from its condition and what is left of them; None unless it did."""
-    failed = condition_of(job, "Failed")
-    if failed is None or failed.get("status") != "True":
+def exit_problem(container: str, ended: Object) -> Reason:
+    """Why a container ended with an error."""
+    line, message = last_line(ended), str(ended.get("message") or "")
+    if ended.get("reason") == "OOMKilled":
+        text = f"container {container} was killed: it used more memory than its limit; raise resources.limits"
+        return Reason(conditions.OUT_OF_MEMORY, text)
+    if DISK_FULL.search(message):
+        text = f"container {container} found the volume full; raise storage.size or delete old runs: {line}"
+        return Reason(conditions.VOLUME_FULL, text)
+    if OUT_OF_MEMORY.search(message):
+        return Reason(conditions.OUT_OF_MEMORY, f"container {container} ran out of memory: {line}")
+    if ended.get("reason") == "StartError":
+        return Reason(conditions.CONTAINER_START, f"container {container} could not be started: {line}")
+    text = f"container {container} ended with exit status {ended.get('exitCode')}" + (f": {line}" if line else "")
+    return Reason(conditions.CONTAINER_FAILED, text)
+
+
+def last_line(ended: Object) -> str:
+    """The last line of a container's termination message that names an error, else its last line."""
+    lines = [line.strip() for line in str(ended.get("message") or "").splitlines() if line.strip(" =-^~")]
+    errors = [line for line in lines if re.match(r"(error: |[\w.]*(Error|Exception)\b)", line)]
+    return (errors or lines)[-1][:400] if lines else ""
+
+
+def truncated(message: str) -> str:
+    """A message in one line of bounded length."""
+    text = " ".join(message.split())
+    return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[: MAX_MESSAGE_LENGTH - 1]}…"
+
+
+def _scheduling_problem(pod: Object) -> Reason | None:
+    name, scheduled = pod["metadata"]["name"], condition_of(pod, "PodScheduled") or {}
+    message = str(scheduled.get("message") or "is not scheduled")
+    if UNBOUND in message:
+        return Reason(conditions.VOLUME_PENDING, truncated(f"pod {name}: {message}"))
+    if scheduled.get("reason") == "SchedulerError":  # an update conflict in the scheduler, which retries at once
         return None
-    at = parse(failed["lastTransitionTime"])
-    disrupted = [pod for pod in pods if (condition_of(pod, DISRUPTED) or {}).get("status") == "True"]
-    if disrupted or failed.get("reason") == "PodFailurePolicy":
-        said = (condition_of(disrupted[0], DISRUPTED) if disrupted else failed) or {}
-        why = Reason("Disrupted", _short(str(said.get("message") or "the pod was disrupted")))
-        return Failure(why, at, disruption=True)
-    own = sorted((pod for pod in pods if _failed(pod) and not is_terminating(pod)), key=_ended_at)
-    causes = [pod for pod in own if not _followed(pod)]
-    if not causes and len(own) < nodes:
-        gone = _named([pod for pod in pods if pod not in own]) or "a pod of the trainer"
-        text = f"{gone} was deleted" + (f"; {_named(own)} ended after it" if own else "")
-        return Failure(Reason("PodDeleted", text), at, disruption=True)
-    return _own_failure((causes or own)[0], at)
+    return Reason(scheduled.get("reason") or conditions.UNSCHEDULABLE, truncated(f"pod {name}: {message}"))
 
 
-def _named(pods: Sequence[Object]) -> str:
-    return ", ".join(str(pod["metadata"]["name"]) for pod in pods)
-
-
-def _followed(pod: Object) -> bool:
-    """Whether a failed pod ended only because another one did: its rank lost that one's, or was told to stop by it."""
-    ends = [(container.get("state") or {}).get("terminated") or {} for container in _containers(pod)]
-    return any(
-        (found := ROOT_CAUSE.search(str(end.get("message") or ""))) is not None and int(found[1]) in FOLLOWED
-        for end in ends
-    )
-
-
-def _own_failure(pod: Object, at: datetime) -> Failure:
-    name, status = pod["metadata"]["name"], pod.get("status") or {}
-    for container in _containers(pod):
-        ended = (container.get("state") or {}).get("terminated")
-        if ended is None or ended.get("exitCode") == 0:
-            continue
-        if INVALID.search(str(ended.get("message") or "")):
-            return Failure(Reason("InvalidConfiguration", _short(f"pod {name}: {_tail(ended)}")), at, final=True)
-        why = _terminated(container["name"], ended)
-        return Failure(Reason(why.reason, _short(f"pod {name}: {why.message}")), at)
-    message = status.get("message") or f"ended as {status.get('phase')}"
-    return Failure(Reason(status.get("reason") or "TrainerFailed", _short(f"pod {name}: {message}")), at)
-
-
-def _containers(pod: Object) -> Iterator[Object]:
-    status = pod.get("status") or {}
-    yield from status.get("initContainerStatuses") or ()
-    yield from status.get("containerStatuses") or ()
-
-
-def _waiting(container: Object) -> Reason | None:
+def _waiting_problem(container: Object) -> Reason | None:
     waiting = (container.get("state") or {}).get("waiting") or {}
     reason, message = waiting.get("reason", ""), waiting.get("message") or waiting.get("reason", "")
     if reason in PULL_REASONS:
-        return Reason(
-            "ImagePull", f"image {container.get('image')} cannot be pulled: {BACK_OFF.sub('back-off ', message)}"
-        )
+        text = f"image {container.get('image')} cannot be pulled: {BACK_OFF_TIME.sub('back-off ', message)}"
+        return Reason(conditions.IMAGE_PULL, text)
     if reason == "CrashLoopBackOff":
-        last = (container.get("lastState") or {}).get("terminated")
-        why = _terminated(container["name"], last) if last else Reason("CrashLoop", BACK_OFF.sub("back-off ", message))
-        reason = "CrashLoop" if why.reason == "ContainerFailed" else why.reason
-        return Reason(
-            reason, f"{why.message}; it is restarted again and again ({container.get('restartCount', 0)} times)"
-        )
+        return _crash_loop(container, message)
     if reason == "CreateContainerConfigError":
-        return Reason("MissingSecret" if "secret" in message.lower() else "ContainerConfig", message)
-    if reason in ("CreateContainerError", "RunContainerError", "StartError"):
-        return Reason("ContainerStart", message)
-    return None
+        missing_secret = "secret" in message.lower()
+        return Reason(conditions.MISSING_SECRET if missing_secret else conditions.CONTAINER_CONFIG, message)
+    return Reason(conditions.CONTAINER_START, message) if reason in START_REASONS else None
 
 
-def _ended(container: Object) -> Reason | None:
+def _crash_loop(container: Object, message: str) -> Reason:
+    ended = (container.get("lastState") or {}).get("terminated")
+    problem = Reason(conditions.CRASH_LOOP, BACK_OFF_TIME.sub("back-off ", message))
+    if ended:
+        problem = exit_problem(container["name"], ended)
+    code = conditions.CRASH_LOOP if problem.code == conditions.CONTAINER_FAILED else problem.code
+    return Reason(code, f"{problem.message}; it keeps crashing ({container.get('restartCount', 0)} restarts)")
+
+
+def _exit_problem(container: Object) -> Reason | None:
     ended = (container.get("state") or {}).get("terminated")
-    return _terminated(container["name"], ended) if ended and ended.get("exitCode") != 0 else None
-
-
-def _terminated(name: str, ended: Object) -> Reason:
-    text, status = _tail(ended), ended.get("exitCode")
-    if ended.get("reason") == "OOMKilled":
-        return Reason(
-            "OutOfMemory", f"container {name} was killed: it used more memory than its limit; raise resources.limits"
-        )
-    said = str(ended.get("message") or "")
-    if FULL.search(said):
-        return Reason(
-            "VolumeFull", f"container {name} found the volume full; raise storage.size or delete old runs: {text}"
-        )
-    if MEMORY.search(said):
-        return Reason("OutOfMemory", f"container {name} ran out of memory: {text}")
-    if ended.get("reason") == "StartError":
-        return Reason("ContainerStart", f"container {name} could not be started: {text}")
-    return Reason(
-        "ContainerFailed", f"container {name} ended with exit status {status}" + (f": {text}" if text else "")
-    )
-
-
-def _tail(ended: Object) -> str:
-    """The last words of a container that are worth a line."""
-    lines = [line.strip() for line in str(ended.get("message") or "").splitlines() if line.strip(" =-^~")]
-    errors = [line for line in lines if re.match(r"(error: |[\w.]*(Error|Exception)\b)", line)]
-    if not lines:
-        return ""
-    return (errors or lines)[-1][:400]
+    return exit_problem(container["name"], ended) if ended and ended.get("exitCode") != 0 else None
 
 
 def _mount_reason(message: str) -> str:
     if re.search(r'secret ".*" not found', message):
-        return "MissingSecret"
-    return "MissingConfigMap" if re.search(r'configmap ".*" not found', message) else "VolumeMount"
-
-
-def _failed(pod: Object) -> bool:
-    return not is_active(pod) and (pod.get("status") or {}).get("phase") == "Failed"
-
-
-def _ended_at(pod: Object) -> str:
-    ends = [(container.get("state") or {}).get("terminated") or {} for container in _containers(pod)]
-    return min((str(end["finishedAt"]) for end in ends if end.get("finishedAt") and end.get("exitCode")), default="~")
-
-
-def _short(message: str) -> str:
-    text = " ".join(message.split())
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-
-
-def component_problem(observed: Observed, owner: Object | None, pods: Sequence[Object]) -> Reason | None:
-    """The first problem of a set of pods, or of making them."""
-    for pod in pods:
-        why = pod_problem(pod, observed)
-        if why is not None:
-            return why
-    return creation_problem(owner, observed) if owner is not None else None
+        return conditions.MISSING_SECRET
+    missing_config_map = re.search(r'configmap ".*" not found', message)
+    return conditions.MISSING_CONFIG_MAP if missing_config_map else conditions.VOLUME_MOUNT

@@ -1,16 +1,17 @@
-"""kopf's part: watches of experiments and of what they own. Handlers only take note, and put keys on the queue."""
+"""kopf's part: watches of experiments and their children. Handlers only update caches and queue keys."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import kopf
 
 from areal_api import resource_names
+from areal_api.errors import describe
 from areal_api.generate.crd import GROUP, PLURAL, VERSION
 from areal_operator.cluster import CHILD_KINDS, read_credentials
 from areal_operator.manifests.base import digest
@@ -20,30 +21,30 @@ from areal_operator.status import PROGRESS_FIELDS
 from areal_operator.store import Key, Store
 from areal_operator.work_queue import WorkQueue
 
-STARTING_S = 60.0
+WATCH_START_TIMEOUT_S = 60.0
 logger = logging.getLogger(__name__)
 
 
 class Experiments:
-    """The experiments that the watch has shown, slim, and what of each was worked on last."""
+    """Cache of the watched experiments: their statuses, and a digest of what a reconcile depends on."""
 
     def __init__(self) -> None:
         self.bodies: dict[Key, Object] = {}
         self._seen: dict[Key, str] = {}
 
     def put(self, obj: Object) -> bool:
-        """Take note; whether there is news for a reconcile. Progress is none."""
+        """Add or update an experiment; returns whether it must be reconciled. Progress alone needs no reconcile."""
         key = object_key(obj)
         metadata, status = obj["metadata"], obj.get("status") or {}
         self.bodies[key] = {"status": status}
-        ours = {name: value for name, value in status.items() if name not in PROGRESS_FIELDS}
-        seen = digest([metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"), ours])
-        news = self._seen.get(key) != seen
+        relevant = {name: value for name, value in status.items() if name not in PROGRESS_FIELDS}
+        seen = digest([metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"), relevant])
+        changed = self._seen.get(key) != seen
         self._seen[key] = seen
-        return news
+        return changed
 
     def remove(self, key: Key) -> None:
-        """Take note of a deletion."""
+        """Remove a deleted experiment."""
         self.bodies.pop(key, None)
         self._seen.pop(key, None)
 
@@ -54,15 +55,14 @@ def object_key(obj: Object) -> Key:
 
 
 def make_registry(store: Store, experiments: Experiments, queue: WorkQueue[Key], metrics: Metrics) -> Any:
-    """kopf's registry with our handlers: events only, which write nothing on any object and need no finalizers."""
+    """kopf's registry with event handlers only: they write nothing to any object and need no finalizers."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:
         return read_credentials()
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def experiment_event(event: Any, **_: Any) -> None:
+    def experiment_event(event: Any, **_: Any) -> None:
         metrics.last_event_at = time.monotonic()
         obj = event["object"]
         key = object_key(obj)
@@ -72,16 +72,16 @@ def make_registry(store: Store, experiments: Experiments, queue: WorkQueue[Key],
         elif experiments.put(obj):
             queue.add(key)
 
+    kopf.on.event(GROUP, VERSION, PLURAL, id="experiment", registry=registry)(_isolated(experiment_event, queue))
     for kind, (api_version, plural) in CHILD_KINDS.items():
         group, _, version = api_version.rpartition("/")
-        kopf.on.event(group, version, plural, id=f"child-{plural}", registry=registry)(
-            _child_handler(kind, store, queue, metrics)
-        )
+        handler = _child_handler(kind, store, queue, metrics)
+        kopf.on.event(group, version, plural, id=f"child-{plural}", registry=registry)(_isolated(handler, queue))
     return registry
 
 
-def _child_handler(kind: str, store: Store, queue: WorkQueue[Key], metrics: Metrics) -> Callable[..., Any]:
-    async def child_event(event: Any, **_: Any) -> None:
+def _child_handler(kind: str, store: Store, queue: WorkQueue[Key], metrics: Metrics) -> Callable[..., None]:
+    def child_event(event: Any, **_: Any) -> None:
         metrics.last_event_at = time.monotonic()
         obj = {**event["object"], "kind": kind}
         key = store.remove(obj) if event["type"] == "DELETED" else store.put(obj)
@@ -91,30 +91,53 @@ def _child_handler(kind: str, store: Store, queue: WorkQueue[Key], metrics: Metr
     return child_event
 
 
+def _isolated(handler: Callable[..., None], queue: WorkQueue[Key]) -> Callable[..., Any]:
+    """``handler`` as kopf calls it. An error that one object causes is logged, and ends neither watch nor process."""
+
+    async def on_event(event: Any, **more: Any) -> None:
+        try:
+            handler(event=event, **more)
+        except Exception as error:  # noqa: BLE001 - whatever one object contains, the others are still watched
+            metadata = (event.get("object") or {}).get("metadata") or {}
+            where = f"{metadata.get('namespace')}/{metadata.get('name')}"
+            logger.error("%s: the watch event cannot be processed: %s", where, describe(error))
+
+    return on_event
+
+
 class WatchGuard:
-    """Sees whether kopf's watches live: one that the API server refuses ends, and kopf goes on without it, blind."""
+    """Detects dead watches: when the API server rejects one, kopf drops it silently and keeps running."""
 
-    def __init__(self) -> None:
-        self._wanted = {plural for _, plural in CHILD_KINDS.values()} | {PLURAL}
-        self._seen: set[str] = set()
-        self._began = time.monotonic()
+    def __init__(self, namespaces: Collection[str] = (), *, tasks: Callable[[], Iterable[str]] | None = None) -> None:
+        plurals = [plural for _, plural in CHILD_KINDS.values()] + [PLURAL]
+        self._expected = {(plural, namespace) for plural in plurals for namespace in (namespaces or (None,))}
+        self._tasks = tasks or _running_tasks
+        self._seen: set[tuple[str, str | None]] = set()
+        self._started_at = time.monotonic()
 
-    def problem(self) -> str | None:
-        """What is wrong; None while all watches live."""
-        names = [task.get_name() for task in asyncio.all_tasks() if not task.done()]
-        alive = {plural for plural in self._wanted if any(name.startswith(f"watcher for {plural}.") for name in names)}
+    def dead(self) -> dict[str | None, list[str]]:
+        """Kinds whose watch has ended, or did not start in time, by namespace (None: all namespaces)."""
+        names = list(self._tasks())
+        alive = {watch for watch in self._expected if any(_is_watch(name, *watch) for name in names)}
         self._seen |= alive
-        ended = sorted(self._seen - alive)
-        if ended:
-            return f"the watch of {', '.join(ended)} has ended"
-        missing = sorted(self._wanted - alive)
-        if missing and time.monotonic() - self._began > STARTING_S:
-            return f"{', '.join(missing)} cannot be watched; is the custom resource definition installed?"
-        return None
+        late = time.monotonic() - self._started_at > WATCH_START_TIMEOUT_S
+        dead: dict[str | None, list[str]] = {}
+        for plural, namespace in sorted((self._expected if late else self._seen) - alive, key=str):
+            dead.setdefault(namespace, []).append(plural)
+        return dead
+
+
+def _is_watch(task: str, plural: str, namespace: str | None) -> bool:
+    """Whether a task has the name that kopf gives to the watch of a kind in a namespace."""
+    return task.startswith(f"watcher for {plural}.") and task.endswith(f"@{namespace}")
+
+
+def _running_tasks() -> list[str]:
+    return [task.get_name() for task in asyncio.all_tasks() if not task.done()]
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """kopf's settings: watches of labelled children only, requests that end, no posting of its own."""
+    """kopf's settings: watch only labelled children, time out requests, post no events."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.networking.request_timeout = 30.0

@@ -1,4 +1,4 @@
-"""What the operator tells Prometheus about itself and about the experiments."""
+"""Prometheus metrics of the operator and of the experiments."""
 
 from __future__ import annotations
 
@@ -19,39 +19,41 @@ EXPERIMENT_GAUGES = {
     "areal_experiment_reward": ("Mean task reward of the last step.", "reward"),
     "areal_experiment_eval_reward": ("Mean task reward of the last evaluation.", "evalReward"),
     "areal_experiment_staleness_versions": ("Mean weight versions that the last batch lagged.", "staleness"),
-    "areal_experiment_tokens_per_second": ("Trained tokens a second.", "tokensPerSecond"),
+    "areal_experiment_tokens_per_second": ("Trained tokens per second.", "tokensPerSecond"),
     "areal_experiment_version": ("Version of the published weights.", "version"),
     "areal_experiment_servers_current": (
-        "Servers that hold the current weights, as the trainer sees.",
+        "Servers that hold the current weights, as seen by the trainer.",
         "serversCurrent",
     ),
-    "areal_experiment_servers_behind": ("Servers that answer, but hold other weights.", "serversBehind"),
-    "areal_experiment_restarts": ("Restarts that count.", "restarts"),
-    "areal_experiment_disruptions": ("Restarts that do not count.", "disruptions"),
+    "areal_experiment_servers_behind": ("Servers that answer but hold other weights.", "serversBehind"),
+    "areal_experiment_restarts": ("Restarts that count against backoffLimit.", "restarts"),
+    "areal_experiment_disruptions": ("Restarts after disruptions, which do not count.", "disruptions"),
 }
 
 
 class Metrics:
-    """The operator's metrics, in a registry of their own."""
+    """The operator's metrics, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.reconciles = Counter("areal_operator_reconciles", "Reconciles.", ["outcome"], registry=self.registry)
         for outcome in ("success", "error"):
-            self.reconciles.labels(outcome)  # from 0 on: a counter that begins at 1 hides the first one from a rate
+            self.reconciles.labels(
+                outcome
+            )  # start at 0: rate() does not see the first increment of a counter that starts at 1
         self.seconds = Histogram(
             "areal_operator_reconcile_seconds", "Time of a reconcile.", buckets=BUCKETS, registry=self.registry
         )
         self.last_event_at = time.monotonic()
 
-    def watch(
+    def add_gauges(
         self,
         *,
         queue_depth: Callable[[], int],
         leads: Callable[[], bool],
         experiments: Callable[[], Mapping[Key, Object]],
     ) -> None:
-        """Add gauges that are read when they are asked for."""
+        """Add gauges whose values are read when Prometheus scrapes them."""
         self.registry.register(_State(self, queue_depth, leads, experiments))
 
 
@@ -73,11 +75,13 @@ class _State(Collector):
         yield GaugeMetricFamily(
             "areal_operator_queue_depth", "Experiments that wait for a worker.", self._queue_depth()
         )
-        yield GaugeMetricFamily("areal_operator_leader", "1 where this operator holds the Lease.", int(self._leads()))
-        yield GaugeMetricFamily("areal_operator_last_watch_event_age_seconds", "Since anything was heard.", age_s)
+        yield GaugeMetricFamily("areal_operator_leader", "1 if this operator holds the Lease.", int(self._leads()))
+        yield GaugeMetricFamily(
+            "areal_operator_last_watch_event_age_seconds", "Seconds since the last watch event.", age_s
+        )
         experiments = {key: body.get("status") or {} for key, body in self._experiments().items()}
         phases = GaugeMetricFamily(
-            "areal_experiment_phase", "1 for the phase that it is in.", labels=["namespace", "name", "phase"]
+            "areal_experiment_phase", "1 for the current phase.", labels=["namespace", "name", "phase"]
         )
         for key, status in experiments.items():
             phases.add_metric([*key, status.get("phase", "Pending")], 1)
@@ -91,6 +95,6 @@ class _State(Collector):
     def _family(self, name: str, text: str, values: Mapping[Key, float | None]) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, text, labels=["namespace", "name"])
         for key, value in values.items():
-            if value is not None:
+            if isinstance(value, int | float):
                 family.add_metric(list(key), value)
         return family

@@ -1,4 +1,4 @@
-"""What a reconcile looks at: the experiment and everything in the cluster that belongs to it. Plain data."""
+"""Input of a reconcile: the experiment and every object in the cluster that belongs to it. Plain data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from areal_api.status import ExperimentStatus
 
 Object = dict[str, Any]
 ENDED_PODS = ("Succeeded", "Failed")
+LAST_SEEN = "areal.dev/last-seen"  # key of a deleted object in the store: how its deletion became known
+DELETION_WATCHED = "watched"  # by the watch: the object is in its last state
+DELETION_MISSED = "missed"  # by a later listing: the object may have changed before it was deleted
 
 
 @dataclass(frozen=True)
 class ExperimentState:
-    """One experiment as the API server holds it."""
+    """One experiment as stored by the API server."""
 
     experiment: GRPOExperiment
     namespace: str
     uid: str
     generation: int
     status: ExperimentStatus
+    unknown_fields: tuple[str, ...] = ()  # of a newer resource definition; they have no effect
 
     @property
     def name(self) -> str:
@@ -32,7 +36,7 @@ class ExperimentState:
 
 @dataclass(frozen=True)
 class WarningEvent:
-    """A warning event."""
+    """A Kubernetes Event of type Warning."""
 
     uid: str  # of the object it is about
     reason: str
@@ -41,34 +45,51 @@ class WarningEvent:
 
 @dataclass(frozen=True)
 class Observed:
-    """Children by kind, and the warnings about them, newest last."""
+    """Children by kind, deleted Jobs and trainer pods in their last known state, and warnings, newest last."""
 
     objects: Mapping[str, Sequence[Object]] = field(default_factory=dict)
     warnings: Sequence[WarningEvent] = ()
+    deleted: Sequence[Object] = ()
 
     def get(self, kind: str, name: str) -> Object | None:
         """The child with this name."""
         return next((obj for obj in self.objects.get(kind, ()) if obj["metadata"]["name"] == name), None)
 
+    def get_deleted(self, kind: str, name: str) -> Object | None:
+        """The last state of a deleted child."""
+        return next((obj for obj in self.deleted if obj["kind"] == kind and obj["metadata"]["name"] == name), None)
+
     def pods(self, component: str | None = None) -> list[Object]:
         """Pods of one component, or all, by name."""
         pods = self.objects.get("Pod", ())
-        found = [pod for pod in pods if component is None or label(pod, resource_names.COMPONENT) == component]
-        return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+        selected = [pod for pod in pods if component is None or label(pod, resource_names.COMPONENT) == component]
+        return sorted(selected, key=lambda pod: str(pod["metadata"]["name"]))
 
     def trainer_pods(self, attempt: int) -> list[Object]:
-        """Pods of one attempt of the trainer."""
+        """Existing pods of one attempt of the trainer."""
         return [pod for pod in self.pods(resource_names.TRAINER) if label(pod, resource_names.ATTEMPT) == str(attempt)]
 
-    def warned(self, uid: str, *reasons: str) -> WarningEvent | None:
+    def deleted_trainer_pods(self, attempt: int) -> list[Object]:
+        """Deleted pods of one attempt of the trainer, in their last known state."""
+        return [
+            pod for pod in self.deleted if pod["kind"] == "Pod" and label(pod, resource_names.ATTEMPT) == str(attempt)
+        ]
+
+    def warning_for(self, uid: str, *reasons: str) -> WarningEvent | None:
         """The newest warning about an object with one of the reasons."""
-        found = [warning for warning in self.warnings if warning.uid == uid and warning.reason in reasons]
-        return found[-1] if found else None
+        matching = [warning for warning in self.warnings if warning.uid == uid and warning.reason in reasons]
+        return matching[-1] if matching else None
 
 
 def label(obj: Object, key: str) -> str | None:
     """The value of a label."""
     value = (obj["metadata"].get("labels") or {}).get(key)
+    return None if value is None else str(value)
+
+
+def annotation(obj: Object, key: str) -> str | None:
+    """The value of an annotation."""
+    value = (obj["metadata"].get("annotations") or {}).get(key)
     return None if value is None else str(value)
 
 
@@ -78,7 +99,7 @@ def is_active(pod: Object) -> bool:
 
 
 def is_terminating(obj: Object) -> bool:
-    """Whether an object was deleted and its end is awaited."""
+    """Whether an object was deleted but still exists."""
     return obj["metadata"].get("deletionTimestamp") is not None
 
 
@@ -88,7 +109,31 @@ def condition_of(obj: Object, kind: str) -> Object | None:
     return next((condition for condition in conditions if condition.get("type") == kind), None)
 
 
+def has_condition(obj: Object, kind: str) -> bool:
+    """Whether a condition of an object is True."""
+    return (condition_of(obj, kind) or {}).get("status") == "True"
+
+
+def is_finished(job: Object) -> bool:
+    """Whether a Job is complete or failed."""
+    return has_condition(job, "Complete") or has_condition(job, "Failed")
+
+
 def is_ready(pod: Object) -> bool:
-    """Whether a pod is Ready and not on its way out."""
-    ready = condition_of(pod, "Ready")
-    return ready is not None and ready.get("status") == "True" and not is_terminating(pod) and is_active(pod)
+    """Whether a pod is Ready and not terminating."""
+    return has_condition(pod, "Ready") and not is_terminating(pod) and is_active(pod)
+
+
+def container_statuses(pod: Object) -> list[Object]:
+    """Statuses of the init containers, then of the containers."""
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def termination_of(pod: Object, container: str) -> Object | None:
+    """How a container of a pod ended; None while it runs or waits."""
+    for status in container_statuses(pod):
+        if status.get("name") == container:
+            ended: Object | None = (status.get("state") or {}).get("terminated")
+            return ended
+    return None

@@ -1,57 +1,72 @@
-"""What is to be, decided from what is: ``plan`` is the whole policy of the operator. Pure; the acting is elsewhere.
+"""Computes the desired state from the observed state. ``plan`` holds the operator's whole policy and is pure.
 
-A run is a sequence of attempts, a Job each. The number of the current one stands in the status before its Job is made,
-so that a restart of the operator at any point goes on where it was. Succeeded and Failed stay.
+A run is a sequence of attempts, each with its own Job. The number of the current attempt is in the status before its
+Job is created, the Job's UID once it was created, and the outcome once the operator has seen it. An operator that is
+restarted at any point continues from there, and a Job is never created twice. Succeeded and Failed are final.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from areal_api import resource_names
-from areal_api.status import TERMINAL_PHASES, ExperimentStatus
+from areal_api import conditions, resource_names
+from areal_api.status import TERMINAL_PHASES, AttemptOutcome, ExperimentStatus, Phase
 from areal_operator import status as report
-from areal_operator.clock import seconds_since, show
-from areal_operator.diagnosis import Failure, Reason, job_failure
+from areal_operator.clock import not_after, seconds_since, show
+from areal_operator.diagnosis import Reason
 from areal_operator.manifests import servers, shared, trainer
 from areal_operator.manifests.base import DIGEST, Build, Manifest
-from areal_operator.observed import ExperimentState, Object, Observed, condition_of, is_active, is_terminating, label
+from areal_operator.observed import (
+    ExperimentState,
+    Object,
+    Observed,
+    annotation,
+    is_active,
+    is_finished,
+    is_terminating,
+    label,
+)
+from areal_operator.outcome import attempt_outcome
 from areal_operator.settings import Settings
 from areal_operator.status import ConditionUpdate
 
-LONGEST_RETRY_S = 360.0
+MAX_RETRY_DELAY_S = 360.0
+SHORT_ATTEMPT_S = 60.0  # disruptions of shorter attempts are delayed more and more: something prevents every attempt
+SIDECAR_GRACE_S = 60.0  # how long other containers of a finished trainer's pod may run before the Job is deleted
 SERVER_KINDS = ("StatefulSet", "PodDisruptionBudget")
-KEPT_KINDS = ("ConfigMap", "PersistentVolumeClaim", "Pod")  # never pruned: pods and claims go with others, or stay
+KEPT_KINDS = ("ConfigMap", "PersistentVolumeClaim", "Pod")  # never pruned: pods follow their owner, the others stay
+MAX_MESSAGE_LENGTH = 1000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a reconcile does: write the status, apply objects in their order, remove other children, look again."""
+    """Result: write the status, delete and apply objects in this order, and reconcile again after a time."""
 
     status: ExperimentStatus
     objects: tuple[Manifest, ...] = ()
     prune: tuple[tuple[str, str], ...] = ()  # kind and name
     requeue_after_s: float | None = None
-    delete: bool = False  # the experiment itself: its time after the end is over
+    delete: bool = False  # delete the experiment: its TTL has expired
 
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """Everything that a decision is made from."""
+    """Everything that a plan depends on."""
 
     state: ExperimentState
     observed: Observed
     now: datetime
     settings: Settings
     api_key: str
-    refusal: Reason | None = None  # what the API server said when the objects were applied last
+    rejection: Reason | None = None  # by the API server, when the objects were last applied
+    contested: Reason | None = None  # another controller keeps changing an object
 
     @property
     def status(self) -> ExperimentStatus:
-        """The status so far."""
+        """The current status."""
         return self.state.status
 
     @property
@@ -60,30 +75,65 @@ class PlanInputs:
         return self.state.experiment.spec
 
     def build(self, attempt: int) -> Build:
-        """What the builders of manifests are given."""
-        state = self.state
-        return Build(state.experiment, state.namespace, state.uid, attempt, self.api_key, self.settings)
+        """Input of the manifest builders."""
+        state, claim = self.state, self.claim()
+        modes = None if claim is None else tuple(claim["spec"].get("accessModes") or ())
+        return Build(state.experiment, state.namespace, state.uid, attempt, self.api_key, self.settings, modes)
 
     def job(self) -> Object | None:
         """The Job of the current attempt."""
         return self.observed.get("Job", resource_names.trainer_job(self.state.name, self.status.attempt))
 
+    def claim(self) -> Object | None:
+        """The volume claim."""
+        return self.observed.get("PersistentVolumeClaim", resource_names.volume_claim(self.state.name))
+
+    def outcome(self) -> AttemptOutcome | None:
+        """How the current attempt ended: as recorded, else as observed now."""
+        if self.status.outcome is not None or self.status.attempt == 0:
+            return self.status.outcome
+        seen = attempt_outcome(
+            self.observed,
+            job_name=resource_names.trainer_job(self.state.name, self.status.attempt),
+            attempt=self.status.attempt,
+            created=self.status.job_uid is not None,
+            nodes=self.spec.trainer.nodes,
+        )
+        return None if seen is None else seen.model_copy(update={"time": show(self.now)})
+
     def acceptance(self) -> ConditionUpdate:
         """Whether the experiment can be carried out."""
-        if self.refusal is not None:
-            return ConditionUpdate(report.ACCEPTED, "False", self.refusal)
-        return ConditionUpdate(report.ACCEPTED, "True", Reason("Accepted", "the experiment is valid"))
+        if self.rejection is not None:
+            return ConditionUpdate(conditions.ACCEPTED, "False", self.rejection)
+        if self.state.unknown_fields:
+            text = f"this version of the operator does not know {', '.join(self.state.unknown_fields)}: without effect"
+            reason = Reason(conditions.UNKNOWN_FIELDS, f"{text}; upgrade the operator")
+            return ConditionUpdate(conditions.ACCEPTED, "True", reason)
+        return ConditionUpdate(conditions.ACCEPTED, "True", Reason("Accepted", "the experiment is valid"))
+
+    def contention(self) -> list[ConditionUpdate]:
+        """Whether another controller keeps changing an object; empty while none ever did."""
+        if self.contested is not None:
+            return [ConditionUpdate(conditions.CONTESTED, "True", self.contested)]
+        if report.find(self.status.conditions, conditions.CONTESTED) is None:
+            return []
+        settled = Reason(conditions.SETTLED, "no other controller changes the experiment's objects")
+        return [ConditionUpdate(conditions.CONTESTED, "False", settled)]
 
     def updated(self, updates: Sequence[ConditionUpdate] = (), **changes: Any) -> ExperimentStatus:
-        """The status with ``changes`` and the conditions of ``updates``."""
-        conditions = report.updated_conditions(
+        """The status with ``changes`` and condition ``updates``."""
+        merged = report.updated_conditions(
             self.status.conditions,
-            [self.acceptance(), *updates],
+            [self.acceptance(), *self.contention(), *updates],
             now=self.now,
             generation=self.state.generation,
         )
-        changes = {"conditions": conditions, "observed_generation": self.state.generation, **changes}
+        changes = {"conditions": merged, "observed_generation": self.state.generation, **changes}
         return self.status.model_copy(update=changes)
+
+    def with_status(self, status: ExperimentStatus) -> PlanInputs:
+        """The same inputs with another status."""
+        return replace(self, state=replace(self.state, status=status))
 
 
 def plan(
@@ -93,166 +143,198 @@ def plan(
     *,
     settings: Settings,
     api_key: str,
-    refusal: Reason | None = None,
+    rejection: Reason | None = None,
+    contested: Reason | None = None,
 ) -> Plan:
-    """What is to be done about one experiment. ``refusal`` is what the API server last said against its objects."""
-    inputs = PlanInputs(state, observed, now, settings, api_key, refusal)
+    """Plan one experiment. Any error that its spec causes becomes the condition Accepted=False.
+
+    ``rejection`` is what the API server last answered to the experiment's objects, ``contested`` names an object that
+    another controller keeps changing.
+    """
+    inputs = PlanInputs(state, observed, now, settings, api_key, rejection, contested)
+    inputs = inputs.with_status(_without_future_times(state.status, now))
     try:
         return _decide(inputs)
-    except ValueError as error:
-        return Plan(refused(state.status, str(error), now=now, generation=state.generation))
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        problem = str(error) if isinstance(error, ValueError) else f"the spec cannot be processed: {error!r}"
+        return Plan(rejected(state.status, problem, now=now, generation=state.generation))
 
 
-def refused(status: ExperimentStatus, problem: str, *, now: datetime, generation: int) -> ExperimentStatus:
-    """The status of a spec that cannot be carried out. What runs already is left alone."""
-    update = ConditionUpdate(report.ACCEPTED, "False", Reason("Invalid", problem))
-    conditions = report.updated_conditions(status.conditions, [update], now=now, generation=generation)
-    return status.model_copy(update={"conditions": conditions, "message": problem, "observed_generation": generation})
+def rejected(status: ExperimentStatus, problem: str, *, now: datetime, generation: int) -> ExperimentStatus:
+    """The status of a spec that cannot be carried out. Whatever runs already is left alone."""
+    problem = problem if len(problem) <= MAX_MESSAGE_LENGTH else f"{problem[: MAX_MESSAGE_LENGTH - 1]}…"
+    update = ConditionUpdate(conditions.ACCEPTED, "False", Reason(conditions.INVALID, problem))
+    merged = report.updated_conditions(status.conditions, [update], now=now, generation=generation)
+    return status.model_copy(update={"conditions": merged, "message": problem, "observed_generation": generation})
 
 
 def _decide(inputs: PlanInputs) -> Plan:
-    status, job = inputs.status, inputs.job()
+    status = inputs.status
     if status.phase in TERMINAL_PHASES:
-        return _after_end(inputs)
-    if job is not None and (condition_of(job, "Complete") or {}).get("status") == "True":
-        why = Reason("Succeeded", f"the trainer finished in attempt {status.attempt}")
-        return _end(inputs, "Succeeded", why)
-    if inputs.spec.run_policy.suspend or _suspending(status):
+        return _after_finish(inputs)
+    outcome = inputs.outcome()
+    if outcome is not None and outcome.result == "Succeeded":
+        inputs = inputs.with_status(status.model_copy(update={"outcome": outcome}))
+        return _finish(inputs, "Succeeded", Reason(conditions.SUCCEEDED, outcome.message))
+    if inputs.spec.run_policy.suspend or _is_suspending(status):
         return _suspend(inputs)
     if status.attempt == 0 or status.phase == "Suspended":
         return _start(inputs)
     limit = inputs.spec.run_policy.active_deadline_seconds
     if limit is not None and seconds_since(status.active_since, inputs.now) >= limit:
-        return _end(
-            inputs,
-            "Failed",
-            Reason("DeadlineExceeded", f"the run took longer than runPolicy.activeDeadlineSeconds = {limit}"),
-        )
-    failure = None
-    if job is not None:
-        failure = job_failure(job, inputs.observed.trainer_pods(status.attempt), nodes=inputs.spec.trainer.nodes)
-    return _run(inputs) if failure is None else _after_failure(inputs, failure)
+        text = f"the run took longer than runPolicy.activeDeadlineSeconds = {limit}"
+        return _finish(inputs, "Failed", Reason(conditions.DEADLINE_EXCEEDED, text))
+    return _run(inputs) if outcome is None else _after_failure(inputs, outcome)
 
 
 def _start(inputs: PlanInputs) -> Plan:
     """The first attempt, or the first one after a suspension."""
     now = show(inputs.now)
+    unfinished = Reason(conditions.RUNNING, "the run has not finished")
     status = inputs.updated(
-        [ConditionUpdate(report.SUSPENDED, "False", Reason("NotSuspended", "the run may go on")), _unfinished()],
+        [
+            ConditionUpdate(conditions.SUSPENDED, "False", Reason(conditions.NOT_SUSPENDED, "the run may proceed")),
+            ConditionUpdate(conditions.SUCCEEDED, "Unknown", unfinished),
+        ],
         phase="Starting",
         attempt=inputs.status.attempt + 1,
+        job_uid=None,
+        outcome=None,
         start_time=inputs.status.start_time or now,
         active_since=now,
         attempt_since=now,
         message="servers and trainer are being started",
     )
-    return _run(_with_status(inputs, status))
+    return _run(inputs.with_status(status))
 
 
-def _after_failure(inputs: PlanInputs, failure: Failure) -> Plan:
-    """The next attempt, at once after a disruption, later after a failure of ours; or the end."""
+def _after_failure(inputs: PlanInputs, outcome: AttemptOutcome) -> Plan:
+    """After a failure or disruption: the next attempt, if necessary after a delay, or the end of the run."""
     status, spec = inputs.status, inputs.spec
+    disrupted = outcome.result == "Disrupted"
+    inputs = inputs.with_status(status.model_copy(update={"outcome": outcome}))
     limit = 0 if spec.config.recover.mode == "disabled" else spec.run_policy.backoff_limit
-    if not failure.disruption and (failure.final or status.restarts >= limit):
-        return _end(inputs, "Failed", _last_failure(inputs, failure, limit))
-    delay_s = 0.0 if failure.disruption else min(LONGEST_RETRY_S, inputs.settings.retry_s * 2.0**status.restarts)
-    left_s = (failure.at + timedelta(seconds=delay_s) - inputs.now).total_seconds()
-    counted = "it does not count" if failure.disruption else f"restart {status.restarts + 1} of {limit}"
-    text = f"attempt {status.attempt} failed: {failure.why.message}"
+    if not disrupted and (outcome.final or status.restarts >= limit):
+        return _finish(inputs, "Failed", _last_failure(inputs, outcome, limit))
+    delay_s = _retry_delay_s(inputs, outcome)
+    left_s = delay_s - seconds_since(outcome.time, inputs.now)
     if left_s > 0:
-        why = Reason("BackOff", f"{text}; the next one begins {delay_s:.0f} s later, {counted}")
-        return _running_plan(
-            inputs, trainer_update=ConditionUpdate(report.TRAINER, "False", why), phase="Starting", wait_s=left_s
+        counted = "it does not count" if disrupted else f"restart {status.restarts + 1} of {limit}"
+        text = (
+            f"attempt {status.attempt} failed: {outcome.message}; the next one starts {delay_s:.0f} s later, {counted}"
         )
-    now = show(inputs.now)
+        update = ConditionUpdate(conditions.TRAINER_RUNNING, "False", Reason(conditions.BACK_OFF, text))
+        return _running_plan(inputs, trainer_update=update, phase="Starting", wait_s=left_s)
     started = inputs.updated(
-        [ConditionUpdate(report.TRAINER, "False", Reason("Restarting", f"{text}; {counted}"))],
         phase="Starting",
         attempt=status.attempt + 1,
-        restarts=status.restarts + (0 if failure.disruption else 1),
-        disruptions=status.disruptions + (1 if failure.disruption else 0),
-        attempt_since=now,
+        job_uid=None,
+        outcome=None,
+        restarts=status.restarts + (0 if disrupted else 1),
+        disruptions=status.disruptions + (1 if disrupted else 0),
+        attempt_since=show(inputs.now),
     )
-    return _run(_with_status(inputs, started))
+    return _run(inputs.with_status(started))
 
 
-def _last_failure(inputs: PlanInputs, failure: Failure, limit: int) -> Reason:
-    text = f"attempt {inputs.status.attempt} failed: {failure.why.message}"
-    if failure.final:
-        return Reason(failure.why.reason, f"{text}; another attempt would end the same way")
+def _retry_delay_s(inputs: PlanInputs, outcome: AttemptOutcome) -> float:
+    """Delay before the next attempt. It doubles with every restart, and with repeated disruptions of short attempts."""
+    status, retry_s = inputs.status, inputs.settings.retry_s
+    doublings = status.restarts
+    if outcome.result == "Disrupted":
+        lasted_s = seconds_since(status.attempt_since, inputs.now) - seconds_since(outcome.time, inputs.now)
+        doublings = status.disruptions - 3
+        if lasted_s >= SHORT_ATTEMPT_S or doublings < 0:
+            return 0.0
+    return min(MAX_RETRY_DELAY_S, retry_s * 2.0 ** min(doublings, 32))
+
+
+def _last_failure(inputs: PlanInputs, outcome: AttemptOutcome, limit: int) -> Reason:
+    text = f"attempt {inputs.status.attempt} failed: {outcome.message}"
+    if outcome.final:
+        return Reason(outcome.reason, f"{text}; another attempt would end the same way")
     if inputs.spec.config.recover.mode == "disabled":
-        return Reason(
-            failure.why.reason, f"{text}; without recovery checkpoints (recover.mode) there is no other attempt"
-        )
-    return Reason(failure.why.reason, f"{text}; that was the last of {limit} restarts (runPolicy.backoffLimit)")
+        text += "; without recovery checkpoints (recover.mode) there is no other attempt"
+        return Reason(outcome.reason, text)
+    return Reason(outcome.reason, f"{text}; that was the last of {limit} restarts (runPolicy.backoffLimit)")
 
 
 def _run(inputs: PlanInputs) -> Plan:
-    """Everything that runs in an attempt, and whether it does."""
+    """An attempt in progress: its objects, and whether servers and trainer run."""
+    job = inputs.job()
+    if job is not None and inputs.status.job_uid is None:
+        inputs = inputs.with_status(inputs.status.model_copy(update={"job_uid": job["metadata"]["uid"]}))
     status, state = inputs.status, inputs.state
-    blockers = _blockers(inputs)
-    found = report.trainer(state.experiment, inputs.observed, attempt=status.attempt)
+    blockers = _pods_to_wait_for(inputs)
+    update = report.trainer(state.experiment, inputs.observed, attempt=status.attempt)
     if blockers:
-        text = f"attempt {status.attempt} waits for the end of pods of the one before: {', '.join(blockers)}"
-        text += "; where a node is gone for good, delete its pods with --force"
-        found = ConditionUpdate(report.TRAINER, "False", Reason("WaitingForPods", text))
+        text = f"attempt {status.attempt} waits until earlier pods have ended: {', '.join(blockers)}"
+        text += "; if a node is gone for good, delete its pods with --force"
+        update = ConditionUpdate(conditions.TRAINER_RUNNING, "False", Reason(conditions.WAITING_FOR_PODS, text))
     ready = report.servers_status(state.experiment, inputs.observed, desired=inputs.spec.servers.replicas).ready
-    runs = status.phase == "Running" or (found.status == "True" and ready > 0)
+    runs = status.phase == "Running" or (update.status == "True" and ready > 0)
     limit = inputs.spec.run_policy.pre_running_deadline_seconds
     if not runs and limit is not None and seconds_since(status.attempt_since, inputs.now) >= limit:
-        why = _why_not_running(inputs, found)
-        text = f"servers and trainer did not run within runPolicy.preRunningDeadlineSeconds = {limit}: {why.message}"
-        return _end(inputs, "Failed", Reason("PreRunningDeadlineExceeded", text))
-    return _running_plan(inputs, trainer_update=found, phase="Running" if runs else "Starting", job=not blockers)
+        reason = _why_not_running(inputs, update)
+        text = f"servers and trainer did not run within runPolicy.preRunningDeadlineSeconds = {limit}: {reason.message}"
+        return _finish(inputs, "Failed", Reason(conditions.PRE_RUNNING_DEADLINE_EXCEEDED, text))
+    may_create = not blockers and (job is not None or status.job_uid is None)
+    return _running_plan(inputs, trainer_update=update, phase="Running" if runs else "Starting", job=may_create)
 
 
 def _running_plan(
-    inputs: PlanInputs, *, trainer_update: ConditionUpdate, phase: str, job: bool = False, wait_s: float | None = None
+    inputs: PlanInputs,
+    *,
+    trainer_update: ConditionUpdate,
+    phase: Phase,
+    job: bool = False,
+    wait_s: float | None = None,
 ) -> Plan:
-    """Status and objects of an attempt. ``job``: its Job may be made."""
+    """Status and objects of an attempt. ``job``: apply its Job."""
     state, observed = inputs.state, inputs.observed
     updates = [
-        report.storage(state.experiment, observed),
-        report.servers(state.experiment, observed, known=_known_servers(inputs)),
+        report.storage(state.experiment, observed, uid=state.uid),
+        report.servers(state.experiment, observed, addressed=_addressed_servers(inputs)),
         trainer_update,
     ]
     status = inputs.updated(
         updates,
         phase=phase,
-        message=_message([inputs.acceptance(), *updates], phase),
+        message=_message([inputs.acceptance(), *updates], inputs.contested, phase),
         servers=report.servers_status(state.experiment, observed, desired=inputs.spec.servers.replicas),
     )
-    objects = _objects(inputs, job=job)
+    objects = _attempt_objects(inputs, job=job)
     waits = [_deadline_s(inputs, phase), wait_s]
-    if inputs.refusal is not None or any(update.status != "True" for update in updates):
+    pending = any(update.status != "True" for update in updates)
+    if inputs.rejection is not None or inputs.contested is not None or pending:
         waits.append(inputs.settings.waiting_s)
     due = [wait for wait in waits if wait is not None]
     return Plan(status, objects, _to_prune(inputs, objects), max(0.1, min(due)) if due else None)
 
 
 def _suspend(inputs: PlanInputs) -> Plan:
-    """Nothing is to run. Once begun it is finished, also when the flag is taken back meanwhile."""
+    """Nothing may run. Once started, a suspension completes even if the flag is reset."""
     if inputs.status.attempt == 0:
-        why = Reason("Suspended", "the run has not started: runPolicy.suspend is true")
-        return Plan(
-            inputs.updated([ConditionUpdate(report.SUSPENDED, "True", why)], phase="Suspended", message=why.message)
-        )
-    left = report.ending_pods(inputs.observed)
-    objects = _base(inputs)
-    if left or _live_jobs(inputs.observed) or inputs.observed.objects.get("StatefulSet"):
-        why = Reason(report.SUSPENDING, f"waits for the end of pods: {', '.join(left) or 'none is left'}")
-        status = inputs.updated([ConditionUpdate(report.SUSPENDED, "False", why)], message=f"suspending: {why.message}")
+        reason = Reason(conditions.SUSPENDED, "the run has not started: runPolicy.suspend is true")
+        update = ConditionUpdate(conditions.SUSPENDED, "True", reason)
+        return Plan(inputs.updated([update], phase="Suspended", message=reason.message))
+    active = report.active_pods(inputs.observed)
+    objects = _common_objects(inputs)
+    if active or _live_jobs(inputs.observed) or inputs.observed.objects.get("StatefulSet"):
+        reason = Reason(conditions.SUSPENDING, f"waiting until pods have ended: {', '.join(active) or 'none is left'}")
+        update = ConditionUpdate(conditions.SUSPENDED, "False", reason)
+        status = inputs.updated([update], message=f"suspending: {reason.message}")
         return Plan(status, objects, _to_prune(inputs, objects), inputs.settings.waiting_s)
-    why = Reason("Suspended", "nothing runs; runPolicy.suspend: false goes on from the last recovery checkpoint")
-    stopped = Reason("Suspended", "the run is suspended")
+    text = "nothing runs; runPolicy.suspend: false resumes from the last recovery checkpoint"
+    stopped = Reason(conditions.SUSPENDED, "the run is suspended")
     status = inputs.updated(
         [
-            ConditionUpdate(report.SUSPENDED, "True", why),
-            ConditionUpdate(report.SERVERS, "False", stopped),
-            ConditionUpdate(report.TRAINER, "False", stopped),
+            ConditionUpdate(conditions.SUSPENDED, "True", Reason(conditions.SUSPENDED, text)),
+            ConditionUpdate(conditions.SERVERS_READY, "False", stopped),
+            ConditionUpdate(conditions.TRAINER_RUNNING, "False", stopped),
         ],
         phase="Suspended",
-        message=why.message,
+        message=text,
         active_since=None,
         attempt_since=None,
         servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0),
@@ -261,53 +343,67 @@ def _suspend(inputs: PlanInputs) -> Plan:
     return Plan(status, objects, _to_prune(inputs, objects), wait_s)
 
 
-def _end(inputs: PlanInputs, phase: str, why: Reason) -> Plan:
-    """The run is over: what the servers hold is given back at once."""
-    ended = Reason("Finished", "the run is over")
+def _finish(inputs: PlanInputs, phase: Phase, reason: Reason) -> Plan:
+    """The run has ended: release the servers' resources at once."""
+    ended = Reason(conditions.FINISHED, "the run has ended")
     status = inputs.updated(
         [
-            ConditionUpdate(report.SUCCEEDED, "True" if phase == "Succeeded" else "False", why),
-            ConditionUpdate(report.SERVERS, "False", ended),
-            ConditionUpdate(report.TRAINER, "False", ended),
+            ConditionUpdate(conditions.SUCCEEDED, "True" if phase == "Succeeded" else "False", reason),
+            ConditionUpdate(conditions.SERVERS_READY, "False", ended),
+            ConditionUpdate(conditions.TRAINER_RUNNING, "False", ended),
         ],
         phase=phase,
-        message=why.message,
+        message=reason.message,
         completion_time=inputs.status.completion_time or show(inputs.now),
     )
-    return _after_end(_with_status(inputs, status))
+    return _after_finish(inputs.with_status(status))
 
 
-def _after_end(inputs: PlanInputs) -> Plan:
-    """Servers are freed, the finished trainer's pods stay for their logs, and at last the experiment goes."""
+def _after_finish(inputs: PlanInputs) -> Plan:
+    """Delete the servers, keep the trainer's finished pods for their logs, and delete the experiment after its TTL."""
     ttl = inputs.spec.run_policy.ttl_seconds_after_finished
-    left_s = None if ttl is None else ttl - seconds_since(inputs.status.completion_time, inputs.now)
+    since_s = seconds_since(inputs.status.completion_time, inputs.now)
     status = inputs.updated(servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0))
-    objects = (_volume_claim(inputs),)
+    claim = shared.volume_claim(inputs.build(inputs.status.attempt), inputs.claim())
+    objects = () if claim is None else (claim,)
+    service = ("Service", resource_names.servers(inputs.state.name))
+    lingering = _lingering_job(inputs)
     prune = tuple(
         (kind, name)
         for kind, name in _to_prune(inputs, objects)
-        if kind in (*SERVER_KINDS, "Job") or (kind, name) == ("Service", resource_names.servers(inputs.state.name))
+        if (kind in (*SERVER_KINDS, "Job") or (kind, name) == service)
+        and not (lingering == name and kind == "Job" and since_s < SIDECAR_GRACE_S)
     )
-    return Plan(status, objects, prune, left_s if left_s is None else max(0.1, left_s), delete=_is_over(left_s))
+    waits = [SIDECAR_GRACE_S - since_s] if lingering is not None and since_s < SIDECAR_GRACE_S else []
+    waits += [] if ttl is None else [ttl - since_s]
+    expired = ttl is not None and since_s >= ttl
+    return Plan(status, objects, prune, max(0.1, min(waits)) if waits else None, delete=expired)
 
 
-def _objects(inputs: PlanInputs, *, job: bool) -> tuple[Manifest, ...]:
+def _lingering_job(inputs: PlanInputs) -> str | None:
+    """The Job of a trainer that has ended by itself, while other containers keep its pods running."""
+    job = inputs.job()
+    if job is None or is_finished(job) or inputs.status.outcome is None:
+        return None
+    return str(job["metadata"]["name"])
+
+
+def _attempt_objects(inputs: PlanInputs, *, job: bool) -> tuple[Manifest, ...]:
     build = inputs.build(inputs.status.attempt)
     replicas = inputs.spec.servers.replicas
-    made = [*_base(inputs), servers.disruption_budget(build), servers.server_set(build, replicas)]
-    if job:
-        made += _job(inputs, build)
-    return tuple(made)
+    objects = [*_common_objects(inputs), servers.disruption_budget(build), servers.server_set(build, replicas)]
+    return (*objects, *_job(inputs, build)) if job else tuple(objects)
 
 
-def _base(inputs: PlanInputs) -> tuple[Manifest, ...]:
-    """What every state of a started run has."""
+def _common_objects(inputs: PlanInputs) -> tuple[Manifest, ...]:
+    """Objects that exist in every state of a run that has started."""
     build, name = inputs.build(inputs.status.attempt), inputs.state.name
+    claim = shared.volume_claim(build, inputs.claim())
     return (
         shared.config_map(build),
         shared.api_key_secret(build),
         shared.service_account(build),
-        _volume_claim(inputs),
+        *(() if claim is None else (claim,)),
         shared.network_policy(build),
         shared.headless_service(build, resource_names.servers(name), resource_names.SERVER, resource_names.SERVER_PORT),
         shared.headless_service(
@@ -316,64 +412,56 @@ def _base(inputs: PlanInputs) -> tuple[Manifest, ...]:
     )
 
 
-def _volume_claim(inputs: PlanInputs) -> Manifest:
-    existing = inputs.observed.get("PersistentVolumeClaim", resource_names.volume_claim(inputs.state.name))
-    return shared.volume_claim(inputs.build(inputs.status.attempt), existing)
-
-
 def _job(inputs: PlanInputs, build: Build) -> list[Manifest]:
-    """The Job, unless it was made from another spec: its template never changes, the next attempt has the new one."""
-    wanted, existing = trainer.trainer_job(build), inputs.job()
-    made_from = existing and (existing["metadata"].get("annotations") or {}).get(DIGEST)
-    same = existing is None or made_from == wanted["metadata"]["annotations"][DIGEST]
-    return [wanted] if same else []
+    """The Job, unless the existing one was built from another spec: its template is immutable."""
+    manifest, existing = trainer.trainer_job(build), inputs.job()
+    same = existing is None or annotation(existing, DIGEST) == manifest["metadata"]["annotations"][DIGEST]
+    return [manifest] if same and not (existing is not None and is_terminating(existing)) else []
 
 
 def _to_prune(inputs: PlanInputs, objects: Iterable[Manifest]) -> tuple[tuple[str, str], ...]:
-    """Children that are not wanted any more. The last finished Jobs stay, for the logs of their pods."""
-    wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in objects}
+    """Children that are no longer desired. The last two finished Jobs stay, for the logs of their pods."""
+    desired = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in objects}
     name, attempt = inputs.state.name, inputs.status.attempt
     current = resource_names.trainer_job(name, attempt)
     last = (current, resource_names.trainer_job(name, attempt - 1))
     result: list[tuple[str, str]] = []
-    for kind, found in inputs.observed.objects.items():
-        for obj in found:
+    for kind, children in inputs.observed.objects.items():
+        for obj in children:
             key = (kind, str(obj["metadata"]["name"]))
-            if kind in KEPT_KINDS or key in wanted or is_terminating(obj):
+            if kind in KEPT_KINDS or key in desired or is_terminating(obj):
                 continue
-            if kind == "Job" and key[1] in last and _is_finished(obj):
+            if kind == "Job" and key[1] in last and is_finished(obj):
                 continue
-            if key == ("Job", current) and _job_stays(inputs):
+            if key == ("Job", current) and _keeps_job(inputs):
                 continue
             result.append(key)
     return tuple(result)
 
 
-def _job_stays(inputs: PlanInputs) -> bool:
-    return inputs.status.phase in ("Starting", "Running") and not (
-        inputs.spec.run_policy.suspend or _suspending(inputs.status)
-    )
+def _keeps_job(inputs: PlanInputs) -> bool:
+    suspended = inputs.spec.run_policy.suspend or _is_suspending(inputs.status)
+    return inputs.status.phase in ("Starting", "Running") and not suspended
 
 
-def _blockers(inputs: PlanInputs) -> list[str]:
-    """Pods of the trainer that have to end before the Job of the current attempt is made: two would share a volume."""
+def _pods_to_wait_for(inputs: PlanInputs) -> list[str]:
+    """Trainer pods that must end before the current attempt's Job is created: two trainers would share the volume."""
     attempt, job = str(inputs.status.attempt), inputs.job()
-    pods = [pod for pod in inputs.observed.pods(resource_names.TRAINER) if is_active(pod)]
     return [
         str(pod["metadata"]["name"])
-        for pod in pods
-        if label(pod, resource_names.ATTEMPT) != attempt or job is None or is_terminating(job)
+        for pod in inputs.observed.pods(resource_names.TRAINER)
+        if is_active(pod) and (label(pod, resource_names.ATTEMPT) != attempt or job is None or is_terminating(job))
     ]
 
 
-def _known_servers(inputs: PlanInputs) -> int:
-    """Servers whose addresses the running trainer was given."""
+def _addressed_servers(inputs: PlanInputs) -> int:
+    """Number of servers whose addresses the running trainer has."""
     job = inputs.job()
-    told = job and (job["metadata"].get("annotations") or {}).get(trainer.SERVERS)
-    return int(told) if told else int(inputs.spec.max_replicas)
+    text = None if job is None else annotation(job, trainer.SERVERS)
+    return int(text) if text and text.isascii() and text.isdecimal() else int(inputs.spec.max_replicas)
 
 
-def _deadline_s(inputs: PlanInputs, phase: str) -> float | None:
+def _deadline_s(inputs: PlanInputs, phase: Phase) -> float | None:
     """Seconds until the nearest deadline."""
     policy, status = inputs.spec.run_policy, inputs.status
     left: list[float] = []
@@ -385,43 +473,39 @@ def _deadline_s(inputs: PlanInputs, phase: str) -> float | None:
 
 
 def _why_not_running(inputs: PlanInputs, trainer_update: ConditionUpdate) -> Reason:
-    if inputs.refusal is not None:
-        return inputs.refusal
+    if inputs.rejection is not None:
+        return inputs.rejection
     if trainer_update.status != "True":
-        return trainer_update.why
-    return report.servers(inputs.state.experiment, inputs.observed, known=_known_servers(inputs)).why
+        return trainer_update.reason
+    return report.servers(inputs.state.experiment, inputs.observed, addressed=_addressed_servers(inputs)).reason
 
 
-def _message(updates: Sequence[ConditionUpdate], phase: str) -> str:
-    """What is worth a sentence: the first thing that is wrong, else the first that is waited for."""
-    open_ones = [update.why for update in updates if update.status != "True"]
-    usual = ("Starting", "Creating", "VolumePending", "Draining")
-    wrong = [why.message for why in open_ones if why.reason not in usual]
-    if wrong:
-        return wrong[0]
-    return open_ones[-1].message if open_ones and phase == "Starting" else ""
+def _message(updates: Sequence[ConditionUpdate], contested: Reason | None, phase: Phase) -> str:
+    """The most useful sentence: the first problem, else what is still pending while the run starts."""
+    pending = [update.reason for update in updates if update.status != "True"]
+    problems = [reason.message for reason in pending if reason.code not in conditions.BENIGN]
+    if contested is not None:
+        problems.append(contested.message)
+    if problems:
+        return problems[0]
+    return pending[-1].message if pending and phase == "Starting" else ""
 
 
-def _suspending(status: ExperimentStatus) -> bool:
-    found = report.find(status.conditions, report.SUSPENDED)
-    return found is not None and found.reason == report.SUSPENDING
+def _is_suspending(status: ExperimentStatus) -> bool:
+    condition = report.find(status.conditions, conditions.SUSPENDED)
+    return condition is not None and condition.reason == conditions.SUSPENDING
 
 
 def _live_jobs(observed: Observed) -> list[Object]:
-    return [job for job in observed.objects.get("Job", ()) if not _is_finished(job)]
+    return [job for job in observed.objects.get("Job", ()) if not is_finished(job)]
 
 
-def _is_finished(job: Object) -> bool:
-    return any((condition_of(job, kind) or {}).get("status") == "True" for kind in ("Complete", "Failed"))
-
-
-def _is_over(left_s: float | None) -> bool:
-    return left_s is not None and left_s <= 0
-
-
-def _unfinished() -> ConditionUpdate:
-    return ConditionUpdate(report.SUCCEEDED, "Unknown", Reason("Running", "the run is not over"))
-
-
-def _with_status(inputs: PlanInputs, status: ExperimentStatus) -> PlanInputs:
-    return replace(inputs, state=replace(inputs.state, status=status))
+def _without_future_times(status: ExperimentStatus, now: datetime) -> ExperimentStatus:
+    """Times that an operator with a faster clock wrote become ``now``, so that nothing waits for its clock."""
+    times = {
+        name: not_after(getattr(status, name), now) for name in ("attempt_since", "active_since", "completion_time")
+    }
+    changes: dict[str, Any] = {name: time for name, time in times.items() if time != getattr(status, name)}
+    if status.outcome is not None and not_after(status.outcome.time, now) != status.outcome.time:
+        changes["outcome"] = status.outcome.model_copy(update={"time": not_after(status.outcome.time, now)})
+    return status.model_copy(update=changes) if changes else status

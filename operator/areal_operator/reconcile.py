@@ -1,49 +1,60 @@
-"""One reconcile: look, plan, write the status, then act. It may be cut off anywhere; the next one goes on."""
+"""One reconcile: observe, plan, write the status, apply. It may be interrupted anywhere; the next one continues."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import binascii
-import functools
 import hashlib
 import hmac
 import logging
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from areal_api import resource_names
-from areal_api.errors import ConfigError
-from areal_api.experiment import API_VERSION, KIND
+from areal_api import conditions, resource_names
+from areal_api.errors import ConfigError, describe
+from areal_api.experiment import API_VERSION, KIND, GRPOExperiment
 from areal_api.status import ExperimentStatus
-from areal_api.stored import read_experiment, read_status
 from areal_operator import transitions
-from areal_operator.cluster import MANAGER, ApiError, Cluster, is_transient
+from areal_operator.cluster import ApiError, Cluster, is_transient
+from areal_operator.corrections import PAUSE_S, Corrections
 from areal_operator.diagnosis import Reason
+from areal_operator.events import event
 from areal_operator.manifests.base import Manifest, digest
-from areal_operator.manifests.shared import API_KEY
+from areal_operator.manifests.shared import API_KEY, is_created_by_operator
 from areal_operator.observed import ExperimentState, Object, Observed, WarningEvent
-from areal_operator.plan import Plan, plan, refused
+from areal_operator.parsing import UnknownPhaseError, parsed_spec, status_of
+from areal_operator.patches import changes_of, is_unchanged, mutable_part
+from areal_operator.plan import Plan, plan, rejected
 from areal_operator.settings import Settings
-from areal_operator.status import SERVERS, STORAGE, TRAINER, find, status_to_write
+from areal_operator.status import find, status_to_write
 from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, slim
 
 logger = logging.getLogger(__name__)
-EXPLAINED_BY_EVENTS = ("Starting", "Creating", "VolumePending")
-MAKE_PODS = ("StatefulSet", "Job")
-NAME_TAKEN = "NameTaken"
-TAKEN_S = 2.0  # how soon to look again whether the objects of an earlier experiment of this name are gone
+CREATE_PODS = ("StatefulSet", "Job")
+CLAIM = "PersistentVolumeClaim"
+NAME_TAKEN_RETRY_S = 2.0  # an earlier experiment's objects of the same name are about to be collected
+UNPROCESSABLE = 422
 
 
 class _Replaced(Exception):
-    """The experiment that is worked on, or a Job of it, is there no more."""
+    """The experiment that is being reconciled, or its Job, no longer exists."""
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """A parsed spec. Parsing takes longer than everything else, and the spec changes only with its generation."""
+
+    uid: str
+    generation: int
+    experiment: GRPOExperiment
+    unknown_fields: tuple[str, ...]
 
 
 class Reconciler:
-    """Brings what is in the cluster to what an experiment asks for, and says in its status how far that is."""
+    """Brings the cluster to the state that an experiment asks for, and reports the progress in its status."""
 
     def __init__(
         self,
@@ -59,64 +70,122 @@ class Reconciler:
         self._settings = settings
         self._root_key = root_key
         self._now = now
-        self._applied: dict[Key, dict[tuple[str, str], tuple[str, str]]] = {}  # digest asked for, fingerprint got
-        self._refusals: dict[Key, Reason] = {}
-        self._warned: dict[str, tuple[float, Sequence[WarningEvent]]] = {}
+        self._parsed: dict[Key, _Parsed] = {}
+        # Digest of the manifest that was applied last, and fingerprint of the object that resulted from it.
+        self._applied: dict[Key, dict[tuple[str, str], tuple[str, str]]] = {}
+        self._rejections: dict[Key, Reason] = {}
+        self._corrections = Corrections()
+        self._warning_events: dict[str, tuple[float, Sequence[WarningEvent]]] = {}
+        self._unreadable: dict[Key, str] = {}  # resource version of an experiment that another version wrote
 
     async def reconcile(self, key: Key) -> float | None:
-        """Reconcile one experiment; returns after how many seconds to look again, None to wait for news."""
+        """Reconcile one experiment; returns after how many seconds to repeat it, None to wait for a change."""
         namespace, name = key
         body = await self._cluster.get(KIND, namespace, name)
         if body is None or body["metadata"].get("deletionTimestamp") is not None:
             self._forget(key)
             return None
         try:
-            return await self._bring(key, body)
+            return await self._reconcile_object(key, body)
         except _Replaced:
             return 0.0
+        except UnknownPhaseError as error:
+            version = str(body["metadata"].get("resourceVersion"))
+            if self._unreadable.get(key) != version:
+                self._unreadable[key] = version
+                logger.warning("%s/%s is left alone until the operator is upgraded: %s", *key, error)
+            return None
 
-    async def _bring(self, key: Key, body: Object) -> float | None:
+    async def _reconcile_object(self, key: Key, body: Object) -> float | None:
+        status = status_of(body)
         try:
-            state = state_of(body)
+            state = self._state(key, body, status)
         except ConfigError as error:
-            await self._say_refused(body, str(error))
+            await self._write_rejection(body, status, str(error))
             return None
         decided = await self._plan(key, state)
         await self._write_status(state, decided.status)
+        self._store.drop_deleted(key, before_attempt=decided.status.attempt)
         if decided.delete:
             await self._cluster.delete(KIND, *key, uid=state.uid)
             return None
-        refusal = await self._act(key, state, decided)
-        if refusal == self._refusals.get(key):
-            return TAKEN_S if refusal is not None and refusal.reason == NAME_TAKEN else decided.requeue_after_s
-        if refusal is None:
-            del self._refusals[key]
+        rejection = await self._apply_plan(key, state, decided)
+        if rejection == self._rejections.get(key):
+            if rejection is not None and rejection.code == conditions.NAME_TAKEN:
+                return NAME_TAKEN_RETRY_S
+            return self._requeue_after_s(key, decided)
+        if rejection is None:
+            del self._rejections[key]
         else:
-            self._refusals[key] = refusal
-        return 0.0  # the status is to say it
+            self._rejections[key] = rejection
+        return 0.0  # the status has to show it
+
+    def _requeue_after_s(self, key: Key, decided: Plan) -> float | None:
+        if self._corrections.contested(key) is None:
+            return decided.requeue_after_s
+        return PAUSE_S if decided.requeue_after_s is None else min(PAUSE_S, decided.requeue_after_s)
+
+    def _state(self, key: Key, body: Object, status: ExperimentStatus) -> ExperimentState:
+        metadata = body["metadata"]
+        parsed = self._parsed.get(key)
+        if parsed is None or (parsed.uid, parsed.generation) != (metadata["uid"], metadata["generation"]):
+            experiment, unknown = parsed_spec(body)
+            parsed = _Parsed(metadata["uid"], metadata["generation"], experiment, unknown)
+            self._parsed[key] = parsed
+            if unknown:
+                logger.warning("%s/%s: unknown fields have no effect: %s", *key, ", ".join(unknown))
+        return ExperimentState(
+            parsed.experiment, metadata["namespace"], parsed.uid, parsed.generation, status, parsed.unknown_fields
+        )
 
     async def _plan(self, key: Key, state: ExperimentState) -> Plan:
-        """The plan; where something waits and nothing says why, once more with the warnings about it."""
-        observed = Observed(self._store.objects(key, state.uid))
-        api_key, refusal = self._api_key(state, observed), self._refusals.get(key)
+        """Plan; if something is pending without a reason, fetch its warning events and plan again."""
+        observed = Observed(self._store.objects(key, state.uid), deleted=self._store.deleted(key, state.uid))
+        observed = await self._with_claim(state, observed)
+        api_key, rejection = self._api_key(state, observed), self._rejections.get(key)
+        contested = self._corrections.contested(key)
 
         def decide(observed: Observed) -> Plan:
-            return plan(state, observed, self._now(), settings=self._settings, api_key=api_key, refusal=refusal)
+            return plan(
+                state,
+                observed,
+                self._now(),
+                settings=self._settings,
+                api_key=api_key,
+                rejection=rejection,
+                contested=contested,
+            )
 
         decided = decide(observed)
-        if not _waits_in_silence(decided.status):
+        if not _is_pending_without_reason(decided.status):
             return decided
-        uids = {str(obj["metadata"]["uid"]) for found in observed.objects.values() for obj in found}
-        warnings = [warned for warned in await self._warnings(state.namespace) if warned.uid in uids]
+        uids = {str(obj["metadata"]["uid"]) for children in observed.objects.values() for obj in children}
+        warnings = [warning for warning in await self._warnings(state.namespace) if warning.uid in uids]
         return decide(replace(observed, warnings=warnings)) if warnings else decided
 
+    async def _with_claim(self, state: ExperimentState, observed: Observed) -> Observed:
+        """``observed`` with a volume claim that somebody else created: the watch shows only the operator's own."""
+        name = resource_names.volume_claim(state.name)
+        if observed.get(CLAIM, name) is not None or (state.status.attempt == 0 and state.status.phase == "Suspended"):
+            return observed
+        claim = await self._cluster.get(CLAIM, state.namespace, name)
+        if claim is None or is_created_by_operator(claim):
+            return observed
+        claim = slim({**claim, "kind": CLAIM})
+        return replace(observed, objects={**observed.objects, CLAIM: [claim]})
+
     async def _warnings(self, namespace: str) -> Sequence[WarningEvent]:
-        """The warnings of a namespace; experiments that wait at the same time share one look."""
-        looked_at, found = self._warned.get(namespace, (float("-inf"), ()))
-        if time.monotonic() - looked_at > self._settings.waiting_s / 3:
-            found = await self._cluster.warnings(namespace)
-            self._warned[namespace] = (time.monotonic(), found)
-        return found
+        """The warning events of a namespace; experiments that are pending at the same time share one request."""
+        fetched_at, warnings = self._warning_events.get(namespace, (float("-inf"), ()))
+        if time.monotonic() - fetched_at > self._settings.waiting_s / 3:
+            try:
+                warnings = await self._cluster.warning_events(namespace)
+            except ApiError as error:
+                if is_transient(error):
+                    raise
+                logger.warning("%s: warning events cannot be read: %s", namespace, describe(error))
+            self._warning_events[namespace] = (time.monotonic(), warnings)
+        return warnings
 
     async def _write_status(self, state: ExperimentState, status: ExperimentStatus) -> None:
         if status == state.status:
@@ -124,161 +193,136 @@ class Reconciler:
         await self._apply_status(state.namespace, state.name, state.uid, status)
         for transition in transitions.between(state.status, status):
             logger.info("%s/%s: %s: %s", state.namespace, state.name, transition.reason, transition.message)
-            await self._post(state, transition)
+            try:
+                await self._cluster.create(event(state, transition, self._now()))
+            except ApiError as error:
+                logger.warning("%s: event %s was refused: %s", state.name, transition.reason, describe(error))
 
-    async def _act(self, key: Key, state: ExperimentState, decided: Plan) -> Reason | None:
-        """Remove and apply; what the API server said against an object, if it did."""
+    async def _apply_plan(self, key: Key, state: ExperimentState, decided: Plan) -> Reason | None:
+        """Prune and apply; returns the first rejection by the API server.
+
+        An existing object whose update is refused does not hold up the others; a missing one holds up those that make
+        pods, because the pods would wait for it.
+        """
         for kind, name in decided.prune:
-            found = self._store.get(key, kind, name)
-            if found is not None:
-                await self._cluster.delete(kind, state.namespace, name, uid=found["metadata"]["uid"])
+            child = self._store.get(key, kind, name)
+            if child is not None:
+                await self._cluster.delete(kind, state.namespace, name, uid=child["metadata"]["uid"])
+        rejection: Reason | None = None
         for wave in _waves(decided.objects):
-            applied = [self._apply(key, state, manifest) for manifest in wave]
-            for result in await asyncio.gather(*applied, return_exceptions=True):
+            results = await asyncio.gather(
+                *[self._apply(key, state, manifest) for manifest in wave], return_exceptions=True
+            )
+            for manifest, result in zip(wave, results, strict=True):
                 if isinstance(result, BaseException):
                     raise result
-                if result is not None:
-                    return result
-        return None
+                rejection = rejection or result
+                if result is not None and self._store.get(key, manifest["kind"], manifest["metadata"]["name"]) is None:
+                    return rejection
+        return rejection
 
     async def _apply(self, key: Key, state: ExperimentState, manifest: Manifest) -> Reason | None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         wanted, known = digest(manifest), self._store.get(key, kind, name)
         applied = self._applied.setdefault(key, {})
-        if known is not None and applied.get((kind, name)) == (wanted, known[FINGERPRINT]):
+        before = applied.get((kind, name))
+        if known is not None and before == (wanted, known[FINGERPRINT]):
             return None
-        if known is None or not _is_ours(known, state):
+        if known is not None and kind == CLAIM and _may_change(known, state) and is_unchanged(manifest, known):
+            return None
+        if known is None or not _may_change(known, state):
             existing = await self._cluster.get(kind, state.namespace, name)
-            if existing is not None and not _is_ours({**existing, "kind": kind}, state):
-                return Reason(NAME_TAKEN, f"{kind} {name} exists and is not this experiment's; delete or rename one")
+            if existing is not None and not _may_change({**existing, "kind": kind}, state):
+                return Reason(
+                    conditions.NAME_TAKEN, f"{kind} {name} exists and is not this experiment's; delete or rename one"
+                )
+        if known is not None and before is not None and before[0] == wanted:
+            if self._corrections.must_wait(key, known):
+                return None
+            self._corrections.add(key, known)
         try:
-            made = await self._cluster.apply(_never_anew(manifest, known))
+            obj = await self._write(manifest, known)
         except ApiError as error:
-            if (
-                kind == "Job" and known is not None and error.status == 409
-            ):  # deleted meanwhile: what is to be now is another question
+            if kind == "Job" and known is not None and error.status in (404, 409):  # deleted since it was observed
                 raise _Replaced from error
             if is_transient(error):
                 raise
-            logger.warning("%s/%s: %s %s is refused: %s", *key, kind, name, error)
-            return Reason("Refused", f"{kind} {name}: {error}"[:1000])
-        self._store.put(made)
-        applied[kind, name] = (wanted, slim(made)[FINGERPRINT])
+            logger.warning("%s/%s: %s %s was refused: %s", *key, kind, name, describe(error))
+            return Reason(conditions.REFUSED, f"{kind} {name}: {error}"[:1000])
+        self._store.put({**obj, "kind": kind})
+        applied[kind, name] = (wanted, slim({**obj, "kind": kind})[FINGERPRINT])
         return None
 
-    async def _say_refused(self, body: Object, problem: str) -> None:
+    async def _write(self, manifest: Manifest, known: Object | None) -> Object:
+        """Create an object, or update what of an existing one is mutable.
+
+        A Job is never applied again: after its creation only few fields are mutable, and other controllers may have
+        changed immutable ones while it was created. Its uid makes sure that a deleted Job is not created again.
+        """
+        if known is None:
+            return await self._cluster.apply(manifest)
+        if manifest["kind"] in ("Job", CLAIM):
+            return await self._cluster.patch(manifest, changes_of(manifest, known))
+        try:
+            return await self._cluster.apply(manifest)
+        except ApiError as error:
+            if error.status != UNPROCESSABLE:
+                raise
+            return await self._cluster.patch(manifest, mutable_part(manifest, known))
+
+    async def _write_rejection(self, body: Object, status: ExperimentStatus, problem: str) -> None:
         metadata = body["metadata"]
-        status = read_status(body)
-        said = refused(status, problem, now=self._now(), generation=metadata["generation"])
-        if said != status:
-            await self._apply_status(metadata["namespace"], metadata["name"], metadata["uid"], said)
+        new = rejected(status, problem, now=self._now(), generation=metadata["generation"])
+        if new != status:
+            await self._apply_status(metadata["namespace"], metadata["name"], metadata["uid"], new)
 
     async def _apply_status(self, namespace: str, name: str, uid: str, status: ExperimentStatus) -> None:
-        metadata = {"name": name, "namespace": namespace, "uid": uid}  # never the status of one that took its name
+        metadata = {"name": name, "namespace": namespace, "uid": uid}  # never that of another object of this name
         manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status_to_write(status)}
         try:
             await self._cluster.apply(manifest, subresource="status")
         except ApiError as error:
-            if error.status in (404, 409):  # deleted since it was read; another may have its name by now
+            if error.status in (404, 409):  # deleted since it was read; its name may be in use again
                 raise _Replaced from error
             raise
 
-    async def _post(self, state: ExperimentState, transition: transitions.Transition) -> None:
-        now = self._now().isoformat(timespec="seconds").replace("+00:00", "Z")
-        about = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "name": state.name,
-            "namespace": state.namespace,
-            "uid": state.uid,
-        }
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{state.name}.{uuid.uuid4().hex[:16]}", "namespace": state.namespace},
-            "involvedObject": about,
-            "type": transition.type,
-            "reason": transition.reason,
-            "message": transition.message[:1000],
-            "source": {"component": MANAGER},
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-        }
-        try:
-            await self._cluster.create(event)
-        except ApiError as error:
-            logger.warning("%s/%s: the event %s is refused: %s", *key_of_state(state), transition.reason, error)
-
     def _api_key(self, state: ExperimentState, observed: Observed) -> str:
-        """The key in the Secret that is there, else the one that belongs to this experiment: the same every time."""
+        """The API key in the experiment's Secret, else the one derived for this experiment: always the same."""
         secret = observed.get("Secret", resource_names.api_key_secret(state.name))
         if secret is not None:
             try:
                 return base64.b64decode(secret["data"][API_KEY], validate=True).decode()
             except (KeyError, binascii.Error, UnicodeDecodeError):
-                logger.warning("%s/%s: the Secret of the API key is damaged and made anew", *key_of_state(state))
+                logger.warning("%s/%s: replacing the damaged API key", state.namespace, state.name)
         return hmac.new(self._root_key, state.uid.encode(), hashlib.sha256).hexdigest()
 
     def _forget(self, key: Key) -> None:
-        self._applied.pop(key, None)
-        self._refusals.pop(key, None)
+        for cache in (self._parsed, self._applied, self._rejections, self._unreadable):
+            cache.pop(key, None)
+        self._corrections.forget(key)
         self._store.forget(key)
 
 
 def _waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
-    """What pods need, then what makes pods: a pod never waits for its configuration or its claim."""
-    needed = [manifest for manifest in manifests if manifest["kind"] not in MAKE_PODS]
-    return [needed, [manifest for manifest in manifests if manifest["kind"] in MAKE_PODS]]
+    """First what pods need, then what creates pods, so that no pod waits for its configuration or its claim."""
+    needed = [manifest for manifest in manifests if manifest["kind"] not in CREATE_PODS]
+    return [needed, [manifest for manifest in manifests if manifest["kind"] in CREATE_PODS]]
 
 
-def _never_anew(manifest: Manifest, known: Object | None) -> Manifest:
-    """A Job that was there when this was planned is not made anew: a pod of it may still run, and would get company."""
-    if manifest["kind"] != "Job" or known is None:
-        return manifest
-    return {**manifest, "metadata": {**manifest["metadata"], "uid": known["metadata"]["uid"]}}
-
-
-def state_of(body: Object) -> ExperimentState:
-    """The experiment in an object of the API server; raises ``ConfigError`` that says what is wrong with it."""
-    metadata = body["metadata"]
-    experiment, unknown = read_experiment(body, source=metadata["name"])
-    if unknown:
-        _report_unknown(metadata["namespace"], metadata["name"], tuple(unknown))
-    return ExperimentState(
-        experiment, metadata["namespace"], metadata["uid"], metadata["generation"], read_status(body)
-    )
-
-
-@functools.lru_cache(maxsize=1024)  # reports once
-def _report_unknown(namespace: str, name: str, keys: tuple[str, ...]) -> None:
-    logger.warning(
-        "%s/%s: fields of a newer resource definition are ignored: %s; update the operator",
-        namespace,
-        name,
-        ", ".join(keys[:20]),
-    )
-
-
-def key_of_state(state: ExperimentState) -> Key:
-    """The key of an experiment."""
-    return state.namespace, state.name
-
-
-def _waits_in_silence(status: ExperimentStatus) -> bool:
+def _is_pending_without_reason(status: ExperimentStatus) -> bool:
     if status.phase not in ("Starting", "Running"):
         return False
-    found: Sequence[str] = [
+    reasons = [
         condition.reason
-        for kind in (STORAGE, SERVERS, TRAINER)
+        for kind in (conditions.STORAGE_READY, conditions.SERVERS_READY, conditions.TRAINER_RUNNING)
         if (condition := find(status.conditions, kind)) is not None and condition.status != "True"
     ]
-    return any(reason in EXPLAINED_BY_EVENTS for reason in found)
+    return any(reason in conditions.UNEXPLAINED for reason in reasons)
 
 
-def _is_ours(obj: Object, state: ExperimentState) -> bool:
-    """Whether an object may be applied: this experiment owns it. A volume claim without an owner may be used."""
+def _may_change(obj: Object, state: ExperimentState) -> bool:
+    """Whether an object belongs to this experiment: it owns it, or it is a claim that no other experiment owns."""
     owner = owner_uid(obj)
-    if obj["kind"] == "PersistentVolumeClaim":
-        return owner in (None, state.uid)
+    if obj["kind"] == CLAIM:
+        return owner in (None, state.uid) and is_created_by_operator(obj)
     return owner == state.uid

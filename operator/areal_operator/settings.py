@@ -1,4 +1,4 @@
-"""What is set for the operator as a whole, by environment variables."""
+"""The operator's settings, from environment variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from areal_api.logs import wants_json
 
-PEER_FIELDS = {"podSelector", "namespaceSelector", "ipBlock"}  # of a NetworkPolicy
+PEER_FIELDS = {"podSelector", "namespaceSelector", "ipBlock"}  # of a NetworkPolicyPeer
 Device = Literal["cuda", "cpu"]
 IMAGE_VARIABLES: dict[tuple[str, Device], str] = {
     ("trainer", "cuda"): "AREAL_TRAINER_IMAGE",
@@ -23,18 +23,18 @@ IMAGE_VARIABLES: dict[tuple[str, Device], str] = {
 class Settings:
     """Settings of the operator."""
 
-    namespace: str = "default"  # its own: Lease and key live there
-    identity: str = "operator"  # of this process among those that compete for the Lease
-    watched: tuple[str, ...] = ()  # namespaces; empty: all
+    namespace: str = "default"  # its own, which holds the Lease and the root key
+    identity: str = "operator"  # of this process as holder of the Lease
+    watched: tuple[str, ...] = ()  # namespaces; empty means all
     images: Mapping[tuple[str, Device], str] = field(default_factory=dict)
-    progress_url: str | None = None  # under which trainers reach this operator; None: nothing is pushed
+    progress_url: str | None = None  # address of this operator for trainers; None: no progress is reported
     port: int = 8080  # progress, metrics, health
     workers: int = 4
     resync_s: float = 300.0
-    waiting_s: float = 15.0  # how often the events of something that waits are read again
-    json_logs: bool = False  # of this process and of the pods that it makes
-    metrics_from: tuple[Mapping[str, Any], ...] = ()  # who may read the servers' metrics: peers of a NetworkPolicy
-    retry_s: float = 10.0  # from a failure to the next attempt; it doubles with each
+    waiting_s: float = 15.0  # how often pending experiments are reconciled
+    json_logs: bool = False  # of this process and of the pods that it creates
+    metrics_from: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicy peers that may read the servers' metrics
+    retry_s: float = 10.0  # delay between a failure and the next attempt; it doubles every time
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -55,9 +55,9 @@ class Settings:
             retry_s=_number(env, "AREAL_OPERATOR_RETRY_SECONDS", 10),
         )
 
-    def image(self, kind: Literal["trainer", "server"], device: Device, asked: str | None) -> str:
-        """The image that a spec asks for, or the operator's own; raises ``ValueError`` where there is neither."""
-        image = asked or self.images.get((kind, device))
+    def image(self, kind: Literal["trainer", "server"], device: Device, requested: str | None) -> str:
+        """The image in the spec, else the operator's default; raises ``ValueError`` if there is neither."""
+        image = requested or self.images.get((kind, device))
         if image is None:
             section = "servers" if kind == "server" else "trainer"
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Conditions and figures of the status: pure functions of what is observed."""
+"""Conditions and counters of the status: pure functions of the observed objects."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from areal_api import resource_names
+from areal_api import conditions, resource_names
 from areal_api.experiment import GRPOExperiment
 from areal_api.status import Condition, ExperimentStatus, ServersStatus
 from areal_operator.clock import show
 from areal_operator.diagnosis import Reason, claim_problem, component_problem
+from areal_operator.manifests.shared import created_for, is_created_by_operator
 from areal_operator.observed import Observed, is_active, is_ready, is_terminating
+from areal_operator.outcome import job_nodes, trainer_ended
 
 ConditionStatus = Literal["True", "False", "Unknown"]
-ACCEPTED, STORAGE, SERVERS, TRAINER = "Accepted", "StorageReady", "ServersReady", "TrainerRunning"
-SUSPENDED, SUCCEEDED = "Suspended", "Succeeded"
-SUSPENDING = "Suspending"
-# Written by the other field manager, from what trainers report.
+# Written by the progress field manager, from trainers' reports.
 PROGRESS_FIELDS = (
     *("step", "totalSteps", "progress", "version", "reward", "evalReward", "staleness", "tokensPerSecond"),
     *("serversCurrent", "serversBehind"),
@@ -27,22 +26,22 @@ PROGRESS_FIELDS = (
 
 @dataclass(frozen=True)
 class ConditionUpdate:
-    """What a condition is to say."""
+    """The new state of a condition."""
 
     type: str
     status: ConditionStatus
-    why: Reason
+    reason: Reason
 
 
-def find(conditions: Sequence[Condition], kind: str) -> Condition | None:
+def find(current: Sequence[Condition], kind: str) -> Condition | None:
     """A condition by its type."""
-    return next((condition for condition in conditions if condition.type == kind), None)
+    return next((condition for condition in current if condition.type == kind), None)
 
 
 def updated_conditions(
     before: Sequence[Condition], updates: Sequence[ConditionUpdate], *, now: datetime, generation: int
 ) -> list[Condition]:
-    """``before`` with ``updates`` in their places; a transition is when a condition's status changes."""
+    """``before`` with ``updates``; lastTransitionTime changes only with a condition's status."""
     result = {condition.type: condition for condition in before}
     for update in updates:
         old = result.get(update.type)
@@ -50,67 +49,74 @@ def updated_conditions(
         result[update.type] = Condition(
             type=update.type,
             status=update.status,
-            reason=update.why.reason,
-            message=update.why.message,
+            reason=update.reason.code,
+            message=update.reason.message,
             last_transition_time=since or show(now),
             observed_generation=generation,
         )
     return list(result.values())
 
 
-def storage(experiment: GRPOExperiment, observed: Observed) -> ConditionUpdate:
-    """Whether the volume is bound."""
+def storage(experiment: GRPOExperiment, observed: Observed, *, uid: str) -> ConditionUpdate:
+    """Whether the volume claim is bound."""
     claim = observed.get("PersistentVolumeClaim", resource_names.volume_claim(experiment.name))
-    why = claim_problem(claim, observed)
-    if why is not None:
-        return ConditionUpdate(STORAGE, "False", why)
-    return ConditionUpdate(STORAGE, "True", Reason("Bound", "the volume is bound"))
+    problem = claim_problem(claim, observed)
+    if problem is not None or claim is None:
+        return ConditionUpdate(conditions.STORAGE_READY, "False", problem or Reason(conditions.CREATING, ""))
+    if not is_created_by_operator(claim):
+        text = f"PersistentVolumeClaim {claim['metadata']['name']} is bound; the operator did not create it, and "
+        text += "neither changes nor deletes it"
+        return ConditionUpdate(conditions.STORAGE_READY, "True", Reason(conditions.NOT_OURS, text))
+    text = "the volume is bound"
+    if experiment.spec.storage.when_deleted == "Delete" and created_for(claim) != uid:
+        text += "; an earlier experiment created its claim, so it is kept although storage.whenDeleted is Delete"
+    return ConditionUpdate(conditions.STORAGE_READY, "True", Reason(conditions.BOUND, text))
 
 
-def servers(experiment: GRPOExperiment, observed: Observed, *, known: int) -> ConditionUpdate:
-    """Whether all servers that are asked for take requests. ``known`` is how many the trainer has addresses of."""
-    wanted, pods = experiment.spec.servers.replicas, observed.pods(resource_names.SERVER)
+def servers(experiment: GRPOExperiment, observed: Observed, *, addressed: int) -> ConditionUpdate:
+    """Whether all desired servers are ready. ``addressed``: number of servers whose addresses the trainer has."""
+    desired, pods = experiment.spec.servers.replicas, observed.pods(resource_names.SERVER)
     ready = sum(is_ready(pod) for pod in pods)
+    ratio = f"{ready} of {desired} servers are ready"
+    if desired > addressed:
+        text = f"{ratio}; the trainer has the addresses of {addressed} until its next attempt: set "
+        text += "servers.maxReplicas before starting a run that will be scaled up"
+        return _servers("False", conditions.BEYOND_MAX_REPLICAS, text)
+    if ready == desired and len(pods) == desired:
+        return _servers("True", conditions.READY, ratio)
+    if len(pods) > desired:
+        text = f"{len(pods) - desired} servers are draining; {ready} of {desired} are ready"
+        return _servers("True" if ready >= desired else "False", conditions.DRAINING, text)
     owner = observed.get("StatefulSet", resource_names.servers(experiment.name))
-    if wanted > known:
-        text = (
-            f"{ready} of {wanted} servers are ready; the trainer knows the addresses of {known} until its next "
-            "attempt: set servers.maxReplicas before a run that is to grow"
-        )
-        return ConditionUpdate(SERVERS, "False", Reason("BeyondMaxReplicas", text))
-    if ready == wanted and len(pods) == wanted:
-        return ConditionUpdate(SERVERS, "True", Reason("Ready", f"{ready} of {wanted} servers are ready"))
-    if len(pods) > wanted:
-        text = f"{len(pods) - wanted} servers drain; {ready} of {wanted} are ready"
-        return ConditionUpdate(SERVERS, "True" if ready >= wanted else "False", Reason("Draining", text))
-    problem = component_problem(observed, owner, [pod for pod in pods if not is_ready(pod)])
+    waiting = [pod for pod in pods if not is_ready(pod)]
+    problem = component_problem(observed, owner, waiting, missing=desired - len(pods))
     if problem is not None:
-        return ConditionUpdate(
-            SERVERS, "False", Reason(problem.reason, f"{ready} of {wanted} servers are ready; {problem.message}")
-        )
-    return ConditionUpdate(
-        SERVERS, "False", Reason("Starting", f"{ready} of {wanted} servers are ready, others are starting")
-    )
+        return _servers("False", problem.code, f"{ratio}; {problem.message}")
+    return _servers("False", conditions.STARTING, f"{ratio}, others are starting")
 
 
 def trainer(experiment: GRPOExperiment, observed: Observed, *, attempt: int) -> ConditionUpdate:
-    """Whether all pods of the current attempt run."""
-    wanted = experiment.spec.trainer.nodes
-    pods = [pod for pod in observed.trainer_pods(attempt) if not is_terminating(pod)]
-    running = sum(is_ready(pod) for pod in pods)
-    if running == wanted:
-        return ConditionUpdate(TRAINER, "True", Reason("Running", f"attempt {attempt}: {running} of {wanted} pods run"))
+    """Whether all pods of the current attempt run. The Job has their number: the spec may have been edited."""
     job = observed.get("Job", resource_names.trainer_job(experiment.name, attempt))
-    problem = component_problem(observed, job, pods)
+    nodes = job_nodes(job, experiment.spec.trainer.nodes)
+    pods = [pod for pod in observed.trainer_pods(attempt) if not is_terminating(pod)]
+    running = sum(is_ready(pod) and not trainer_ended(pod) for pod in pods)
+    if running == nodes:
+        return _trainer("True", conditions.RUNNING, f"attempt {attempt}: {running} of {nodes} pods run")
+    problem = component_problem(observed, job, pods, missing=nodes - len(pods))
     if problem is not None:
-        return ConditionUpdate(TRAINER, "False", Reason(problem.reason, f"attempt {attempt}: {problem.message}"))
-    text = f"attempt {attempt}: {running} of {wanted} pods run, others are starting"
-    return ConditionUpdate(TRAINER, "False", Reason("Starting", text))
+        return _trainer("False", problem.code, f"attempt {attempt}: {problem.message}")
+    if job is not None and (job.get("spec") or {}).get("suspend"):
+        text = f"attempt {attempt}: another controller has suspended the Job; the operator resumes it"
+        return _trainer("False", conditions.STARTING, text)
+    return _trainer(
+        "False", conditions.STARTING, f"attempt {attempt}: {running} of {nodes} pods run, others are starting"
+    )
 
 
 def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: int) -> ServersStatus:
-    """Figures for the columns and for autoscalers. What is more than is wanted drains and takes no requests."""
-    pods = [pod for pod in observed.pods(resource_names.SERVER) if is_ready(pod) and not is_terminating(pod)]
+    """Numbers for the columns and for autoscalers. Surplus servers are draining and are not counted as ready."""
+    pods = [pod for pod in observed.pods(resource_names.SERVER) if is_ready(pod)]
     ready = min(len(pods), desired)
     labels = resource_names.component_labels(experiment.name, resource_names.SERVER)
     return ServersStatus(
@@ -118,12 +124,20 @@ def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: i
     )
 
 
-def ending_pods(observed: Observed, component: str | None = None) -> list[str]:
-    """Names of pods that may still run something."""
+def active_pods(observed: Observed, component: str | None = None) -> list[str]:
+    """Names of pods whose containers may still run."""
     return [str(pod["metadata"]["name"]) for pod in observed.pods(component) if is_active(pod)]
 
 
 def status_to_write(status: ExperimentStatus) -> dict[str, object]:
-    """The status as the operator applies it: without what trainers report."""
+    """The status as the operator applies it: without the fields that trainers report."""
     data = status.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {key: value for key, value in data.items() if key not in PROGRESS_FIELDS}
+
+
+def _servers(status: ConditionStatus, reason: str, message: str) -> ConditionUpdate:
+    return ConditionUpdate(conditions.SERVERS_READY, status, Reason(reason, message))
+
+
+def _trainer(status: ConditionStatus, reason: str, message: str) -> ConditionUpdate:
+    return ConditionUpdate(conditions.TRAINER_RUNNING, status, Reason(reason, message))

@@ -1,14 +1,13 @@
-"""What changed from one status to the next that is worth a Kubernetes Event."""
+"""Changes between two statuses that deserve a Kubernetes Event."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from areal_api import conditions
 from areal_api.status import Condition, ExperimentStatus
-from areal_operator.status import ACCEPTED, SERVERS, STORAGE, TRAINER, find
-
-QUIET = ("Starting", "Creating", "VolumePending", "Draining", "Finished", "Suspended", "Restarting")
+from areal_operator.status import find
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ def between(before: ExperimentStatus, after: ExperimentStatus) -> list[Transitio
     if after.phase != before.phase and after.phase not in ("Pending", "Starting"):
         kind: Literal["Normal", "Warning"] = "Warning" if after.phase == "Failed" else "Normal"
         result.append(Transition(kind, after.phase, after.message or f"the experiment is {after.phase}"))
-    for name in (ACCEPTED, STORAGE, SERVERS, TRAINER):
+    for name in (*conditions.HEALTH, conditions.CONTESTED):
         old, new = find(before.conditions, name), find(after.conditions, name)
         if new is not None and _is_trouble(new) and (old is None or old.reason != new.reason):
             result.append(Transition("Warning", new.reason, new.message))
@@ -37,12 +36,14 @@ def between(before: ExperimentStatus, after: ExperimentStatus) -> list[Transitio
 
 def _attempt(before: ExperimentStatus, after: ExperimentStatus) -> Transition:
     if after.restarts > before.restarts:
-        return Transition("Warning", "Restarted", f"attempt {after.attempt} begins, restart {after.restarts}")
+        return Transition("Warning", "Restarted", f"attempt {after.attempt} starts, restart {after.restarts}")
     if after.disruptions > before.disruptions:
-        text = f"attempt {after.attempt} begins after a disruption, which does not count"
+        text = f"attempt {after.attempt} starts after a disruption, which does not count"
         return Transition("Warning", "Disrupted", text)
-    return Transition("Normal", "Resumed" if before.attempt else "Started", f"attempt {after.attempt} begins")
+    return Transition("Normal", "Resumed" if before.attempt else "Started", f"attempt {after.attempt} starts")
 
 
 def _is_trouble(condition: Condition) -> bool:
-    return condition.status == "False" and condition.reason not in QUIET
+    if condition.type == conditions.CONTESTED or condition.reason == conditions.UNKNOWN_FIELDS:
+        return condition.status == "True"
+    return condition.status == "False" and condition.reason not in conditions.BENIGN

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from areal_operator.reconcile import _never_anew
 from hack.testbed.experiments import Experiment
 from hack.testbed.fake_kubelet import Behaviour, end, hang, run, wait
 from hack.testbed.kube_api import Object, Refused, eventually
@@ -174,24 +173,20 @@ def test_the_next_attempt_waits_for_a_pod_that_does_not_end(experiment: Experime
     experiment.until_reason("TrainerRunning", "WaitingForPods")
     assert "exp-trainer-1-0-" in experiment.status["message"]
     namespace.kubelet.stuck.discard(namespace.name)
-    experiment.until(lambda now: now["conditions"] and not now["message"], "it runs again")
-    assert experiment.status["attempt"] == 1
+    status = experiment.until(lambda now: now["attempt"] == 2 and now["phase"] == "Running", "the second attempt")
+    assert (status["restarts"], status["disruptions"]) == (0, 1)
 
 
-def test_an_apply_that_names_a_deleted_job_by_its_uid_does_not_make_it_anew(experiment: Experiment) -> None:
-    """What the operator relies on, where a Job is deleted between its look and its apply."""
+def test_a_patch_of_a_deleted_job_does_not_create_it(experiment: Experiment) -> None:
+    """The operator relies on this where a Job is deleted between its observation and its update."""
     running(experiment)
     namespace = experiment.namespace
-    job = next(one for one in namespace.list("Job") if one["metadata"]["name"] == "exp-trainer-1")
-    job = {**job, "apiVersion": "batch/v1", "kind": "Job"}
-    named = _never_anew(
-        {"kind": "Job", "metadata": {"name": "gone"}, "spec": {"template": job["spec"]["template"]}}, job
-    )
-    assert named["metadata"] == {"name": "gone", "uid": job["metadata"]["uid"]}
-    with pytest.raises(Refused) as refused:
-        namespace.api.apply({**named, "apiVersion": "batch/v1"}, namespace.name)
-    assert refused.value.status == 409
-    assert "gone" not in namespace.names("Job")
+    patch = {"metadata": {"uid": "0"}, "spec": {"suspend": False}}
+    for job, status in (("gone", 404), ("exp-trainer-1", 409)):
+        with pytest.raises(Refused) as refused:
+            namespace.api.patch("Job", namespace.name, job, patch)
+        assert refused.value.status == status
+    assert namespace.names("Job") == ["exp-trainer-1"]
 
 
 def test_suspend_ends_everything_and_resume_goes_on(experiment: Experiment) -> None:

@@ -35,8 +35,8 @@ class DoomedCluster(Cluster):
     lifetime = 10**9
     writes = 0
 
-    async def _request(self, method: str, path: str, **more: Any) -> Any:
-        result = await super()._request(method, path, **more)
+    async def request(self, method: str, path: str, **more: Any) -> Any:
+        result = await super().request(method, path, **more)
         if method != "GET":
             self.writes += 1
             if self.writes >= self.lifetime:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from areal_api import resource_names
+from areal_api.pods import PodSecurity
 from areal_operator.manifests.base import Build
-from areal_operator.manifests.pod import API_KEY_FILE, CONFIG_FILE, USER
+from areal_operator.manifests.pod import API_KEY_FILE, CONFIG_FILE
+
+SECURITY = PodSecurity()
 
 
 def docker(*arguments: str, timeout_s: float = 120.0) -> str:
@@ -42,7 +45,13 @@ class PodHost:
         security = container["securityContext"]
         assert security["readOnlyRootFilesystem"]
         assert not security["allowPrivilegeEscalation"]
-        arguments = ["--read-only", "--user", f"{USER}:{USER}", "--security-opt", "no-new-privileges"]
+        arguments = [
+            "--read-only",
+            "--user",
+            f"{SECURITY.run_as_user}:{SECURITY.run_as_group}",
+            "--security-opt",
+            "no-new-privileges",
+        ]
         arguments += [f"--cap-drop={name}" for name in security["capabilities"]["drop"]]
         arguments += ["--network", self.network, "--network-alias", host, "--workdir", container["workingDir"]]
         for entry in container["env"]:

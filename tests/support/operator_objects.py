@@ -1,4 +1,4 @@
-"""Objects as the API server holds them, for tests of the operator's decisions."""
+"""Objects as stored by the API server, for tests of the operator's decisions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from areal_api.experiment import GRPOExperiment
 from areal_api.load import parse_experiment
 from areal_api.status import ExperimentStatus
 from areal_operator.clock import show
-from areal_operator.manifests.base import DIGEST, Manifest
-from areal_operator.observed import ExperimentState, Object, Observed, WarningEvent
+from areal_operator.manifests.base import CREATED_FOR, DIGEST, Manifest
+from areal_operator.observed import DELETION_WATCHED, LAST_SEEN, ExperimentState, Object, Observed, WarningEvent
 from areal_operator.plan import Plan, plan
 from areal_operator.settings import Settings
 from support.experiment_cases import Case
@@ -34,39 +34,43 @@ def experiment(**changes: Any) -> GRPOExperiment:
 
 
 def state(status: ExperimentStatus | None = None, **changes: Any) -> ExperimentState:
-    """The experiment as the operator sees it."""
+    """The experiment as the operator reads it."""
     return ExperimentState(experiment(**changes), "ns", UID, 1, status or ExperimentStatus())
 
 
 def decide(
-    state: ExperimentState, *objects: Object, now: datetime = NOW, warnings: tuple[WarningEvent, ...] = (), **more: Any
+    state: ExperimentState,
+    *objects: Object,
+    now: datetime = NOW,
+    warnings: tuple[WarningEvent, ...] = (),
+    deleted: tuple[Object, ...] = (),
+    **more: Any,
 ) -> Plan:
-    """The plan for what is observed."""
+    """The plan for the observed ``objects``."""
     by_kind: dict[str, list[Object]] = {}
     for obj in objects:
         by_kind.setdefault(obj["kind"], []).append(obj)
-    return plan(state, Observed(by_kind, warnings), now, settings=SETTINGS, api_key="s3cret", **more)
+    observed = Observed(by_kind, warnings, deleted)
+    return plan(state, observed, now, settings=SETTINGS, api_key="s3cret", **more)
 
 
 def continued(state: ExperimentState, plan: Plan) -> ExperimentState:
-    """The state once the plan's status is written."""
+    """The experiment after the plan's status was written."""
     return ExperimentState(state.experiment, state.namespace, state.uid, state.generation, plan.status)
 
 
 def named(plan: Plan) -> list[str]:
-    """``Kind name`` of what is applied."""
+    """``Kind name`` of every object to apply."""
     return [f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in plan.objects]
 
 
 def manifest(plan: Plan, kind: str) -> Manifest:
     """The one manifest of a kind."""
-    (found,) = [manifest for manifest in plan.objects if manifest["kind"] == kind]
-    return found
+    (only,) = [manifest for manifest in plan.objects if manifest["kind"] == kind]
+    return only
 
 
-def job(
-    attempt: int, outcome: str | None = None, *, reason: str = "BackoffLimitExceeded", at: datetime = NOW
-) -> Object:
+def job(attempt: int, outcome: str | None = None, *, reason: str = "BackoffLimitExceeded", nodes: int = 1) -> Object:
     """A Job; ``outcome`` is Complete or Failed."""
     conditions = []
     if outcome:
@@ -74,9 +78,15 @@ def job(
     metadata = {
         "name": resource_names.trainer_job("case", attempt),
         "uid": f"job-{attempt}",
+        "labels": {resource_names.ATTEMPT: str(attempt)},
         "annotations": {DIGEST: "old"},
     }
-    return {"kind": "Job", "metadata": metadata, "status": {"conditions": conditions}}
+    return {"kind": "Job", "metadata": metadata, "spec": {"completions": nodes}, "status": {"conditions": conditions}}
+
+
+def deleted(obj: Object, how: str = DELETION_WATCHED) -> Object:
+    """The last known state of an object that no longer exists."""
+    return {**obj, LAST_SEEN: how}
 
 
 def server_set() -> Object:
@@ -84,13 +94,15 @@ def server_set() -> Object:
     return {"kind": "StatefulSet", "metadata": {"name": "case-server", "uid": "set"}, "status": {}}
 
 
-def claim(phase: str = "Bound", size: str = "100Gi") -> Object:
-    """The volume claim."""
-    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": size}}, "storageClassName": "fast"}
+def claim(phase: str = "Bound", size: str = "100Gi", *, created_for: str | None = UID, **spec: Any) -> Object:
+    """The volume claim; ``created_for`` None: somebody else created it."""
+    labels = {} if created_for is None else resource_names.labels("case")
+    annotations = {} if created_for is None else {CREATED_FOR: created_for}
+    default = {"accessModes": ["ReadWriteMany"], "storageClassName": "fast"}
     return {
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "case-run", "uid": "claim"},
-        "spec": spec,
+        "metadata": {"name": "case-run", "uid": "claim", "labels": labels, "annotations": annotations},
+        "spec": {**default, "resources": {"requests": {"storage": size}}, **spec},
         "status": {"phase": phase},
     }
 
@@ -109,16 +121,16 @@ def pod(component: str, index: int = 0, *, attempt: int = 1, **status: Any) -> O
     }
 
 
-def ended(exit_code: int, *, reason: str = "Error", message: str = "") -> dict[str, Any]:
-    """The status of a pod whose container ended."""
-    state = {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": "2026-01-31T12:00:00Z"}
-    return {
-        "phase": "Failed" if exit_code else "Succeeded",
-        "conditions": [],
-        "containerStatuses": [{"name": "trainer", "image": "i", "state": {"terminated": state}}],
-    }
+def exited(exit_code: int, *, reason: str = "Error", message: str = "", sidecar: str | None = None) -> dict[str, Any]:
+    """The status of a pod whose trainer has exited; a ``sidecar`` of this name still runs."""
+    ended = {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": "2026-01-31T12:00:00Z"}
+    containers: list[Object] = [{"name": "trainer", "image": "i", "state": {"terminated": ended}}]
+    if sidecar is not None:
+        containers.insert(0, {"name": sidecar, "image": "s", "state": {"running": {"startedAt": "…"}}})
+    phase = "Failed" if exit_code else "Succeeded"
+    return {"phase": "Running" if sidecar else phase, "conditions": [], "containerStatuses": containers}
 
 
-def leaving(obj: Object) -> Object:
-    """The object after it was deleted, while its end is awaited."""
+def terminating(obj: Object) -> Object:
+    """The object after it was deleted, while it still exists."""
     return {**obj, "metadata": {**obj["metadata"], "deletionTimestamp": "2026-01-31T12:00:00Z"}}

@@ -9,7 +9,6 @@ from pathlib import Path
 from areal_api import conditions, stat_names
 from areal_api.experiment import KIND, GRPOExperiment
 from areal_api.status import TERMINAL_PHASES, Condition, ExperimentStatus
-from areal_api.stored import read_status
 from areal_launcher import run_files
 from areal_launcher.cluster.client import ApiError, Cluster, Object, Unreachable
 from areal_launcher.display import Display
@@ -25,7 +24,7 @@ STARTING = (401, 403)  # returned for seconds by a starting API server; our cred
 
 def status_of(body: Object) -> ExperimentStatus:
     """Parse the status of an experiment returned by the API server."""
-    return read_status(body)
+    return ExperimentStatus.model_validate(body.get("status") or {})
 
 
 def open_condition(status: ExperimentStatus) -> Condition | None:

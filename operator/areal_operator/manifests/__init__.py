@@ -1,1 +1,1 @@
-"""Builders of the objects that an experiment owns. Pure: spec and settings in, manifests out."""
+"""Pure builders of the objects that an experiment owns, from its spec and the operator's settings."""

@@ -1,4 +1,4 @@
-"""What all manifests share: the owner's reference, labels, and the digest by which an edit of the spec is seen."""
+"""What all manifests share: the owner reference, the labels, and a digest annotation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from areal_api.render import config_yaml
 from areal_operator.settings import Settings
 
 Manifest = dict[str, Any]
-DIGEST = "areal.dev/manifest"
+DIGEST = "areal.dev/manifest"  # annotation: digest of the manifest that an object was last applied from
+CREATED_FOR = "areal.dev/created-for"  # annotation of a volume claim: UID of the experiment that created it
 
 
 @dataclass(frozen=True)
 class Build:
-    """What the builders are given."""
+    """Input of the manifest builders."""
 
     experiment: GRPOExperiment
     namespace: str
@@ -27,6 +28,7 @@ class Build:
     attempt: int
     api_key: str
     settings: Settings
+    claim_access_modes: tuple[str, ...] | None = None  # of the existing volume claim; None before it exists
 
     @property
     def name(self) -> str:
@@ -35,17 +37,17 @@ class Build:
 
     @property
     def config(self) -> str:
-        """The resolved configuration, as a file."""
+        """The resolved configuration, as YAML."""
         return config_yaml(self.experiment.spec.config)
 
     @property
     def config_map(self) -> str:
-        """Name of the ConfigMap that holds it."""
+        """Name of the ConfigMap that holds the configuration."""
         return resource_names.config_map(self.name, digest(self.config)[:10])
 
     @property
     def fileroot(self) -> PurePosixPath:
-        """Where the shared volume is mounted."""
+        """Mount path of the shared volume."""
         return names.IMAGE_ROOT / self.experiment.spec.config.cluster.fileroot
 
     @property
@@ -53,8 +55,13 @@ class Build:
         """The run directory in the pods."""
         return names.IMAGE_ROOT / names.run_dir(self.experiment.spec.config).as_posix()
 
+    @property
+    def access_modes(self) -> tuple[str, ...]:
+        """Access modes of the volume: those of the claim once it exists, because they are immutable."""
+        return self.claim_access_modes or tuple(self.experiment.spec.storage.access_modes)
+
     def image(self, kind: Literal["trainer", "server"]) -> str:
-        """Image of the pods of one kind; raises ``ValueError`` where there is none."""
+        """Image of one kind of pod; raises ``ValueError`` if neither spec nor settings name one."""
         section = self.experiment.spec.servers if kind == "server" else self.experiment.spec.trainer
         return self.settings.image(kind, section.device, section.image)
 
@@ -75,7 +82,7 @@ def owned(
     labels: Manifest,
     annotations: Manifest | None = None,
 ) -> Manifest:
-    """A child of the experiment, removed with it."""
+    """An object that the experiment owns: the garbage collector deletes it together with the experiment."""
     manifest = {
         "apiVersion": api_version,
         "kind": kind,
@@ -92,5 +99,5 @@ def owned(
 
 
 def owner_reference(build: Build) -> Manifest:
-    """The experiment as owner. It blocks nothing: deleting an experiment never waits for the operator."""
+    """The experiment as controlling owner. It does not block deletion, which therefore never needs the operator."""
     return {"apiVersion": API_VERSION, "kind": KIND, "name": build.name, "uid": build.uid, "controller": True}

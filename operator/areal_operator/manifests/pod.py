@@ -1,4 +1,4 @@
-"""The pod that servers and trainer have in common: Pod Security "restricted", mounts, devices, what the user adds."""
+"""The pod template of servers and trainer: Pod Security "restricted", mounts, devices, and the user's additions."""
 
 from __future__ import annotations
 
@@ -6,35 +6,31 @@ from collections.abc import Mapping, Sequence
 
 from areal_api import names, resource_names
 from areal_api.pods import PodSettings
+from areal_api.quantities import parse_quantity
 from areal_operator.manifests.base import Build, Manifest
 from areal_operator.manifests.shared import API_KEY, CONFIG_KEY
 
-USER = 1000
 GPU = "nvidia.com/gpu"
+# Extended resources with one of these in their name are no accelerators: a GPU is still added next to them.
+NETWORK_DEVICES = ("rdma", "hca", "efa", "sriov", "roce", "infiniband", "hostdev", "hugepages", "gdrcopy")
 CONFIG_FILE = f"/etc/areal/config/{CONFIG_KEY}"
 API_KEY_FILE = f"/etc/areal/api-key/{API_KEY}"
 TERMINATION_LOG = "/dev/termination-log"
-NODE_GONE_S = 60  # how long a pod stays bound to a node that no longer answers; Kubernetes' own is 300
+NODE_GONE_S = 60  # how long a pod stays bound to an unreachable node; the default of Kubernetes is 300
+MAX_CORES = 4096  # of one pod
 OWN_PREFIX = "areal-"
-GPU_ENV = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}  # both need memory that a container does not get
+GPU_ENV = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}  # both need memory that containers lack
 
 
 def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, containers: Manifest) -> Manifest:
-    """A pod template. ``containers`` holds ``containers`` and, where there are any, ``initContainers``."""
+    """A pod template. ``containers`` holds ``containers`` and optionally ``initContainers``."""
     spec: Manifest = {
         **containers,
         "serviceAccountName": resource_names.service_account(build.name),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "volumes": [*_volumes(build, settings), *_named(settings.volumes, "volumes")],
+        "securityContext": _security_context(settings),
+        "volumes": [*_volumes(build, settings), *_checked(settings.volumes)],
         "tolerations": [*_node_tolerations(settings), *settings.tolerations],
         "affinity": _affinity(build, settings),
         "imagePullSecrets": settings.image_pull_secrets,
@@ -56,14 +52,14 @@ def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, conta
 def container(
     settings: PodSettings, *, name: str, image: str, command: Sequence[str], env: Sequence[Manifest], gpus: int
 ) -> Manifest:
-    """The main container: no privilege, a root file system that it cannot write, everything else mounted."""
+    """A container without privileges and with a read-only root file system; writable paths are mounted."""
     result: Manifest = {
         "name": name,
         "image": image,
         "command": [argument.replace("$(", "$$(") for argument in command],
         "workingDir": str(names.IMAGE_ROOT),
         "env": list(env),
-        "resources": _resources(settings, gpus),
+        "resources": resources(settings, gpus),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -78,7 +74,7 @@ def container(
 
 
 def mounts(build: Build, settings: PodSettings) -> list[Manifest]:
-    """Where volumes are mounted: ours, then the user's."""
+    """Volume mounts: the operator's, then the user's."""
     own: list[Manifest] = [
         {"name": "areal-run", "mountPath": str(build.fileroot)},
         {"name": "areal-config", "mountPath": "/etc/areal/config", "readOnly": True},
@@ -92,11 +88,11 @@ def mounts(build: Build, settings: PodSettings) -> list[Manifest]:
 def environment(
     build: Build, settings: PodSettings, values: Mapping[str, str], more: Sequence[Manifest]
 ) -> list[Manifest]:
-    """Variables in an order in which each name stands once; the user's come last and win."""
+    """Environment variables, each name once; the user's come last and take precedence."""
     everywhere = {
         "HOME": "/tmp",
         "XDG_CACHE_HOME": "/tmp/.cache",
-        "HF_HOME": str(build.fileroot / ".huggingface"),  # on the shared volume: a model is loaded down once
+        "HF_HOME": str(build.fileroot / ".huggingface"),  # on the shared volume: a model is downloaded once
         names.TERMINATION_LOG: TERMINATION_LOG,
         **({names.LOG_FORMAT: "json"} if build.settings.json_logs else {}),
         **(GPU_ENV if settings.device == "cuda" else {}),
@@ -114,33 +110,63 @@ def environment(
 
 
 def compute_threads(settings: PodSettings, processes: int) -> int:
-    """Threads of each of ``processes`` in a pod on the CPU: the whole cores that the pod may use, shared out."""
-    limits, requests = amounts(settings)
+    """Compute threads of each of ``processes`` in a CPU pod: its whole cores divided by the processes."""
+    limits, requests = limits_and_requests(settings)
     cpu = limits.get("cpu") or requests.get("cpu") or 1
-    text = str(cpu)
     try:
-        cores = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+        cores = int(parse_quantity(cpu))
     except ValueError as error:
-        raise ValueError(f"resources: cpu is {cpu!r}; write cores, as 4 or 500m") from error
-    return max(1, int(cores) // processes)
+        raise ValueError(f"resources: cpu is {cpu!r}; write cores, such as 4 or 500m") from error
+    return max(1, min(cores, MAX_CORES) // processes)
 
 
-def amounts(settings: PodSettings) -> tuple[Manifest, Manifest]:
-    """Limits and requests; raises ``ValueError`` for what is no mapping."""
-    found: list[Manifest] = []
+def limits_and_requests(settings: PodSettings) -> tuple[Manifest, Manifest]:
+    """Resource limits and requests; raises ``ValueError`` for values that are not mappings."""
+    parts: list[Manifest] = []
     for part in ("limits", "requests"):
         value = settings.resources.get(part)
         if value is not None and not isinstance(value, dict):
             raise ValueError(f"resources.{part} is {value!r}; write a mapping, as {{cpu: 4, memory: 16Gi}}")
-        found.append(value or {})
-    return found[0], found[1]
+        parts.append(value or {})
+    return parts[0], parts[1]
 
 
-def _resources(settings: PodSettings, gpus: int) -> Manifest:
-    limits, requests = amounts(settings)
-    if settings.device != "cuda" or gpus == 0 or any("gpu" in name for name in {*limits, *requests}):
+def resources(settings: PodSettings, gpus: int) -> Manifest:
+    """The user's resources, plus ``gpus`` GPUs on cuda unless they already name an accelerator."""
+    limits, requests = limits_and_requests(settings)
+    if settings.device != "cuda" or gpus == 0 or settings.resources.get("claims"):
+        return settings.resources
+    if any(is_accelerator(name) for name in {*limits, *requests}):
         return settings.resources
     return {**settings.resources, "limits": {**limits, GPU: str(gpus)}}
+
+
+def resources_without_devices(settings: PodSettings) -> Manifest:
+    """The user's CPU, memory and storage, without extended resources: for a container that needs no device."""
+    limits, requests = limits_and_requests(settings)
+    parts = {
+        part: {name: value for name, value in amounts.items() if "/" not in name}
+        for part, amounts in (("limits", limits), ("requests", requests))
+    }
+    return {part: amounts for part, amounts in parts.items() if amounts}
+
+
+def is_accelerator(resource: str) -> bool:
+    """Whether a resource is a device that computes (a GPU, a MIG slice, a TPU, …): extended, and no network device."""
+    return "/" in resource and not any(word in resource.lower() for word in NETWORK_DEVICES)
+
+
+def _security_context(settings: PodSettings) -> Manifest:
+    security = settings.pod_security
+    values = {
+        "runAsUser": security.run_as_user,
+        "runAsGroup": security.run_as_group,
+        "fsGroup": security.fs_group,
+        "fsGroupChangePolicy": security.fs_group_change_policy if security.fs_group is not None else None,
+        "supplementalGroups": security.supplemental_groups or None,
+    }
+    fixed: Manifest = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    return {**fixed, **{key: value for key, value in values.items() if value is not None}}
 
 
 def _volumes(build: Build, settings: PodSettings) -> list[Manifest]:
@@ -156,26 +182,28 @@ def _volumes(build: Build, settings: PodSettings) -> list[Manifest]:
     ]
 
 
-def _named(volumes: Sequence[Manifest], key: str) -> Sequence[Manifest]:
+def _checked(volumes: Sequence[Manifest]) -> Sequence[Manifest]:
     for volume in volumes:
         if str(volume.get("name", "")).startswith(OWN_PREFIX):
-            raise ValueError(f"{key}: {volume['name']} begins with {OWN_PREFIX}, as our own do; choose another name")
+            raise ValueError(
+                f"volumes: {volume['name']} begins with {OWN_PREFIX}, which is reserved; choose another name"
+            )
     return volumes
 
 
 def _node_tolerations(settings: PodSettings) -> list[Manifest]:
     taints = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
-    asked = {toleration.get("key") for toleration in settings.tolerations}
+    tolerated = {str(toleration.get("key")) for toleration in settings.tolerations}
     return [
         {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_GONE_S}
         for taint in taints
-        if taint not in asked
+        if taint not in tolerated
     ]
 
 
 def _affinity(build: Build, settings: PodSettings) -> Manifest:
-    """The user's; where the volume can be mounted by one node alone, also: all pods on that node."""
-    if "ReadWriteMany" in build.experiment.spec.storage.access_modes or "podAffinity" in settings.affinity:
+    """The user's affinity; a volume that only one node can mount also keeps all pods on one node."""
+    if "ReadWriteMany" in build.access_modes or "podAffinity" in settings.affinity:
         return settings.affinity
     term = {
         "labelSelector": {"matchLabels": resource_names.labels(build.name)},

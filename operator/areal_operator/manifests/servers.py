@@ -1,4 +1,4 @@
-"""The servers: a StatefulSet with stable names, and the budget that keeps drains from taking them all."""
+"""The servers' StatefulSet, and the PodDisruptionBudget that keeps drains from evicting them all at once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from areal_operator.manifests.pod import (
 )
 
 PYTHON = "python3"
-GRACE_S = 120  # SGLang answers what it has begun before it ends
-START_S = 3600  # loading a model may take this long
-UPDATE_S = 600  # a weight update may keep a server from answering this long
+UPDATE_S = 600  # how long a weight update may keep a server from answering
 
 
 def server_set(build: Build, replicas: int) -> Manifest:
-    """The servers. OnDelete: an edit of the spec never takes a server away from a running trainer."""
+    """The StatefulSet. OnDelete: an edit of the spec never restarts a server that a trainer is using."""
     labels = resource_names.component_labels(build.name, resource_names.SERVER)
     servers = build.experiment.spec.servers
     return owned(
@@ -50,7 +48,10 @@ def server_set(build: Build, replicas: int) -> Manifest:
 
 
 def disruption_budget(build: Build) -> Manifest:
-    """Drains take one server at a time."""
+    """Voluntary disruptions evict one ready server at a time.
+
+    Servers that are not ready may always be evicted: otherwise one that loads for an hour would block a drain.
+    """
     labels = resource_names.component_labels(build.name, resource_names.SERVER)
     return owned(
         build,
@@ -58,7 +59,13 @@ def disruption_budget(build: Build) -> Manifest:
         kind="PodDisruptionBudget",
         name=resource_names.servers(build.name),
         labels=labels,
-        body={"spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}}},
+        body={
+            "spec": {
+                "maxUnavailable": 1,
+                "selector": {"matchLabels": labels},
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            }
+        },
     )
 
 
@@ -89,12 +96,12 @@ def _server(build: Build) -> Manifest:
         **result,
         "volumeMounts": mounts(build, servers),
         "ports": [{"name": "http", "containerPort": resource_names.SERVER_PORT, "protocol": "TCP"}],
-        **_probes(),
+        **_probes(servers.startup_seconds),
     }
 
 
-def _probes() -> dict[str, Any]:
-    """/ready answers at once. /health generates a token: it proves that the scheduler lives, and waits in an update."""
+def _probes(startup_s: int) -> dict[str, Any]:
+    """/ready answers at once. /health generates a token: it proves that the scheduler works, and waits for updates."""
 
     def get(path: str, *, period: int, timeout: int, failures: int) -> Manifest:
         return {
@@ -105,16 +112,17 @@ def _probes() -> dict[str, Any]:
         }
 
     return {
-        "startupProbe": get("/ready", period=5, timeout=5, failures=START_S // 5),
+        "startupProbe": get("/ready", period=5, timeout=5, failures=max(1, startup_s // 5)),
         "readinessProbe": get("/ready", period=5, timeout=5, failures=3),
         "livenessProbe": get("/health", period=30, timeout=25, failures=UPDATE_S // 30),
     }
 
 
 def _spread(build: Build, template: Manifest) -> Manifest:
-    """Servers on different nodes where there is room, unless the user or the volume says where they go."""
-    spec: Manifest = {**template["spec"], "terminationGracePeriodSeconds": GRACE_S}
-    if not build.experiment.spec.servers.topology_spread_constraints:
+    """Spread the servers over nodes if there is room, unless the user sets topologySpreadConstraints."""
+    servers = build.experiment.spec.servers
+    spec: Manifest = {**template["spec"], "terminationGracePeriodSeconds": servers.termination_grace_period_seconds}
+    if not servers.topology_spread_constraints:
         selector = {"matchLabels": resource_names.component_labels(build.name, resource_names.SERVER)}
         spec["topologySpreadConstraints"] = [
             {

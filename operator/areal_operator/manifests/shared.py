@@ -1,4 +1,4 @@
-"""Children that servers and trainer share: configuration, key, volume, account, network policy."""
+"""Objects that servers and trainer share: configuration, API key, volume claim, service account, network policy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from areal_api import resource_names
 from areal_api.quantities import parse_quantity
-from areal_operator.manifests.base import Build, Manifest, owned, owner_reference
+from areal_operator.manifests.base import CREATED_FOR, Build, Manifest, owned, owner_reference
 
 CONFIG_KEY = "config.yaml"
 API_KEY = "api-key"
 
 
 def config_map(build: Build) -> Manifest:
-    """The resolved configuration under a name of its digest: a pod never sees it change."""
+    """The resolved configuration, immutable and named by its digest: a pod never sees it change."""
     return owned(
         build,
         api_version="v1",
@@ -26,19 +26,19 @@ def config_map(build: Build) -> Manifest:
 
 
 def api_key_secret(build: Build) -> Manifest:
-    """The key of the run's servers."""
+    """The API key of the run's servers."""
     return owned(
         build,
         api_version="v1",
         kind="Secret",
         name=resource_names.api_key_secret(build.name),
         labels=resource_names.labels(build.name),
-        body={"immutable": True, "type": "Opaque", "data": {API_KEY: encoded(build.api_key)}},
+        body={"immutable": True, "type": "Opaque", "data": {API_KEY: base64_text(build.api_key)}},
     )
 
 
 def service_account(build: Build) -> Manifest:
-    """The account of the pods. It may do nothing; its only token is the one for progress reports."""
+    """The account of the pods. It has no rights; its only token authenticates progress reports."""
     return owned(
         build,
         api_version="v1",
@@ -49,38 +49,61 @@ def service_account(build: Build) -> Manifest:
     )
 
 
-def volume_claim(build: Build, existing: dict[str, Any] | None) -> Manifest:
-    """The shared volume. What of an existing claim cannot change is left as it is; it grows, and never shrinks."""
+def volume_claim(build: Build, existing: dict[str, Any] | None) -> Manifest | None:
+    """The shared volume; None if ``existing`` was not created by the operator and is therefore never changed.
+
+    Of an existing claim only labels, owner and size change, and the size only grows. The experiment becomes the owner
+    of a claim only if it created it: a claim of an earlier experiment outlives this one whatever ``whenDeleted`` says.
+    """
     storage = build.experiment.spec.storage
+    if existing is not None and not is_created_by_operator(existing):
+        return None
+    found = {} if existing is None else existing["spec"]
     spec: dict[str, Any] = {
-        "accessModes": list(storage.access_modes),
-        "resources": {"requests": {"storage": storage.size}},
+        "accessModes": found.get("accessModes") or list(storage.access_modes),
+        "resources": {"requests": {"storage": _size(storage.size, found)}},
     }
-    if storage.storage_class_name is not None:
-        spec["storageClassName"] = storage.storage_class_name
-    if existing is not None:
-        found = existing["spec"]
-        spec["accessModes"] = found["accessModes"]
-        spec.pop("storageClassName", None)
-        if found.get("storageClassName") is not None:
-            spec["storageClassName"] = found["storageClassName"]
-        has = found["resources"]["requests"]["storage"]
-        if parse_quantity(has) > parse_quantity(storage.size):
-            spec["resources"]["requests"]["storage"] = has
+    storage_class = storage.storage_class_name if existing is None else found.get("storageClassName")
+    if storage_class is not None:
+        spec["storageClassName"] = storage_class
     metadata: dict[str, Any] = {
         "name": resource_names.volume_claim(build.name),
         "namespace": build.namespace,
         "labels": resource_names.labels(build.name),
     }
-    if storage.when_deleted == "Delete":
+    if existing is None:
+        metadata["annotations"] = {CREATED_FOR: build.uid}
+    if storage.when_deleted == "Delete" and (existing is None or created_for(existing) == build.uid):
         metadata["ownerReferences"] = [owner_reference(build)]
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
-def network_policy(build: Build) -> Manifest:
-    """Only pods of the same experiment reach its pods, and who reads metrics reaches the servers.
+def is_created_by_operator(claim: dict[str, Any]) -> bool:
+    """Whether the operator created a volume claim: a person who provides one does not label it as managed by us."""
+    return (claim["metadata"].get("labels") or {}).get(resource_names.MANAGED_BY) == resource_names.OPERATOR
 
-    On a server's port everything but its health and its metrics needs the run's key.
+
+def created_for(claim: dict[str, Any]) -> str | None:
+    """UID of the experiment that a volume claim was created for."""
+    uid = (claim["metadata"].get("annotations") or {}).get(CREATED_FOR)
+    return None if uid is None else str(uid)
+
+
+def _size(wanted: str, existing_spec: dict[str, Any]) -> str:
+    """The larger of the requested and the existing size; one that cannot be compared stays as it is."""
+    existing = ((existing_spec.get("resources") or {}).get("requests") or {}).get("storage")
+    if existing is None:
+        return wanted
+    try:
+        return wanted if parse_quantity(wanted) > parse_quantity(existing) else str(existing)
+    except ValueError:
+        return str(existing)
+
+
+def network_policy(build: Build) -> Manifest:
+    """Only pods of the same experiment can reach its pods; metrics readers can also reach the servers' port.
+
+    On that port everything except health and metrics requires the run's API key.
     """
     peers = {"podSelector": {"matchLabels": resource_names.labels(build.name)}}
     ingress: list[Manifest] = [{"from": [peers]}]
@@ -98,7 +121,7 @@ def network_policy(build: Build) -> Manifest:
 
 
 def headless_service(build: Build, name: str, component: str, port: int) -> Manifest:
-    """DNS names of the pods of one kind, from their start on: a server that loads is waited for by its name."""
+    """DNS names of one component's pods, published before they are ready: clients wait for a server by its name."""
     return owned(
         build,
         api_version="v1",
@@ -116,6 +139,6 @@ def headless_service(build: Build, name: str, component: str, port: int) -> Mani
     )
 
 
-def encoded(text: str) -> str:
-    """``text`` as a Secret holds it."""
+def base64_text(text: str) -> str:
+    """``text`` as in the ``data`` of a Secret."""
     return base64.b64encode(text.encode()).decode()

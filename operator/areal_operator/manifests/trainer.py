@@ -1,4 +1,4 @@
-"""The trainer: one Indexed Job an attempt, a pod a node, torchrun in each."""
+"""The trainer: one Indexed Job per attempt, with one pod per node that runs torchrun."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from areal_operator.manifests.pod import (
     environment,
     mounts,
     pod_template,
+    resources_without_devices,
 )
 from areal_operator.manifests.servers import PYTHON
 
-GRACE_S = 180  # the step is finished and a recovery checkpoint written
 TOKEN_DIR = "/var/run/areal"
-TOKEN_S = 3600  # the kubelet renews it
-SERVERS = "areal.dev/servers"  # how many servers the trainer knows the addresses of
+TOKEN_S = 3600  # the kubelet renews the token
+SERVERS = "areal.dev/servers"  # annotation: number of servers whose addresses the trainer was started with
+CONTAINER, INIT_CONTAINER = "trainer", "prepare"
 DISRUPTED = "DisruptionTarget"
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
 def trainer_job(build: Build) -> Manifest:
-    """The Job of the current attempt. It never retries: one lost rank ends the attempt, the operator begins the next.
+    """The Job of the current attempt. It never retries: one lost rank ends it, and the operator starts the next.
 
-    The first rule of podFailurePolicy marks disruptions: the Job's failure then says so, also when its pods are gone.
+    podFailurePolicy marks disruptions, so that the Job's failure names them even after its pods are gone.
     """
     nodes = build.experiment.spec.trainer.nodes
     labels = {
@@ -74,7 +75,7 @@ def _template(build: Build, labels: Manifest) -> Manifest:
         **template["spec"],
         "restartPolicy": "Never",
         "subdomain": resource_names.trainer(build.name),
-        "terminationGracePeriodSeconds": GRACE_S,
+        "terminationGracePeriodSeconds": trainer.termination_grace_period_seconds,
     }
     if build.settings.progress_url is not None:
         token = {"path": "token", "audience": resource_names.progress_audience(build.uid), "expirationSeconds": TOKEN_S}
@@ -84,20 +85,23 @@ def _template(build: Build, labels: Manifest) -> Manifest:
 
 
 def _prepare(build: Build) -> Manifest:
-    """Makes the run directory and leaves the resolved configuration there; a volume that is full says so here."""
+    """Creates the run directory and copies the resolved configuration into it; a full volume already fails here.
+
+    It gets the trainer's CPU and memory. That reserves nothing more, because init containers run before the others,
+    and it satisfies every LimitRange and quota that the trainer itself satisfies.
+    """
     trainer = build.experiment.spec.trainer
     script = f'mkdir -p "$1" && cp {CONFIG_FILE} "$1/config.yaml.$HOSTNAME" && '
     script += 'mv "$1/config.yaml.$HOSTNAME" "$1/config.yaml"'
     result = container(
         trainer,
-        name="prepare",
+        name=INIT_CONTAINER,
         image=build.image("trainer"),
         command=["/bin/sh", "-c", script, "prepare", str(build.run_dir)],
         env=[],
         gpus=0,
     )
-    small = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}}
-    return {**result, "resources": small, "volumeMounts": mounts(build, trainer)}
+    return {**result, "resources": resources_without_devices(trainer), "volumeMounts": mounts(build, trainer)}
 
 
 def _trainer(build: Build) -> Manifest:
@@ -115,7 +119,7 @@ def _trainer(build: Build) -> Manifest:
     )
     result = container(
         trainer,
-        name="trainer",
+        name=CONTAINER,
         image=build.image("trainer"),
         command=[PYTHON, "-m", TORCHRUN_MODULE, *script_arguments(trainer.script)],
         env=environment(
@@ -145,7 +149,7 @@ def _torchrun(build: Build) -> dict[str, str]:
         "PET_MASTER_ADDR": first if trainer.nodes > 1 else "127.0.0.1",
         "PET_MASTER_PORT": str(resource_names.MASTER_PORT),
         "PET_MAX_RESTARTS": "0",
-        names.TORCHRUN_SHUTDOWN_TIMEOUT: str(GRACE_S - 20),
+        names.TORCHRUN_SHUTDOWN_TIMEOUT: str(trainer.termination_grace_period_seconds - 20),
     }
 
 

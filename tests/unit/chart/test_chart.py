@@ -18,9 +18,9 @@ import generate
 from areal_api import names, resource_names
 from areal_api.load import load_experiment, parse_experiment
 from areal_launcher.cli import run_parser
-from areal_operator.app import ROOT_KEY
 from areal_operator.leader import NAME as LEASE
 from areal_operator.metrics import EXPERIMENT_GAUGES, Metrics
+from areal_operator.root_key import ROOT_KEY
 from areal_operator.settings import Settings
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
 from support.operator_objects import decide, manifest, state

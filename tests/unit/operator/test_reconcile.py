@@ -1,0 +1,217 @@
+"""The reconciler with an API server in memory: what it writes, what it leaves alone, what it reports."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from areal_api import resource_names
+from areal_api.experiment import KIND
+from areal_operator.cluster import CHILD_KINDS, ApiError
+from areal_operator.observed import Object
+from areal_operator.reconcile import Reconciler
+from areal_operator.store import Store
+from support.experiment_cases import Case
+from support.memory_cluster import MemoryCluster
+from support.operator_objects import NOW, SETTINGS
+
+KEY = ("ns", "case")
+
+
+class World:
+    """One experiment, its cluster and a reconciler with the watch's view of it."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.cluster = MemoryCluster()
+        self.now: datetime = NOW
+        body = Case("", {f"spec.{key.replace('__', '.')}": value for key, value in changes.items()}).experiment()
+        self.cluster.add({**body, "kind": KIND, "metadata": {"name": "case", "namespace": "ns"}})
+        self.restart()
+
+    def restart(self) -> None:
+        """A new operator process."""
+        self.store = Store()
+        self.reconciler = Reconciler(
+            self.cluster, self.store, settings=SETTINGS, root_key=b"root", now=lambda: self.now
+        )
+
+    async def run(self, times: int = 3) -> float | None:
+        """Reconcile with an up-to-date cache, several times as the queue would; returns the last delay."""
+        delay: float | None = None
+        for _ in range(times):
+            selector = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
+            for kind in CHILD_KINDS:
+                listed = await self.cluster.list(kind, None, selector)
+                self.store.replace(kind, listed.items, listed.version)
+            delay = await self.reconciler.reconcile(KEY)
+        return delay
+
+    @property
+    def status(self) -> Object:
+        return dict(self.cluster.objects[KIND, "ns", "case"].get("status") or {})
+
+    def condition(self, kind: str) -> Object:
+        return next((one for one in self.status.get("conditions", []) if one["type"] == kind), {})
+
+    def writes_of(self, kind: str) -> int:
+        return sum(of_kind == kind for _, of_kind, _ in self.cluster.writes)
+
+
+async def test_a_second_reconcile_writes_nothing() -> None:
+    world = World()
+    await world.run()
+    before = len(world.cluster.writes)
+    await world.run()
+    assert world.cluster.writes[before:] == []
+
+
+async def test_the_uid_of_the_job_is_recorded() -> None:
+    world = World()
+    await world.run()
+    job = world.cluster.objects["Job", "ns", "case-trainer-1"]
+    assert world.status["jobUid"] == job["metadata"]["uid"]
+
+
+async def test_a_job_that_another_controller_collects_is_not_created_again() -> None:
+    world = World(runPolicy__backoffLimit=1)
+    await world.run()
+    finished = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    world.cluster.edit("Job", "ns", "case-trainer-1", finished)
+    world.store.remove({**world.cluster.remove("Job", "ns", "case-trainer-1"), "kind": "Job"})
+    await world.run()
+    assert world.status["phase"] == "Succeeded"
+    assert world.cluster.names("Job") == []
+
+
+async def test_a_job_collected_while_no_operator_runs_leads_to_a_defined_result() -> None:
+    world = World(runPolicy__backoffLimit=0)
+    await world.run()
+    world.cluster.remove("Job", "ns", "case-trainer-1")
+    world.restart()
+    await world.run()
+    assert world.status["phase"] == "Failed"
+    assert world.condition("Succeeded")["reason"] == "OutcomeUnknown"
+
+
+async def test_fields_added_by_other_controllers_cause_no_write() -> None:
+    world = World()
+    await world.run()
+    before = len(world.cluster.writes)
+    for kind, name in (("Job", "case-trainer-1"), ("StatefulSet", "case-server"), ("Service", "case-server")):
+        world.cluster.edit(kind, "ns", name, {"metadata": {"annotations": {"team": "x"}, "labels": {"y": "z"}}})
+    await world.run()
+    assert world.cluster.writes[before:] == []
+
+
+async def test_a_changed_field_is_restored_and_additions_stay() -> None:
+    world = World()
+    await world.run()
+    world.cluster.edit(
+        "StatefulSet", "ns", "case-server", {"metadata": {"labels": {"y": "z"}}, "spec": {"replicas": 5}}
+    )
+    await world.run()
+    stateful_set = world.cluster.objects["StatefulSet", "ns", "case-server"]
+    assert (stateful_set["spec"]["replicas"], stateful_set["metadata"]["labels"]["y"]) == (1, "z")
+
+
+async def test_only_mutable_fields_of_a_job_are_written_again() -> None:
+    world = World()
+    world.cluster.mutate_on_create = lambda obj: (
+        obj["spec"]["template"]["spec"].update(tolerations=[]) if (obj.get("spec", {}).get("template")) else None
+    )
+    await world.run()
+
+    def immutable(method: str, obj: Object) -> ApiError | None:
+        template = obj["kind"] == "Job" and "template" in obj.get("spec", {})
+        return ApiError(422, "Invalid", "spec.template: field is immutable\n{…}") if template else None
+
+    world.cluster.check = immutable
+    world.cluster.edit(
+        "Job", "ns", "case-trainer-1", {"spec": {"suspend": True}, "metadata": {"annotations": {"a": "b"}}}
+    )
+    await world.run()
+    job = world.cluster.objects["Job", "ns", "case-trainer-1"]
+    assert (job["spec"]["suspend"], job["metadata"]["annotations"]["a"]) == (False, "b")
+    assert job["spec"]["template"]["spec"]["tolerations"] == []
+    assert world.condition("Accepted")["status"] == "True"
+
+
+async def test_an_object_that_is_changed_again_and_again_is_named() -> None:
+    world = World()
+    await world.run()
+    for _ in range(6):
+        world.cluster.edit("Job", "ns", "case-trainer-1", {"spec": {"suspend": True}}, manager="kueue")
+        await world.run(2)
+    contested = world.condition("Contested")
+    assert (contested["status"], contested["reason"]) == ("True", "ChangedByOthers")
+    assert "field manager kueue keeps changing Job case-trainer-1" in contested["message"]
+    before = world.writes_of("Job")
+    world.cluster.edit("Job", "ns", "case-trainer-1", {"spec": {"suspend": True}}, manager="kueue")
+    assert await world.run(2) == pytest.approx(15.0)
+    assert world.writes_of("Job") == before  # the fight is slowed down
+
+
+async def test_a_claim_that_may_not_grow_does_not_hold_up_the_run() -> None:
+    world = World()
+    await world.run()
+
+    def no_growth(method: str, obj: Object) -> ApiError | None:
+        grows = obj["kind"] == "PersistentVolumeClaim" and method == "PATCH"
+        return ApiError(403, "Forbidden", "only dynamically provisioned pvc can be resized") if grows else None
+
+    world.cluster.check = no_growth
+    world.cluster.edit(KIND, "ns", "case", {"spec": {"storage": {"size": "900Gi"}}, "metadata": {"generation": 2}})
+    world.cluster.edit("Service", "ns", "case-server", {"spec": {"publishNotReadyAddresses": False}})
+    await world.run()
+    assert world.cluster.objects["Service", "ns", "case-server"]["spec"]["publishNotReadyAddresses"] is True
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "Refused")
+    assert "PersistentVolumeClaim case-run: only dynamically" in accepted["message"]
+
+
+async def test_a_claim_of_somebody_else_is_neither_changed_nor_owned() -> None:
+    world = World(storage__whenDeleted="Delete")
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    claim = {"kind": "PersistentVolumeClaim", "metadata": {"name": "case-run", "namespace": "ns"}, "spec": spec}
+    world.cluster.add({**claim, "status": {"phase": "Bound"}})
+    before = world.writes_of("PersistentVolumeClaim")
+    await world.run()
+    assert world.writes_of("PersistentVolumeClaim") == before
+    assert "ownerReferences" not in world.cluster.objects["PersistentVolumeClaim", "ns", "case-run"]["metadata"]
+    assert world.condition("StorageReady")["reason"] == "NotOurs"
+    assert world.cluster.names("Job") == ["case-trainer-1"]
+
+
+async def test_a_phase_of_another_version_is_left_alone() -> None:
+    world = World()
+    await world.run()
+    world.cluster.edit(KIND, "ns", "case", {"status": {"phase": "Paused"}})
+    before = len(world.cluster.writes)
+    assert await world.run() is None
+    assert world.cluster.writes[before:] == []
+
+
+async def test_an_older_definition_loses_only_the_fields_that_it_lacks(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+
+    def older(method: str, obj: Object) -> ApiError | None:
+        if "jobUid" not in (obj.get("status") or {}):
+            return None
+        return ApiError(500, "", "failed to create typed patch object\n.status.jobUid: field not declared in schema")
+
+    world.cluster.check = older
+    await world.run()
+    assert world.status["phase"] == "Starting"
+    assert "jobUid" not in world.status
+    named = [record for record in caplog.records if "lacks status.jobUid" in record.getMessage()]
+    assert len(named) == 1
+
+
+async def test_a_spec_that_cannot_be_processed_is_explained_once() -> None:
+    world = World(servers__resources={"limits": {"cpu": "1e400"}}, servers__device="cpu")
+    assert await world.run(2) is None
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
+    assert "cpu" in accepted["message"]
