@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+pytest_plugins = ["support.control_plane_fixtures"]
+
 # Folders whose tests share one control plane run in one worker.
 SHARED_SCOPES = {"tests/control_plane": "control plane", "tests/hostile": "control plane"}
 
