@@ -1,4 +1,4 @@
-"""The policy's section of AReaL's files: normalisation, cap and defaults, which change between generations."""
+"""Converts ``actor`` of AReaL's files: normalisation, correction of stale samples, and defaults of each generation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
 from areal_api.errors import ConfigError
 
-_DEFAULTS = {"actor.reward_scaling": 1.0, "actor.reward_bias": 0.0}  # AReaL's where a file leaves the key out
+_DEFAULTS = {"actor.reward_scaling": 1.0, "actor.reward_bias": 0.0}  # AReaL's defaults
 
 
 def convert_actor(config: Tree, notes: Notes, *, generation: str) -> None:
@@ -17,7 +17,7 @@ def convert_actor(config: Tree, notes: Notes, *, generation: str) -> None:
     _convert_sizes(config, notes)
     if get(config, "actor.weight_update_mode") in ("xccl", "nccl"):
         set_in(config, "actor.weight_update_mode", "distributed")
-        notes.add("actor.weight_update_mode", "xccl is distributed here")
+        notes.add("actor.weight_update_mode", "xccl is called distributed here")
     for key, value in _DEFAULTS.items():
         if get(config, key) is None:
             _fill(config, key, value, notes)
@@ -25,13 +25,16 @@ def convert_actor(config: Tree, notes: Notes, *, generation: str) -> None:
     temperature = get(config, "gconfig.temperature", 1.0)
     if get(config, "actor.temperature") is None and temperature != 1.0:
         set_in(config, "actor.temperature", temperature)
-        notes.add("actor.temperature", f"is missing: {temperature}, as in gconfig (AReaL takes 1.0, a mismatch)")
+        notes.add(
+            "actor.temperature",
+            f"missing; set to {temperature} as in gconfig (AReaL would use 1.0, which does not match)",
+        )
 
 
 def _fill(config: Tree, key: str, value: Any, notes: Notes) -> None:
     set_in(config, key, value)
     text = "null" if value is None else value
-    notes.add(key, f"is missing: {text}, AReaL's default, which differs from ours")
+    notes.add(key, f"missing; set to AReaL's default {text}, which differs from ours")
 
 
 def _convert_norms(config: Tree, notes: Notes, *, generation: str) -> None:
@@ -41,69 +44,83 @@ def _convert_norms(config: Tree, notes: Notes, *, generation: str) -> None:
         on = switch is not False
         level = "group" if by_group else "batch"
         if isinstance(switch, dict):
-            level_text = "actor.adv_norm says it"
+            level_text = "actor.adv_norm takes precedence"
         else:
             set_in(config, "actor.adv_norm", {"mean_level": level, "std_level": level} if on else None)
             level_text = (
-                f"is adv_norm {{mean_level: {level}, std_level: {level}}} here" if on else "is adv_norm: null here"
+                f"becomes adv_norm {{mean_level: {level}, std_level: {level}}}" if on else "becomes adv_norm: null"
             )
-        for key, given in (("group_adv_norm", by_group is not None), ("adv_norm", not isinstance(switch, dict))):
-            if given:
+        for key, present in (("group_adv_norm", by_group is not None), ("adv_norm", not isinstance(switch, dict))):
+            if present:
                 notes.add(f"actor.{key}", level_text)
     for key in ("reward_norm.mean_level", "reward_norm.std_level", "adv_norm.mean_level", "adv_norm.std_level"):
         if str(get(config, f"actor.{key}")).lower() == "none" and get(config, f"actor.{key}", ...) is not ...:
-            set_in(config, f"actor.{key}", None)  # the text none and null are the same to AReaL
+            set_in(config, f"actor.{key}", None)  # AReaL treats the text none as null
     by_group = pop(config, "actor.group_reward_norm")
     if by_group is not None:
         if by_group and get(config, "actor.reward_norm") is None:
             set_in(config, "actor.reward_norm", {"mean_level": "group", "std_level": "group"})
-        notes.add("actor.group_reward_norm", "is actor.reward_norm here")
+        notes.add("actor.group_reward_norm", "becomes actor.reward_norm")
 
 
 def _convert_cap(config: Tree, notes: Notes, *, generation: str) -> None:
+    """How the decoupled loss corrects for stale samples: importance weights up to a cap, or none at all."""
     cap_key = "actor.behav_imp_weight_cap"
     if get(config, "actor.behave_imp_weight_cap", ...) is not ...:
         set_in(config, cap_key, pop(config, "actor.behave_imp_weight_cap"))
-        notes.add("actor.behave_imp_weight_cap", "is behav_imp_weight_cap here")
+        notes.add("actor.behave_imp_weight_cap", "becomes behav_imp_weight_cap")
     mode = pop(config, "actor.behave_imp_weight_mode")
     if mode == "disabled":
-        raise ConfigError(
-            "actor.behave_imp_weight_mode is 'disabled': the decoupled loss always weighs by proximal ÷ behaviour; "
-            "set actor.use_decoupled_loss=false, and leave it out"
-        )
-    if mode is not None:
+        _without_weights(config, "actor.behave_imp_weight_mode", notes)
+    elif mode is not None:
         if mode != "token_mask":
-            raise ConfigError(f"actor.behave_imp_weight_mode is {mode!r}: only token_mask is supported; set that")
+            raise ConfigError(f"actor.behave_imp_weight_mode is {mode!r}: only token_mask is supported; set it")
         notes.add("actor.behave_imp_weight_mode", "tokens above the cap are masked")
     rejection = pop(config, "actor.rejection_sampling")
     if rejection is not None:
         set_in(config, cap_key, _cap_of(rejection))
-        notes.add("actor.rejection_sampling", "is behav_imp_weight_cap here")
-    elif get(config, cap_key, ...) is ... and generation != "0.3" and get(config, "actor.use_decoupled_loss"):
-        _fill(config, cap_key, None, notes)
+        notes.add("actor.rejection_sampling", "becomes behav_imp_weight_cap")
+    elif get(config, cap_key, ...) is ... and get(config, "actor.use_decoupled_loss"):
+        if generation == "lite":
+            _fill(config, cap_key, None, notes)
+        elif generation == "1.0":
+            _without_weights(config, "actor.rejection_sampling", notes)
+
+
+def _without_weights(config: Tree, key: str, notes: Notes) -> None:
+    """AReaL clips against the recomputed log-probs and applies no importance weight (``ppo_actor_loss_fn``)."""
+    if not get(config, "actor.use_decoupled_loss"):
+        return
+    set_in(config, "actor.use_decoupled_loss", False)
+    set_in(config, "actor.recompute_logprob", True)
+    notes.add(
+        key,
+        "without it AReaL's decoupled loss has no importance weights: use_decoupled_loss becomes false and "
+        "recompute_logprob true, which is the same loss",
+    )
 
 
 def _cap_of(rejection: Any) -> float:
-    wanted = {"level": "token", "action": "mask", "metric": "ratio", "lower": None}
+    supported = {"level": "token", "action": "mask", "metric": "ratio", "lower": None}
     if not isinstance(rejection, dict):
         raise ConfigError(
             f"actor.rejection_sampling is {rejection!r}, not a section; write {{metric: ratio, upper: 5.0}}"
         )
     for key, value in rejection.items():
-        if key in wanted and value != wanted[key]:
+        if key in supported and value != supported[key]:
             raise ConfigError(
                 f"actor.rejection_sampling.{key} is {value!r}, which is not supported; "
-                f"only {wanted[key] or 'no lower bound'} is: tokens above a ratio are masked"
+                f"only {supported[key] or 'no lower bound'} is: tokens above a ratio are masked"
             )
-        if key not in (*wanted, "upper", "agg"):
-            raise ConfigError(f"actor.rejection_sampling.{key}: unknown key; known here: metric, upper, level, action")
+        if key not in (*supported, "upper", "agg"):
+            raise ConfigError(f"actor.rejection_sampling.{key}: unknown key; known keys: metric, upper, level, action")
     return float(rejection.get("upper", 5.0))
 
 
 def _convert_sizes(config: Tree, notes: Notes) -> None:
-    """Keys that repeat a number of gconfig: equal ones are dropped, others refused."""
+    """Drop keys that repeat a number of gconfig; refuse a different number."""
     samples, length = get(config, "gconfig.n_samples", 1), get(config, "gconfig.max_new_tokens", 16384)
-    for key, wanted, name in (
+    for key, expected, name in (
         ("actor.group_size", samples, "gconfig.n_samples"),
         ("actor.reward_norm.group_size", samples, "gconfig.n_samples"),
         ("actor.adv_norm.group_size", samples, "gconfig.n_samples"),
@@ -112,16 +129,16 @@ def _convert_sizes(config: Tree, notes: Notes) -> None:
         value = pop(config, key)
         if value is None:
             continue
-        if value != wanted:
-            raise ConfigError(f"{key} is {value}, {name} {wanted}; here both are one number: make them equal")
-        notes.add(key, f"is {name} here")
+        if value != expected:
+            raise ConfigError(f"{key} is {value}, {name} {expected}; they are one setting here: make them equal")
+        notes.add(key, f"becomes {name}")
 
 
 def _convert_kl(config: Tree, notes: Notes) -> None:
-    """Without a ref section AReaL applies no penalty, whatever kl_ctl says; with one its default is 0.1."""
+    """Without a ref section AReaL applies no KL penalty, even with kl_ctl; with one, kl_ctl defaults to 0.1."""
     weight, has_ref = get(config, "actor.kl_ctl"), isinstance(config.get("ref"), dict)
     if weight is None and has_ref:
         _fill(config, "actor.kl_ctl", 0.1, notes)
     elif weight and not has_ref:
         set_in(config, "actor.kl_ctl", 0.0)
-        notes.add("actor.kl_ctl", f"was {weight}: 0.0, as AReaL applies no penalty without a ref section")
+        notes.add("actor.kl_ctl", f"changed from {weight} to 0.0: AReaL applies no penalty without a ref section")

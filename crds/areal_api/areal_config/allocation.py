@@ -1,4 +1,4 @@
-"""AReaL's ``allocation_mode`` and ``backend`` strings → servers and ranks."""
+"""Parses AReaL's ``allocation_mode`` and ``backend`` strings into numbers of servers and ranks."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Literal
 from areal_api.errors import ConfigError
 
 _PART = re.compile(r"^(?:(?P<backend>[a-z_]+)(?:[\[(](?P<name>\w+)[\])])?[.:])?(?P<sizes>(?:[a-z]\d+)+)$")
-_WHAT = {"p": "pipeline", "t": "tensor", "c": "context", "s": "sequence", "e": "expert"}
+_PARALLELISM = {"p": "pipeline", "t": "tensor", "c": "context", "s": "sequence", "e": "expert"}
 
 Role = Literal["servers", "trainer"]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """``data`` copies of ``tensor`` GPUs each."""
+    """``data`` replicas with ``tensor`` GPUs each."""
 
     data: int
     tensor: int
 
 
 def parse_part(text: str, *, role: Role, key: str) -> Sizes:
-    """``sglang:d4p1t2`` (servers) or ``fsdp:d8`` (trainer) → sizes; what we cannot run is a ``ConfigError``."""
+    """Parse ``sglang:d4p1t2`` (servers) or ``fsdp:d8`` (trainer). Raises ``ConfigError`` for unsupported sizes."""
     match = _PART.match(text.strip())
     if not match:
         example = "sglang:d4t1" if role == "servers" else "fsdp:d4"
-        raise ConfigError(f"{key}: {text!r} is not a backend and its sizes; write for example {example}")
+        raise ConfigError(f"{key}: {text!r} is not a backend with its sizes; write for example {example}")
     wanted = "sglang" if role == "servers" else "fsdp"
     backend = match["backend"]
     if (backend or "fsdp") != wanted:
@@ -36,32 +36,36 @@ def parse_part(text: str, *, role: Role, key: str) -> Sizes:
             f"write {wanted}:{match['sizes']}"
         )
     sizes = {letter: int(count) for letter, count in re.findall(r"([a-z])(\d+)", match["sizes"])}
-    unknown = sorted(set(sizes) - {"d", *_WHAT})
+    unknown = sorted(set(sizes) - {"d", *_PARALLELISM})
     if unknown or 0 in sizes.values():
-        raise ConfigError(f"{key}: sizes {match['sizes']!r} are not letters d, p, t with counts from 1; write d4t1")
+        raise ConfigError(
+            f"{key}: sizes {match['sizes']!r} are not letters d, p, t with counts of at least 1; write for example d4t1"
+        )
     allowed = {"d", "t"} if role == "servers" else {"d"}
     for letter, count in sizes.items():
         if count > 1 and letter not in allowed:
             raise ConfigError(
-                f"{key}: {letter}{count} in {text!r} asks for {_WHAT[letter]} parallelism in the {role}, which is not "
-                f"supported; use {letter}1 and more {'d' if role == 'trainer' else 'd or t'}"
+                f"{key}: {letter}{count} in {text!r} requests {_PARALLELISM[letter]} parallelism in the {role}, "
+                f"which is not supported; use {letter}1 and more {'d' if role == 'trainer' else 'd or t'}"
             )
     return Sizes(data=sizes.get("d", 1), tensor=sizes.get("t", 1))
 
 
 def parse_allocation_mode(text: str) -> tuple[Sizes, Sizes]:
-    """``sglang.d4p1t1+d4p1t1`` or ``sglang:d4t2+fsdp:d8`` → servers, trainer."""
+    """Parse ``sglang.d4p1t1+d4p1t1`` or ``sglang:d4t2+fsdp:d8`` into the sizes of servers and trainer."""
     key = "allocation_mode"
     if "|" in text:
-        raise ConfigError(f"{key}: {text!r} puts two parts on the same GPUs, which is not supported; write +, not |")
+        raise ConfigError(
+            f"{key}: {text!r} places servers and trainer on the same GPUs, which is not supported; write + instead of |"
+        )
     parts = text.split("+")
     if len(parts) != 2:
-        raise ConfigError(f"{key}: {text!r} is not servers + trainer; write for example sglang:d4t1+fsdp:d4")
+        raise ConfigError(f"{key}: {text!r} is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4")
     return parse_part(parts[0], role="servers", key=key), parse_part(parts[1], role="trainer", key=key)
 
 
 def spread(ranks: int, gpus_per_node: int, *, key: str) -> tuple[int, int]:
-    """``ranks`` over nodes → (nodes, ranks of a node)."""
+    """Spread ``ranks`` over nodes; returns (nodes, ranks per node)."""
     if ranks <= gpus_per_node:
         return 1, ranks
     if ranks % gpus_per_node:

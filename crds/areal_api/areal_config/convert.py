@@ -1,4 +1,4 @@
-"""AReaL's own file (``gsm8k_grpo.yaml``, of any generation) → an experiment. Pure: plain data in, plain data out."""
+"""Converts AReaL's configuration files (``gsm8k_grpo.yaml``, of three generations) to experiments. Pure functions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def convert(
     config_cls: type[GRPOConfig] = GRPOConfig,
     server_args: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """An experiment (as in a file, not validated) and notes on every key that was dropped or translated.
+    """Convert ``raw``, whose ``${…}`` are resolved. Returns an unvalidated experiment and notes on its changed keys.
 
-    ``raw`` has its ``${…}`` resolved. A file with none of AReaL's own keys keeps its configuration as it is.
-    ``server_args`` are keys of its sglang section that belong to ``servers.args`` though AReaL lacks them.
+    There is a note for every key that was dropped or translated. A configuration without keys of AReaL's own is kept
+    as it is. ``server_args`` are additional keys of the sglang section to move to ``servers.args``.
     """
     config: Tree = copy.deepcopy(dict(raw))
     notes = Notes()
@@ -45,7 +45,7 @@ def convert(
             _convert_data(config, notes, generation=generation)
             _drop_foreign(config, notes)
             _leave_out_defaults(config)
-        _move_server_arguments(config, spec, notes, wanted=frozenset(server_args))
+        _move_server_arguments(config, spec, notes, extra=frozenset(server_args))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     _refuse_unknown(config, config_cls, source=source)
@@ -59,7 +59,7 @@ def convert(
 
 
 def object_name(text: str) -> str:
-    """``text`` as the name of a Kubernetes object: small letters, digits and hyphens."""
+    """``text`` as the name of a Kubernetes object: lower-case letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:MAX_NAME_LENGTH].strip("-") or "experiment"
 
 
@@ -71,7 +71,7 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 
 
 def _generation(config: Tree) -> str:
-    """``lite`` (2025), ``0.3`` or ``1.0``: defaults of keys that a file leaves out differ between them."""
+    """``lite`` (2025), ``0.3`` or ``1.0``, which differ in their defaults."""
     mode = config.get("allocation_mode")
     if "." in str(mode or "").split("+")[0] or "checkpointer" in config or get(config, "actor.group_size") is not None:
         return "lite"
@@ -85,14 +85,14 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
             set_in(config, f"cluster.{key}", value)
     per_node = get(config, "cluster.n_gpus_per_node")
     if per_node == 0:
-        notes.add("cluster.n_gpus_per_node", "0 GPUs a node: servers.device and trainer.device are cpu")
+        notes.add("cluster.n_gpus_per_node", "0 GPUs per node: servers.device and trainer.device become cpu")
         set_in(spec, "servers.device", "cpu")
         set_in(spec, "trainer.device", "cpu")
     mode = pop(config, "allocation_mode")
     parts = {role: _backend(config, role) for role in ("rollout", "actor")}
     if any(parts.values()):
         if mode:
-            notes.add("allocation_mode", "rollout.backend and actor.backend say it")
+            notes.add("allocation_mode", "rollout.backend and actor.backend take precedence")
         servers = parse_part(parts["rollout"] or "sglang:d1", role="servers", key="rollout.backend")
         trainer = parse_part(parts["actor"] or "fsdp:d1", role="trainer", key="actor.backend")
     elif mode:
@@ -100,10 +100,10 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
     else:
         servers, trainer = Sizes(1, 1), Sizes(1, 1)
         notes.add(
-            "allocation_mode", "is missing: one server and one rank; set servers.replicas, trainer.processesPerNode"
+            "allocation_mode", "missing; one server and one rank: set servers.replicas and trainer.processesPerNode"
         )
     if pop(config, "ref.backend"):
-        notes.add("ref.backend", "the reference model lives in the trainer's ranks")
+        notes.add("ref.backend", "the reference model runs in the trainer's ranks")
     set_in(spec, "servers.replicas", servers.data)
     set_in(spec, "servers.tensorParallel", servers.tensor)
     nodes, ranks = spread(
@@ -114,7 +114,7 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
 
 
 def _backend(config: Tree, role: str) -> str | None:
-    """``sglang:d4`` of ``rollout.backend``; a bare ``fsdp``, as the first files have it, says nothing of sizes."""
+    """The backend of a role, such as ``sglang:d4``; None without sizes, such as ``fsdp`` in the first generation."""
     text = pop(config, f"{role}.backend")
     if not text or text == "fsdp":
         return None
@@ -127,9 +127,9 @@ def _convert_recovery(config: Tree, spec: Tree, notes: Notes) -> None:
     checkpointer = pop(config, "checkpointer")
     if isinstance(checkpointer, dict) and get(config, "recover") is None:
         config["recover"] = {"mode": "auto", **checkpointer}
-        notes.add("checkpointer", "is recover here")
+        notes.add("checkpointer", "becomes recover")
     elif checkpointer is not None:
-        notes.add("checkpointer", "recover says it")
+        notes.add("checkpointer", "recover takes precedence")
     mode = get(config, "recover.mode")
     modes = {"on": "auto", "fault": "auto", "resume": "auto", True: "auto", "off": "disabled", False: "disabled"}
     if mode in modes:
@@ -137,11 +137,11 @@ def _convert_recovery(config: Tree, spec: Tree, notes: Notes) -> None:
     keep = pop(config, "recover.keep_last_n")
     if keep is not None:
         set_in(config, "recover.keep", keep)
-        notes.add("recover.keep_last_n", "is recover.keep here")
+        notes.add("recover.keep_last_n", "becomes recover.keep")
     retries = pop(config, "recover.retries")
     if retries is not None:
         set_in(spec, "runPolicy.backoffLimit", retries)
-        notes.add("recover.retries", "is runPolicy.backoffLimit here")
+        notes.add("recover.retries", "becomes runPolicy.backoffLimit")
 
 
 def _convert_data(config: Tree, notes: Notes, *, generation: str) -> None:
@@ -153,7 +153,7 @@ def _convert_data(config: Tree, notes: Notes, *, generation: str) -> None:
             del data["type"]
         if generation == "lite" and not data.get("path"):
             data["path"] = "openai/gsm8k"
-            notes.add(f"{section}.path", "is missing: openai/gsm8k, as in AReaL's script for such files; set yours")
+            notes.add(f"{section}.path", "missing; set to openai/gsm8k as in AReaL's script for such files: set yours")
 
 
 def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> None:
@@ -178,7 +178,7 @@ def _is_of_actor_only(name: str) -> bool:
 
 
 def _leave_out_defaults(config: Tree) -> None:
-    """Leave out what AReaL's files spell out and is the same without: ``${…}`` to another key, empty texts, nulls."""
+    """Remove values that equal our defaults: references to other keys, empty texts, nulls."""
     model = get(config, "actor.path")
     same: dict[str, Callable[[Any], bool]] = {
         "tokenizer_path": lambda value: value in ("", model),
@@ -195,27 +195,27 @@ def _leave_out_defaults(config: Tree) -> None:
             pop(config, key)
 
 
-def _move_server_arguments(config: Tree, spec: Tree, notes: Notes, *, wanted: frozenset[str]) -> None:
+def _move_server_arguments(config: Tree, spec: Tree, notes: Notes, *, extra: frozenset[str]) -> None:
     sglang = config.get("sglang")
     if not isinstance(sglang, dict):
         return
     for name in list(sglang):
-        if name in wanted:
+        if name in extra:
             set_in(spec, f"servers.args.{name}", sglang.pop(name))
         elif name in SGLANG_ARGUMENTS:
             value = sglang.pop(name)
             if value is not None:
                 set_in(spec, f"servers.args.{name}", value)
             notes.add(
-                f"sglang.{name}", "is in servers.args here" if value is not None else "null is SGLang's own default"
+                f"sglang.{name}", "moves to servers.args" if value is not None else "null is SGLang's own default"
             )
 
 
 def _refuse_unknown(config: Tree, config_cls: type[GRPOConfig], *, source: str) -> None:
-    """Report unknown keys of all sections together; pydantic would stop at the first section."""
+    """Report the unknown keys of all sections together; pydantic would report only one section."""
     problems = [unknown_key(key, config_cls) for key in _unknown(config, config_cls, "")]
     if any(problem.startswith("sglang.") for problem in problems):
-        problems.append("an argument of SGLang that has no key here goes into servers.args, or +sglang.KEY=VALUE")
+        problems.append("pass an argument of SGLang that has no key here in servers.args, or as +sglang.KEY=VALUE")
     if problems:
         raise config_error(source, problems)
 

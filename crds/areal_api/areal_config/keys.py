@@ -1,4 +1,4 @@
-"""Keys of AReaL's files that have no meaning here, and why. Three generations of them are about."""
+"""Keys of AReaL's files, of three generations, that have no meaning here, with the reason."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Foreign:
-    """Why a key has no meaning here. ``only`` holds the values that change nothing; another value is refused."""
+    """Why a key has no meaning here. If ``only`` is set, other values would change the run and are refused."""
 
     reason: str
     only: tuple[Any, ...] | None = None
 
 
 def foreign(key: str) -> Foreign | None:
-    """What is known of the dotted ``key`` (a section or a single value), or None where it is not AReaL's."""
+    """The entry of the dotted ``key`` (a section or a single value); None if it is not one of AReaL's keys."""
     for pattern, entry in _FOREIGN.items():
         if fnmatchcase(key, pattern):
             return entry
@@ -25,13 +25,13 @@ def foreign(key: str) -> Foreign | None:
 
 
 def is_areal_key(key: str) -> bool:
-    """Whether ``key`` or a section above it is one of AReaL's that we lack."""
+    """Whether ``key`` or a section above it is a key of AReaL that we lack."""
     parts = key.split(".")
     prefixes = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     return any(prefix in TRANSLATED or foreign(prefix) is not None for prefix in prefixes)
 
 
-# Keys that convert.py gives another name or place here.
+# Keys that convert.py renames or moves.
 TRANSLATED = frozenset(
     {
         "allocation_mode",
@@ -55,7 +55,7 @@ TRANSLATED = frozenset(
     }
 )
 
-# Arguments in AReaL's sglang section that SGLang 0.5.23 still has and our section lacks: they go to servers.args.
+# Arguments in AReaL's sglang section that our section lacks and SGLang 0.5.23 still has: moved to servers.args.
 SGLANG_ARGUMENTS = frozenset(
     {
         "disable_cuda_graph_padding",
@@ -86,13 +86,13 @@ SGLANG_ARGUMENTS = frozenset(
     }
 )
 
-_ONE_NAME = "the run's own name and directory hold for every section"
-_PLACES = "resources and placement are servers.* and trainer.* of the experiment"
+_ONE_NAME = "the run's name and directory apply to every section"
+_PLACES = "set resources and placement in servers and trainer of the experiment"
 _MEGATRON = "the trainer runs FSDP"
 _NO_SUCH = "not supported here"
 _LORA = "LoRA is not supported here"
 _LOSS_SCALE = "no loss scaling: the trainer computes in bfloat16 or float32"
-_FINDING = "servers are found by their addresses, without a name service"
+_FINDING = "servers have fixed addresses; there is no name service"
 _NO_ARGUMENT = "SGLang 0.5.23 has no such argument"
 
 
@@ -125,13 +125,13 @@ _FOREIGN = _table(
             ],
         ),
         (
-            "servers have GPUs of their own, and the reference model lives in the trainer's ranks",
+            "servers do not share GPUs with the trainer, and the reference model runs in the trainer's ranks",
             None,
             ["rollout.scheduling_strategy", *_both("scheduling_strategy")],
         ),
         ("a run has servers and a trainer", (False,), ["server_only"]),
         ("the servers are SGLang", None, ["vllm"]),
-        ("the trainer keeps its GPUs: offloading to the servers' turn is " + _NO_SUCH, (False,), ["enable_offload"]),
+        ("the trainer keeps its GPUs: offloading while servers generate is " + _NO_SUCH, (False,), ["enable_offload"]),
         ("timings of every stage are in stats.jsonl", None, ["perf_tracer"]),
         ("GRPO has no critic", (None,), ["critic"]),
         ("distillation is " + _NO_SUCH, (None,), ["teacher"]),
@@ -141,12 +141,12 @@ _FOREIGN = _table(
         (_LORA, None, ["*gconfig.lora_name", *_both("lora_rank", "lora_alpha", "target_modules", "peft_type")]),
         (_LORA, (False,), [*_both("use_lora"), "rollout.use_lora"]),
         (_LORA, ("", None), _both("init_lora_path")),
-        ("requests are in the log at debug level", None, ["rollout.enable_rollout_tracing"]),
+        ("requests are logged at debug level", None, ["rollout.enable_rollout_tracing"]),
         ("trajectories are always checked", None, ["rollout.check_trajectory_format"]),
         ("prompts go to the least loaded server", None, ["rollout.schedule_policy"]),
-        ("the run's tokenizer holds", None, ["rollout.tokenizer_path"]),
+        ("the run's tokenizer is used", None, ["rollout.tokenizer_path"]),
         ("running requests are interrupted at a weight update", None, ["rollout.pause_grace_period"]),
-        ("workflows talk to the engine, not to an OpenAI proxy", (None,), ["rollout.openai", "rollout.agent"]),
+        ("workflows call the engine, not an OpenAI proxy", (None,), ["rollout.openai", "rollout.agent"]),
         ("routed experts are not recorded", (False,), ["rollout.return_routed_experts"]),
         (
             "AReaL's controllers are not used",
@@ -164,7 +164,7 @@ _FOREIGN = _table(
         ("use actor.fsdp.offload_params", (False,), [*_both("offload"), "actor.optimizer.offload"]),
         (_MEGATRON, None, _both("megatron", "archon")),
         (
-            "every decoder layer is a shard of its own",
+            "every decoder layer is one FSDP unit",
             None,
             _both("fsdp.wrap_policy", "fsdp.memory_efficient_load", "fsdp.shard_vision_across_sp"),
         ),
@@ -192,21 +192,21 @@ _FOREIGN = _table(
         ("use reward_norm", None, ["actor.group_baseline_leave1out"]),
         ("gae_lambda is a number", ({}, None), ["actor.gae_lambda_kwargs"]),
         ("rewards are those of whole sequences", None, ["actor.token_rewards_as_adv"]),
-        ("a lost sample never harms its group's others", (None,), ["actor.min_usable_group_size"]),
+        ("a lost sample does not affect the rest of its group", (None,), ["actor.min_usable_group_size"]),
         ("CISPO is " + _NO_SUCH, (False,), ["actor.use_cispo_loss"]),
-        ("the data stay in host memory until a batch is packed", None, ["*_dataset.pin_memory"]),
+        ("data stay in host memory until a batch is packed", None, ["*_dataset.pin_memory"]),
         ("data are read in the trainer", None, ["*_dataset.num_dataset_workers"]),
         ("use an import path (package.module:function) as *_dataset.path", ({}, None), ["*_dataset.dataset_kwargs"]),
         ("checkpoints are written by the trainer, whole or not at all", None, ["saver.mode"]),
-        ("evaluation always runs before the first step too", None, ["evaluator.eval_before_train"]),
+        ("evaluation always runs before the first step", None, ["evaluator.eval_before_train"]),
         ("recovery checkpoints hold the optimizer", (False,), ["recover.no_save_optim", "recover.no_load_optim"]),
         (
-            "keys are taken from the environment (WANDB_API_KEY, WANDB_BASE_URL, SWANLAB_API_KEY), never from files",
+            "keys are read from the environment only (WANDB_API_KEY, WANDB_BASE_URL, SWANLAB_API_KEY)",
             None,
             ["stats_logger.wandb.wandb_api_key", "stats_logger.wandb.wandb_base_url", "stats_logger.swanlab.api_key"],
         ),
         (
-            "the logger is given the whole configuration",
+            "the logger receives the whole configuration",
             None,
             ["stats_logger.wandb.config", "stats_logger.swanlab.config"],
         ),

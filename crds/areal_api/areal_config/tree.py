@@ -1,4 +1,4 @@
-"""Plain nested mappings addressed by dotted keys, as the converter works on them."""
+"""Nested mappings addressed by dotted keys."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def get(tree: Tree, key: str, default: Any = None) -> Any:
 
 
 def pop(tree: Tree, key: str) -> Any:
-    """Take the value at ``key`` out of ``tree``; None where there is none."""
+    """Remove and return the value at ``key``; None if there is none."""
     *above, last = key.split(".")
     node = get(tree, ".".join(above)) if above else tree
     return node.pop(last, None) if isinstance(node, dict) else None
 
 
 def set_in(tree: Tree, key: str, value: Any) -> None:
-    """Set the value at ``key``; sections on the way are made."""
+    """Set the value at ``key``, creating sections on the way."""
     *above, last = key.split(".")
     node = tree
     for part in above:
@@ -37,15 +37,15 @@ def set_in(tree: Tree, key: str, value: Any) -> None:
 
 
 class Notes:
-    """What the converter tells its user: keys, by reason."""
+    """Messages about converted keys, grouped by reason."""
 
     def __init__(self) -> None:
         self._keys: dict[str, list[str]] = {}
 
     def add(self, key: str, reason: str) -> None:
-        """Say ``reason`` of ``key``."""
+        """Record ``reason`` for ``key``."""
         self._keys.setdefault(reason, []).append(key)
 
     def lines(self) -> list[str]:
-        """One line for each reason."""
+        """One line per reason."""
         return [f"{', '.join(keys)}: {reason}" for reason, keys in self._keys.items()]

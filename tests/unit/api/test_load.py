@@ -175,7 +175,7 @@ def test_an_unknown_key_in_a_file_is_named(bare: Path) -> None:
     bare.write_text(BARE + "gconfig: {n_sampels: 3}\nsglang: {page_size: 3}\n")
     text = error_of(bare)
     assert "gconfig.n_sampels: unknown key; did you mean gconfig.n_samples?" in text
-    assert "goes into servers.args, or +sglang.KEY=VALUE" in text
+    assert "in servers.args, or as +sglang.KEY=VALUE" in text
 
 
 def test_an_unknown_key_in_an_experiment_is_named(experiment: Path) -> None:

@@ -1,4 +1,4 @@
-"""AReaL's own files of three generations become experiments, and nothing is dropped in silence."""
+"""AReaL's files of three generations become experiments; every dropped key has a note."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_first_generation() -> None:
     assert spec.servers.args == {"enable_torch_compile": True}
     assert (spec.config.recover.mode, spec.config.recover.freq_secs) == ("auto", 1800)
     assert spec.config.train_dataset.path == "openai/gsm8k"
-    assert "checkpointer: is recover here" in notes
+    assert "checkpointer: becomes recover" in notes
     assert "actor.backend" not in " ".join(notes)
 
 
@@ -64,7 +64,7 @@ def test_the_second_generation() -> None:
     assert (spec.config.recover.mode, spec.run_policy.backoff_limit) == ("disabled", 5)
     assert spec.config.valid_dataset is not None
     assert spec.config.valid_dataset.shuffle is True
-    assert "recover.retries: is runPolicy.backoffLimit here" in notes
+    assert "recover.retries: becomes runPolicy.backoffLimit" in notes
     assert not any("not a secret" in note for note in notes)
 
 
@@ -82,14 +82,14 @@ def test_the_third_generation() -> None:
 def test_every_key_is_kept_translated_or_named(name: str) -> None:
     data = raw(name)
     experiment, notes = converted(name)
-    spoken = " ".join(notes)
+    text = " ".join(notes)
     same = {"tokenizer_path", "sglang.model_path", "sglang.random_seed", "rollout.consumer_batch_size"}
     places = {"experiment_name", "allocation_mode", "rollout.backend", "actor.backend", "n_nodes", "n_gpus_per_node"}
     kept = experiment.spec.config.model_dump()
     for key in _leaves(data):
         value = get(data, key)
         in_config = get(kept, key, default=...)
-        named = any(part in spoken for part in _prefixes(key))
+        named = any(part in text for part in _prefixes(key))
         assert in_config == value or named or key in same | places, key
 
 
@@ -117,13 +117,13 @@ def test_what_is_written_loads_to_the_same_experiment(name: str, tmp_path: Path)
     assert experiment == converted(name)[0]
 
 
-def test_the_input_is_left_as_it_was() -> None:
+def test_the_input_is_not_modified() -> None:
     data = raw("v10")
     convert(data)
     assert data == raw("v10")
 
 
-def test_a_configuration_of_ours_is_kept_as_it_is() -> None:
+def test_a_configuration_without_areals_keys_is_kept() -> None:
     config = {"experiment_name": "a", "actor": {"path": "m"}, "train_dataset": {"path": "d"}}
     experiment, notes = convert(config)
     assert experiment["spec"] == {"config": {"actor": {"path": "m"}, "train_dataset": {"path": "d"}}}
@@ -148,14 +148,17 @@ def test_allocation_modes_are_servers_and_ranks(text: str, servers: Sizes, train
     ("text", "message"),
     [
         ("vllm:d4+fsdp:d4", "backend vllm in 'vllm:d4' is not supported, the servers run sglang; write sglang:d4"),
-        ("sglang:d4p2+d4", "p2 in 'sglang:d4p2' asks for pipeline parallelism in the servers"),
+        ("sglang:d4p2+d4", "p2 in 'sglang:d4p2' requests pipeline parallelism in the servers"),
         ("sglang:d4+megatron:d2p2", "backend megatron in 'megatron:d2p2' is not supported, the trainer run fsdp"),
-        ("sglang:d4+d2t2", "t2 in 'd2t2' asks for tensor parallelism in the trainer"),
-        ("sglang:d4+fsdp:d2c2", "c2 in 'fsdp:d2c2' asks for context parallelism in the trainer"),
-        ("d4p1t1", "'d4p1t1' is not servers + trainer; write for example sglang:d4t1+fsdp:d4"),
-        ("sglang:d4|fsdp:d4", "puts two parts on the same GPUs, which is not supported; write +, not |"),
-        ("sglang:d4+eval", "'eval' is not a backend and its sizes; write for example fsdp:d4"),
-        ("sglang:d0+d1", "are not letters d, p, t with counts from 1"),
+        ("sglang:d4+d2t2", "t2 in 'd2t2' requests tensor parallelism in the trainer"),
+        ("sglang:d4+fsdp:d2c2", "c2 in 'fsdp:d2c2' requests context parallelism in the trainer"),
+        ("d4p1t1", "'d4p1t1' is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4"),
+        (
+            "sglang:d4|fsdp:d4",
+            "places servers and trainer on the same GPUs, which is not supported; write + instead of |",
+        ),
+        ("sglang:d4+eval", "'eval' is not a backend with its sizes; write for example fsdp:d4"),
+        ("sglang:d0+d1", "are not letters d, p, t with counts of at least 1"),
     ],
 )
 def test_allocations_that_cannot_run_are_refused(text: str, message: str) -> None:
@@ -181,7 +184,7 @@ def test_ranks_are_spread_over_nodes() -> None:
         ("actor.init_from_scratch", True, "actor.init_from_scratch is true: training starts from actor.path"),
         ("critic", {"path": "x"}, "critic is {'path': 'x'}: GRPO has no critic; leave it out or set it to null"),
         ("enable_offload", True, "enable_offload is true"),
-        ("actor.group_size", 3, "actor.group_size is 3, gconfig.n_samples 4; here both are one number"),
+        ("actor.group_size", 3, "actor.group_size is 3, gconfig.n_samples 4; they are one setting here"),
         ("actor.max_new_tokens", 3, "actor.max_new_tokens is 3, gconfig.max_new_tokens 1024"),
         ("actor.behave_imp_weight_mode", "token_truncate", "only token_mask is supported"),
         ("actor.rejection_sampling", {"metric": "kl_k2"}, "actor.rejection_sampling.metric is 'kl_k2'"),
@@ -204,7 +207,7 @@ def test_defaults_that_differ_are_written_out() -> None:
     experiment, notes = convert(data)
     actor = experiment["spec"]["config"]["actor"]
     assert (actor["reward_scaling"], actor["reward_bias"], actor["kl_ctl"]) == (1.0, 0.0, 0.1)
-    assert "actor.kl_ctl: is missing: 0.1, AReaL's default, which differs from ours" in notes
+    assert "actor.kl_ctl: missing; set to AReaL's default 0.1, which differs from ours" in notes
 
 
 def test_without_a_reference_section_areal_applies_no_penalty() -> None:
@@ -212,13 +215,30 @@ def test_without_a_reference_section_areal_applies_no_penalty() -> None:
     del data["ref"]
     experiment, notes = convert(data)
     assert experiment["spec"]["config"]["actor"]["kl_ctl"] == 0.0
-    assert any(note.startswith("actor.kl_ctl: was 0.2") for note in notes)
+    assert any(note.startswith("actor.kl_ctl: changed from 0.2") for note in notes)
 
 
-def test_the_newest_files_have_no_cap_unless_they_say_so() -> None:
+def test_without_rejection_sampling_the_newest_files_have_no_importance_weights() -> None:
     data = raw("v10")
     del data["actor"]["rejection_sampling"]
-    assert convert(data)[0]["spec"]["config"]["actor"]["behav_imp_weight_cap"] is None
+    experiment, notes = convert(data)
+    actor = experiment["spec"]["config"]["actor"]
+    assert (actor["use_decoupled_loss"], actor["recompute_logprob"]) == (False, True)
+    assert any(note.startswith("actor.rejection_sampling: without it") for note in notes)
+
+
+def test_a_disabled_weight_is_no_weight() -> None:
+    data = with_change("actor.behave_imp_weight_mode", "disabled")
+    set_in(data, "actor.use_decoupled_loss", True)
+    actor = convert(data)[0]["spec"]["config"]["actor"]
+    assert (actor["use_decoupled_loss"], actor["recompute_logprob"]) == (False, True)
+
+
+def test_the_first_files_weigh_without_a_cap() -> None:
+    data = raw("lite")
+    del data["actor"]["behav_imp_weight_cap"]
+    actor = convert(data)[0]["spec"]["config"]["actor"]
+    assert (actor["use_decoupled_loss"], actor["behav_imp_weight_cap"]) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -227,22 +247,22 @@ def test_the_newest_files_have_no_cap_unless_they_say_so() -> None:
 def test_switches_of_the_first_files_are_levels(adv_norm: bool, by_group: bool, level: str | None) -> None:
     data = with_change("actor.adv_norm", adv_norm, name="lite")
     set_in(data, "actor.group_adv_norm", by_group)
-    wanted = None if level is None else {"mean_level": level, "std_level": level}
-    assert convert(data)[0]["spec"]["config"]["actor"]["adv_norm"] == wanted
+    expected = None if level is None else {"mean_level": level, "std_level": level}
+    assert convert(data)[0]["spec"]["config"]["actor"]["adv_norm"] == expected
 
 
 def test_a_cluster_without_gpus_runs_on_the_cpu() -> None:
     data = with_change("cluster.n_gpus_per_node", 0, name="v10")
     experiment, notes = convert(data)
     assert (experiment["spec"]["servers"]["device"], experiment["spec"]["trainer"]["device"]) == ("cpu", "cpu")
-    assert any("servers.device and trainer.device are cpu" in note for note in notes)
+    assert any("servers.device and trainer.device become cpu" in note for note in notes)
 
 
-def test_a_backend_says_more_than_an_allocation_mode() -> None:
+def test_a_backend_takes_precedence_over_an_allocation_mode() -> None:
     data = with_change("allocation_mode", "sglang:d1+d1", name="v10")
     experiment, notes = convert(data)
     assert experiment["spec"]["servers"]["replicas"] == 4
-    assert "allocation_mode: rollout.backend and actor.backend say it" in notes
+    assert "allocation_mode: rollout.backend and actor.backend take precedence" in notes
 
 
 @pytest.mark.parametrize(
@@ -258,7 +278,7 @@ def test_a_name_that_no_object_can_have_is_kept_in_the_configuration() -> None:
     assert experiment["spec"]["config"]["experiment_name"] == "My_Run"
 
 
-def test_overrides_of_areals_own_keys_are_taken() -> None:
+def test_overrides_may_use_areals_own_keys() -> None:
     experiment = load_experiment(FILES / "v03.yaml", ["allocation_mode=sglang:d2+fsdp:d2", "cluster.n_nodes=1"])
     assert (experiment.spec.servers.replicas, experiment.spec.trainer.ranks) == (2, 2)
 
