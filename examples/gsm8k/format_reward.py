@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from areal_trainer.reward.gsm8k import answers_equal, extract_answer, reference_answer, to_number
+from areal_trainer.reward.gsm8k import answers_equal, extract_answer, reference_answer
+from areal_trainer.reward.numbers import parse_number
 
 FORMAT_REWARD = 0.2
 
@@ -29,4 +30,4 @@ def format_reward(
         return 0.0
     if answers_equal(found, reference_answer(answer)):
         return 1.0
-    return FORMAT_REWARD if to_number(found) is not None else 0.0
+    return FORMAT_REWARD if parse_number(found) is not None else 0.0

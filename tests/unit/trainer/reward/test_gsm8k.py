@@ -1,12 +1,17 @@
-"""GSM8K's reward: what counts as the final answer, and when two answers are equal."""
+"""GSM8K's reward: extraction of the final answer, and equality of answers."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from fractions import Fraction
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from areal_trainer.reward.gsm8k import (
     answers_equal,
@@ -15,7 +20,6 @@ from areal_trainer.reward.gsm8k import (
     gsm8k_reward_fn,
     last_boxed,
     reference_answer,
-    to_number,
 )
 
 
@@ -29,51 +33,36 @@ def reward(completion: str, answer: object) -> float:
         (r"First \boxed{3}, no: \boxed{5}.", "5"),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"It is \boxed {7}", "7"),
-        (r"\boxed{4} and then \boxed{", "4"),  # cut off at its length
+        (r"\boxed{4} and then \boxed{", "4"),  # truncated
         (r"I put it within \boxed{}: \boxed{9}, in \boxed{}.", "9"),
         (r"\boxed{a \{ b}", r"a \{ b"),
         (r"\boxed{5} though the answer is 6", "5"),
         ("So the answer is 42.", "42"),
         ("The answer is: $1,234.50. That is all.", "$1,234.50"),
-        ("The answer is 7 apples\nand more text 9", "7"),
+        ("The answer is 7 apples\nand more text 9", "7 apples"),
         ("The answer is 3. No, the answer is 4.", "4"),
         ("Reasoning 1 + 1.\n#### 2", "2"),
-        ("#### $ 1,200 dollars", "1,200"),
+        ("#### $ 1,200 dollars", "$ 1,200 dollars"),
         ("#### -3", "-3"),
+        ("The answer is twice 3.\n#### 6", "6"),
+        ("The answer is 42, so she wins.", "42"),
+        ("The answer is 5, or maybe 6.", "5, or maybe 6"),
+        ("The answer is:\n\n5", "5"),
+        ("The answer isn't 5", None),
         ("there are 5 of them", None),
         ("", None),
     ],
 )
-def test_final_answer_of_a_completion(completion: str, found: str | None) -> None:
+def test_final_answer_is_extracted(completion: str, found: str | None) -> None:
     assert extract_answer(completion) == found
 
 
-def test_strict_takes_only_what_follows_the_hashes() -> None:
+def test_strict_solution_requires_hashes() -> None:
     assert extract_solution("48/2 = <<48/2=24>>24\n#### 1,072", method="strict") == "1072"
     assert extract_solution("it is 24", method="strict") is None
     assert extract_solution("it is 24, or $25.50", method="flexible") == "25.50"
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("72", Fraction(72)),
-        ("72.00", Fraction(72)),
-        ("72.", Fraction(72)),
-        ("$1,200.50", Fraction(2401, 2)),
-        (r"\$1{,}200", Fraction(1200)),
-        (r"25\%", Fraction(25)),
-        ("-.5", Fraction(-1, 2)),
-        ("3/4", Fraction(3, 4)),
-        (r"5 \text{ apples}", Fraction(5)),
-        ("1/0", None),
-        ("1,2", None),
-        ("x", None),
-        ("", None),
-    ],
-)
-def test_numbers_are_exact(text: str, value: Fraction | None) -> None:
-    assert to_number(text) == value
+    assert extract_solution("#### 1/2") == "1/2"
+    assert extract_solution("#### −1,072 clips") == "-1072"
 
 
 @pytest.mark.parametrize(
@@ -94,31 +83,31 @@ def test_numbers_are_exact(text: str, value: Fraction | None) -> None:
         (r"\boxed{unknown}", "#### 72", 0.0),
         (r"\boxed{\frac{}", "#### 72", 0.0),
         (r"\boxed{\sqrt{}}", "#### 72", 0.0),
-        ("72", "#### 72", 0.0),  # not marked as the final answer
+        ("72", "#### 72", 0.0),  # not marked as a final answer
     ],
 )
-def test_reward_is_one_where_the_answers_are_equal(completion: str, answer: object, expected: float) -> None:
+def test_reward_is_one_for_equal_answers(completion: str, answer: object, expected: float) -> None:
     assert reward(completion, answer) == expected
 
 
 @pytest.mark.parametrize("answer", ["", "   ", None])
-def test_reference_without_an_answer_is_an_error_not_a_wrong_answer(answer: object) -> None:
+def test_empty_reference_is_an_error(answer: object) -> None:
     with pytest.raises(ValueError, match="reference answer"):
         reward(r"\boxed{5}", answer)
 
 
-def test_reference_may_be_a_solution_a_box_or_the_bare_answer() -> None:
+def test_reference_is_a_solution_a_box_or_a_bare_answer() -> None:
     assert reference_answer("2 + 3 = 5\n#### 5") == "5"
     assert reference_answer(r"we get \boxed{x^2}") == "x^2"
     assert reference_answer(5) == "5"
 
 
-def test_box_is_matched_brace_by_brace() -> None:
+def test_braces_of_a_box_are_matched() -> None:
     assert last_boxed(r"\boxed{\frac{\sqrt{3}}{2}} is it") == r"\frac{\sqrt{3}}{2}"
     assert last_boxed(r"\boxed{") is None
 
 
-def test_two_numbers_that_differ_need_no_algebra() -> None:
+def test_comparing_numbers_does_not_import_math_verify() -> None:
     script = (
         "import sys; from areal_trainer.reward.gsm8k import answers_equal;"
         "assert not answers_equal('5', '6') and answers_equal('6.0', '6');"
@@ -127,14 +116,126 @@ def test_two_numbers_that_differ_need_no_algebra() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_comparison_imports_no_torch() -> None:
+def test_comparing_expressions_does_not_import_torch() -> None:
     script = (
         "import sys; from areal_trainer.reward.gsm8k import answers_equal;"
-        r"assert answers_equal(r'\sqrt{4}', '2');"
+        r"assert answers_equal(r'2\sqrt{2}', r'\sqrt{8}');"
         "assert 'math_verify' in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_equal_text_is_equal_without_being_mathematics() -> None:
+def test_equal_text_is_equal() -> None:
     assert answers_equal("Monday ", "Monday")
+
+
+# The table of answers and references
+
+TABLE = yaml.safe_load(Path(__file__).with_name("grading_cases.yaml").read_text(encoding="utf-8"))
+CASES = [
+    (answer, group["reference"], float(kind == "equal"))
+    for group in TABLE
+    for kind in ("equal", "different")
+    for answer in group[kind]
+]
+
+
+def test_the_table_has_at_least_300_cases() -> None:
+    assert len(CASES) >= 300
+    assert len(CASES) == len({case[:2] for case in CASES})
+
+
+@pytest.mark.parametrize(("answer", "reference", "expected"), CASES)
+def test_answer_is_graded_as_in_the_table(answer: str, reference: str, expected: float) -> None:
+    completions = [rf"So it is \boxed{{{answer}}}.", f"So it is that.\n#### {answer}"]
+    if not any(mark in answer for mark in (", ", ". ", "; ")) and not answer.endswith("!"):
+        completions.append(f"The answer is {answer}\nDone.")
+    assert [reward(completion, reference) for completion in completions] == [expected] * len(completions)
+
+
+# Hostile completions
+
+
+def executed_lines(completion: str, reference: str) -> int:
+    """Python lines executed for one reward, as a measure of work that does not depend on the machine."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace if "areal_trainer" in frame.f_code.co_filename else None
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        assert reward(completion, reference) == 0.0
+    finally:
+        sys.settrace(previous)
+    return lines
+
+
+HOSTILE = {
+    "digits": "#### " + "9" * 5000,
+    "boxed digits": r"\boxed{" + "9" * 5000 + "}",
+    "unclosed boxes": r"\boxed{" * 4000,
+    "unclosed boxes and a tower": r"\boxed{" * 4000 + r"\boxed{9^{9^{9}}}",
+    "nested boxes": r"\boxed{" * 4000 + "5" + "}" * 4000,
+    "braces": "{" * 100_000 + "}" * 100_000,
+    "closed first": "}" * 100_000 + r"\boxed{",
+    "backslashes": "\\" * 200_001,
+    "1 MB of text": "answer is " * 100_000,
+    "1 MB of spaces": "the answer is" + " " * 1_000_000,
+    "1 MB of hashes": "#" * 1_000_000,
+    "hash lines": "#### \n" * 100_000,
+    "commas": "#### 1" + ",000" * 100_000,
+    "fractions": r"\boxed{" + r"\frac{1}" * 1000 + "}",
+    "tower": r"\boxed{9^{9^{9^{9}}}}",
+    "factorials": r"\boxed{9!!!!}",
+    "exponent": r"\boxed{1e999999999999}",
+    "units": "#### 5" + " a" * 100_000,
+    "surrogates": "\ud800" * 1000 + "#### 5",
+    "zero bytes": "\0" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_work_for_a_hostile_completion_is_bounded(name: str) -> None:
+    assert executed_lines(HOSTILE[name], "#### 71") < 2_000_000
+
+
+def test_work_is_independent_of_the_text_before_the_window() -> None:
+    tail = r"\boxed{" * 2000
+    few, many = (executed_lines("answer is 3. " * count + tail, "#### 71") for count in (10_000, 80_000))
+    assert many <= few * 1.01
+
+
+FRAGMENTS = (
+    "\\boxed{",
+    "\\text{",
+    "\\sqrt{",
+    "\\frac",
+    "\\",
+    "}",
+    "{",
+    "(",
+    ")",
+    "[",
+    "$",
+    "####",
+    "answer is",
+    " ",
+    "\n",
+)
+SYMBOLS = ("5", "9", "1,000", "-", "−", "^", ".", ",", "%", "or", "e9", "!", "/", "x", "=", "*")
+fragments = st.sampled_from(FRAGMENTS + SYMBOLS)
+
+
+@given(st.lists(fragments, max_size=60).map("".join) | st.text(max_size=300))
+@settings(max_examples=300, deadline=None)
+def test_any_completion_gets_a_reward(completion: str) -> None:
+    assert reward(completion, "#### 72") in (0.0, 1.0)
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
+def test_reward_compares_values(left: int, right: int) -> None:
+    assert reward(rf"\boxed{{{left:,}}}", f"#### {right}") == float(left == right)
