@@ -101,6 +101,7 @@ class FakeKubelet:
         self._applied: dict[str, Behaviour] = {}
         self.stuck: set[str] = set()  # namespaces whose deleted pods do not end
         self.unprovisioned: set[str] = set()  # namespaces whose claims get no volume
+        self.classes = {CLASS}  # storage classes whose claims get a volume
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kubelet", daemon=True)
 
@@ -180,28 +181,33 @@ class FakeKubelet:
 
     def _update_claims(self) -> None:
         for claim in self._api.list("PersistentVolumeClaim", selector=SELECTOR):
-            metadata, spec = claim["metadata"], claim["spec"]
+            spec, namespace = claim["spec"], claim["metadata"]["namespace"]
             if (
                 spec.get("volumeName")
-                or metadata["namespace"] in self.unprovisioned
-                or spec["storageClassName"] != CLASS
+                or namespace in self.unprovisioned
+                or spec["storageClassName"] not in self.classes
             ):
                 continue
-            reference = {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": metadata["namespace"]}
-            volume = {
-                "kind": "PersistentVolume",
-                "apiVersion": "v1",
-                "metadata": {"name": f"pv-{metadata['uid']}"},
-                "spec": {
-                    "capacity": spec["resources"]["requests"],
-                    "accessModes": spec["accessModes"],
-                    "storageClassName": CLASS,
-                    "hostPath": {"path": "/nonexistent"},
-                    "claimRef": {**reference, "name": metadata["name"], "uid": metadata["uid"]},
-                },
-            }
-            try:
-                self._api.create(volume)
-            except Refused as error:
-                if error.status != 409:
-                    raise
+            self.provision(claim)
+
+    def provision(self, claim: Object) -> None:
+        """Create a volume for a claim."""
+        metadata, spec = claim["metadata"], claim["spec"]
+        reference = {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": metadata["namespace"]}
+        volume = {
+            "kind": "PersistentVolume",
+            "apiVersion": "v1",
+            "metadata": {"name": f"pv-{metadata['uid']}"},
+            "spec": {
+                "capacity": spec["resources"]["requests"],
+                "accessModes": spec["accessModes"],
+                "storageClassName": spec["storageClassName"],
+                "hostPath": {"path": "/nonexistent"},
+                "claimRef": {**reference, "name": metadata["name"], "uid": metadata["uid"]},
+            },
+        }
+        try:
+            self._api.create(volume)
+        except Refused as error:
+            if error.status != 409:
+                raise

@@ -80,6 +80,11 @@ class Api:
             if error.status != 404:
                 raise
 
+    def create_text(self, body: str, kind: str, namespace: str) -> Object:
+        """Create an object from JSON text."""
+        headers = {"Content-Type": "application/json"}
+        return self._request("POST", _path(kind, namespace), content=body.encode(), headers=headers)
+
     def post(self, path: str, body: Object) -> Object:
         """Any POST request."""
         return self._request("POST", path, json=body)
