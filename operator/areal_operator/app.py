@@ -46,7 +46,7 @@ class Operator:
         self._metrics = Metrics()
         self._reconciler = Reconciler(cluster, self._store, settings=settings, root_key=root_key)
         self._leader = Leader(cluster, namespace=settings.namespace, identity=settings.identity)
-        self._synced = False
+        self.synced = False  # whether everything was listed once
         self._unreadable: dict[str | None, str] = {}  # namespaces that cannot be listed, and why
         self._metrics.add_gauges(
             queue_depth=lambda: self._queue.depth,
@@ -107,7 +107,7 @@ class Operator:
             else:
                 if self._unreadable.pop(namespace, None) is not None:
                     logger.info("namespace %s can be read again", namespace)
-        self._synced = True
+        self.synced = True
 
     async def _resync_namespace(self, namespace: str | None) -> None:
         selector = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
@@ -172,7 +172,7 @@ class Operator:
     async def _work(self) -> None:
         while True:
             async with self._leader.leading():
-                while not self._synced:
+                while not self.synced:
                     await asyncio.sleep(0.05)
                 for key in self._experiments.bodies:  # another leader may have changed any of them
                     self._queue.add(key)
@@ -224,7 +224,7 @@ class Operator:
 
         @app.get("/readyz")
         async def readyz() -> Response:
-            return Response("ok" if self._synced else "the first listing is not complete", 200 if self._synced else 503)
+            return Response("ok" if self.synced else "the first listing is not complete", 200 if self.synced else 503)
 
         return uvicorn.Config(app, log_level="warning", lifespan="on", access_log=False)
 

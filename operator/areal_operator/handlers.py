@@ -62,7 +62,19 @@ def make_registry(store: Store, experiments: Experiments, queue: WorkQueue[Key],
     def login(**_: Any) -> kopf.ConnectionInfo:
         return read_credentials()
 
-    def experiment_event(event: Any, **_: Any) -> None:
+    on_experiment = experiment_handler(experiments, queue, metrics)
+    kopf.on.event(GROUP, VERSION, PLURAL, id="experiment", registry=registry)(on_experiment)
+    for kind, (api_version, plural) in CHILD_KINDS.items():
+        group, _, version = api_version.rpartition("/")
+        on_child = child_handler(kind, store, queue, metrics)
+        kopf.on.event(group, version, plural, id=f"child-{plural}", registry=registry)(on_child)
+    return registry
+
+
+def experiment_handler(experiments: Experiments, queue: WorkQueue[Key], metrics: Metrics) -> Callable[..., Any]:
+    """The handler of events of experiments."""
+
+    def handle(event: Any) -> None:
         metrics.last_event_at = time.monotonic()
         obj = event["object"]
         key = object_key(obj)
@@ -72,31 +84,28 @@ def make_registry(store: Store, experiments: Experiments, queue: WorkQueue[Key],
         elif experiments.put(obj):
             queue.add(key)
 
-    kopf.on.event(GROUP, VERSION, PLURAL, id="experiment", registry=registry)(_isolated(experiment_event, queue))
-    for kind, (api_version, plural) in CHILD_KINDS.items():
-        group, _, version = api_version.rpartition("/")
-        handler = _child_handler(kind, store, queue, metrics)
-        kopf.on.event(group, version, plural, id=f"child-{plural}", registry=registry)(_isolated(handler, queue))
-    return registry
+    return _isolated(handle)
 
 
-def _child_handler(kind: str, store: Store, queue: WorkQueue[Key], metrics: Metrics) -> Callable[..., None]:
-    def child_event(event: Any, **_: Any) -> None:
+def child_handler(kind: str, store: Store, queue: WorkQueue[Key], metrics: Metrics) -> Callable[..., Any]:
+    """The handler of events of one kind of children."""
+
+    def handle(event: Any) -> None:
         metrics.last_event_at = time.monotonic()
         obj = {**event["object"], "kind": kind}
         key = store.remove(obj) if event["type"] == "DELETED" else store.put(obj)
         if key is not None:
             queue.add(key)
 
-    return child_event
+    return _isolated(handle)
 
 
-def _isolated(handler: Callable[..., None], queue: WorkQueue[Key]) -> Callable[..., Any]:
-    """``handler`` as kopf calls it. An error that one object causes is logged, and ends neither watch nor process."""
+def _isolated(handle: Callable[[Any], None]) -> Callable[..., Any]:
+    """``handle`` as kopf calls it. An error that one object causes is logged, and ends neither watch nor process."""
 
-    async def on_event(event: Any, **more: Any) -> None:
+    async def on_event(event: Any, **_: Any) -> None:
         try:
-            handler(event=event, **more)
+            handle(event)
         except Exception as error:  # noqa: BLE001 - whatever one object contains, the others are still watched
             metadata = (event.get("object") or {}).get("metadata") or {}
             where = f"{metadata.get('namespace')}/{metadata.get('name')}"

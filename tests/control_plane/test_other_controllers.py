@@ -300,7 +300,8 @@ def _is_evicted(api: Api, path: str, body: Object) -> bool:
     try:
         api.post(path, body)
     except Refused as refused:
-        assert refused.status == 429, refused
+        if refused.status != 429:
+            raise
         return False
     return True
 
@@ -438,7 +439,8 @@ def test_a_spec_that_cannot_be_carried_out_is_refused_or_explained(
     try:
         experiment.apply(**changes)
     except Refused as refused:
-        assert refused.status == 422  # noqa: PT017 - refused by the definition, or explained below
+        if refused.status != 422:
+            raise
         return
     status = experiment.until(
         lambda now: any(one["type"] == "Accepted" and one["status"] == "False" for one in now.get("conditions", [])),

@@ -100,6 +100,10 @@ class MemoryCluster(Cluster):
         refusal = self.check(method, {**body, "kind": key[0]})
         if refusal is not None:
             raise refusal
+        if method == "PUT":
+            self._existing(key)
+            self.objects[key] = body
+            return copy.deepcopy(self._changed(key))
         if method == "POST" and key in self.objects:
             raise ApiError(409, "AlreadyExists", "it exists")
         if method == "POST" or (apply and key not in self.objects):

@@ -1,23 +1,18 @@
-"""The operator's memory, queue and settings."""
+"""The cache of watched children: of two reports the newer one counts, and deleted Jobs are remembered."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-import pytest
-
 from areal_api import resource_names
-from areal_operator.observed import Object
-from areal_operator.settings import Settings
-from areal_operator.store import FINGERPRINT, Store, fingerprint
-from areal_operator.work_queue import WorkQueue
+from areal_operator.observed import DELETION_MISSED, DELETION_WATCHED, LAST_SEEN, Object
+from areal_operator.store import FINGERPRINT, MAX_DELETED, Store, fingerprint, last_other_manager
 
 KEY = ("ns", "exp")
 
 
 def child(version: int, *, uid: str = "u1", name: str = "exp-server", owner: str = "e1", **more: Any) -> Object:
-    """A Service of the experiment as the API server gives it."""
+    """A Service of the experiment as returned by the API server."""
     metadata = {
         "name": name,
         "namespace": "ns",
@@ -40,7 +35,7 @@ def test_of_two_reports_the_newer_one_counts() -> None:
     assert known(store)[0]["status"] == {"a": 1}
 
 
-def test_what_was_deleted_does_not_come_back_from_an_older_list() -> None:
+def test_an_older_list_does_not_bring_back_a_deleted_object() -> None:
     store = Store()
     store.put(child(5))
     store.remove(child(9))
@@ -50,7 +45,7 @@ def test_what_was_deleted_does_not_come_back_from_an_older_list() -> None:
     assert len(known(store)) == 1
 
 
-def test_a_list_shows_what_the_watch_missed() -> None:
+def test_a_list_corrects_what_the_watch_missed() -> None:
     store = Store()
     store.put(child(5))
     store.put(child(6, uid="u2", name="exp-trainer"))
@@ -59,14 +54,14 @@ def test_a_list_shows_what_the_watch_missed() -> None:
     assert store.replace("Service", [child(7)], version=9) == set()
 
 
-def test_an_object_newer_than_the_list_stays() -> None:
+def test_an_object_newer_than_the_list_is_kept() -> None:
     store = Store()
     store.put(child(20))
     store.replace("Service", [], version=10)
     assert len(known(store)) == 1
 
 
-def test_children_of_an_earlier_experiment_of_the_name_are_not_its_own() -> None:
+def test_children_of_an_earlier_experiment_of_the_same_name_are_ignored() -> None:
     store = Store()
     store.put(child(5, owner="e0"))
     assert known(store) == []
@@ -81,42 +76,90 @@ def test_an_edited_label_does_not_hide_a_child() -> None:
     assert known(store)[0][FINGERPRINT] != fingerprint(child(5))
 
 
-def test_the_fingerprint_sees_edits_and_no_status() -> None:
+def test_the_fingerprint_covers_edits_and_not_the_status() -> None:
     assert fingerprint(child(5, status={"a": 1})) == fingerprint(child(6, status={"a": 2}))
     assert fingerprint(child(5)) != fingerprint(child(5, spec={"clusterIP": "None"}))
 
 
-async def test_a_key_is_worked_on_once_at_a_time_and_again_after_news() -> None:
-    queue: WorkQueue[str] = WorkQueue()
-    queue.add("a")
-    queue.add("a")
-    assert await queue.get() == "a"
-    queue.add("a")
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(queue.get(), 0.05)
-    queue.done("a")
-    assert await asyncio.wait_for(queue.get(), 0.05) == "a"
+def trainer_job(version: int, **status: Any) -> Object:
+    job = child(version, uid="job", name="exp-trainer-1")
+    job["metadata"]["labels"] |= {resource_names.ATTEMPT: "1"}
+    return {**job, "kind": "Job", "spec": {"completions": 2, "template": {}}, "status": status}
 
 
-async def test_an_earlier_time_wins_and_a_later_one_does_not_delay() -> None:
-    queue: WorkQueue[str] = WorkQueue()
-    queue.add("a", 60.0)
-    queue.add("a", 0.0)
-    queue.add("a", 60.0)
-    assert await asyncio.wait_for(queue.get(), 0.05) == "a"
-    assert queue.depth == 0
+def trainer_pod(version: int, phase: str, *, terminating: bool = False) -> Object:
+    pod = child(version, uid="pod", name="exp-trainer-1-0")
+    pod["metadata"]["labels"] |= {resource_names.ATTEMPT: "1"}
+    if terminating:
+        pod["metadata"]["deletionTimestamp"] = "2026-01-31T12:00:00Z"
+    return {**pod, "kind": "Pod", "status": {"phase": phase}}
 
 
-async def test_failures_wait_twice_as_long_each_time_until_one_succeeds() -> None:
-    queue: WorkQueue[str] = WorkQueue()
-    assert [queue.fail("a") for _ in range(4)] == [1.0, 2.0, 4.0, 8.0]
-    assert max(queue.fail("a") for _ in range(20)) == 300.0
-    queue.succeed("a")
-    assert queue.fail("a") == 1.0
+def test_the_last_state_of_a_deleted_job_is_kept_until_the_next_attempt() -> None:
+    store = Store()
+    store.put(trainer_job(5))
+    store.remove(trainer_job(6, conditions=[{"type": "Complete", "status": "True"}]))
+    (job,) = store.deleted(KEY, "e1")
+    assert (job[LAST_SEEN], job["status"]["conditions"][0]["type"]) == (DELETION_WATCHED, "Complete")
+    assert job["spec"] == {"completions": 2}
+    store.drop_deleted(KEY, before_attempt=1)
+    assert len(store.deleted(KEY, "e1")) == 1
+    store.drop_deleted(KEY, before_attempt=2)
+    assert store.deleted(KEY, "e1") == []
 
 
-def test_settings_come_from_the_environment_or_are_refused() -> None:
-    settings = Settings.from_env({"AREAL_WATCH_NAMESPACES": "a, b", "AREAL_OPERATOR_URL": "http://x/"})
-    assert (settings.watched, settings.progress_url) == (("a", "b"), "http://x")
-    with pytest.raises(ValueError, match="AREAL_OPERATOR_PORT is 'x'"):
-        Settings.from_env({"AREAL_OPERATOR_PORT": "x"})
+def test_a_job_missing_from_a_list_may_have_ended_unseen() -> None:
+    store = Store()
+    store.put(trainer_job(5))
+    store.replace("Job", [], version=8)
+    (job,) = store.deleted(KEY, "e1")
+    assert job[LAST_SEEN] == DELETION_MISSED
+
+
+def test_a_pod_that_ended_before_its_deletion_keeps_that_state() -> None:
+    store = Store()
+    store.put(trainer_pod(5, "Running"))
+    store.put(trainer_pod(6, "Succeeded"))
+    store.put(trainer_pod(7, "Failed", terminating=True))
+    assert store.objects(KEY, "e1")["Pod"][0]["status"] == {"phase": "Succeeded"}
+    store.remove(trainer_pod(8, "Failed", terminating=True))
+    (pod,) = store.deleted(KEY, "e1")
+    assert pod["status"] == {"phase": "Succeeded"}
+
+
+def test_the_number_of_deleted_objects_is_bounded() -> None:
+    store = Store()
+    for number in range(2 * MAX_DELETED):
+        pod = trainer_pod(number + 1, "Failed")
+        pod["metadata"] |= {"uid": f"pod-{number}"}
+        store.remove(pod)
+    assert len(store.deleted(KEY, "e1")) == MAX_DELETED
+
+
+def owned(obj: Object, *entries: tuple[str, dict[str, Any]]) -> Object:
+    fields = [{"manager": manager, "operation": "Apply", "fieldsV1": owned} for manager, owned in entries]
+    return {**obj, "metadata": {**obj["metadata"], "managedFields": fields}}
+
+
+def test_the_fingerprint_covers_only_the_fields_that_the_operator_owns() -> None:
+    ours = (resource_names.OPERATOR, {"f:spec": {"f:replicas": {}, "f:env": {'k:{"name":"A"}': {"f:value": {}}}}})
+    spec = {"replicas": 1, "env": [{"name": "A", "value": "1"}]}
+    before = fingerprint(owned(child(1, spec=spec), ours))
+    added = {**spec, "paused": True, "env": [{"name": "B"}, *spec["env"]]}
+    assert fingerprint(owned(child(2, spec=added), ours, ("other", {"f:spec": {"f:paused": {}}}))) == before
+    assert fingerprint(owned(child(2, spec={**spec, "replicas": 2}), ours)) != before
+    assert fingerprint(owned(child(2, spec={**spec, "env": [{"name": "A", "value": "2"}]}), ours)) != before
+    lost = (resource_names.OPERATOR, {"f:spec": {"f:env": {}}})
+    assert fingerprint(owned(child(2, spec=spec), lost)) != before
+
+
+def test_the_manager_that_changed_an_object_last_is_known() -> None:
+    obj = child(1)
+    obj["metadata"]["managedFields"] = [
+        {"manager": resource_names.OPERATOR, "operation": "Apply", "time": "2026-01-31T12:00:03Z"},
+        {"manager": "kueue", "operation": "Update", "time": "2026-01-31T12:00:02Z"},
+        {"manager": "early", "operation": "Update", "time": "2026-01-31T12:00:01Z"},
+        {"manager": "status", "operation": "Update", "time": "2026-01-31T12:00:04Z", "subresource": "status"},
+    ]
+    assert last_other_manager(obj) == "kueue"
+    assert last_other_manager(child(1)) is None

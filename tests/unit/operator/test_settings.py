@@ -1,0 +1,14 @@
+"""The operator's settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from areal_operator.settings import Settings
+
+
+def test_settings_come_from_the_environment_or_are_refused() -> None:
+    settings = Settings.from_env({"AREAL_WATCH_NAMESPACES": "a, b", "AREAL_OPERATOR_URL": "http://x/"})
+    assert (settings.watched, settings.progress_url) == (("a", "b"), "http://x")
+    with pytest.raises(ValueError, match="AREAL_OPERATOR_PORT is 'x'"):
+        Settings.from_env({"AREAL_OPERATOR_PORT": "x"})
