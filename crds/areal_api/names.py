@@ -12,6 +12,7 @@ RUN_DIR = "AREAL_RUN_DIR"
 API_KEY_FILE = "AREAL_API_KEY_FILE"
 PROGRESS_URL = "AREAL_PROGRESS_URL"  # absent: nothing is pushed
 PROGRESS_TOKEN_FILE = "AREAL_PROGRESS_TOKEN_FILE"
+POD_IP = "AREAL_POD_IP"  # primary address of a server's pod; decides the IP version it listens on
 SERVER_INDEX = "AREAL_SERVER_INDEX"  # number of a server's pod
 TERMINATION_LOG = "AREAL_TERMINATION_LOG"  # file that takes one line about why a process ended; absent: nobody asks
 DEVICE = "AREAL_DEVICE"  # cuda or cpu, as spec.trainer.device says

@@ -64,9 +64,14 @@ def sglang_flags(parser: argparse.ArgumentParser) -> dict[str, Flag]:
     return flags
 
 
+def listening_host(host: str, pod_ip: str | None) -> str:
+    """``host``; if that is every IPv4 address and the pod's address is IPv6, then every IPv6 address."""
+    return "::" if host == "0.0.0.0" and pod_ip is not None and ":" in pod_ip else host
+
+
 def check_machine(device: Device, tensor_parallel: int, host: str, port: int) -> None:
     """Raise ValueError if the server cannot run on this machine: too few GPUs, or the port is in use."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -189,7 +194,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         config = read_resolved_config(options.config, GRPOConfig)
         api_key = read_key(options.api_key_file)
-        check_machine(options.device, options.tensor_parallel, options.host, options.port)
+        host = listening_host(options.host, os.environ.get(names.POD_IP))
+        check_machine(options.device, options.tensor_parallel, host, options.port)
         model_path = expand_home(options.model_path or config.sglang.model_path or config.actor.path)
         check_model(model_path)
         environment = server_environment(
@@ -213,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
             model_path=model_path,
             tokenizer_path=config.tokenizer_path,
             tensor_parallel=options.tensor_parallel,
-            host=options.host,
+            host=host,
             port=options.port,
             random_seed=config.seed + options.index,
             flags=sglang_flags(parser),

@@ -88,7 +88,15 @@ def _server(build: Build) -> Manifest:
         name="server",
         image=build.image("server"),
         command=command.argv,
-        env=environment(build, servers, command.env, [{"name": names.SERVER_INDEX, "valueFrom": ordinal}]),
+        env=environment(
+            build,
+            servers,
+            command.env,
+            [
+                {"name": names.SERVER_INDEX, "valueFrom": ordinal},
+                {"name": names.POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            ],
+        ),
         gpus=servers.tensor_parallel,
     )
     result["command"] = [index if word == f"${index}" else word for word in result["command"]]

@@ -43,3 +43,27 @@ def test_empty_key_file_is_rejected(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         launch.read_key(str(file))
+
+
+@pytest.mark.parametrize(
+    ("host", "pod_ip", "listens_on"),
+    [
+        ("0.0.0.0", "fd00::7", "::"),
+        ("0.0.0.0", "10.0.0.7", "0.0.0.0"),
+        ("0.0.0.0", None, "0.0.0.0"),
+        ("127.0.0.1", "fd00::7", "127.0.0.1"),
+    ],
+)
+def test_a_pod_with_an_ipv6_address_listens_on_ipv6(host: str, pod_ip: str | None, listens_on: str) -> None:
+    assert launch.listening_host(host, pod_ip) == listens_on
+
+
+def test_an_ipv6_port_in_use_is_named() -> None:
+    try:
+        taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--port {port}: .*in use"):
+            launch.check_machine("cpu", 1, "::1", port)

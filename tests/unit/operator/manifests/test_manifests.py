@@ -1,4 +1,4 @@
-"""What the operator makes: pods that meet Pod Security "restricted", torchrun's environment, devices, mounts."""
+"""Manifests: pods that meet Pod Security "restricted", torchrun's environment, devices, mounts."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_the_key_is_in_a_secret_and_nowhere_else() -> None:
     assert "s3cret" not in json.dumps([m["spec"] for m in plan.objects if m["kind"] in ("StatefulSet", "Job")])
 
 
-def test_the_trainer_knows_all_servers_that_may_ever_be() -> None:
+def test_the_trainer_has_the_addresses_of_all_servers_up_to_max_replicas() -> None:
     (_, trainer) = pods(servers={"replicas": 1, "maxReplicas": 2})
     assert env_of(trainer)[names.SERVER_ADDRS] == (
         "case-server-0.case-server.ns.svc:30000,case-server-1.case-server.ns.svc:30000"
     )
 
 
-def test_torchrun_is_told_by_its_environment() -> None:
+def test_torchrun_is_configured_by_its_environment() -> None:
     (_, pod) = pods(trainer={"nodes": 2, "processesPerNode": 4})
     env = env_of(pod)
     assert {key: value for key, value in env.items() if key.startswith("PET_")} == {
@@ -89,7 +89,7 @@ def test_torchrun_is_told_by_its_environment() -> None:
     assert pod["subdomain"] == "case-trainer"
 
 
-def test_the_resolved_configuration_is_left_in_the_run_directory(tmp_path: Path) -> None:
+def test_the_resolved_configuration_is_copied_to_the_run_directory(tmp_path: Path) -> None:
     (_, pod) = pods()
     shell, option, script, *arguments = pod["initContainers"][0]["command"]
     assert arguments == ["prepare", "/opt/areal/runs/case/trial0"]
@@ -123,7 +123,62 @@ def test_a_process_on_cuda_gets_a_gpu_unless_gpus_are_named() -> None:
     assert server["containers"][0]["resources"] == {}
 
 
-def test_what_the_user_adds_wins_over_our_environment_but_not_over_our_labels() -> None:
+@pytest.mark.parametrize(
+    "resource",
+    ["nvidia.com/mig-1g.5gb", "nvidia.com/gpu.shared", "amd.com/gpu", "gpu.intel.com/i915", "habana.ai/gaudi"],
+)
+def test_no_gpu_is_added_to_other_devices(resource: str) -> None:
+    for part in ("limits", "requests"):
+        (server, trainer) = pods(servers__resources={part: {resource: 1}}, trainer__resources={part: {resource: 1}})
+        assert server["containers"][0]["resources"] == {part: {resource: 1}}
+        assert trainer["containers"][0]["resources"] == {part: {resource: 1}}
+
+
+@pytest.mark.parametrize("resource", ["rdma/hca_shared_devices_a", "vpc.amazonaws.com/efa", "hugepages-2Mi"])
+def test_a_gpu_is_added_to_network_devices(resource: str) -> None:
+    (server, _) = pods(servers__resources={"limits": {resource: 1}})
+    assert server["containers"][0]["resources"] == {"limits": {resource: 1, "nvidia.com/gpu": "1"}}
+
+
+def test_no_gpu_is_added_to_dynamic_resource_claims() -> None:
+    (server, _) = pods(servers__resources={"claims": [{"name": "gpu"}]})
+    assert server["containers"][0]["resources"] == {"claims": [{"name": "gpu"}]}
+
+
+def test_the_init_container_has_the_trainers_cpu_and_memory() -> None:
+    limits = {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": 1}
+    (_, trainer) = pods(trainer__resources={"limits": limits})
+    assert trainer["initContainers"][0]["resources"] == {"limits": {"cpu": "4", "memory": "16Gi"}}
+    (_, trainer) = pods()
+    assert trainer["initContainers"][0]["resources"] == {}
+
+
+def test_user_and_groups_can_be_left_out() -> None:
+    (server, _) = pods(servers__podSecurity={"runAsUser": None, "runAsGroup": None, "fsGroup": None})
+    assert server["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    (server, _) = pods(servers__podSecurity={"runAsUser": 2000, "supplementalGroups": [7]})
+    context = server["securityContext"]
+    assert (context["runAsUser"], context["runAsGroup"], context["supplementalGroups"]) == (2000, 1000, [7])
+
+
+def test_grace_periods_and_the_startup_time_are_those_of_the_spec() -> None:
+    (server, trainer) = pods(
+        servers__terminationGracePeriodSeconds=30,
+        servers__startupSeconds=600,
+        trainer__terminationGracePeriodSeconds=900,
+    )
+    assert server["terminationGracePeriodSeconds"] == 30
+    assert server["containers"][0]["startupProbe"]["failureThreshold"] == 120
+    assert trainer["terminationGracePeriodSeconds"] == 900
+    assert env_of(trainer)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "880"
+
+
+def test_servers_that_are_not_ready_can_be_evicted() -> None:
+    budget = made("PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
+def test_the_users_environment_takes_precedence_and_the_operators_labels_do() -> None:
     (server, _) = pods(servers__env=[{"name": "HF_HOME", "value": "/x"}, {"name": "T", "valueFrom": {"a": {}}}])
     assert env_of(server)["HF_HOME"] == "/x"
     assert env_of(server)["T"] == {"a": {}}
@@ -133,14 +188,14 @@ def test_what_the_user_adds_wins_over_our_environment_but_not_over_our_labels() 
     assert template["metadata"]["labels"] == {**resource_names.component_labels("case", "server"), "team": "x"}
 
 
-def test_a_dollar_in_an_argument_is_not_a_reference_but_the_servers_number_is() -> None:
+def test_only_the_servers_index_is_expanded_in_arguments() -> None:
     (server, _) = pods(servers__args={"chat_template": "$(HOME)"})
     command = server["containers"][0]["command"]
     assert command[command.index("--index") + 1] == "$(AREAL_SERVER_INDEX)"
     assert command[command.index("--args") + 1] == '{"chat_template": "$$(HOME)"}'
 
 
-def test_the_volume_is_mounted_where_the_run_directory_is() -> None:
+def test_the_volume_is_mounted_at_the_file_root() -> None:
     for fileroot, path in (("runs", "/opt/areal/runs"), ("/data/runs", "/data/runs")):
         (server, trainer) = pods(config__cluster__fileroot=fileroot)
         for pod in (server, trainer):
@@ -149,7 +204,7 @@ def test_the_volume_is_mounted_where_the_run_directory_is() -> None:
         assert env_of(trainer)[names.RUN_DIR] == f"{path}/case/trial0"
 
 
-def test_pods_share_a_node_where_the_volume_does_not_go_further() -> None:
+def test_pods_share_a_node_if_only_one_node_can_mount_the_volume() -> None:
     for pod in pods(storage__accessModes=["ReadWriteOnce"]):
         (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         assert term["topologyKey"] == "kubernetes.io/hostname"
@@ -167,7 +222,7 @@ def test_the_progress_token_is_for_this_experiment_alone() -> None:
     assert env[names.PROGRESS_TOKEN_FILE] == "/var/run/areal/token"
 
 
-def test_a_volume_that_is_to_stay_has_no_owner() -> None:
+def test_a_retained_volume_claim_has_no_owner() -> None:
     assert "ownerReferences" not in made("PersistentVolumeClaim")["metadata"]
     assert made("PersistentVolumeClaim", storage__whenDeleted="Delete")["metadata"]["ownerReferences"]
 
@@ -177,7 +232,7 @@ def test_only_pods_of_the_experiment_reach_its_pods() -> None:
     assert spec["ingress"] == [{"from": [{"podSelector": {"matchLabels": resource_names.labels("case")}}]}]
 
 
-def test_who_reads_metrics_reaches_the_servers_port_and_no_other() -> None:
+def test_metrics_readers_reach_only_the_servers_port() -> None:
     text = '[{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}]'
     settings = Settings.from_env({"AREAL_METRICS_FROM": text})
     build = Build(operator_objects.experiment(), "ns", "uid", 1, "key", settings)
@@ -186,12 +241,12 @@ def test_who_reads_metrics_reaches_the_servers_port_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[{}]", '["monitoring"]', '[{"pods": {}}]'])
-def test_peers_that_are_none_are_refused(text: str) -> None:
+def test_invalid_network_policy_peers_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"AREAL_METRICS_FROM is .*; set a JSON list of a NetworkPolicy's peers"):
         Settings.from_env({"AREAL_METRICS_FROM": text})
 
 
-def test_names_stay_within_63_letters() -> None:
+def test_names_stay_within_63_characters() -> None:
     name = "a" * 40
     assert len(f"{resource_names.trainer_job(name, 9999)}-99-abcde") <= 63
     assert len(resource_names.config_map(name, "0123456789")) <= 63
@@ -211,7 +266,7 @@ def test_cores_are_shared_among_the_processes_of_a_pod(resources: Any, processes
     assert compute_threads(settings, processes) == threads
 
 
-def test_an_image_is_the_specs_or_the_operators_and_else_an_error() -> None:
+def test_an_image_comes_from_the_spec_or_the_settings_or_is_an_error() -> None:
     settings = Settings.from_env({"AREAL_SERVER_IMAGE_CPU": "cpu:1"})
     assert settings.image("server", "cpu", None) == "cpu:1"
     assert settings.image("server", "cpu", "mine") == "mine"
@@ -219,7 +274,7 @@ def test_an_image_is_the_specs_or_the_operators_and_else_an_error() -> None:
         settings.image("trainer", "cuda", None)
 
 
-def test_pods_log_as_the_operator_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pods_log_in_the_operators_format(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(names.LOG_FORMAT not in env_of(pod) for pod in pods())
     monkeypatch.setattr(operator_objects, "SETTINGS", replace(operator_objects.SETTINGS, json_logs=True))
     assert all(env_of(pod)[names.LOG_FORMAT] == "json" for pod in pods())
