@@ -72,6 +72,15 @@ Convert AReaL's configuration file to an experiment.yaml. Keys without a counter
   grpo convert gsm8k_grpo.yaml -o experiment.yaml"""
 
 
+CHECK = """\
+Check whether an experiment fits, without a GPU: memory of the trainer's and the servers' GPUs, disk space against
+storage.size, sequence lengths, and with --nodes the placement. Only the config.json of the model is read. The exit
+status is 0 if the experiment fits and 1 if it does not.
+
+  grpo check experiment.yaml --gpu H100-80GB --nodes 2x8
+  grpo check experiment.yaml config.gconfig.max_new_tokens=32768 --gpu H200-141GB --json"""
+
+
 def run_parser() -> argparse.ArgumentParser:
     """``grpo run``."""
     parser = command_parser("run", RUN)
@@ -106,6 +115,30 @@ def run_action(args: argparse.Namespace) -> int:
     if args.detach and args.checkpoint:
         raise ValueError("--checkpoint fetches when the run ends, but --detach does not wait for it; omit one")
     return cluster_run.run(request, target, detach=args.detach, results=args.results, checkpoint=args.checkpoint)
+
+
+def check_parser() -> argparse.ArgumentParser:
+    """``grpo check``."""
+    parser = command_parser("check", CHECK)
+    add_experiment(parser, "EXPERIMENT.yaml and key=value, in any order")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="GPU to compare with, for example H100-80GB (default: found here)"
+    )
+    parser.add_argument("--nodes", metavar="GPUS", help="free GPUs of each node: 8,8 or 2x8 (default: not checked)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved experiment first")
+    parser.set_defaults(action=check_action)
+    return parser
+
+
+def check_action(args: argparse.Namespace) -> int:
+    """Check whether an experiment fits."""
+    from areal_launcher.check import CheckOptions, check
+
+    if args.json and args.print_config:
+        raise ValueError("--json prints the report alone; leave out --print-config")
+    options = CheckOptions(args.gpu, args.nodes, as_json=args.json, print_config=args.print_config)
+    return check(Request.parse(args.items, args.config), options)
 
 
 def eval_parser() -> argparse.ArgumentParser:
@@ -224,6 +257,7 @@ def crd_parser() -> argparse.ArgumentParser:
 
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "run": (run_parser, "train"),
+    "check": (check_parser, "check whether an experiment fits its GPUs and disk"),
     "eval": (eval_parser, "evaluate a checkpoint"),
     "status": (status_parser, "show the state of a run"),
     "logs": (logs_parser, "print the logs of a run"),

@@ -97,12 +97,13 @@ def size_up(spec: ExperimentSpec, shape: ModelShape, where: Surroundings) -> Rep
 
 
 def longest_sequence(config: GRPOConfig) -> int:
-    """Tokens of the longest prompt with its longest completion."""
-    prompt = config.train_dataset.max_length
-    generation = config.gconfig
-    if prompt is None:
-        return generation.max_tokens
-    return min(generation.max_tokens, prompt + generation.max_new_tokens)
+    """Tokens of the longest prompt with its longest completion.
+
+    Without ``train_dataset.max_length`` the prompts are unknown and count as empty: what is too long then is too long
+    for certain.
+    """
+    prompt = config.train_dataset.max_length or 0
+    return min(config.gconfig.max_tokens, prompt + config.gconfig.max_new_tokens)
 
 
 def tokens_per_microbatch(config: GRPOConfig) -> int:
