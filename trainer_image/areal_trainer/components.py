@@ -59,8 +59,14 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
     with ExitStack() as stack:
         stats = stack.enter_context(_stats_logger(config, run)) if ranks.is_first else None
         tokenizer = load_hf_tokenizer(config.tokenizer)
+        template_kwargs = config.workflow.kwargs.get("chat_template_kwargs")
         loader = train_loader(
-            config.train_dataset, tokenizer, seed=config.seed, rank=ranks.rank, world_size=ranks.world_size
+            config.train_dataset,
+            tokenizer,
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            chat_template_kwargs=template_kwargs,
         )
         total_steps = len(loader) * config.total_train_epochs
         if config.total_train_steps is not None:
@@ -98,7 +104,9 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             workflow=make_workflow(config, config.gconfig, tokenizer, pool),
             eval_workflow=make_workflow(config, config.evaluation, tokenizer, pool),
             accept=_has_signal if config.actor.dynamic_sampling else None,
-            valid_rows=valid_rows(config.valid_dataset, tokenizer) if config.valid_dataset and ranks.is_first else [],
+            valid_rows=valid_rows(config.valid_dataset, tokenizer, chat_template_kwargs=template_kwargs)
+            if config.valid_dataset and ranks.is_first
+            else [],
             stats=stats,
             vocab_size=vocabulary_size(config.actor.path),
             steps_per_epoch=len(loader),

@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
         if config.valid_dataset is None:
             raise ValueError("valid_dataset is not set; set it to held-out problems, e.g. valid_dataset.path=…")
         tokenizer = load_hf_tokenizer(config.tokenizer)
-        rows = valid_rows(config.valid_dataset, tokenizer)
+        template_kwargs = config.workflow.kwargs.get("chat_template_kwargs")
+        rows = valid_rows(config.valid_dataset, tokenizer, chat_template_kwargs=template_kwargs)
         engine = RemoteSGLangEngine(config.rollout, batch_size=config.consumer_batch_size)
         with joined("cpu"):
             engine.initialize(vocab_size=vocabulary_size(config.actor.path))

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from areal_api.config import DatasetConfig
+from areal_trainer.data.files import Row
 from areal_trainer.data.loader import PromptLoader, global_batches
-from areal_trainer.data.source import Row, Source, read_source
-from areal_trainer.data.tokenizer import load_hf_tokenizer, prompt_lengths, require_chat_template
+from areal_trainer.data.source import Source, read_source
+from areal_trainer.data.tokenizer import Codec, load_hf_tokenizer, render_prompt, require_chat_template
 
 __all__ = ["PromptDataset", "PromptLoader", "load_hf_tokenizer", "load_train_dataset", "train_loader", "valid_rows"]
 
 logger = logging.getLogger(__name__)
-
-TOKENIZE_BATCH_ROWS = 512
 
 
 class PromptDataset(Dataset):
@@ -32,7 +30,7 @@ class PromptDataset(Dataset):
     def __init__(self, source: Source, config: DatasetConfig, *, split: str) -> None:
         self.name = source.name
         self.dropped = 0
-        self._rows = source.rows
+        self._source = source
         self._config = config
         self._split = split
         self._indices: Sequence[int] = range(min(len(source.rows), config.limit or len(source.rows)))
@@ -42,27 +40,34 @@ class PromptDataset(Dataset):
 
     def __getitem__(self, index: int) -> Row:
         number = self._indices[index]
-        row = dict(self._rows[number])
+        row = dict(self._source.rows[number])
         config = self._config
-        if "messages" not in row:
-            text = str(row.pop(config.question_column))
+        if row.get("messages") is None:
+            text = row.pop(config.question_column)
             content = f"{text}\n{config.instruction}" if config.instruction else text
             row["messages"] = [{"role": "user", "content": content}]
         if config.answer_column in row:
             row["answer"] = row.pop(config.answer_column)
-        row["task_id"] = str(row.get("task_id", row.get("id", f"{self._split}/{number}")))
+        ids = (row.get("task_id"), row.get("id"), f"{self._split}/{number}")
+        row["task_id"] = str(next(value for value in ids if value is not None and value != ""))
         return row
 
     def __getitems__(self, indices: list[int]) -> list[Row]:
         return [self[index] for index in indices]
 
-    def drop_long(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        """Drop prompts longer than ``max_length`` tokens."""
+    def drop_long(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int, *, chat_template_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Drop prompts longer than ``max_length`` tokens, as rendered by ``render_prompt``."""
+        codec = Codec(tokenizer)
         kept: list[int] = []
-        numbers = iter(enumerate(self._indices))
-        while chunk := list(islice(numbers, TOKENIZE_BATCH_ROWS)):
-            lengths = prompt_lengths(tokenizer, [self[index]["messages"] for index, _ in chunk])
-            kept += [number for (_, number), length in zip(chunk, lengths, strict=True) if length <= max_length]
+        for index, number in enumerate(self._indices):
+            try:
+                prompt = render_prompt(tokenizer, self[index]["messages"], **(chat_template_kwargs or {}))
+            except ValueError as error:
+                raise ValueError(f"{self._source.row_name(number)}: {error}") from error
+            if len(codec.encode(prompt, add_special_tokens=False)) <= max_length:
+                kept.append(number)
         self.dropped += len(self._indices) - len(kept)
         self._indices = kept
 
@@ -70,34 +75,54 @@ class PromptDataset(Dataset):
         return (self[index] for index in range(len(self)))
 
 
-def load_train_dataset(config: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> PromptDataset:
+def load_train_dataset(
+    config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, chat_template_kwargs: dict[str, Any] | None = None
+) -> PromptDataset:
     """Load ``train_dataset``. Raises ``ValueError`` for unusable data."""
-    return _load(config, tokenizer, split=config.split or "train", section="train_dataset")
+    split = config.split or "train"
+    return _load(config, tokenizer, chat_template_kwargs, split=split, section="train_dataset")
 
 
 def train_loader(
-    config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, rank: int = 0, world_size: int = 1
+    config: DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> PromptLoader:
     """Load one rank's batches of ``train_dataset``. Raises ``ValueError`` for unusable data."""
-    dataset = load_train_dataset(config, tokenizer)
+    dataset = load_train_dataset(config, tokenizer, chat_template_kwargs=chat_template_kwargs)
     batches = global_batches(config, len(dataset), section="train_dataset", seed=seed, rank=rank, world_size=world_size)
     return PromptLoader(dataset, batches, num_workers=config.num_workers)
 
 
-def valid_rows(config: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def valid_rows(
+    config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, chat_template_kwargs: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """All rows of ``valid_dataset`` in stored order."""
-    return list(_load(config, tokenizer, split=config.split or "test", section="valid_dataset"))
+    split = config.split or "test"
+    return list(_load(config, tokenizer, chat_template_kwargs, split=split, section="valid_dataset"))
 
 
-def _load(config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, split: str, section: str) -> PromptDataset:
+def _load(
+    config: DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template_kwargs: dict[str, Any] | None,
+    *,
+    split: str,
+    section: str,
+) -> PromptDataset:
     require_chat_template(tokenizer)
     source = read_source(config, split=split, section=section, tokenizer=tokenizer)
     if not len(source.rows):
         raise ValueError(f"{section}.path is {config.path!r}: {source.name} has no rows")
     _check_columns(source, config, section=section)
+    _check_rows(source, config, section=section)
     dataset = PromptDataset(source, config, split=split)
     if config.max_length is not None:
-        dataset.drop_long(tokenizer, config.max_length)
+        dataset.drop_long(tokenizer, config.max_length, chat_template_kwargs=chat_template_kwargs)
     if not len(dataset):
         raise ValueError(
             f"{section}.max_length is {config.max_length} tokens and all {dataset.dropped} prompts of {source.name} "
@@ -126,3 +151,49 @@ def _check_columns(source: Source, config: DatasetConfig, *, section: str) -> No
                 f"{source.name} has no column {column!r} in every row; its columns are: "
                 f"{', '.join(source.columns) or 'none'}. Set {section}.{key}{alternative}"
             )
+
+
+def _check_rows(source: Source, config: DatasetConfig, *, section: str) -> None:
+    """Raise ``ValueError`` naming the first row whose prompt or answer is missing or is not text."""
+    rows = source.rows
+    if hasattr(rows, "select_columns"):  # do not decode other columns, such as images
+        names = ("messages", config.question_column, config.answer_column)
+        rows = rows.select_columns([name for name in names if name in source.columns])
+    for index in range(min(len(rows), config.limit or len(rows))):
+        problem = _problem(rows[index], config, source=source)
+        if problem:
+            raise ValueError(f"{section}.path is {config.path!r}: {source.row_name(index)}: {problem}")
+
+
+def _problem(row: Row, config: DatasetConfig, *, source: Source) -> str | None:
+    """Why ``row`` cannot be used, or None."""
+    messages = row.get("messages")
+    if messages is not None:
+        problem = _message_problem(messages)
+    elif "messages" in source.columns and config.question_column not in row:
+        problem = "messages is null"
+    else:
+        problem = _text_problem(config.question_column, row.get(config.question_column))
+    if problem is None and not source.from_user_function and row.get(config.answer_column) is None:
+        problem = f"{config.answer_column!r} is null; it needs a reference answer"
+    return problem
+
+
+def _message_problem(messages: Any) -> str | None:
+    if not isinstance(messages, list | tuple) or not messages:
+        return f"messages is {messages!r:.60}, not a list of at least one message"
+    for position, message in enumerate(messages, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f"message {position} is {message!r:.60}, not an object with a role and content"
+        content = message.get("content")
+        if not isinstance(content, str | list) and not message.get("tool_calls"):
+            return f"content of message {position} is {content!r:.60}, not text"
+    return None
+
+
+def _text_problem(column: str, value: Any) -> str | None:
+    if value is None:
+        return f"{column!r} is null; it needs a question"
+    if not isinstance(value, str):
+        return f"{column!r} is {type(value).__name__} {value!r:.60}, not text; write it as a string"
+    return None if value.strip() else f"{column!r} is empty; it needs a question"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from areal_api.config import DatasetConfig
 from areal_api.paths import is_local_path
+from areal_trainer.data.files import READERS, Row, Table, read_file
 from areal_trainer.import_path import load_object
 
-Row = dict[str, Any]
 FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 
 
@@ -36,6 +35,11 @@ class Source:
     columns: list[str]  # columns that every row has
     name: str
     from_user_function: bool = False
+    table: Table | None = None  # if the rows come from a file
+
+    def row_name(self, index: int) -> str:
+        """The row with its source, for error messages."""
+        return f"{self.table.row_name(index) if self.table else f'row {index + 1}'} of {self.name}"
 
 
 def read_source(config: DatasetConfig, *, split: str, section: str, tokenizer: PreTrainedTokenizerBase) -> Source:
@@ -47,7 +51,7 @@ def read_source(config: DatasetConfig, *, split: str, section: str, tokenizer: P
     path = Path(config.path)
     try:
         if path.is_file():
-            return _of(_read_file(path), name=str(path))
+            return _of_table(read_file(path), name=str(path))
         if path.is_dir():
             return _read_directory(path, split)
         if FUNCTION.fullmatch(config.path):
@@ -59,82 +63,21 @@ def read_source(config: DatasetConfig, *, split: str, section: str, tokenizer: P
         raise ValueError(f"{section}.path is {config.path!r}: {error}") from error
 
 
+def _of_table(table: Table, *, name: str) -> Source:
+    source = _of(table.rows, name=name)
+    return Source(source.rows, source.columns, name, table=table)
+
+
 def _of(rows: Any, *, name: str, from_user_function: bool = False) -> Source:
     columns = getattr(rows, "column_names", None)
     if columns is not None:
         return Source(rows, list(columns), name, from_user_function)
     if not (isinstance(rows, Sequence) and all(isinstance(row, dict) for row in rows)):
         raise ValueError(f"{name} is {type(rows).__name__}, not a datasets.Dataset or a list of dictionaries")
-    common = [column for column in (rows[0] if rows else {}) if all(column in row for row in rows)]
+    common = list(rows[0]) if rows else []
+    for row in rows:
+        common = [column for column in common if column in row]
     return Source(rows, common, name, from_user_function)
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    def lines() -> Iterator[Row]:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"line {number} of {path} is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number} of {path} is {type(row).__name__}, not an object")
-                yield row
-
-    return list(lines())
-
-
-def _read_json(path: Path) -> list[Row]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return _read_jsonl(path)  # many datasets name JSON lines .json
-    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), list):
-        value = next(iter(value.values()))
-    if not isinstance(value, list):
-        raise ValueError(f"{path} contains {type(value).__name__}, not a list of objects")
-    return value
-
-
-def _read_parquet(path: Path) -> Any:
-    import datasets
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return datasets.Dataset(pyarrow.parquet.read_table(path))
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a parquet file: {error}") from error
-
-
-def _read_csv(path: Path) -> Any:
-    import datasets
-    import pyarrow
-    import pyarrow.csv
-
-    # Quoted fields may span lines, as solutions do.
-    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    try:
-        return datasets.Dataset(pyarrow.csv.read_csv(path, parse_options=parsing))
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a CSV file with a header: {error}") from error
-
-
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-}
-
-
-def _read_file(path: Path) -> Any:
-    if path.suffix not in READERS:
-        raise ValueError(f"files of type {path.suffix or '(none)'} are not supported; use one of {', '.join(READERS)}")
-    return READERS[path.suffix](path)
 
 
 def _read_directory(path: Path, split: str) -> Source:
@@ -151,7 +94,7 @@ def _read_directory(path: Path, split: str) -> Source:
     for suffix in READERS:
         file = path / f"{split}{suffix}"
         if file.is_file():
-            return _of(_read_file(file), name=str(file))
+            return _of_table(read_file(file), name=str(file))
     entries = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) or "nothing"
     raise ValueError(
         f"the directory was not saved by datasets and has no {split}{{{','.join(READERS)}}}; it contains {entries}"

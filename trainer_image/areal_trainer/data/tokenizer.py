@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 
 from areal_api.paths import is_local_path
@@ -39,12 +40,21 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def prompt_lengths(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[int]:
-    """Prompt length in tokens of each conversation, including the generation prompt."""
-    rendered = tokenizer.apply_chat_template(
-        [list(messages) for messages in conversations], add_generation_prompt=True, tokenize=True, return_dict=True
-    )
-    return [len(ids) for ids in rendered["input_ids"]]
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, tools: Any = None, **template_kwargs: Any
+) -> str:
+    """The prompt text of ``messages``, including special tokens and the generation prompt.
+
+    Every prompt is rendered here: those that are trained and those that ``max_length`` measures. Encode the text
+    without adding special tokens. Raises ``ValueError`` if the chat template rejects the messages.
+    """
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tools=tools, tokenize=False, add_generation_prompt=True, **template_kwargs
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        raise ValueError(f"the chat template failed with {type(error).__name__}: {_first_line(error)}") from error
+    return text
 
 
 class Codec:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areal_api.generation import GenerationHyperparameters
+from areal_trainer.data.tokenizer import render_prompt
 from areal_trainer.rollout.trajectory_builder import TrajectoryBuilder
 from areal_trainer.rollout.workflow import GenerationEngine, with_stop_tokens
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
@@ -132,10 +133,7 @@ class Conversation:
 
     def _render(self, messages: list[Message], tools: Tools | None) -> str:
         # The template adds the special tokens.
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tools=tools or None, tokenize=False, add_generation_prompt=True, **self._template_kwargs
-        )
-        return text
+        return render_prompt(self._tokenizer, messages, tools=tools or None, **self._template_kwargs)
 
     def _text(self, response: ModelResponse) -> str:
         tokens = response.output_tokens

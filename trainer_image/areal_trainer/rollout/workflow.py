@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
 from areal_api.generation import GenerationHyperparameters
-from areal_trainer.data.tokenizer import Codec
+from areal_trainer.data.tokenizer import Codec, render_prompt
 from areal_trainer.import_path import load_object
 from areal_trainer.rollout.trajectory_builder import build_trajectories
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
@@ -79,9 +79,7 @@ class RLVRWorkflow(RolloutWorkflow):
         """The prompt as text and as token ids."""
         messages = data.get("messages")
         if messages is not None:
-            prompt = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self._chat_template_kwargs
-            )
+            prompt = render_prompt(self.tokenizer, messages, **self._chat_template_kwargs)
             # The template has already added the special tokens.
             return prompt, self._codec.encode(prompt, add_special_tokens=False)
         if "prompt" not in data:

@@ -7,10 +7,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from areal_api.config import DatasetConfig
+from areal_api.generation import GenerationHyperparameters
 from areal_trainer.data.dataset import PromptDataset, load_train_dataset
+from areal_trainer.rollout.workflow import RLVRWorkflow
 from support.word_tokenizer import word_tokenizer
 
 ROWS = [{"question": "Two and three?", "answer": "#### 5"}, {"question": "One?", "answer": "#### 1"}]
@@ -71,3 +74,77 @@ def test_long_prompts_are_dropped_and_counted(tmp_path: Path, caplog: pytest.Log
 
 def test_limit_uses_the_first_rows(tmp_path: Path) -> None:
     assert len(load(save(tmp_path / "rows.jsonl", ROWS), limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"question": None, "answer": "1"}, "'question' is null"),
+        ({"question": "  ", "answer": "1"}, "'question' is empty"),
+        ({"question": 7, "answer": "1"}, "'question' is int 7, not text"),
+        ({"question": ["q"], "answer": "1"}, "'question' is list"),
+        ({"question": True, "answer": "1"}, "'question' is bool"),
+        ({"question": "q", "answer": None}, "'answer' is null"),
+        ({"question": "q", "answer": "1", "messages": []}, "messages is"),
+        ({"question": "q", "answer": "1", "messages": "hello"}, "messages is 'hello'"),
+        (
+            {"question": "q", "answer": "1", "messages": [{"role": "user", "content": None}]},
+            "content of message 1 is None",
+        ),
+        ({"question": "q", "answer": "1", "messages": [{"content": "x"}]}, "message 1 is"),
+        ({"question": "q", "answer": "1", "messages": [5]}, "message 1 is 5"),
+    ],
+)
+def test_unusable_row_is_rejected_with_its_line(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    file = save(tmp_path / "rows.jsonl", [*ROWS, row])
+    with pytest.raises(ValueError, match=r"train_dataset\.path is .*: line 3 of .*rows\.jsonl: ") as caught:
+        load(file)
+    assert reason in str(caught.value)
+    assert len(load(file, limit=2)) == 2
+
+
+def test_null_question_of_a_parquet_file_is_rejected_with_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list([*ROWS, {"question": None, "answer": "2"}]).to_parquet(file)
+    with pytest.raises(ValueError, match=r"row 3 of .*rows\.parquet: 'question' is null"):
+        load(file)
+
+
+def test_null_id_falls_back_to_the_row_number(tmp_path: Path) -> None:
+    file = save(tmp_path / "rows.jsonl", [{**ROWS[0], "id": "007"}, {**ROWS[1], "id": None}])
+    assert [row["task_id"] for row in load(file)] == ["007", "train/1"]
+
+
+def test_row_with_null_messages_uses_its_question(tmp_path: Path) -> None:
+    file = save(tmp_path / "rows.jsonl", [{**ROWS[0], "messages": None}])
+    assert load(file, instruction="")[0]["messages"] == [{"role": "user", "content": "Two and three?"}]
+
+
+THINKING = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if think %}one two three {% endif %}<say>"
+
+
+def test_length_filter_measures_the_prompt_that_is_trained(tmp_path: Path) -> None:
+    file = save(tmp_path / "rows.jsonl", [{"question": "one two", "answer": "1"}])
+    tokenizer = word_tokenizer(chat_template=THINKING)
+    config = DatasetConfig(path=str(file), max_length=5, instruction="")
+    assert len(load_train_dataset(config, tokenizer)) == 1
+    with pytest.raises(ValueError, match="all 1 prompts"):
+        load_train_dataset(config, tokenizer, chat_template_kwargs={"think": True})
+
+    def reward(**columns: Any) -> float:
+        return 0.0
+
+    for think, length in ((False, 3), (True, 6)):
+        kwargs = {"think": think}
+        workflow = RLVRWorkflow(reward, GenerationHyperparameters(), tokenizer, chat_template_kwargs=kwargs)
+        dataset = load_train_dataset(
+            config.model_copy(update={"max_length": length}), tokenizer, chat_template_kwargs=kwargs
+        )
+        assert len(workflow.tokenize(dataset[0])[1]) == length
+
+
+def test_messages_that_the_template_rejects_are_named(tmp_path: Path) -> None:
+    file = save(tmp_path / "rows.jsonl", ROWS)
+    tokenizer = word_tokenizer(chat_template="{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ValueError, match=r"line 1 of .*chat template failed .*roles must alternate"):
+        load_train_dataset(DatasetConfig(path=str(file), max_length=5), tokenizer)

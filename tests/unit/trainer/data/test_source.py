@@ -118,7 +118,7 @@ def test_unsupported_file_type_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("a.jsonl", '{"question": "q", "answer": "1"}\n{"question"\n', "line 2 of .*a.jsonl is not JSON"),
+        ("a.jsonl", '{"question": "q", "answer": "1"}\n{"question"\n', "line 2 of .*a.jsonl is not valid JSON"),
         ("b.jsonl", "[1]\n", "line 1 of .*b.jsonl is list, not an object"),
         ("c.json", '"text"', "contains str, not a list"),
         ("d.parquet", "PAR", "d.parquet is not a parquet file"),
