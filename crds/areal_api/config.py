@@ -5,11 +5,12 @@ Descriptions, units, bounds and defaults stand here once; the custom resource, `
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from areal_api.actor import PPOActorConfig, TrainEngineConfig
+from areal_api.bounds import FreeForm
 from areal_api.generation import GenerationHyperparameters
 from areal_api.section import Section
 
@@ -267,7 +268,7 @@ class WorkflowConfig(Section):
         pattern=r"^[\w.]+:[\w.]+$",
         description="Workflow class, package.module:Class.",
     )
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="More keyword arguments of its constructor.")
+    kwargs: FreeForm = Field(default_factory=dict, description="More keyword arguments of its constructor.")
 
 
 class GRPOConfig(Section):

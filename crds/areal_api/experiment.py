@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from areal_api.bounds import FreeForm, problem_of_size
 from areal_api.config import GRPOConfig
 from areal_api.pods import PodSettings
 from areal_api.quantities import Size
@@ -14,6 +15,9 @@ from areal_api.status import ExperimentStatus
 
 API_VERSION: Literal["areal.dev/v1alpha1"] = "areal.dev/v1alpha1"
 KIND: Literal["GRPOExperiment"] = "GRPOExperiment"
+MAX_PODS = 1024  # of one component
+MAX_PROCESSES = 64  # of one pod
+MAX_SECONDS = 2**31 - 1
 MAX_NAME_LENGTH = 40  # leaves room for the suffixes of pod names and of StatefulSet labels
 AccessMode = Literal["ReadWriteMany", "ReadWriteOnce"]
 
@@ -37,11 +41,11 @@ class Metadata(BaseModel):
 class ServersSpec(PodSettings):
     """SGLang servers."""
 
-    replicas: int = Field(1, ge=1, description="Number of servers; may be changed during the run.")
+    replicas: int = Field(1, ge=1, le=MAX_PODS, description="Number of servers; may be changed during the run.")
     max_replicas: int | None = Field(
-        None, ge=1, description="Upper limit of replicas during the run; null is replicas."
+        None, ge=1, le=MAX_PODS, description="Upper limit of replicas during the run; null is replicas."
     )
-    tensor_parallel: int = Field(1, ge=1, description="GPUs per server (on cpu: processes).")
+    tensor_parallel: int = Field(1, ge=1, le=MAX_PROCESSES, description="GPUs per server (on cpu: processes).")
     termination_grace_period_seconds: int = Field(
         120,
         ge=10,
@@ -56,7 +60,7 @@ class ServersSpec(PodSettings):
         description="How long a server may load its model before it is restarted.",
         json_schema_extra={"unit": "s"},
     )
-    args: dict[str, Any] = Field(
+    args: FreeForm = Field(
         default_factory=dict,
         description="Additional SGLang arguments, named as in its ServerArgs; they override config.sglang.",
     )
@@ -65,8 +69,10 @@ class ServersSpec(PodSettings):
 class TrainerSpec(PodSettings):
     """The trainer's ranks, started by torchrun."""
 
-    nodes: int = Field(1, ge=1, description="Trainer pods; grpo run supports 1.")
-    processes_per_node: int = Field(1, ge=1, description="Ranks per pod; on cuda each rank uses one GPU.")
+    nodes: int = Field(1, ge=1, le=MAX_PODS, description="Trainer pods; grpo run supports 1.")
+    processes_per_node: int = Field(
+        1, ge=1, le=MAX_PROCESSES, description="Ranks per pod; on cuda each rank uses one GPU."
+    )
     termination_grace_period_seconds: int = Field(
         180,
         ge=30,
@@ -77,6 +83,7 @@ class TrainerSpec(PodSettings):
     script: str | None = Field(
         None,
         min_length=1,
+        max_length=4096,
         description="Training script (path or module name) that calls load_expr_config; null is the built-in loop.",
     )
 
@@ -90,7 +97,9 @@ class StorageSpec(CamelSection):
     """The volume that trainer and servers share in a cluster. It holds the run directory."""
 
     size: Size = Field("100Gi", description="Size of the volume.")
-    storage_class_name: str | None = Field(None, description="Storage class; null is the cluster's default.")
+    storage_class_name: str | None = Field(
+        None, max_length=253, description="Storage class; null is the cluster's default."
+    )
     access_modes: list[AccessMode] = Field(
         ["ReadWriteMany"],
         min_length=1,
@@ -106,19 +115,27 @@ class RunPolicy(CamelSection):
     """Suspension, retries and clean-up of a run. grpo run honours backoffLimit and activeDeadlineSeconds."""
 
     suspend: bool = Field(False, description="Stop the run and delete its pods; false resumes from a checkpoint.")
-    backoff_limit: int = Field(3, ge=0, description="Maximum restarts of a failed trainer; disruptions do not count.")
+    backoff_limit: int = Field(
+        3, ge=0, le=1000, description="Maximum restarts of a failed trainer; disruptions do not count."
+    )
     active_deadline_seconds: int | None = Field(
-        None, ge=1, description="Maximum duration of the run; null is unlimited.", json_schema_extra={"unit": "s"}
+        None,
+        ge=1,
+        le=MAX_SECONDS,
+        description="Maximum duration of the run; null is unlimited.",
+        json_schema_extra={"unit": "s"},
     )
     pre_running_deadline_seconds: int | None = Field(
         None,
         ge=1,
+        le=MAX_SECONDS,
         description="Maximum time until servers and trainer run, else the run fails; null is unlimited.",
         json_schema_extra={"unit": "s"},
     )
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
+        le=MAX_SECONDS,
         description="Time until a finished experiment is deleted; null keeps it.",
         json_schema_extra={"unit": "s"},
     )
@@ -211,8 +228,11 @@ class GRPOExperiment(CamelSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_the_config(cls, values: Any) -> Any:
-        """``spec.config.experiment_name`` defaults to ``metadata.name``."""
+    def _check_size_and_default_name(cls, values: Any) -> Any:
+        """Bounds the whole object, before anything recurses. ``spec.config.experiment_name`` defaults to the name."""
+        problem = problem_of_size(values)
+        if problem is not None:
+            raise ValueError(f"the experiment {problem}")
         metadata, spec = _dict(values, "metadata"), _dict(values, "spec")
         config = _dict(spec, "config")
         if metadata is None or spec is None or config is None or config.get("experiment_name") is not None:

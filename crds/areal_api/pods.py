@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from areal_api.pod_fields import (
+    Affinity,
+    EnvVar,
+    LabelKey,
+    LabelValue,
+    Name,
+    Reference,
+    Resources,
+    Shape,
+    Toleration,
+    TopologySpread,
+    VolumeMount,
+)
+from areal_api.pod_volumes import Volume
 from areal_api.quantities import Size
 from areal_api.section import CamelSection
 
@@ -30,32 +44,46 @@ class PodSettings(CamelSection):
     """Pods of one component. ``device`` and ``env`` always apply, the rest only in Kubernetes."""
 
     device: Device = Field("cuda", description="cuda (one GPU per process) or cpu; never detected automatically.")
-    env: list[dict[str, Any]] = Field(
+    env: list[Annotated[dict[str, Any], Shape(EnvVar)]] = Field(
         default_factory=list, description="Environment variables, as in a pod: name and value, or name and valueFrom."
     )
-    image: str | None = Field(None, description="Container image; null is the operator's default.")
+    image: str | None = Field(None, max_length=1024, description="Container image; null is the operator's default.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         None, description="Image pull policy; null is the default of Kubernetes."
     )
-    image_pull_secrets: list[dict[str, Any]] = Field(
-        default_factory=list, description="Secrets with registry credentials: a list of {name: …}."
+    image_pull_secrets: list[Annotated[dict[str, Any], Shape(Reference)]] = Field(
+        default_factory=list, max_length=16, description="Secrets with registry credentials: a list of {name: …}."
     )
-    resources: dict[str, Any] = Field(
+    resources: Annotated[dict[str, Any], Shape(Resources)] = Field(
         default_factory=dict,
         description="Requests and limits per pod; for device cuda the required GPUs are added unless listed here.",
     )
     pod_security: PodSecurity = Field(default_factory=PodSecurity, description="User and groups of the pods.")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels that a node must have.")
-    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="Node taints that the pods tolerate.")
-    affinity: dict[str, Any] = Field(default_factory=dict, description="Affinity to nodes and pods.")
-    topology_spread_constraints: list[dict[str, Any]] = Field(
-        default_factory=list, description="How pods are spread over nodes and zones."
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=64, description="Labels that a node must have."
     )
-    priority_class_name: str | None = Field(None, description="Priority class; null is the cluster's default.")
-    runtime_class_name: str | None = Field(None, description="Runtime class; null is the cluster's default.")
-    scheduler_name: str | None = Field(None, description="Scheduler; null is the cluster's default.")
-    pod_labels: dict[str, str] = Field(default_factory=dict, description="Additional pod labels.")
-    pod_annotations: dict[str, str] = Field(default_factory=dict, description="Additional pod annotations.")
-    volumes: list[dict[str, Any]] = Field(default_factory=list, description="Additional volumes.")
-    volume_mounts: list[dict[str, Any]] = Field(default_factory=list, description="Mounts of the additional volumes.")
+    tolerations: list[Annotated[dict[str, Any], Shape(Toleration)]] = Field(
+        default_factory=list, max_length=64, description="Node taints that the pods tolerate."
+    )
+    affinity: Annotated[dict[str, Any], Shape(Affinity)] = Field(
+        default_factory=dict, description="Affinity to nodes and pods."
+    )
+    topology_spread_constraints: list[Annotated[dict[str, Any], Shape(TopologySpread)]] = Field(
+        default_factory=list, max_length=16, description="How pods are spread over nodes and zones."
+    )
+    priority_class_name: Name | None = Field(None, description="Priority class; null is the cluster's default.")
+    runtime_class_name: Name | None = Field(None, description="Runtime class; null is the cluster's default.")
+    scheduler_name: Name | None = Field(None, description="Scheduler; null is the cluster's default.")
+    pod_labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=64, description="Additional pod labels."
+    )
+    pod_annotations: dict[LabelKey, str] = Field(
+        default_factory=dict, max_length=64, description="Additional pod annotations."
+    )
+    volumes: list[Annotated[dict[str, Any], Shape(Volume)]] = Field(
+        default_factory=list, max_length=64, description="Additional volumes."
+    )
+    volume_mounts: list[Annotated[dict[str, Any], Shape(VolumeMount)]] = Field(
+        default_factory=list, max_length=64, description="Mounts of the additional volumes."
+    )
     shm_size: Size = Field("8Gi", description="Size of /dev/shm; it counts towards the memory limit.")

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from areal_api.bounds import problem_of_value
+
+MAX_SHOWN_KEYS = 10  # unknown keys in one message: suggestions cost time that is quadratic in the keys' lengths
+MAX_SHOWN_KEY = 100  # characters
 UNKNOWN_KEYS = "unknown_keys"  # type of the pydantic error; its context is {"keys": [...], "known": [...]}
 
 
@@ -36,10 +40,13 @@ class Section(BaseModel):
         if not isinstance(values, dict) or cls.model_config.get("extra") != "forbid":
             return values
         known = list(cls.keys())
-        unknown = [str(key) for key in values if key not in known]
+        unknown = [str(key)[:MAX_SHOWN_KEY] for key in values if key not in known][:MAX_SHOWN_KEYS]
         if unknown:
             text = "; ".join(f"unknown key {key!r} in {cls.__name__}, {nearest(key, known)}" for key in unknown)
             raise PydanticCustomError(UNKNOWN_KEYS, "{text}", {"text": text, "keys": unknown, "known": known})
+        for key, value in values.items():
+            if (problem := problem_of_value(value)) is not None:
+                raise ValueError(f"{key} {problem}")
         return values
 
 

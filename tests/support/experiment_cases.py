@@ -7,6 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areal_api.areal_config.tree import set_in
+from areal_api.bounds import MAX_ENTRIES, MAX_FREE_FORM_DEPTH, MAX_ITEMS, MAX_TEXT
+
+
+def nested(levels: int) -> Any:
+    """1 below this many mappings."""
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
 
 _BASE: dict[str, Any] = {
     "apiVersion": "areal.dev/v1alpha1",
@@ -208,5 +218,55 @@ CASES = [
     Case("a cap of 1", {f"{_ACTOR}.behav_imp_weight_cap": 1.0}, "1.0 is not above 1"),
     Case(
         "free-form parts", {"spec.servers.args": {"a": {"b": [1]}}, "spec.servers.resources": {"limits": {"cpu": "2"}}}
+    ),
+    Case("free-form parts at the deepest level", {"spec.servers.args": nested(MAX_FREE_FORM_DEPTH + 1)}),
+    Case("free-form parts below the deepest level", {"spec.servers.args": nested(MAX_FREE_FORM_DEPTH + 2)}, "nested"),
+    Case("deeply nested free-form parts", {"spec.servers.args": nested(25)}, "nested"),
+    Case("too many arguments", {"spec.servers.args": {f"a{n}": 1 for n in range(MAX_ENTRIES + 1)}}, "has 129 keys"),
+    Case("a long text", {f"{_CONFIG}.tokenizer_path": "x" * (MAX_TEXT + 1)}, "characters"),
+    Case("many stop texts", {f"{_CONFIG}.gconfig.stop": ["x"] * (MAX_ITEMS + 1)}, "has 257 items"),
+    Case("numbers as quantities", {"spec.servers.resources": {"limits": {"cpu": 0.5, "nvidia.com/gpu": 1}}}),
+    Case("an endless quantity", {"spec.servers.resources": {"limits": {"cpu": "1e400"}}}, "match"),
+    Case("8 million servers", {"spec.servers.maxReplicas": 8_000_000}, "8000000 is above 1024"),
+    Case("a million nodes", {"spec.trainer.nodes": 1_000_000}, "1000000 is above 1024"),
+    Case("a list as a key of a toleration", {"spec.trainer.tolerations": [{"key": ["a"]}]}, "['a'] is not text"),
+    Case(
+        "tolerations, affinity, volumes and variables",
+        {
+            "spec.trainer.tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "spec.trainer.affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [
+                            {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}
+                        ]
+                    }
+                },
+                "podAntiAffinity": {
+                    "preferredDuringSchedulingIgnoredDuringExecution": [
+                        {
+                            "weight": 1,
+                            "podAffinityTerm": {
+                                "topologyKey": "kubernetes.io/hostname",
+                                "labelSelector": {"matchLabels": {"app": "x"}},
+                            },
+                        }
+                    ]
+                },
+            },
+            "spec.servers.volumes": [
+                {"name": "data", "persistentVolumeClaim": {"claimName": "data", "readOnly": True}},
+                {"name": "cache", "emptyDir": {"sizeLimit": "1Gi"}},
+                {"name": "info", "downwardAPI": {"items": [{"path": "x", "fieldRef": {"fieldPath": "metadata.name"}}]}},
+            ],
+            "spec.servers.volumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
+            "spec.servers.env": [
+                {"name": "A", "value": "1"},
+                {"name": "T", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": True}}},
+            ],
+            "spec.servers.topologySpreadConstraints": [
+                {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+            ],
+        },
     ),
 ]

@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
+from areal_api.bounds import MAX_ENTRIES, MAX_FREE_FORM_DEPTH, MAX_INTEGER, MAX_ITEMS, MAX_TEXT
 from areal_api.experiment import API_VERSION, KIND, ExperimentSpec
 from areal_api.generate.cel_rules import RULES
 from areal_api.generate.check import check_or_write
+from areal_api.pod_fields import SCALAR
 from areal_api.section import Section
 from areal_api.status import ExperimentStatus
 
@@ -24,7 +26,10 @@ FILE = Path(__file__).parents[2] / f"{PLURAL}.yaml"
 
 Schema = dict[str, Any]
 
-_KEPT = {"type", "enum", "minLength", "maxLength", "pattern", "minItems", "maxItems", "minimum", "maximum"}
+_KEPT = {
+    *("type", "enum", "minLength", "maxLength", "pattern", "minItems", "maxItems", "minProperties", "maxProperties"),
+    *("minimum", "maximum"),
+}
 _DROPPED = {
     "title",
     "unit",
@@ -35,6 +40,8 @@ _DROPPED = {
     "items",
     "additionalProperties",
     "const",
+    "propertyNames",  # has no structural form; the models check keys
+    SCALAR,
 }
 _COLUMNS = (
     ("Phase", "string", ".status.phase", 0),
@@ -53,7 +60,7 @@ _COLUMNS = (
 
 def crd() -> Schema:
     """The CustomResourceDefinition."""
-    spec, status = _schema_of(ExperimentSpec), _schema_of(ExperimentStatus, nullable=False)
+    spec, status = _with_limits(_schema_of(ExperimentSpec)), _schema_of(ExperimentStatus, nullable=False)
     config = spec["properties"]["config"]
     config["required"].remove("experiment_name")  # defaults to metadata.name
     if not config["required"]:
@@ -150,6 +157,8 @@ def _structural(schema: Schema, defs: dict[str, Schema], *, nullable: bool) -> S
     left = set(schema) - _KEPT - _DROPPED - {"exclusiveMinimum", "exclusiveMaximum", "$defs"}
     if left:
         raise TypeError(f"{sorted(left)} cannot be expressed in a structural schema: {schema}")
+    if schema.get(SCALAR):
+        return _any_value(depth=0, texts={key: schema[key] for key in ("maxLength", "pattern")})
     result = {key: value for key, value in schema.items() if key in _KEPT}
     for bound in ("minimum", "maximum"):
         exclusive = f"exclusive{bound.capitalize()}"
@@ -175,7 +184,7 @@ def _children(schema: Schema, defs: dict[str, Schema], *, nullable: bool) -> Sch
     if "properties" not in schema:
         values = schema.get("additionalProperties", True)
         if values is True:
-            return {"x-kubernetes-preserve-unknown-fields": True}
+            return {"additionalProperties": _any_value(depth=MAX_FREE_FORM_DEPTH)}
         return {"additionalProperties": _structural(values, defs, nullable=nullable)}
     result: Schema = {"properties": {}}
     for key, below in schema["properties"].items():
@@ -185,6 +194,41 @@ def _children(schema: Schema, defs: dict[str, Schema], *, nullable: bool) -> Sch
         result["properties"][key] = built
     if schema.get("required"):
         result["required"] = list(schema["required"])
+    return result
+
+
+def _any_value(*, depth: int, texts: Schema | None = None) -> Schema:
+    """Any scalar, or lists and mappings of them, at most ``depth`` levels deep."""
+    result = {
+        "x-kubernetes-preserve-unknown-fields": True,  # allows a schema without a type
+        **(texts or {"maxLength": MAX_TEXT}),
+        "maxItems": MAX_ITEMS if depth else 0,
+        "maxProperties": MAX_ENTRIES if depth else 0,
+    }
+    if depth:
+        below = _any_value(depth=depth - 1)
+        result |= {"items": below, "additionalProperties": below}
+    return result
+
+
+def _with_limits(schema: Schema) -> Schema:
+    """``schema`` with the general limits of ``bounds.py`` where it has none of its own."""
+    kind = schema.get("type")
+    result = dict(schema)
+    if kind == "string" and "enum" not in schema:
+        result.setdefault("maxLength", MAX_TEXT)
+    if kind == "integer":
+        for bound, value in (("minimum", -MAX_INTEGER), ("maximum", MAX_INTEGER)):
+            result.setdefault(bound, value)
+    if kind == "array":
+        result.setdefault("maxItems", MAX_ITEMS)
+    if "additionalProperties" in schema:
+        result.setdefault("maxProperties", MAX_ENTRIES)
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            result[key] = _with_limits(schema[key])
+    if "properties" in schema:
+        result["properties"] = {key: _with_limits(below) for key, below in schema["properties"].items()}
     return result
 
 

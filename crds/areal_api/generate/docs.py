@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import yaml
@@ -112,15 +112,22 @@ def _flow(value: Any) -> str:
 
 def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
     if origin is Literal:
         return ", ".join(str(argument) for argument in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join("null" if argument is type(None) else _type_name(argument) for argument in arguments)
     if origin is list:
-        return "list" if get_origin(arguments[0]) is dict else f"list of {_type_name(arguments[0])}"
+        return "list" if _is_mapping(arguments[0]) else f"list of {_type_name(arguments[0])}"
     if origin is dict:
         return "mapping"
     return _TYPES[annotation.__name__]
+
+
+def _is_mapping(annotation: Any) -> bool:
+    inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return get_origin(inner) is dict
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from areal_api.bounds import MAX_FREE_FORM_DEPTH
 from areal_api.config import GRPOConfig
 from areal_api.generate.cel_rules import RULES
 from areal_api.generate.check import check_or_write
@@ -53,7 +54,7 @@ def test_the_definition_is_plain_yaml() -> None:
 
 def test_every_schema_is_structural() -> None:
     for path, schema in schemas(root()):
-        assert "type" in schema, path
+        assert "type" in schema or schema["x-kubernetes-preserve-unknown-fields"], path
         assert not {"$ref", "anyOf", "const", "title"} & set(schema), path
         assert not ("properties" in schema and "additionalProperties" in schema), path
         assert schema.get("default", "") is not None, path
@@ -76,13 +77,33 @@ def test_defaults_of_the_models_are_those_of_the_definition() -> None:
     assert "required" not in root()["properties"]["spec"]["properties"]["config"]
 
 
-def test_free_form_parts_are_kept() -> None:
+def test_everything_in_the_spec_has_a_bound() -> None:
+    for path, schema in schemas(root()["properties"]["spec"]):
+        kind = schema.get("type")
+        if kind is None:  # free-form: nothing may be nested below the last level
+            assert {"maxLength", "maxItems", "maxProperties"} <= set(schema), path
+            assert ("items" in schema) == ("additionalProperties" in schema) == (schema["maxItems"] > 0), path
+            assert ("items" in schema) == (schema["maxProperties"] > 0), path
+        elif kind == "object":
+            assert "properties" in schema or "maxProperties" in schema, path
+        elif kind == "array":
+            assert "maxItems" in schema, path
+        elif kind == "string":
+            assert "enum" in schema or "maxLength" in schema, path
+        elif kind == "integer":
+            assert {"minimum", "maximum"} <= set(schema), path
+
+
+def test_free_form_mappings_have_four_levels() -> None:
     spec = root()["properties"]["spec"]["properties"]
-    keep = "x-kubernetes-preserve-unknown-fields"
-    assert spec["servers"]["properties"]["args"][keep] is True
-    assert spec["config"]["properties"]["workflow"]["properties"]["kwargs"][keep] is True
-    assert spec["trainer"]["properties"]["tolerations"]["items"][keep] is True
-    assert spec["trainer"]["properties"]["nodeSelector"]["additionalProperties"] == {"type": "string"}
+    for schema in (
+        spec["servers"]["properties"]["args"],
+        spec["config"]["properties"]["workflow"]["properties"]["kwargs"],
+    ):
+        depth = 0
+        while "additionalProperties" in schema:
+            schema, depth = schema["additionalProperties"], depth + 1
+        assert depth == MAX_FREE_FORM_DEPTH + 1
 
 
 def test_conditions_are_a_map_by_type() -> None:
