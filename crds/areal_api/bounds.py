@@ -33,14 +33,14 @@ def problem_of_size(data: Any) -> str | None:
             if depth >= MAX_DEPTH:
                 return f"values are nested more than {MAX_DEPTH} levels deep; flatten them"
             if values + len(pending) + len(value) > MAX_VALUES:
-                return f"has more than {MAX_VALUES} values; remove some"
+                return f"more than {MAX_VALUES} values; remove some"
             if isinstance(value, Mapping):
                 characters += sum(len(str(key)) for key in value)
                 pending += [(item, depth + 1) for item in value.values()]
             else:
                 pending += [(item, depth + 1) for item in value]
         if characters > MAX_TOTAL_TEXT:
-            return f"has more than {MAX_TOTAL_TEXT} characters of text; shorten it"
+            return f"more than {MAX_TOTAL_TEXT} characters of text; shorten it"
     return None
 
 

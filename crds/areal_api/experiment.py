@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from areal_api.bounds import FreeForm, problem_of_size
+from areal_api.bounds import FreeForm
 from areal_api.config import GRPOConfig
 from areal_api.pods import PodSettings
 from areal_api.quantities import Size
@@ -228,11 +228,8 @@ class GRPOExperiment(CamelSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_size_and_default_name(cls, values: Any) -> Any:
-        """Bounds the whole object, before anything recurses. ``spec.config.experiment_name`` defaults to the name."""
-        problem = problem_of_size(values)
-        if problem is not None:
-            raise ValueError(f"the experiment {problem}")
+    def _default_experiment_name(cls, values: Any) -> Any:
+        """``spec.config.experiment_name`` defaults to ``metadata.name``."""
         metadata, spec = _dict(values, "metadata"), _dict(values, "spec")
         config = _dict(spec, "config")
         if metadata is None or spec is None or config is None or config.get("experiment_name") is not None:

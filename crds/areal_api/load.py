@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from areal_api import names
 from areal_api.areal_config.convert import convert
 from areal_api.areal_config.keys import is_areal_key
+from areal_api.bounds import problem_of_size
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError, config_error, problems_of
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
@@ -268,6 +269,9 @@ _Model = TypeVar("_Model", bound=Section)
 
 
 def _validated(model: type[_Model], data: dict[str, Any], *, source: str, unwritten: Sequence[str] = ()) -> _Model:
+    problem = problem_of_size(data)  # first: everything below recurses, the error messages too
+    if problem is not None:
+        raise ConfigError(f"{source}: {problem}")
     try:
         return model.model_validate(data)
     except ValidationError as error:

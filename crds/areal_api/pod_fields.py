@@ -25,7 +25,7 @@ ItemList = Field(None, max_length=64)
 
 
 class Shape:
-    """Annotates a mapping with the model of its content. The value stays a plain mapping with the keys that are set."""
+    """Annotates a mapping with the model of its content. The value stays as it was written."""
 
     def __init__(self, model: type[CamelSection]) -> None:
         self.model = model
@@ -38,9 +38,9 @@ class Shape:
         )
 
 
-def _validated(value: Any, handler: ValidatorFunctionWrapHandler) -> dict[str, Any]:
-    model: CamelSection = handler(value)
-    return model.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+def _validated(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    handler(value)
+    return value
 
 
 def _check_quantity(text: str) -> str:

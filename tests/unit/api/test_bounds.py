@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from areal_api.areal_config.tree import set_in
@@ -69,12 +69,13 @@ def test_deep_nesting_is_refused_without_recursion(place: str) -> None:
 
 def test_many_long_unknown_keys_are_refused_quickly() -> None:
     started = time.monotonic()
-    data = Case("", {"spec.servers": {f"replica{number:05d}": 1 for number in range(15_000)}}).experiment()
+    data = Case("", {"spec.servers": {f"replica{number:05d}{'s' * 2000}": 1 for number in range(100)}}).experiment()
     with pytest.raises(ConfigError, match="unknown key"):
         parse_experiment(data, source="x")
     assert time.monotonic() - started < 5.0
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["affinity", "tolerations", "resources", "volumes", "env", "nodeSelector", "args"]), JSON)
 def test_any_json_in_a_pod_field_is_accepted_or_refused_with_an_explanation(key: str, value: Any) -> None:
     data = Case("", {f"spec.servers.{key}": value}).experiment()

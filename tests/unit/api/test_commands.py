@@ -118,7 +118,10 @@ def test_threads_are_left_alone_beside_a_gpu() -> None:
 
 
 def test_the_environment_of_the_experiment_wins_and_references_are_left_to_the_pod() -> None:
-    env = [{"name": "OMP_NUM_THREADS", "value": "4"}, {"name": "SECRET", "valueFrom": {"secretKeyRef": {}}}]
+    env = [
+        {"name": "OMP_NUM_THREADS", "value": "4"},
+        {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+    ]
     trainer = {"device": "cpu", "env": env}
     command = trainer_command(
         experiment(trainer=trainer, servers={"device": "cpu"}), run_dir=Path("r"), server_addrs=[], master_port=1

@@ -54,7 +54,7 @@ def test_the_resolved_configuration_is_the_same(tmp_path: Path) -> None:
 
 def test_only_what_differs_is_written_with_its_meaning() -> None:
     text = experiment_yaml(GRPOExperiment.model_validate(Case("", {"spec.servers.replicas": 3}).experiment()))
-    assert "    replicas: 3  # Servers; may change while the run goes on.\n" in text
+    assert "    replicas: 3  # Number of servers; may be changed during the run.\n" in text
     assert "experiment_name" not in text
     assert "storage" not in text
     assert max(len(line) for line in text.splitlines()) <= 120

@@ -133,7 +133,7 @@ def test_every_key_is_in_the_help_and_in_the_reference() -> None:
     for key, _, _ in fields(GRPOConfig):
         assert f"\n  {key}" in text
         assert f"| `{key}` |" in document
-    assert "\n  servers.maxReplicas  [whole number or null, default null, ≥ 1]" in text
+    assert "\n  servers.maxReplicas  [whole number or null, default null, ≥ 1, ≤ 1024]" in text
 
 
 def test_a_key_shows_default_unit_and_bounds() -> None:

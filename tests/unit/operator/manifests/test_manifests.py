@@ -116,7 +116,7 @@ def test_a_process_on_cuda_gets_a_gpu_unless_gpus_are_named() -> None:
     server, trainer = pods(servers__tensorParallel=2, trainer__processesPerNode=4)
     assert server["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
     assert trainer["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "4"}}
-    other = {"limits": {"amd.com/gpu": 1}}
+    other = {"limits": {"amd.com/gpu": "1"}}
     (server, _) = pods(servers__resources=other)
     assert server["containers"][0]["resources"] == other
     (server, _) = pods(servers__device="cpu", trainer__device="cpu")
@@ -179,9 +179,11 @@ def test_servers_that_are_not_ready_can_be_evicted() -> None:
 
 
 def test_the_users_environment_takes_precedence_and_the_operators_labels_do() -> None:
-    (server, _) = pods(servers__env=[{"name": "HF_HOME", "value": "/x"}, {"name": "T", "valueFrom": {"a": {}}}])
+    (server, _) = pods(
+        servers__env=[{"name": "HF_HOME", "value": "/x"}, {"name": "T", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]
+    )
     assert env_of(server)["HF_HOME"] == "/x"
-    assert env_of(server)["T"] == {"a": {}}
+    assert env_of(server)["T"] == {"fieldRef": {"fieldPath": "x"}}
     template = made("StatefulSet", servers__podLabels={resource_names.EXPERIMENT: "other", "team": "x"})["spec"][
         "template"
     ]
