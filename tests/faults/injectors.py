@@ -68,13 +68,13 @@ def _end_server(run: WatchedRun, injected: Injected) -> None:
     server = _present(run, lambda: processes.server(run.launcher, index), at_least=2)[1]
     before = len(proxy.exchanges)
 
-    def under_way() -> list[Exchange]:
+    def in_flight() -> list[Exchange]:
         since = proxy.exchanges[before:]
         return [one for one in since if one.path == "/generate" and one.delivered is None]
 
-    run.tick_until(lambda: bool(under_way()) or run.finished, f"server-{index} to have a request in flight")
+    run.tick_until(lambda: bool(in_flight()) or run.finished, f"server-{index} to have a request in flight")
     processes.send([server], signal.SIGTERM)
-    begun = under_way()
+    begun = in_flight()
     run.tick_until(lambda: server not in processes.server(run.launcher, index), "a server to exit", within_s=DRAINED_S)
     lost = [one for one in begun if one.delivered is None]
     assert not lost, f"server-{index} exited without answering {len(lost)} of {len(begun)} requests"

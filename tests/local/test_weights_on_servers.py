@@ -84,7 +84,7 @@ def test_logprobs_match_the_reported_weight_version(report: dict[str, Any]) -> N
 
 def test_running_requests_continue_with_the_new_weights(report: dict[str, Any]) -> None:
     for version, step in enumerate(report["steps"], start=1):
-        assert (step["answers"], step["tokens"]) == (weights_ranks.UNDER_WAY, [600])
+        assert (step["answers"], step["tokens"]) == (weights_ranks.IN_FLIGHT, [600])
         assert all(set(versions) <= {version - 1, version} for versions in step["versions"])
         assert [version - 1, version] in step["versions"]
         assert step["fresh_versions"] == [version]

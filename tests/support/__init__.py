@@ -1,1 +1,1 @@
-"""What several test folders share: stand-ins for processes that a test does not want to pay for."""
+"""Helpers shared by several test folders, among them cheap substitutes for real processes."""

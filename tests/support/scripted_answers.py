@@ -1,8 +1,8 @@
-"""What the scripted server answers: tokens, log-probs and durations as a function of the request alone.
+"""Answers of the scripted server: tokens, log-probs and durations as a function of the request alone.
 
-The next token is a hash of everything before it, so an answer does not depend on arrival order, on the server
-that gives it, or on where it was interrupted: a request that goes on from the tokens already made (n = 1) ends with
-the same tokens as one that was never interrupted.
+The next token is a hash of everything before it, so an answer does not depend on arrival order, on the server, or on
+interruptions: a request that continues from the tokens generated so far (n = 1) ends with the same tokens as one that
+was never interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 _MASK = (1 << 64) - 1
 _ODD = 0x9E3779B97F4A7C15
-# The length of an answer is not part of what decides its tokens: a continuation asks for fewer.
+# The requested length does not influence the tokens, because a continuation requests fewer.
 _NOT_HASHED = frozenset({"n", "max_new_tokens", "min_new_tokens"})
 
 Answer = Callable[[list[int], dict[str, Any], int], list[int]]
@@ -27,19 +27,19 @@ FaultKind = Literal["die", "hang", "cut", "half", "status", "delay", "restart", 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong, for which requests.
+    """A fault and the requests that it affects.
 
-    die: the server goes away, as by kill -9. hang: never answers. cut: closes the connection without an answer.
+    die: the server disappears, as after kill -9. hang: never answers. cut: closes the connection without an answer.
     half: sends half of the answer, then closes. status: answers `status` with `body`. delay: answers after `delay_s`.
-    restart: all connections are cut, the port refuses for `delay_s`, then the server is back with its first version.
-    abort: the answer is given up half-way, as SGLang answers an aborted request.
-    hold: answers once the server is told to `release`.
+    restart: cuts all connections, refuses new ones for `delay_s`, then serves its first version again.
+    abort: ends the answer half-way, as SGLang does for an aborted request.
+    hold: answers after `release` is called.
     """
 
     kind: FaultKind
     path: str = "/generate"
-    skip: int = 0  # matching requests that pass before the first that is hit
-    times: int = 1  # matching requests that are hit; 0 for all from then on
+    skip: int = 0  # matching requests to let pass first
+    times: int = 1  # matching requests to fault; 0 for all further ones
     status: int = 500
     body: str = '{"error": {"message": "scripted fault"}}'
     delay_s: float = 0.0
@@ -47,29 +47,29 @@ class Fault:
 
 @dataclass(frozen=True)
 class Script:
-    """How a scripted server behaves; times of zero answer at once."""
+    """Behaviour of a scripted server; with zero times it answers at once."""
 
     vocab_size: int = 512
     context_length: int = 4096
     eos_token_id: int = 1
-    first_token_id: int = 2  # smallest id that is ever answered besides the stop token
-    stop_probability: float = 0.05  # that a token is the stop token; 0 for answers of max_new_tokens
-    logprob: float | None = None  # of every token; None for -ln(vocab_size) give or take 0.01
+    first_token_id: int = 2  # smallest token ID in answers, except the stop token
+    stop_probability: float = 0.05  # probability of the stop token; 0 for answers of max_new_tokens
+    logprob: float | None = None  # of every token; None for -ln(vocab_size) ± 0.01
     latency_s: float = 0.0  # before the first token
-    token_s: float = 0.0  # a token
-    tail_sigma: float = 0.0  # durations are multiplied with a log-normal factor of this sigma, drawn from the request
-    max_running: int | None = None  # samples that decode at a time; the rest waits in a queue
-    load_s: float = 0.0  # a weight update takes
-    health_s: float = 0.0  # /health takes (1.0 on SGLang)
+    token_s: float = 0.0  # per token
+    tail_sigma: float = 0.0  # σ of a log-normal factor on durations, drawn from the request
+    max_running: int | None = None  # samples decoded concurrently; the others wait in a queue
+    load_s: float = 0.0  # duration of a weight update
+    health_s: float = 0.0  # duration of /health (1.0 for SGLang)
     weight_version: str = "default"
     api_key: str | None = None
     answer: str | None = None  # module:function(input_ids, sampling_params, index) -> token ids, with the stop token
     faults: tuple[Fault, ...] = field(default=())
-    more_routes: tuple[str, ...] = ()  # which do nothing and say that it succeeded
+    more_routes: tuple[str, ...] = ()  # further routes that do nothing and report success
 
     @classmethod
     def from_json(cls, text: str) -> Script:
-        """A script from a JSON object; raises ValueError that names an unknown key."""
+        """A script from a JSON object; raises ValueError naming unknown keys."""
         values = json.loads(text)
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
@@ -80,7 +80,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer in full, as it would be without interruption."""
+    """A complete answer, as without interruption."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -114,7 +114,7 @@ def stop_ids(script: Script, params: dict[str, Any]) -> set[int]:
 
 @functools.lru_cache(maxsize=4096)
 def _fold(input_ids: tuple[int, ...]) -> int:
-    """The prompt as one number; the samples of a prompt, and a prompt that comes again, share the work."""
+    """The prompt as one number, cached for the samples of a prompt and for repeated prompts."""
     state = 0
     for token in input_ids:
         state = (state * _ODD + token + 1) & _MASK
@@ -146,13 +146,13 @@ def _logprobs(script: Script, tokens: list[int], start: int) -> list[float]:
     if script.logprob is not None:
         return [script.logprob] * len(tokens)
     mean = -math.log(script.vocab_size)
-    # A cheap hash of token and position: some spread, the same for the same token at the same place.
+    # A cheap hash of token and position: varies, but is equal for the same token at the same position.
     return [mean + ((token * 40503 + position * 30011) % 65536 / 32768 - 1.0) * 0.01
             for position, token in enumerate(tokens, start)]  # fmt: skip
 
 
 def sample(script: Script, input_ids: list[int], params: dict[str, Any], index: int) -> Sample:
-    """The answer number `index` of n to a request. Depends on nothing but its arguments."""
+    """The answer `index` of n to a request; a pure function."""
     limit = params.get("max_new_tokens", 128)
     if script.answer is None:
         tokens = _hashed_tokens(script, input_ids, params, index)

@@ -1,11 +1,11 @@
 """A server that speaks SGLang's HTTP contract without a model: answers, delays and faults come from a script.
 
-In a test: ``with ScriptedServer(Script(token_s=0.001)) as server: ... server.address``. As a process of its own:
+In a test: ``with ScriptedServer(Script(token_s=0.001)) as server: ... server.address``. As a separate process:
 ``python -m support.scripted_server --port 0 --script '{"token_s": 0.001}'``; it prints ``listening on HOST:PORT``.
-It passes the parts of tests/contract that need no model. What it answers is in `scripted_answers`.
+It passes the parts of tests/contract that need no model. Its answers are defined in `scripted_answers`.
 
-While it runs, ``POST /script/faults [{"kind": "cut", "times": 1}]`` adds faults and ``GET /script/counts`` says how
-many requests each path has had; the same in a test: `add_faults`, `counts`, `kill`, `restart`.
+While it runs, ``POST /script/faults [{"kind": "cut", "times": 1}]`` adds faults and ``GET /script/counts``
+returns the number of requests of each path; in a test: `add_faults`, `counts`, `kill`, `restart`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Fault", "Script", "ScriptedServer"]
 
 
 class ScriptedServer:
-    """A scripted server on a thread of its own; `address` is "host:port" once it is entered."""
+    """A scripted server in its own thread; `address` is "host:port" once it is entered."""
 
     def __init__(self, script: Script | None = None, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.script = script if script is not None else Script()
@@ -60,9 +60,9 @@ class ScriptedServer:
         return self._now.version
 
     @property
-    def tokens_under_way(self) -> int:
-        """Made so far for the requests that are not answered yet."""
-        return self._now.tokens_under_way()
+    def tokens_in_flight(self) -> int:
+        """Tokens generated so far for requests in flight."""
+        return self._now.tokens_in_flight()
 
     @property
     def _now(self) -> ScriptedService:
@@ -86,19 +86,19 @@ class ScriptedServer:
         self._now.faults.extend(faults)
 
     def release(self) -> None:
-        """Answer what a fault "hold" holds back."""
+        """Answer the requests that a fault "hold" holds back."""
         self._loop.call_soon_threadsafe(self._now.released.set)
 
     def drain(self) -> None:
-        """As a server that got SIGTERM and has requests left to finish."""
+        """Behave like a server that received SIGTERM and still has requests to finish."""
         self._now.draining = True
 
     def kill(self) -> None:
-        """Cut every connection and refuse new ones, as a process that died."""
+        """Cut every connection and refuse new ones, like a dead process."""
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10.0)
 
     def restart(self, down_s: float = 0.0) -> None:
-        """Cut every connection, refuse new ones for `down_s`, come back with the script's first weight version."""
+        """Cut every connection, refuse new ones for `down_s`, then serve the script's first weight version again."""
         asyncio.run_coroutine_threadsafe(self._reopen(down_s), self._loop).result(10.0 + down_s)
 
     def _run(self) -> None:
@@ -140,7 +140,7 @@ class ScriptedServer:
     async def _reopen(self, down_s: float) -> None:
         await self._close()
         await asyncio.sleep(down_s)
-        # Faults that belong to a request count are over: the new process starts without them.
+        # A new process starts without faults bound to a request count.
         self.script = replace(self.script, faults=())
         await self._listen()
 
@@ -152,7 +152,7 @@ class ScriptedServer:
 
 
 class _Process(ScriptedServer):
-    """The same as a process: dying is real."""
+    """Run the server as a process, which really dies."""
 
     def _die_soon(self) -> None:
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The HTTP routes of the scripted server: SGLang's shapes, a clock in place of a model, faults by script."""
+"""HTTP routes of the scripted server: SGLang's response formats, a clock instead of a model, scripted faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[web.StreamResponse]]
 
 @dataclass
 class Run:
-    """A request that has been admitted: n samples that decode side by side, with a clock that a pause stops."""
+    """An admitted request: n samples decoded concurrently, on a clock that a pause stops."""
 
     rid: str
     input_ids: list[int]
@@ -65,13 +65,13 @@ def _refused(message: str) -> web.Response:
 
 
 class ScriptedService:
-    """The routes of a scripted server and its state; lives on one event loop."""
+    """Routes and state of a scripted server; used on one event loop."""
 
     def __init__(self, script: Script, die: Callable[[], None], restart: Callable[[float], None]) -> None:
         self.script = script
         self.version = script.weight_version
         self.model_path = "scripted"
-        self.draining = False  # SGLang after SIGTERM: it says so at /ready alone, and takes requests all the same
+        self.draining = False  # SGLang after SIGTERM: only /ready shows it; requests are still accepted
         self.faults: list[Fault] = list(script.faults)
         self.released = asyncio.Event()
         self.counts: collections.Counter[str] = collections.Counter()
@@ -181,7 +181,7 @@ class ScriptedService:
     # Generation
 
     def _refusal(self, body: dict[str, Any], params: dict[str, Any]) -> web.Response | None:
-        """SGLang's answer to a request that it does not take."""
+        """SGLang's response to a request that it rejects."""
         script, input_ids = self.script, body.get("input_ids")
         if unknown := set(params) - _SAMPLING_KEYS:
             return _json({"error": f"unknown field `{min(unknown)}` in sampling_params"}, 400)
@@ -190,7 +190,7 @@ class ScriptedService:
         if body.get("stream"):
             return _refused("the scripted server does not stream")
         if max(input_ids) >= script.vocab_size:
-            self._die()  # as SGLang does
+            self._die()  # like SGLang
             raise ConnectionResetError("token id beyond the vocabulary")
         limit = params.get("max_new_tokens", 128)
         if len(input_ids) + limit > script.context_length:
@@ -210,7 +210,7 @@ class ScriptedService:
         now = time.perf_counter()
         while not self._open.is_set() or self._loading.locked():
             await self._open.wait()
-            async with self._loading:  # a weight update in progress admits nobody
+            async with self._loading:  # no request is admitted during a weight update
                 pass
         samples = [sample(self.script, input_ids, params, i) for i in range(params.get("n", 1))]
         rid = body.get("rid") or uuid.uuid4().hex
@@ -241,15 +241,15 @@ class ScriptedService:
         loop = asyncio.get_running_loop()
         run.timer = loop.call_later(run.duration_s - run.progress_s, self._finish, run)
 
-    def tokens_under_way(self) -> int:
-        """Made so far for the requests that are not answered yet."""
+    def tokens_in_flight(self) -> int:
+        """Tokens generated so far for requests in flight."""
         now = time.perf_counter()
         return sum(sum(run.tokens_made(now)) for run in list(self._runs.values()))
 
     def _finish(self, run: Run, aborted: bool = False) -> None:
         if not run.done.done():
             if run.timer is not None and not aborted:
-                run.progress_s = run.duration_s  # the timer may be early by a clock tick
+                run.progress_s = run.duration_s  # the timer may fire a clock tick early
             run.done.set_result(aborted)
 
     def _freeze(self, run: Run) -> None:
@@ -354,7 +354,7 @@ class ScriptedService:
 
     async def _abort(self, body: dict[str, Any]) -> web.StreamResponse:
         rid, everything = body.get("rid"), body.get("abort_all", False)
-        # SGLang gives each of n > 1 samples an id of its own, so that the id of the request reaches none of them.
+        # SGLang assigns each of n > 1 samples its own ID, so the request's ID matches none of them.
         self._abort_runs(lambda run: everything or (run.rid == rid and len(run.samples) == 1))
         return web.Response()
 

@@ -31,13 +31,13 @@ from support.reference_logprobs import output_logprobs
 from support.tiny_policy import actor_config, random_trajectories
 
 VERSIONS = 2
-LONGEST_S = 300.0  # of an answer: 5 s on an idle machine
-UNDER_WAY = 32
+LONGEST_S = 300.0  # deadline for an answer, which takes 5 s on an idle machine
+IN_FLIGHT = 32
 PROMPT = [5, 9, 14, 33, 21]
 
 
 def checksum(parts: list[torch.Tensor]) -> str:
-    """As /weights_checker forms it of the tensors that SGLang keeps as one."""
+    """Checksum of tensors that SGLang fuses into one, as /weights_checker computes it."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.detach().contiguous().view(torch.uint8).numpy().tobytes())
@@ -45,7 +45,7 @@ def checksum(parts: list[torch.Tensor]) -> str:
 
 
 def expected(tensors: dict[str, torch.Tensor], size: int) -> list[dict[str, str]]:
-    """Name on the server → checksum of the trainer's tensors, of each rank of a server of ``size`` ranks."""
+    """Server-side name → checksum of the trainer's tensors, for each rank of a server of ``size`` ranks."""
     fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
     fused |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
     parts: dict[str, list[str]] = {}
@@ -59,21 +59,21 @@ def expected(tensors: dict[str, torch.Tensor], size: int) -> list[dict[str, str]
 
 
 def _share(name: str, tensor: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-    """What a rank of a server holds of a tensor: rows, columns where their outputs are summed, or all of it."""
+    """A server rank's shard of a tensor: rows, columns (row-parallel layers), or all of it."""
     if tensor.dim() == 1:
         return tensor
     return tensor.chunk(size, dim=1 if name.split(".")[-2] in ("o_proj", "down_proj") else 0)[rank]
 
 
 def _order(name: str) -> int:
-    """Where a tensor stands in the one that it is a part of."""
+    """Position of a tensor within its fused tensor."""
     order = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
     module = name.split(".")[-2]
     return order.index(module) if module in order else 0
 
 
 def held_by(address: str) -> list[dict[str, str]]:
-    """What a server says of the tensors of each of its ranks."""
+    """The checksums that a server reports for each of its ranks."""
     body = json.dumps({"action": "checksum"}).encode()
     request = urllib.request.Request(
         f"http://{address}/weights_checker", data=body, headers={"Content-Type": "application/json"}
@@ -86,17 +86,17 @@ def held_by(address: str) -> list[dict[str, str]]:
 
 
 def different(tensors: dict[str, torch.Tensor], held: list[dict[str, str]]) -> list[str]:
-    """Rank and name of what a server holds otherwise than the trainer, or lacks, or has besides."""
+    """Rank and name of tensors that differ between server and trainer, or that only one of them has."""
     return [
         f"{rank}: {name}"
-        for rank, (wanted, there) in enumerate(zip(expected(tensors, len(held)), held, strict=True))
-        for name in sorted(wanted.keys() | there.keys())
-        if wanted.get(name) != there.get(name)
+        for rank, (wanted, actual) in enumerate(zip(expected(tensors, len(held)), held, strict=True))
+        for name in sorted(wanted.keys() | actual.keys())
+        if wanted.get(name) != actual.get(name)
     ]
 
 
 class Trainer:
-    """One rank of it."""
+    """One rank of the trainer."""
 
     def __init__(self, model: Path, out: Path, mode: Any, ranks: Ranks) -> None:
         self.out, self.ranks = out, ranks
@@ -104,7 +104,7 @@ class Trainer:
         self.saved = {0: model}
         self.seen: list[dict[str, Any]] = []
         self.policy = Policy(actor_config(model), device="cpu", total_steps=10, seed=1)
-        self.engine = RemoteSGLangEngine(RolloutConfig(consumer_batch_size=UNDER_WAY, setup_timeout=120.0))
+        self.engine = RemoteSGLangEngine(RolloutConfig(consumer_batch_size=IN_FLIGHT, setup_timeout=120.0))
         self.engine.initialize(weights=WeightUpdate(0, path=model))
         engine = self.engine if ranks.is_first else None
         self.publisher = Publisher(self.policy, engine, mode=mode, run=out, dtype=torch.float32, ranks=ranks)
@@ -114,11 +114,11 @@ class Trainer:
         self.engine.destroy()
 
     def step(self, version: int) -> None:
-        """Train, publish while requests are under way, and look at what the servers hold."""
+        """Train, publish while requests are in flight, and check what the servers hold."""
         train(self.policy, random_trajectories(seed=version + 10 * self.ranks.rank))
         self.saved[version] = self.out / f"saved{version}"
         self.policy.save_hf(self.saved[version])
-        answers: Any = self._ask(UNDER_WAY, tokens=600) if self.ranks.is_first else None
+        answers: Any = self._ask(IN_FLIGHT, tokens=600) if self.ranks.is_first else None
         self.publisher.publish(version, wait=True)
         tensors = {name: tensor.clone() for name, tensor in self.policy.named_full_tensors()}
         if self.ranks.is_first:
@@ -147,21 +147,21 @@ class Trainer:
         return futures
 
     def _difference(self, answer: ModelResponse) -> float:
-        """Largest difference to transformers' log-probs, each token under the version that is said to have made it."""
+        """Largest difference to transformers' log-probs, each token under its recorded version."""
         ids, made = answer.output_tokens, answer.output_versions
         of = {version: output_logprobs(self.saved[version], answer.input_tokens, ids) for version in set(made)}
         return max(abs(answer.output_logprobs[i] - of[version][i]) for i, version in enumerate(made))
 
 
 def main(model: Path, out: Path, mode: str) -> None:
-    faulthandler.enable()  # a rank that dies of a signal says where
+    faulthandler.enable()  # print a traceback if a signal kills a rank
     with joined("cpu") as ranks:
         trainer = Trainer(model, out, mode, ranks)
         for version in range(1, VERSIONS + 1):
             trainer.step(version)
         if ranks.is_first:
-            said = {"steps": trainer.seen, "sglang": "sglang" in sys.modules}
-            (out / "seen.json").write_text(json.dumps(said))
+            result = {"steps": trainer.seen, "sglang": "sglang" in sys.modules}
+            (out / "seen.json").write_text(json.dumps(result))
         trainer.close()
 
 

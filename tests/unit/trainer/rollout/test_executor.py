@@ -7,7 +7,7 @@ from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import RolloutWorkflow
 from areal_trainer.servers.fleet import NoServerError
-from support.rollout_fakes import ToldWorkflow, sample, settle
+from support.rollout_fakes import ControlledWorkflow, sample, settle
 
 
 class Set:
@@ -15,7 +15,7 @@ class Set:
 
     def __init__(self, *, batch=2, eta=0, concurrent=100, max_failed=2, accept=None, **bounds):
         gate = StalenessGate(batch_size=batch, max_staleness=eta, max_concurrent=concurrent)
-        self.workflow = ToldWorkflow()
+        self.workflow = ControlledWorkflow()
         self.executor = Executor(None, gate, max_failed=max_failed, **bounds)
         self.workflow.executor = self.executor
         self.accept = accept
@@ -64,7 +64,7 @@ async def test_rejected_episodes_are_replaced_by_the_next_prompts():
     runs.feed(0, 1, 2, 3)
     await runs.end(0, "reject")
     await runs.end(1)
-    assert list(runs.workflow.under_way) == [2]
+    assert list(runs.workflow.running) == [2]
     await runs.end(2)
     assert await runs.take() == [1, 2]
     assert (runs.executor.counters.accepted, runs.executor.counters.rejected) == (2, 1)
@@ -92,7 +92,7 @@ async def test_failures_in_a_row_above_the_bound_stop_with_the_last_error_and_it
     runs.feed(0, 1, 2, 3)
     await runs.end(0, "fail")
     await runs.end(1, "fail")
-    assert list(runs.workflow.under_way) == [2, 3]  # replaced so far
+    assert list(runs.workflow.running) == [2, 3]  # replaced so far
     await runs.end(2, "fail")
     with pytest.raises(RolloutError, match=r"3 episodes in a row.*RuntimeError: row 2 failed.*'row': 2"):
         await runs.take()
@@ -154,7 +154,7 @@ async def test_nothing_is_generated_for_steps_beyond_the_last():
     assert runs.executor.prompts_wanted() == 2
     runs.feed(*range(8))
     await settle()
-    assert list(runs.workflow.under_way) == [0, 1]
+    assert list(runs.workflow.running) == [0, 1]
 
 
 async def test_a_full_queue_of_finished_episodes_starts_no_more():
@@ -162,10 +162,10 @@ async def test_a_full_queue_of_finished_episodes_starts_no_more():
     runs.feed(*range(8))
     for row in (0, 1, 2):
         await runs.end(row)
-    assert not runs.workflow.under_way
+    assert not runs.workflow.running
     assert await runs.take() == [0, 1]
     await settle()
-    assert list(runs.workflow.under_way) == [3, 4]
+    assert list(runs.workflow.running) == [3, 4]
 
 
 def test_a_queue_below_a_batch_is_refused():
@@ -178,12 +178,12 @@ async def test_a_paused_executor_starts_nothing_until_it_is_resumed():
     runs.executor.pause()
     runs.feed(0, 1)
     await settle()
-    assert not runs.workflow.under_way
+    assert not runs.workflow.running
     with pytest.raises(RolloutError, match=r"call resume\(\)"):
         await runs.take()
     runs.executor.resume()
     await settle()
-    assert list(runs.workflow.under_way) == [0, 1]
+    assert list(runs.workflow.running) == [0, 1]
 
 
 async def test_waiting_for_what_can_never_come_is_an_error():
@@ -220,7 +220,7 @@ async def test_closing_cancels_what_is_under_way():
     runs.feed(0, 1)
     await settle()
     await runs.executor.close()
-    assert not runs.workflow.under_way
+    assert not runs.workflow.running
 
 
 class Counting(RolloutWorkflow):

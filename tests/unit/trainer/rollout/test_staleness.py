@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from areal_trainer.rollout.episode import Episode, Prompt
 from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.staleness import StalenessGate
-from support.rollout_fakes import ToldWorkflow, settle
+from support.rollout_fakes import ControlledWorkflow, settle
 
 
 def test_capacity_is_what_staleness_and_concurrency_leave():
@@ -61,7 +61,7 @@ class Run:
 
     def start(self, version: int) -> None:
         gate = StalenessGate(batch_size=self.batch, max_staleness=self.eta, max_concurrent=self.concurrent)
-        self.workflow = ToldWorkflow()
+        self.workflow = ControlledWorkflow()
         self.executor = Executor(None, gate, max_failed=10**9)
         self.executor.start_at(version)
         self.workflow.executor = self.executor
@@ -111,15 +111,15 @@ class Run:
 
     async def play(self, moves: list[tuple[str, int]]) -> None:
         for move, number in moves:
-            under_way = list(self.workflow.under_way)
+            running = list(self.workflow.running)
             if move == "take":
                 await self.take()
             elif move == "publish":
                 self.executor.set_version(min(self.executor.gate.version + 1, self.trained))
             elif move == "resume":
                 await self.resume()
-            elif under_way:
-                self.workflow.finish(under_way[number % len(under_way)], move)
+            elif running:
+                self.workflow.finish(running[number % len(running)], move)
             await settle()
             gate = self.executor.gate
             assert gate.accepted + gate.running <= (self.eta + gate.version + 1) * self.batch
@@ -136,7 +136,7 @@ class Run:
                 return
             self.executor.set_version(self.trained)
             await self.take()
-            for row in list(self.workflow.under_way):
+            for row in list(self.workflow.running):
                 self.workflow.finish(row)
             await settle()
         raise AssertionError(f"no step after step {self.trained}")

@@ -12,7 +12,7 @@ from areal_trainer.rollout.episode import Episode, Prompt, RolloutError
 from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.servers.fleet import NoServerError
-from support.rollout_fakes import ToldWorkflow, settle
+from support.rollout_fakes import ControlledWorkflow, settle
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Run:
         gate = StalenessGate(batch_size=batch, max_staleness=eta, max_concurrent=concurrent)
         engine: Any = None
         self.executor = Executor(engine, gate, max_failed=5, queue_size=queue_size)
-        self.workflow = ToldWorkflow()
+        self.workflow = ControlledWorkflow()
         self.workflow.executor = self.executor
         self.batch = batch
         self.rows = 0
@@ -45,13 +45,13 @@ class Run:
 
     def end(self, number: int, outcome: str) -> None:
         """Of the episodes under way, one ends."""
-        if not self.workflow.under_way:
+        if not self.workflow.running:
             return
-        row = list(self.workflow.under_way)[number % len(self.workflow.under_way)]
+        row = list(self.workflow.running)[number % len(self.workflow.running)]
         if outcome == "no server":
-            self.workflow.under_way[row].set_exception(NoServerError("no server was ready"))
+            self.workflow.running[row].set_exception(NoServerError("no server was ready"))
         elif outcome == "cancel":
-            self.workflow.under_way[row].cancel()
+            self.workflow.running[row].cancel()
         else:
             self.workflow.finish(row, outcome)
 

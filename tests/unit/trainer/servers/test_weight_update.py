@@ -50,7 +50,7 @@ def test_servers_load_side_by_side(published):
 def test_a_request_that_runs_across_an_update_tells_which_weights_made_which_token(published):
     with ScriptedServer(Script(token_s=0.03)) as server, engine_on(server) as engine:
         request = start_generating(engine)
-        eventually(lambda: server.tokens_under_way > 0)
+        eventually(lambda: server.tokens_in_flight > 0)
         engine.update_weights(WeightUpdate(1, published))
         [response] = request.result(TIMEOUT_S)
         assert response.output_tokens == expected().tokens
