@@ -1,4 +1,4 @@
-"""What starts a server and the trainer: argument vector and environment. Pure; the same here and in a cluster."""
+"""Commands that start a server and the trainer: arguments and environment. Pure; used locally and in a cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVER_MODULE = "areal_server.launch"
 
 @dataclass(frozen=True)
 class Command:
-    """A process: its arguments, and what is added to the environment."""
+    """A process: its arguments, and the variables to add to the environment."""
 
     argv: list[str]
     env: dict[str, str]
@@ -37,10 +37,10 @@ def server_command(
     gpus: Sequence[int | str] | None = None,
     python: str | None = None,
 ) -> Command:
-    """Server number ``index`` (or a reference to a variable that holds it), listening on ``host:port``.
+    """Server ``index`` (or a reference to the variable that contains it), listening on ``host:port``.
 
-    ``config_file`` is the resolved configuration. ``gpus`` are the devices it may see (None: as it finds them),
-    ``threads`` its compute threads on cpu, ``python`` the interpreter (None: this one).
+    ``config_file`` is the resolved configuration, ``gpus`` the visible devices (None: unchanged), ``threads`` the
+    compute threads on cpu, ``python`` the interpreter (None: this one).
     """
     servers, config = experiment.spec.servers, experiment.spec.config
     argv = [python or sys.executable, "-m", SERVER_MODULE, "--config", str(config_file), "--device", servers.device]
@@ -67,7 +67,7 @@ def trainer_command(
     gpus: Sequence[int | str] | None = None,
     python: str | None = None,
 ) -> Command:
-    """torchrun of one node's ranks. The script is told everything by its environment, nothing by arguments.
+    """torchrun of one node's ranks. The script receives everything by its environment, nothing by arguments.
 
     ``server_addrs`` are ``host:port`` of all ``maxReplicas`` servers; ``threads`` the compute threads of a rank on cpu.
     """
@@ -98,7 +98,7 @@ def trainer_env(
     threads: int = 1,
     gpus: Sequence[int | str] | None = None,
 ) -> dict[str, str]:
-    """What a rank is told by its environment, less torchrun's own variables."""
+    """Environment variables of a rank, without torchrun's."""
     trainer = experiment.spec.trainer
     env = {
         names.SERVER_ADDRS: ",".join(server_addrs),
@@ -112,14 +112,14 @@ def trainer_env(
 
 
 def script_arguments(script: str | None) -> list[str]:
-    """What torchrun runs: a path ending in .py, or a module by its name."""
+    """Torchrun's arguments for a script: a path ending in .py, or a module name."""
     if script is None:
         return ["-m", TRAIN_MODULE]
     return [script] if script.endswith(".py") else ["-m", script]
 
 
 def literal_env(env: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Variables with a value; what refers to the cluster (``valueFrom``) is for the pod."""
+    """Variables with a value. Those with ``valueFrom`` are left to the pod."""
     values: dict[str, str] = {}
     for entry in env:
         name = entry.get("name")

@@ -14,6 +14,7 @@ from areal_api.bounds import FreeForm
 from areal_api.generation import GenerationHyperparameters
 from areal_api.section import Section
 
+MAX_SEED = 2**31 - 1
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
@@ -101,7 +102,7 @@ class SGLangConfig(Section):
         json_schema_extra={"unit": "tokens"},
     )
     chunked_prefill_size: int | None = Field(
-        None, description="Tokens of a prefill chunk; −1 disables chunking.", json_schema_extra={"unit": "tokens"}
+        None, ge=-1, description="Tokens per prefill chunk; −1 disables chunking.", json_schema_extra={"unit": "tokens"}
     )
     max_prefill_tokens: int | None = Field(
         None, ge=1, description="Most tokens of a prefill batch.", json_schema_extra={"unit": "tokens"}
@@ -112,7 +113,7 @@ class SGLangConfig(Section):
     sampling_backend: str | None = Field(None, description="Sampling kernels; null is SGLang's choice.")
     kv_cache_dtype: str | None = Field(None, description="Type of the KV cache; null is SGLang's choice.")
     random_seed: int | None = Field(
-        None, ge=0, description="Seed of the servers; null is the run's seed plus the server's index."
+        None, ge=0, le=MAX_SEED, description="Seed of the servers; null is the run's seed plus the server's index."
     )
     skip_tokenizer_init: bool = Field(
         False, description="Run the server without a tokenizer: token ids in and out, no stop texts."
@@ -285,7 +286,7 @@ class GRPOConfig(Section):
         pattern=NAME_PATTERN,
         description="Name of this run of the experiment; a part of the run directory.",
     )
-    seed: int = Field(1, ge=0, description="Seed of data order, sampling and initialisation.")
+    seed: int = Field(1, ge=0, le=MAX_SEED, description="Seed of data order, sampling and initialisation.")
     total_train_epochs: int = Field(
         1, ge=1, description="Passes over train_dataset.", json_schema_extra={"unit": "epochs"}
     )
@@ -339,7 +340,10 @@ class GRPOConfig(Section):
                 f"rollout.consumer_batch_size is {size}, train_dataset.batch_size {self.train_dataset.batch_size}; "
                 "a step trains on one batch of prompts: make them equal or leave consumer_batch_size out"
             )
-        if self.actor.temperature != self.gconfig.temperature and not self.gconfig.greedy:
+        untrainable = self.gconfig.untrainable()
+        if untrainable:
+            raise ValueError("; ".join(f"gconfig.{problem}" for problem in untrainable))
+        if self.actor.temperature != self.gconfig.temperature:
             raise ValueError(
                 f"actor.temperature is {self.actor.temperature}, gconfig.temperature {self.gconfig.temperature}; "
                 "the trainer's log-probs must be those of the sampling distribution: make them equal"

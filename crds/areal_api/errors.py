@@ -1,4 +1,4 @@
-"""The error of everything that a user writes: file, key, value and the fix, ready to print."""
+"""Configuration errors: the text names file, key, value and fix, and is ready to print."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from areal_api.section import UNKNOWN_KEYS, Section
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used. The text names source, key, value and fix; print it without a traceback."""
+    """An invalid configuration. The text names source, key, value and fix; print it without a traceback."""
 
 
 def config_error(source: str, problems: list[str]) -> ConfigError:
-    """One error for all problems of ``source``, a line each."""
+    """One error for all problems of ``source``, one per line."""
     if len(problems) == 1:
         return ConfigError(f"{source}: {problems[0]}")
     return ConfigError("\n  ".join([f"{source}: {len(problems)} problems", *problems]))
 
 
 def problems_of(error: ValidationError, model: type[Section], *, unwritten: Sequence[str] = ()) -> list[str]:
-    """A line for each thing that pydantic found, ``actor.optimizer.lr: -1 is below 0; give at least 0``.
+    """One line per error of pydantic, such as ``actor.optimizer.lr: -1 is below 0; give at least 0``.
 
-    ``unwritten`` are the sections around what the user writes, as ``spec`` and ``config`` are around AReaL's file.
+    ``unwritten`` are sections that the user's file does not contain, such as ``spec`` and ``config`` for AReaL's file.
     """
     lines: list[str] = []
     for details in error.errors(include_url=False):
@@ -35,7 +35,7 @@ def problems_of(error: ValidationError, model: type[Section], *, unwritten: Sequ
 
 
 def unknown_key(key: str, model: type[Section], *, written: str | None = None) -> str:
-    """The line about a key that ``model`` lacks; ``written`` is the key as the user wrote it."""
+    """The line about a key that ``model`` lacks. ``written`` is the key as the user wrote it."""
     near = nearest_key(model, key)
     text = written or key
     if near is None:
@@ -69,26 +69,34 @@ def _text(details: ErrorDetails, context: Mapping[str, Any]) -> str:
     if kind in _BOUNDS:
         return _BOUNDS[kind](value, context)
     for ending in ("_type", "_parsing", "_from_float", "_parsing_size"):
-        wanted = _WANTED.get(kind.removesuffix(ending)) if kind.endswith(ending) else None
-        if wanted:
-            quote = ", in quotes" if wanted == "text" and isinstance(details["input"], int | float) else ""
-            return f"{value} is not {wanted}; give {wanted}{quote}"
+        expected = _KINDS.get(kind.removesuffix(ending)) if kind.endswith(ending) else None
+        if expected:
+            quote = ", in quotes" if expected == "text" and isinstance(details["input"], int | float) else ""
+            return f"{value} is not {expected}; give {expected}{quote}"
     return f"{value}: {details['msg'][:1].lower()}{details['msg'][1:]}"
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a file, cut to a line's length."""
+    """A value as in a file, shortened to fit a line."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
+def _plain(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
+
+
 _Text = Callable[[str, Mapping[str, Any]], str]
 
+def _bound(comparison: str, advice: str, key: str) -> _Text:
+    return lambda value, context: f"{value} is {comparison} {_plain(context[key])}; give {advice} {_plain(context[key])}"
+
+
 _BOUNDS: dict[str, _Text] = {
-    "greater_than_equal": lambda value, context: f"{value} is below {context['ge']:g}; give at least {context['ge']:g}",
-    "greater_than": lambda value, context: f"{value} is not above {context['gt']:g}; give more than {context['gt']:g}",
-    "less_than_equal": lambda value, context: f"{value} is above {context['le']:g}; give at most {context['le']:g}",
-    "less_than": lambda value, context: f"{value} is not below {context['lt']:g}; give less than {context['lt']:g}",
+    "greater_than_equal": _bound("below", "at least", "ge"),
+    "greater_than": _bound("not above", "more than", "gt"),
+    "less_than_equal": _bound("above", "at most", "le"),
+    "less_than": _bound("not below", "less than", "lt"),
     "string_too_short": lambda value, context: f"{value} is shorter than {context['min_length']} characters",
     "string_too_long": lambda value, context: f"{value} is longer than {context['max_length']} characters",
     "too_long": lambda value, context: f"{value} has too many items; give at most {context['max_length']}",
@@ -96,7 +104,7 @@ _BOUNDS: dict[str, _Text] = {
     "string_pattern_mismatch": lambda value, context: f"{value} does not match {context['pattern']}",
 }
 
-_WANTED = {
+_KINDS = {
     "int": "a whole number",
     "float": "a number",
     "finite_number": "a finite number",

@@ -11,6 +11,7 @@ from areal_api.config import GRPOConfig
 from areal_api.pods import PodSettings
 from areal_api.quantities import Size
 from areal_api.section import CamelSection
+from areal_api.server_rules import server_problems
 from areal_api.status import ExperimentStatus
 
 API_VERSION: Literal["areal.dev/v1alpha1"] = "areal.dev/v1alpha1"
@@ -152,7 +153,11 @@ class ExperimentSpec(CamelSection):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        problems = [*_placement_problems(self), *_gpu_problems(self)]
+        problems = [
+            *_placement_problems(self),
+            *_gpu_problems(self),
+            *server_problems(self.config, self.servers.args, device=self.servers.device),
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self

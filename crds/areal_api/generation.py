@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from areal_api.section import Section
 
+WHOLE_VOCABULARY = 100_000_000  # top_k of AReaL and SGLang without a limit
+
 
 class GenerationHyperparameters(Section):
     """How completions are sampled."""
@@ -30,7 +32,7 @@ class GenerationHyperparameters(Section):
     )
     greedy: bool = Field(False, description="Choose the most probable token instead of sampling.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: probability mass to keep.")
-    top_k: int = Field(100_000_000, ge=1, description="Sample from this many of the most probable tokens.")
+    top_k: int = Field(WHOLE_VOCABULARY, ge=1, description="Sample from this many of the most probable tokens.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0 is greedy.")
     stop: list[str] | None = Field(None, description="Stop strings.")
     stop_token_ids: list[int] = Field(
@@ -51,6 +53,29 @@ class GenerationHyperparameters(Section):
                 "lower min_new_tokens"
             )
         return self
+
+    def untrainable(self) -> list[str]:
+        """The settings with which samples cannot be trained on, each with its value and fix.
+
+        With each of them, tokens are drawn from another distribution than softmax(logits / temperature), whose
+        log-probs servers and trainer compute. The importance ratios would then be wrong without a visible error.
+        Evaluation may use them all. Settings that only end a completion change no distribution.
+        """
+        changed = {
+            "min_new_tokens": (self.min_new_tokens, 0),
+            "greedy": (self.greedy, False),
+            "temperature": (self.temperature, None) if self.temperature == 0 else (None, None),
+            "top_p": (self.top_p, 1.0),
+            "top_k": (min(self.top_k, WHOLE_VOCABULARY), WHOLE_VOCABULARY),
+            "frequency_penalty": (self.frequency_penalty, 0.0),
+        }
+        return [
+            f"{name} is {str(value).lower()}, which samples from another distribution than the trainer's log-probs; "
+            + (f"set it to {str(neutral).lower()}" if neutral is not None else "set it above 0")
+            + " (eval_gconfig may differ)"
+            for name, (value, neutral) in changed.items()
+            if value != neutral
+        ]
 
     def new(self, **changes: Any) -> GenerationHyperparameters:
         """A validated copy with ``changes`` applied."""

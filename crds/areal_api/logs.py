@@ -1,4 +1,4 @@
-"""Log lines for people or, with ``AREAL_LOG_FORMAT=json``, as one JSON object a line for what collects them."""
+"""Logging as text or, with ``AREAL_LOG_FORMAT=json``, as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 class JsonFormatter(logging.Formatter):
     """``{"time": …, "level": …, "logger": …, "message": …}``, with ``rank`` under torchrun and ``exception`` of errors.
 
-    Takes and ignores a format, so that it can stand in where libraries set one.
+    Accepts and ignores a format, because libraries pass one.
     """
 
     def __init__(self, fmt: str | None = None, datefmt: str | None = None) -> None:
@@ -24,7 +24,7 @@ class JsonFormatter(logging.Formatter):
         self._rank = os.environ.get("RANK")
 
     def format(self, record: logging.LogRecord) -> str:
-        """A line without line breaks."""
+        """One line without line breaks."""
         fields: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -38,8 +38,8 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
-def wants_json(environ: Mapping[str, str]) -> bool:
-    """Whether log lines are to be JSON; ``ValueError`` for a format that there is not."""
+def is_json(environ: Mapping[str, str]) -> bool:
+    """Whether the log format is JSON. Raises ``ValueError`` for an unknown format."""
     chosen = environ.get(names.LOG_FORMAT) or "text"
     if chosen not in ("text", "json"):
         raise ValueError(f"{names.LOG_FORMAT} is {chosen!r}; set it to text or json")
@@ -47,11 +47,11 @@ def wants_json(environ: Mapping[str, str]) -> bool:
 
 
 def set_up(*, level: int = logging.INFO, text_format: str = TEXT_FORMAT) -> None:
-    """Have this process log to standard error, as the environment says. ``ValueError`` as ``wants_json``.
+    """Log to standard error in the format of the environment. Raises ``ValueError`` as ``is_json`` does.
 
-    Python's warnings become log lines where those are JSON.
+    In JSON format Python's warnings are logged too.
     """
-    as_json = wants_json(os.environ)
+    as_json = is_json(os.environ)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(text_format))
     logging.basicConfig(level=level, handlers=[handler])

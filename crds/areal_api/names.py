@@ -1,4 +1,4 @@
-"""Names that processes and users rely on: environment variables, exit statuses, the files of a run directory."""
+"""Names shared by processes and users: environment variables, exit statuses, files of a run directory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ SERVER_ADDRS = "AREAL_LLM_SERVER_ADDRS"  # host:port,host:port
 CONFIG = "AREAL_CONFIG"  # path of the resolved configuration
 RUN_DIR = "AREAL_RUN_DIR"
 API_KEY_FILE = "AREAL_API_KEY_FILE"
-PROGRESS_URL = "AREAL_PROGRESS_URL"  # absent: nothing is pushed
+PROGRESS_URL = "AREAL_PROGRESS_URL"  # unset: no reports
 PROGRESS_TOKEN_FILE = "AREAL_PROGRESS_TOKEN_FILE"
 POD_IP = "AREAL_POD_IP"  # primary address of a server's pod; decides the IP version it listens on
-SERVER_INDEX = "AREAL_SERVER_INDEX"  # number of a server's pod
-TERMINATION_LOG = "AREAL_TERMINATION_LOG"  # file that takes one line about why a process ended; absent: nobody asks
-DEVICE = "AREAL_DEVICE"  # cuda or cpu, as spec.trainer.device says
-LOG_FORMAT = "AREAL_LOG_FORMAT"  # text (default) or json, of every process
-EXIT_STOPPED = 143  # of a rank that ended because it was told to
-EXIT_LOST_RANK = 76  # of a rank that could not go on because another one was gone
-TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # for grpo: interpreter of the trainer; absent: its own
+SERVER_INDEX = "AREAL_SERVER_INDEX"  # ordinal of a server's pod
+TERMINATION_LOG = "AREAL_TERMINATION_LOG"  # file for one line on why a process ended; unset: none
+DEVICE = "AREAL_DEVICE"  # cuda or cpu: spec.trainer.device
+LOG_FORMAT = "AREAL_LOG_FORMAT"  # text (default) or json, for every process
+EXIT_STOPPED = 143  # of a rank that was asked to stop
+EXIT_LOST_RANK = 76  # of a rank that ended because another rank was lost
+TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # Python interpreter of the trainer; unset: that of grpo
 
 IMAGE_ROOT = PurePosixPath("/opt/areal")  # working directory of the images; relative paths start here
 TORCHRUN_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds; the default of 30 is too short for a checkpoint
@@ -36,7 +36,7 @@ def config_file(run: Path) -> Path:
 
 
 def stats_file(run: Path) -> Path:
-    """One JSON line a step."""
+    """One JSON line per step."""
     return run / "stats.jsonl"
 
 
@@ -51,7 +51,7 @@ def reward_plot(run: Path) -> Path:
 
 
 def weights_dir(run: Path) -> Path:
-    """Published weights, a directory a version."""
+    """Published weights, one directory per version."""
     return run / "weights"
 
 
@@ -61,17 +61,17 @@ def weights_version_dir(run: Path, version: int) -> Path:
 
 
 def weight_version(version: int) -> str:
-    """What a server says it holds once it has loaded published version ``version``."""
+    """The version that a server reports after loading published version ``version``."""
     return f"v{version}"
 
 
 def recover_dir(run: Path) -> Path:
-    """Recovery checkpoints, a directory a step."""
+    """Recovery checkpoints, one directory per step."""
     return run / "recover"
 
 
 def recover_step_dir(run: Path, step: int) -> Path:
-    """The recovery checkpoint written after ``step`` steps."""
+    """Recovery checkpoint after ``step`` steps."""
     return recover_dir(run) / f"step{step}"
 
 
@@ -81,7 +81,7 @@ def checkpoints_dir(run: Path) -> Path:
 
 
 def checkpoint_dir(run: Path, epoch: int, step: int) -> Path:
-    """The Hugging Face checkpoint after ``step`` steps, in epoch ``epoch``."""
+    """Hugging Face checkpoint after ``step`` steps, in epoch ``epoch``."""
     return checkpoints_dir(run) / f"epoch{epoch}step{step}"
 
 
@@ -91,5 +91,5 @@ def rollouts_dir(run: Path) -> Path:
 
 
 def logs_dir(run: Path) -> Path:
-    """A log file a process."""
+    """One log file per process."""
     return run / "logs"

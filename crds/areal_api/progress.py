@@ -1,4 +1,4 @@
-"""What a trainer tells the operator: the body of its progress report."""
+"""Body of a trainer's progress report to the operator."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from areal_api import stat_names
 from areal_api.section import CamelSection
 
 MAX_BODY_BYTES = 65536
-INTERVAL_S = 3.0  # the least time between two reports
+INTERVAL_S = 3.0  # minimum time between two reports
 
 
 class ProgressReport(CamelSection):
-    """Progress after a step. Its keys are those of the status. Unknown keys are ignored: trainers may be newer."""
+    """Progress after a step, with the keys of the status. Unknown keys are ignored, because trainers may be newer."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
@@ -25,9 +25,9 @@ class ProgressReport(CamelSection):
     reward: float | None = Field(None, description="Mean task reward of the last step.")
     eval_reward: float | None = Field(None, description="Mean task reward of the last evaluation.")
     staleness: float | None = Field(None, description="Mean weight versions that the last batch lagged.")
-    tokens_per_second: float | None = Field(None, description="Trained tokens a second.")
-    servers_current: int | None = Field(None, ge=0, le=2**31, description="Servers that hold the current weights.")
-    servers_behind: int | None = Field(None, ge=0, le=2**31, description="Servers that answer, but hold other weights.")
+    tokens_per_second: float | None = Field(None, description="Trained tokens per second.")
+    servers_current: int | None = Field(None, ge=0, le=2**31, description="Servers with the current weights.")
+    servers_behind: int | None = Field(None, ge=0, le=2**31, description="Servers that respond but have other weights.")
 
     @property
     def progress(self) -> str:
@@ -36,7 +36,7 @@ class ProgressReport(CamelSection):
 
 
 def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
-    """The report of a line of statistics, as exact as a column shows it. What is absent or not finite is left out."""
+    """The report of a line of statistics, rounded as shown in columns. Missing and non-finite values are left out."""
 
     def number(name: str, digits: int = 4) -> float | None:
         value = stats.get(name)

@@ -1,4 +1,4 @@
-"""Models → files: the resolved configuration, and an experiment.yaml that a person reads."""
+"""Writes models as files: the resolved configuration, and a readable experiment.yaml."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WIDTH = 120
 
 
 def config_yaml(config: GRPOConfig) -> str:
-    """The resolved configuration as a file: every key, no interpolation."""
+    """The resolved configuration as a file, with every key and without interpolation."""
     data = _without_interpolation(config.model_dump(mode="json"))
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def experiment_yaml(experiment: GRPOExperiment) -> str:
-    """The experiment as a file that loads again to the same object: what differs from the defaults, with comments."""
+    """The experiment as a file that loads to an equal object: values that differ from the defaults, with comments."""
     metadata = experiment.metadata.model_dump(mode="json", exclude_defaults=True, by_alias=True)
     lines = [f"apiVersion: {experiment.api_version}", f"kind: {experiment.kind}"]
     lines += [f"metadata: {_flow(metadata)}", "spec:"]
@@ -47,7 +47,7 @@ def _section(section: Section, pad: str, *, hidden: set[str]) -> Iterator[str]:
             continue
         if isinstance(value, Section):
             below = list(_section(value, f"{pad}  ", hidden=hidden if isinstance(value, GRPOConfig) else set()))
-            if not below and isinstance(value, NormConfig):  # {} would hide what it stands for
+            if not below and isinstance(value, NormConfig):  # {} would hide its meaning
                 below = [f"{pad}  mean_level: {value.mean_level}", f"{pad}  std_level: {value.std_level}"]
             yield from _commented(f"{pad}{key}:" if below else f"{pad}{key}: {{}}", described(field), pad)
             yield from below
@@ -69,7 +69,7 @@ def _commented(line: str, comment: str, pad: str) -> Iterator[str]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts such as 1e5, which OmegaConf, unlike PyYAML, reads as numbers."""
+    """Quotes texts such as 1e5, which our loader, unlike PyYAML's, reads as numbers."""
 
 
 _Dumper.add_implicit_resolver(
@@ -85,7 +85,7 @@ def _flow(value: Any) -> str:
 
 
 def _without_interpolation(value: Any) -> Any:
-    """Texts with ``${`` escaped: what a model holds is resolved already."""
+    """``value`` with every ``${`` escaped, because a model contains resolved values."""
     if isinstance(value, str):
         return value.replace("${", "\\${")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Names and labels of what an experiment owns in a cluster: the operator makes it, the launcher looks it up."""
+"""Names and labels of an experiment's resources in a cluster, which the operator creates and the launcher reads."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ MASTER_PORT = 29500
 
 
 def labels(experiment: str) -> dict[str, str]:
-    """Labels of everything that belongs to an experiment."""
+    """Labels of every resource of an experiment."""
     return {MANAGED_BY: OPERATOR, EXPERIMENT: experiment}
 
 
 def component_labels(experiment: str, component: str) -> dict[str, str]:
-    """Labels of the pods of one kind."""
+    """Labels of the pods of one component."""
     return {**labels(experiment), COMPONENT: component}
 
 
 def selector(labels: dict[str, str]) -> str:
-    """``labels`` as kubectl's ``--selector`` takes them."""
+    """``labels`` in the syntax of kubectl's ``--selector``."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
@@ -34,7 +34,7 @@ def servers(experiment: str) -> str:
 
 
 def server_address(experiment: str, namespace: str, index: int) -> str:
-    """``host:port`` of one server, which stays when its pod is replaced."""
+    """``host:port`` of one server; stays the same when its pod is replaced."""
     name = servers(experiment)
     return f"{name}-{index}.{name}.{namespace}.svc:{SERVER_PORT}"
 
@@ -55,30 +55,30 @@ def trainer_host(experiment: str, namespace: str, attempt: int, node: int) -> st
 
 
 def config_map(experiment: str, digest: str) -> str:
-    """The resolved configuration with this digest."""
+    """ConfigMap of the resolved configuration with this digest."""
     return f"{experiment}-config-{digest}"
 
 
 def api_key_secret(experiment: str) -> str:
-    """The key that the servers ask for."""
+    """Secret with the servers' API key."""
     return f"{experiment}-api-key"
 
 
 def volume_claim(experiment: str) -> str:
-    """The volume that holds the run directory."""
+    """Claim of the volume with the run directory."""
     return f"{experiment}-run"
 
 
 def service_account(experiment: str) -> str:
-    """Account of the pods; its tokens are for progress alone."""
+    """Service account of the pods; its tokens only authenticate progress reports."""
     return f"{experiment}-run"
 
 
 def network_policy(experiment: str) -> str:
-    """Who may reach the pods."""
+    """NetworkPolicy of the pods."""
     return f"{experiment}-run"
 
 
 def progress_audience(uid: str) -> str:
-    """Audience of the token with which a trainer reports progress of the experiment with this uid, and of no other."""
+    """Audience of the token for progress reports of the experiment with this uid only."""
     return f"progress.areal.dev/{uid}"

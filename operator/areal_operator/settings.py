@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from areal_api.logs import wants_json
+from areal_api.logs import is_json
 
 PEER_FIELDS = {"podSelector", "namespaceSelector", "ipBlock"}  # of a NetworkPolicyPeer
 Device = Literal["cuda", "cpu"]
@@ -45,7 +45,7 @@ class Settings:
             identity=env.get("AREAL_OPERATOR_IDENTITY") or env.get("HOSTNAME") or "operator",
             watched=tuple(name for name in env.get("AREAL_WATCH_NAMESPACES", "").replace(",", " ").split() if name),
             images=images,
-            json_logs=wants_json(env),
+            json_logs=is_json(env),
             metrics_from=_peers(env, "AREAL_METRICS_FROM"),
             progress_url=(env.get("AREAL_OPERATOR_URL") or "").rstrip("/") or None,
             port=_number(env, "AREAL_OPERATOR_PORT", 8080),

@@ -157,7 +157,7 @@ def serve(argv: list[str], api_key: str | None) -> None:
     from sglang.srt.utils import kill_process_tree
 
     server_args: Any = prepare_server_args(argv)
-    if logs.wants_json(os.environ):
+    if logs.is_json(os.environ):
         _use_json_logging()
     if api_key is not None:
         # In memory only: any user who can list processes can read arguments, and SGLang logs all of them.
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
             tensor_parallel=options.tensor_parallel,
             cores=sorted(os.sched_getaffinity(0)),
         )
-        if logs.wants_json(os.environ) and LOGGING_FILE not in os.environ:
+        if logs.is_json(os.environ) and LOGGING_FILE not in os.environ:
             environment[LOGGING_FILE] = str(JSON_LOGGING)
         if Path(model_path).is_dir() and "HF_HUB_OFFLINE" not in os.environ:
             environment["HF_HUB_OFFLINE"] = "1"  # the model is local

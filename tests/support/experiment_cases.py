@@ -150,7 +150,26 @@ CASES = [
         "temperature",
     ),
     Case("one temperature", {f"{_CONFIG}.gconfig.temperature": 0.5, f"{_ACTOR}.temperature": 0.5}),
-    Case("no temperature where sampling is greedy", {f"{_CONFIG}.gconfig": {"temperature": 0.5, "greedy": True}}),
+    *(
+        Case(
+            f"training on samples with another {name}",
+            {f"{_CONFIG}.gconfig.{name}": value},
+            f"gconfig.{name} is {str(value).lower()}, which samples from another distribution",
+            f"gconfig.{name} samples from another distribution",
+        )
+        for name, value in (
+            ("min_new_tokens", 4),
+            ("greedy", True),
+            ("top_p", 0.9),
+            ("top_k", 50),
+            ("frequency_penalty", 0.5),
+        )
+    ),
+    Case(
+        "evaluation with another distribution",
+        {f"{_CONFIG}.eval_gconfig": {"min_new_tokens": 4, "top_p": 0.9, "top_k": 50, "frequency_penalty": 0.5}},
+    ),
+    Case("samples that end in other ways", {f"{_CONFIG}.gconfig": {"ignore_eos": True, "stop": ["."]}}),
     Case(
         "the whole overlong penalty",
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from areal_api.experiment import MAX_NAME_LENGTH
+from areal_api.generation import WHOLE_VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,23 @@ RULES = (
         "self.rollout.consumer_batch_size == self.train_dataset.batch_size",
         "rollout.consumer_batch_size and train_dataset.batch_size differ; make them equal",
     ),
+    *(
+        Rule(
+            "spec.config",
+            f"self.gconfig.{name} {condition}",
+            f"gconfig.{name} samples from another distribution than the trainer's log-probs; leave it out",
+        )
+        for name, condition in (
+            ("min_new_tokens", "== 0"),
+            ("greedy", "== false"),
+            ("top_p", "== 1.0"),
+            ("top_k", f">= {WHOLE_VOCABULARY}"),
+            ("frequency_penalty", "== 0.0"),
+        )
+    ),
     Rule(
         "spec.config",
-        "self.gconfig.greedy || self.actor.temperature == self.gconfig.temperature",
+        "self.actor.temperature == self.gconfig.temperature",
         "actor.temperature and gconfig.temperature differ; make them equal",
     ),
     Rule(

@@ -81,6 +81,16 @@ def test_evaluation_samples_once_at_a_lower_temperature() -> None:
     assert (evaluation.n_samples, evaluation.temperature, evaluation.max_new_tokens) == (1, 0.6, 7)
 
 
+def test_every_sampling_setting_is_known_to_keep_the_distribution_or_is_refused_in_training() -> None:
+    keeps = {"n_samples", "max_new_tokens", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens"}
+    refused = {"min_new_tokens": 1, "greedy": True, "temperature": 0, "top_p": 0.5, "top_k": 5, "frequency_penalty": -1}
+    assert set(GenerationHyperparameters.model_fields) == keeps | set(refused)
+    assert GenerationHyperparameters(temperature=0.3, ignore_eos=True, stop=["x"]).untrainable() == []
+    for name, value in refused.items():
+        [problem] = GenerationHyperparameters.model_validate({name: value}).untrainable()
+        assert problem.startswith(f"{name} is ")
+
+
 def test_new_parameters_are_validated() -> None:
     with pytest.raises(ValidationError, match="above max_new_tokens 4"):
         GenerationHyperparameters(max_new_tokens=8).new(min_new_tokens=5, max_new_tokens=4)

@@ -44,9 +44,9 @@ def test_a_rank_and_an_exception_are_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_another_format_is_refused_with_its_value_and_the_choice() -> None:
     with pytest.raises(ValueError, match="AREAL_LOG_FORMAT is 'xml'; set it to text or json"):
-        logs.wants_json({"AREAL_LOG_FORMAT": "xml"})
-    assert not logs.wants_json({})
-    assert logs.wants_json({"AREAL_LOG_FORMAT": "json"})
+        logs.is_json({"AREAL_LOG_FORMAT": "xml"})
+    assert not logs.is_json({})
+    assert logs.is_json({"AREAL_LOG_FORMAT": "json"})
 
 
 @pytest.mark.parametrize("module", ["areal_launcher.cli", "areal_operator", "areal_trainer.train"])
