@@ -88,8 +88,11 @@ def _plain(number: float) -> str:
 
 _Text = Callable[[str, Mapping[str, Any]], str]
 
+
 def _bound(comparison: str, advice: str, key: str) -> _Text:
-    return lambda value, context: f"{value} is {comparison} {_plain(context[key])}; give {advice} {_plain(context[key])}"
+    return lambda value, context: (
+        f"{value} is {comparison} {_plain(context[key])}; give {advice} {_plain(context[key])}"
+    )
 
 
 _BOUNDS: dict[str, _Text] = {
