@@ -7,7 +7,7 @@ the length checks of srt/managers/tokenizer_manager.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from areal_api.config import GRPOConfig, SGLangConfig
 from areal_api.generation import GenerationHyperparameters
@@ -134,5 +134,5 @@ def _longest(sampling: GenerationHyperparameters, max_length: int | None) -> int
     return min(sampling.max_tokens, (1 if max_length is None else max_length) + sampling.max_new_tokens)
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
