@@ -70,8 +70,10 @@ class TrainEngineConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="Type of the computation; master weights and optimizer state are float32."
     )
-    attn_impl: Literal["flash_attention_2", "sdpa", "eager"] | None = Field(
-        None, description="Attention of the transformers model; null is flash_attention_2 on cuda and sdpa on cpu."
+    attn_impl: Literal["varlen", "flash_attention_2", "sdpa", "eager"] | None = Field(
+        None,
+        description="Attention of the transformers model; null is varlen (PyTorch's own kernel) on cuda, and sdpa on "
+        "cpu or in float32.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory."

@@ -23,13 +23,19 @@ from transformers.initialization import no_init_weights
 
 from areal_api.actor import TrainEngineConfig
 from areal_trainer.algo.logprobs import token_logprobs
-from areal_trainer.model import attention
+from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
 from areal_trainer.model.layout import Cost, Layout
 from areal_trainer.model.onednn_linear import use_faster_linear
+from areal_trainer.model.varlen_attention import VarlenIndex
 from areal_trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
+
+SEGMENT_ATTENTIONS = {
+    attention.NAME: attention.segment_attention,
+    varlen_attention.NAME: varlen_attention.varlen_attention,
+}
 
 # Configuration keys of models that transform their logits after the output embedding.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -53,7 +59,7 @@ class LanguageModel(nn.Module):
             use_faster_linear(self.causal_lm)
         if config.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-        self.cost = self._cost() if self.attention == attention.NAME else None
+        self.cost = self._cost() if self.attention in SEGMENT_ATTENTIONS else None
         # On a CPU all parameters are in host memory already.
         self.offloads = config.fsdp.offload_params and device.type == "cuda"
         self._ranks = Ranks.current()
@@ -106,6 +112,8 @@ class LanguageModel(nn.Module):
         extra: dict[str, Any]
         if self.attention == attention.NAME:
             extra = {"segments": SegmentIndex.of(layout.segments, self.device)}
+        elif self.attention == varlen_attention.NAME:
+            extra = {"segments": VarlenIndex.of(layout.segments, self.device)}
         else:
             extra = _varlen(layout, self.device)
         states = backbone(
@@ -174,26 +182,33 @@ def disable_dropout(model: nn.Module) -> None:
 
 def _attention(config: TrainEngineConfig, section: str, device: torch.device) -> str:
     """Name of the attention implementation in transformers."""
-    chosen = config.attn_impl or ("flash_attention_2" if device.type == "cuda" else "sdpa")
-    if chosen == "sdpa":
-        return attention.NAME
-    if chosen == "flash_attention_2":
-        if device.type != "cuda":
-            raise ValueError(f"{section}.attn_impl is flash_attention_2, which needs a GPU; set attn_impl: sdpa")
-        if importlib.util.find_spec("flash_attn") is None:
-            raise ValueError(
-                f"{section}.attn_impl is flash_attention_2 (the default on cuda), but the package flash_attn is not "
-                "installed; install it or set attn_impl: sdpa"
-            )
+    on_gpu = device.type == "cuda"
+    chosen = config.attn_impl or ("varlen" if on_gpu and config.dtype != "float32" else "sdpa")
+    if chosen in ("varlen", "flash_attention_2"):
+        if not on_gpu:
+            raise ValueError(f"{section}.attn_impl is {chosen}, which needs a GPU; set attn_impl: sdpa")
         if config.dtype == "float32":
-            raise ValueError(
-                f"{section}.attn_impl flash_attention_2 has no float32; set dtype: bfloat16 or attn_impl: sdpa"
-            )
-    return chosen
+            raise ValueError(f"{section}.attn_impl {chosen} has no float32; set dtype: bfloat16 or attn_impl: sdpa")
+    # flash-attn-4, which SGLang installs, brings a namespace package flash_attn without the functions of version 2.
+    if chosen == "flash_attention_2" and not is_regular_package("flash_attn"):
+        raise ValueError(
+            f"{section}.attn_impl is flash_attention_2, but the package flash-attn 2 is not installed; leave attn_impl "
+            "out to use PyTorch's own kernel, or install flash-attn"
+        )
+    if chosen == "sdpa" and on_gpu:
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it compiles a plan for every new shape
+    return {"sdpa": attention.NAME, "varlen": varlen_attention.NAME}.get(chosen, chosen)
+
+
+def is_regular_package(name: str) -> bool:
+    """Whether ``name`` can be imported and is not just a namespace, a folder without ``__init__``."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
-    AttentionInterface.register(attention.NAME, attention.segment_attention)
+    for name, function in SEGMENT_ATTENTIONS.items():
+        AttentionInterface.register(name, function)
     try:
         config = AutoConfig.from_pretrained(path)
         if Ranks.current().is_first:
@@ -210,7 +225,7 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{section}.path is {path!r}, but no model can be loaded from it: {reason}") from error
-    if implementation == attention.NAME and not model._supports_attention_backend:
+    if implementation in SEGMENT_ATTENTIONS and not model._supports_attention_backend:
         raise ValueError(
             f"{section}.path: {type(model).__name__} implements its own attention; set {section}.attn_impl: eager"
         )
