@@ -112,7 +112,9 @@ def read_resolved_config(
 def with_home_expanded(experiment: GRPOExperiment) -> GRPOExperiment:
     """``experiment`` for a run on this machine: ``~`` in its paths is this machine's home directory."""
     spec = experiment.spec
-    changed = spec.model_copy(update={"config": expand_home_in(spec.config)})
+    script = expand_home(spec.trainer.script) if spec.trainer.script else spec.trainer.script
+    trainer = spec.trainer.model_copy(update={"script": script})
+    changed = spec.model_copy(update={"config": expand_home_in(spec.config), "trainer": trainer})
     return experiment.model_copy(update={"spec": changed})
 
 

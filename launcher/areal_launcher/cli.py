@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from areal_api import logs
+from areal_api.paths import expand_home
 from areal_launcher import commands
+from areal_launcher.console import console_for, discard_output, prepare_standard_streams
 from areal_launcher.errors import RunError
 from areal_launcher.request import Request
+from areal_launcher.terminal_text import printable, printable_line
 
 if TYPE_CHECKING:
     from areal_launcher.cluster.client import ClusterTarget
@@ -89,7 +89,7 @@ def run_parser() -> argparse.ArgumentParser:
     parser.add_argument("--detach", action="store_true", help="submit to the cluster without following the run")
     parser.add_argument(
         "--results",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="where to store cluster results (default: the run directory)",
     )
@@ -168,7 +168,7 @@ def convert_parser() -> argparse.ArgumentParser:
     """``grpo convert``."""
     parser = command_parser("convert", CONVERT)
     add_experiment(parser, "gsm8k_grpo.yaml and key=value")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument("-o", "--output", type=path, metavar="FILE", help="file to write (default: standard output)")
     parser.set_defaults(action=lambda args: commands.convert(Request.parse(args.items, args.config), args.output))
     return parser
 
@@ -208,7 +208,7 @@ def status_action(args: argparse.Namespace) -> int:
             raise ValueError("no run: give a run directory, or --on kubernetes for the experiments of a cluster")
         from areal_launcher.local.status import status
 
-        return status(Path(args.run))
+        return status(path(args.run))
     from areal_launcher.cluster import status as cluster_status
 
     return cluster_status.status(args.run, target)
@@ -242,7 +242,7 @@ def logs_action(args: argparse.Namespace) -> int:
     if target is None:
         from areal_launcher.local.logs import logs as local_logs
 
-        return local_logs(Path(args.run), **options)
+        return local_logs(path(args.run), **options)
     from areal_launcher.cluster import logs as cluster_logs
 
     return cluster_logs.logs(args.run, target, **options)
@@ -276,20 +276,25 @@ def command_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def add_experiment(parser: argparse.ArgumentParser, description: str) -> None:
     """Add the arguments that select an experiment."""
-    parser.add_argument("--config", metavar="FILE", help="experiment.yaml or AReaL's configuration file")
+    parser.add_argument(
+        "--config", type=expand_home, metavar="FILE", help="experiment.yaml or AReaL's configuration file"
+    )
     parser.add_argument("items", nargs="*", metavar="ITEM", help=description)
 
 
 def add_port(parser: argparse.ArgumentParser) -> None:
     """Add --port."""
     parser.add_argument(
-        "--port", type=int, metavar="N", help="port of the first server; others use the next ones (default: free ports)"
+        "--port",
+        type=port,
+        metavar="N",
+        help="port of the first server; others use the next ones (default: free ports)",
     )
 
 
 def add_run_dir(parser: argparse.ArgumentParser) -> None:
     """Add the run directory."""
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=RUN_DIR)
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=path, help=RUN_DIR)
 
 
 def add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
@@ -302,7 +307,9 @@ def add_target(parser: argparse.ArgumentParser, description: str) -> None:
     parser.add_argument("--on", choices=["local", "kubernetes"], default="local", help=description)
     parser.add_argument("--namespace", metavar="NAME", help="namespace in the cluster (default: the context's)")
     parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
-    parser.add_argument("--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, else ~/.kube/config")
+    parser.add_argument(
+        "--kubeconfig", type=expand_home, metavar="FILE", help="default: $KUBECONFIG, else ~/.kube/config"
+    )
 
 
 def add_local_only(parser: argparse.ArgumentParser) -> None:
@@ -321,6 +328,25 @@ def cluster_target(args: argparse.Namespace) -> ClusterTarget | None:
     except ModuleNotFoundError as error:
         raise ValueError(f"--on kubernetes requires {error.name}: pip install 'areal-k8s[kubernetes]'") from error
     return ClusterTarget(args.kubeconfig, args.context, args.namespace)
+
+
+def path(text: str) -> Path:
+    """A path option; the shell leaves ``~`` in ``--option=~/x`` to the program."""
+    return Path(expand_home(text))
+
+
+def line_count(text: str) -> int:
+    """A number of lines."""
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of lines; give 0 or more")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """A TCP port."""
+    if not text.isdecimal() or not 0 < int(text[:6]) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give 1 to 65535")
+    return int(text)
 
 
 def refuse_without_cluster(**options: object) -> None:
@@ -345,6 +371,7 @@ def top_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``grpo``; returns the exit status."""
+    prepare_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = top_parser().parse_args(arguments[:1]).command
     parser = COMMANDS[command][0]()
@@ -353,7 +380,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments[1:])
     try:
         logs.set_up(level=logging.WARNING, text_format="%(levelname)s: %(message)s")
-        return int(args.action(args))
+        status = int(args.action(args))
+        sys.stdout.flush()
+        return status
     except RunError as error:
         return report(str(error), lines=error.lines, log=error.log, status=error.status)
     except ValueError as error:
@@ -361,12 +390,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return report("interrupted", status=INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output(sys.stdout)
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return report(f"{error}; free some space and run the same command again to continue", status=1)
+        if error.filename is None:
             raise
-        return report(f"{error}; free some space and run the same command again to continue", status=1)
+        return report(str(error), status=1)
 
 
 def print_run_help(parser: argparse.ArgumentParser) -> int:
@@ -377,10 +408,11 @@ def print_run_help(parser: argparse.ArgumentParser) -> int:
 
 def report(message: str, *, lines: Sequence[str] = (), log: Path | None = None, status: int) -> int:
     """Print an error and the log lines that explain it to standard error; returns ``status``."""
-    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    errors = console_for(stderr=True)
     for line in lines:
-        errors.print(f"  | {line}", style="dim")
-    errors.print(f"grpo: {message}" + (f" (see {log})" if log else ""), style="bold red")
+        errors.print(f"  | {printable_line(line)}", style="dim", markup=False, soft_wrap=True)
+    text = printable(f"grpo: {message}" + (f" (see {log})" if log else ""))
+    errors.print(text, style="bold red", markup=False, soft_wrap=True)
     return status
 
 

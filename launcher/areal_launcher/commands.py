@@ -12,6 +12,7 @@ from rich.console import Console
 
 from areal_api.render import experiment_yaml
 from areal_launcher import run_files
+from areal_launcher.bounded_files import DamagedFileError
 from areal_launcher.plot import plot_run
 from areal_launcher.request import Request
 
@@ -22,8 +23,16 @@ def convert(request: Request, output: Path | None) -> int:
     if output is None:
         sys.stdout.write(text)
     else:
-        output.write_text(text)
+        write_output(output, text)
     return 0
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file atomically; a device or FIFO such as /dev/stdout is written to directly."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+    else:
+        run_files.write_atomic(path.resolve(), text)
 
 
 def plot(directory: Path) -> int:
@@ -34,11 +43,10 @@ def plot(directory: Path) -> int:
 
 def plot_if_possible(directory: Path, console: Console) -> None:
     """Draw reward.png if the run has finished a step. A full disk must not hide how the run ended."""
-    if not run_files.read_stats(directory).lines:
-        return
     try:
-        plot_run(directory)
-    except OSError as error:
+        if run_files.read_stats(directory).lines:
+            plot_run(directory)
+    except (OSError, DamagedFileError) as error:
         console.print(f"reward.png was not drawn: {error}", markup=False, soft_wrap=True)
 
 

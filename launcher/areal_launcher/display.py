@@ -14,15 +14,20 @@ from rich.text import Text
 
 from areal_api import stat_names
 from areal_launcher import run_files
+from areal_launcher.bounded_files import number
 from areal_launcher.run_files import Stats
+from areal_launcher.terminal_text import printable, printable_line
 
 RATE_WINDOW_STEPS = 10
 PLAIN_INTERVAL_S = 1.0
+MAX_DURATION_S = 1000 * 86400
 
 
 def format_duration(seconds: float) -> str:
-    """``48 s``, ``2 min 05 s`` or ``3 h 07 min``."""
-    whole = round(seconds)
+    """``48 s``, ``2 min 05 s`` or ``3 h 07 min``; a negative time, after a clock jump, is 0 s."""
+    whole = max(0, round(min(seconds, MAX_DURATION_S)))
+    if whole >= MAX_DURATION_S:
+        return f"more than {MAX_DURATION_S // 86400} days"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -47,7 +52,8 @@ def seconds_left(stats: Stats, total: int | None) -> float | None:
     pace = seconds_per_step(stats)
     if pace is None or total is None:
         return None
-    return max(total - stats.lines[-1]["step"], 0) * pace
+    remaining = number(max(total - stats.lines[-1]["step"], 0))
+    return None if remaining is None else remaining * pace
 
 
 def step_metrics(stats: Stats, total: int | None) -> list[tuple[str, str]]:
@@ -123,14 +129,14 @@ class PlainDisplay:
 
     def message(self, text: str) -> None:
         self._flush()
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _flush(self) -> None:
         if self._pending is not None:
             self._printed_step, text = self._pending
             self._pending = None
             self._printed_at = self._clock()
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveDisplay:
@@ -161,12 +167,14 @@ class LiveDisplay:
             self._step, self._total = int(stats.lines[-1]["step"]), total or 0
 
     def message(self, text: str) -> None:
-        self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._live.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Table:
         now = self._clock()
         head = Table.grid(padding=(0, 2))
-        phase = Text.assemble((self._phase, "bold cyan"), (f" ({format_duration(now - self._phase_since)})", "dim"))
+        phase = Text.assemble(
+            (printable_line(self._phase), "bold cyan"), (f" ({format_duration(now - self._phase_since)})", "dim")
+        )
         bar = ProgressBar(total=self._total or None, completed=self._step, width=30, pulse=not self._total)
         head.add_row(phase, bar, Text(format_duration(now - self._started), "dim"))
         line = Text("  ").join(Text.assemble((f"{label} ", "dim"), (shown, "bold")) for label, shown in self._metrics)
@@ -177,5 +185,9 @@ class LiveDisplay:
 
 
 def display_for(console: Console) -> Display:
-    """A live display on a terminal, plain lines elsewhere."""
-    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+    """A live display on a terminal that can move its cursor, plain lines elsewhere.
+
+    FORCE_COLOR makes rich take a pipe for a terminal.
+    """
+    can_redraw = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+    return LiveDisplay(console) if can_redraw else PlainDisplay(console)

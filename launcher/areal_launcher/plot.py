@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from areal_api import names, stat_names
 from areal_launcher import run_files
 from areal_launcher.run_files import Line
+from areal_launcher.terminal_text import printable_line
 
+MAX_PLOTTED = 1e30
 Series = tuple[list[int], list[float]]
 
 
 def series(lines: list[Line], name: str) -> Series:
-    """Steps and values of a statistic, omitting steps without it."""
+    """Steps and values of a statistic, omitting steps without it or with a value that no axis can show."""
     points = [(int(line["step"]), run_files.value(line, name)) for line in lines]
-    return [step for step, value in points if value is not None], [value for _, value in points if value is not None]
+    shown = [(step, value) for step, value in points if value is not None and abs(value) <= MAX_PLOTTED]
+    return [step for step, _ in shown], [value for _, value in shown]
 
 
 def smoothed(values: list[float], window: int) -> list[float]:
@@ -50,11 +54,11 @@ def plot_run(run: Path) -> Path:
     for axes in (reward, length, entropy, staleness):
         axes.grid(alpha=0.3)
         axes.margins(x=0.02)
-    figure.suptitle(f"{run.parent.name} / {run.name}")
+    figure.suptitle(printable_line(f"{run.parent.name} / {run.name}"), parse_math=False)
     path = names.reward_plot(run)
-    partial = path.with_name(f".{path.name}.part")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(path)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    run_files.write_atomic(path, image.getvalue())
     return path
 
 
@@ -65,7 +69,7 @@ def draw_reward(axes: Any, lines: list[Line]) -> None:
     axes.plot(steps, rewards, color="tab:blue", alpha=0.35 if window > 1 else 1.0, label="training batch")
     if window > 1:
         axes.plot(steps, smoothed(rewards, window), color="tab:blue", label=f"training, mean of {window} steps")
-    evaluations = run_files.evaluations(lines)
+    evaluations = [(step, reward) for step, reward in run_files.evaluations(lines) if abs(reward) <= MAX_PLOTTED]
     axes.plot(
         [step for step, _ in evaluations],
         [reward for _, reward in evaluations],

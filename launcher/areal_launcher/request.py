@@ -9,6 +9,7 @@ from typing import Self
 
 from areal_api.experiment import GRPOExperiment
 from areal_api.load import load_experiment
+from areal_api.paths import expand_home
 
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -43,10 +44,10 @@ class Request:
             raise ValueError(f"two experiments were given, {' and '.join(files)}; give one")
         if len(scripts) > 1:
             raise ValueError(f"two scripts were given, {' and '.join(scripts)}; give one")
-        script = scripts[0] if scripts else None
+        script = expand_home(scripts[0]) if scripts else None
         if script is not None and not Path(script).is_file():
             raise ValueError(f"{script}: no such file; give the path of a training script")
-        return cls(Path(files[0]) if files else None, script, overrides)
+        return cls(Path(expand_home(files[0])) if files else None, script, overrides)
 
     def load(self) -> GRPOExperiment:
         """Load and validate the experiment."""

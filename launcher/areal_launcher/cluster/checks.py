@@ -13,6 +13,7 @@ from areal_api.experiment import API_VERSION, ExperimentSpec
 from areal_api.generate.crd import PLURAL
 from areal_api.paths import expand_home, is_local_path
 from areal_launcher import run_files
+from areal_launcher.bounded_files import number
 from areal_launcher.cluster.client import ApiError, Cluster, Object
 from areal_launcher.errors import RunError
 
@@ -81,8 +82,11 @@ def is_fresh(lease: Object, now_s: float) -> bool:
     spec = lease.get("spec") or {}
     if not spec.get("holderIdentity") or not spec.get("renewTime"):
         return False
-    renewed = datetime.fromisoformat(str(spec["renewTime"])).timestamp()
-    return now_s - renewed < float(spec.get("leaseDurationSeconds") or 0)
+    try:
+        renewed = datetime.fromisoformat(str(spec["renewTime"])).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return now_s - renewed < (number(spec.get("leaseDurationSeconds")) or 0.0)
 
 
 def check_files(spec: ExperimentSpec) -> None:

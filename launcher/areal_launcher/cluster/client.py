@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import urllib3
 from kubernetes import client, config
@@ -20,10 +20,14 @@ from websocket import ABNF, WebSocketException
 
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.generate.crd import PLURAL
+from areal_api.paths import expand_home
+from areal_launcher.bounded_files import parse_json
 from areal_launcher.errors import RunError
 
 Object = dict[str, Any]
 MANAGER = "grpo"
+MAX_ANSWER_BYTES = 64 * 2**20
+MAX_MESSAGE_LENGTH = 8192
 TIMEOUT_S = (5.0, 30.0)  # to connect, to read
 EXEC_IDLE_TIMEOUT_S = 60.0  # maximum time without output from a command in a pod
 TOO_MANY_REQUESTS, MAX_TRIES = 429, 10
@@ -77,6 +81,8 @@ class Cluster:
 
     def __init__(self, settings: client.Configuration, *, context: str, namespace: str) -> None:
         settings.retries = False  # urllib3 would retry silently; callers report retries
+        if is_loopback(str(settings.host)):
+            settings.proxy = None  # like kubectl
         self._client = client.ApiClient(settings)
         self._client.user_agent = MANAGER
         self.server = str(settings.host)
@@ -107,7 +113,7 @@ class Cluster:
                 "no cluster is configured: there is no kubeconfig; set KUBECONFIG or --kubeconfig, or create a cluster "
                 "(make cluster)"
             ) from error
-        return cls(settings, context="of this pod", namespace=IN_CLUSTER_NAMESPACE.read_text().strip())
+        return cls(settings, context="of this pod", namespace=IN_CLUSTER_NAMESPACE.read_text(encoding="utf-8").strip())
 
     def serves(self, path: str) -> bool:
         """Whether ``path`` exists."""
@@ -115,22 +121,31 @@ class Cluster:
 
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """Get an object, or None if it does not exist."""
-        return self._get_or_none(path_of(kind, namespace, name))
+        body = self._get_or_none(path_of(kind, namespace, name))
+        return None if body is None else self._checked(body)
 
     def list(self, kind: str, namespace: str | None, *, labels: str = "", fields: str = "") -> list[Object]:
         """List objects of a kind in one namespace, or in all."""
         query = {"labelSelector": labels, "fieldSelector": fields}
-        return list(self._request_json("GET", path_of(kind, namespace), query=query)["items"])
+        answer = self._request_json("GET", path_of(kind, namespace), query=query)
+        items = answer.get("items")
+        if not isinstance(items, list):
+            raise self._malformed("a list without items")
+        return [self._checked(item) for item in items]
 
     def apply(self, body: Object, namespace: str) -> Object:
         """Server-side apply. Raises ``ApiError`` with ``conflicts`` if others manage a field with another value."""
         path = path_of(body["kind"], namespace, body["metadata"]["name"])
         query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
-        return self._request_json("PATCH", path, query=query, body=body, content="application/apply-patch+yaml")
+        return self._checked(
+            self._request_json("PATCH", path, query=query, body=body, content="application/apply-patch+yaml")
+        )
 
     def create(self, body: Object, namespace: str) -> Object:
         """Create an object."""
-        return self._request_json("POST", path_of(body["kind"], namespace), query={"fieldManager": MANAGER}, body=body)
+        return self._checked(
+            self._request_json("POST", path_of(body["kind"], namespace), query={"fieldManager": MANAGER}, body=body)
+        )
 
     def delete(self, kind: str, namespace: str, name: str, *, grace_s: int) -> None:
         """Delete an object if it exists."""
@@ -144,7 +159,10 @@ class Cluster:
     def time_s(self) -> float:
         """The API server's clock."""
         response = self._request("GET", "/version")
-        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+        try:
+            return parsedate_to_datetime(str(response.headers["Date"])).timestamp()
+        except (KeyError, ValueError) as error:
+            raise self._malformed("no valid Date header") from error
 
     def log(self, namespace: str, pod: str, container: str, **options: str) -> bytes:
         """Get a container's log."""
@@ -196,7 +214,37 @@ class Cluster:
             raise
 
     def _request_json(self, method: str, path: str, query: Mapping[str, str] | None = None, **more: Any) -> Any:
-        return json.loads(self._request(method, path, query, **more).data)
+        try:
+            answer = parse_json(self._request(method, path, query, **more).data)
+        except ValueError as error:
+            raise self._malformed(f"invalid JSON ({error})") from error
+        if not isinstance(answer, dict):
+            raise self._malformed("JSON that is not an object")
+        return answer
+
+    def _checked(self, body: Any) -> Object:
+        """``body`` if it has the metadata of an object."""
+        metadata = body.get("metadata") if isinstance(body, dict) else None
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+            raise self._malformed("an object without a name")
+        for key in ("labels", "annotations"):
+            metadata[key] = metadata.get(key) or {}
+        return dict(body)
+
+    def _malformed(self, problem: str) -> RunError:
+        return RunError(f"{self.server} returned {problem}; is it a Kubernetes API server, reached without a proxy?")
+
+    def _read(self, response: Any) -> None:
+        """Read the body of a response, at most ``MAX_ANSWER_BYTES``."""
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := or_unreachable(lambda: response.response.read(2**20), self.server):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                response.response.close()
+                raise self._malformed(f"more than {MAX_ANSWER_BYTES} bytes")
+        response.data = b"".join(chunks)
 
     def _request(
         self,
@@ -221,19 +269,20 @@ class Cluster:
             response = or_unreachable(lambda: self._client.call_api(*arguments, _request_timeout=timeout), self.server)
             if response.status != TOO_MANY_REQUESTS or attempt == MAX_TRIES - 1:
                 break
-            or_unreachable(response.read, self.server)
+            self._read(response)
             time.sleep(1.0)  # its Retry-After, for example while it sets up the storage of a new definition
         if read or response.status >= 400:
-            or_unreachable(response.read, self.server)
+            self._read(response)
         if response.status >= 400:
             raise self._error(response.status, response.data)
         return response
 
     def _error(self, code: int, data: bytes) -> ApiError:
         try:
-            status = json.loads(data)
+            status = parse_json(data)
         except ValueError:
-            status = {}
+            status = None
+        status = status if isinstance(status, dict) else {}
         if code == 401:
             return ApiError(code, f"{self.server} does not accept the credentials of context {self.context}", {})
         causes = (status.get("details") or {}).get("causes") or []
@@ -242,7 +291,8 @@ class Cluster:
             for cause in causes
             if cause.get("reason") == "FieldManagerConflict"
         }
-        return ApiError(code, status.get("message") or f"{self.server} returned HTTP status {code}", conflicts)
+        message = str(status.get("message") or f"{self.server} returned HTTP status {code}")
+        return ApiError(code, message[:MAX_MESSAGE_LENGTH], conflicts)
 
 
 def or_unreachable(send: Callable[[], Any], server: str) -> Any:
@@ -271,17 +321,21 @@ def exec_output(socket: Any) -> Iterator[bytes]:
         if channel == ws_client.STDOUT_CHANNEL and data:
             yield data
         elif channel == ws_client.STDERR_CHANNEL:
-            errors += data
+            errors = (errors + data)[-MAX_MESSAGE_LENGTH:]
         elif channel == ws_client.ERROR_CHANNEL:
-            status = json.loads(data)
+            try:
+                status = parse_json(data)
+            except ValueError:
+                status = None
+            status = status if isinstance(status, dict) else {"message": "the command ended without an exit status"}
             if status.get("status") == "Success":
                 return
-            raise RunError(errors.decode(errors="replace").strip() or str(status.get("message")))
+            raise RunError(errors.decode(errors="replace").strip() or str(status.get("message"))[:MAX_MESSAGE_LENGTH])
 
 
 def kubeconfig(target: ClusterTarget) -> str:
     """The kubeconfig given, else kubectl's default; several paths are separated by colons."""
-    return target.kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    return target.kubeconfig or os.environ.get("KUBECONFIG") or expand_home("~/.kube/config")
 
 
 def chosen_context(target: ClusterTarget) -> tuple[str, str]:
@@ -295,6 +349,12 @@ def chosen_context(target: ClusterTarget) -> tuple[str, str]:
     if name not in contexts:
         raise ValueError(f"the kubeconfig has no context {name}; set --context to one of {', '.join(contexts)}")
     return name, str(contexts[name]["context"].get("namespace") or "default")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is on this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def path_of(kind: str, namespace: str | None, name: str = "") -> str:

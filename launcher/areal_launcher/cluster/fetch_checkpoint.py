@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from areal_launcher.errors import RunError
 
 POD_DEADLINE_S = 4 * 3600  # in case the pod is not deleted
 BLOCK_BYTES = 2**20
+MAX_MEMBERS = 10_000
+CHECKPOINT_NAME = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
 def fetch_checkpoint(cluster: Cluster, source: ResultsSource, target: Path) -> Path:
@@ -46,17 +49,46 @@ def unpack(chunks: Iterator[bytes], target: Path) -> Path:
     stream = ChunkReader(chunks)
     try:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK_BYTES) as tar:
-            tar.extractall(partial, filter="data")
+            tar.extractall(partial, members=checked_members(tar, shutil.disk_usage(target).free), filter="data")
         stream.finish()
-        (unpacked,) = partial.iterdir()
-        final = target / unpacked.name
-        shutil.rmtree(final, ignore_errors=True)
-        return unpacked.rename(final)
-    except tarfile.ReadError as error:
+        unpacked = next(partial.iterdir(), None)
+        if unpacked is None:
+            raise RunError("the checkpoint arrived empty")
+        return replace_directory(unpacked, target / unpacked.name)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         stream.finish()  # raises the command's own error, if it failed
-        raise RunError(f"the checkpoint arrived incomplete: {error}") from error
+        raise RunError(f"the checkpoint arrived incomplete or damaged: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def checked_members(tar: tarfile.TarFile, free_bytes: int) -> Iterator[tarfile.TarInfo]:
+    """Members of an archive of one directory of files. Raises ``RunError`` for anything else, or more than fits."""
+    root, total = None, 0
+    for count, member in enumerate(tar):
+        name = member.name.split("/")[0]
+        root = root or name
+        total += member.size
+        if not CHECKPOINT_NAME.fullmatch(name) or name != root or not (member.isreg() or member.isdir()):
+            raise RunError(f"the archive of the checkpoint contains {member.name!r}, which is not a file of one")
+        if count >= MAX_MEMBERS:
+            raise RunError(f"the archive of the checkpoint has more than {MAX_MEMBERS} files")
+        if total > free_bytes:
+            raise RunError(f"the checkpoint needs more than the {free_bytes / 2**30:.1f} GiB that are free; free some")
+        yield member
+
+
+def replace_directory(new: Path, final: Path) -> Path:
+    """Move ``new`` to ``final``; an existing directory there is moved away first and then deleted."""
+    old = new.with_name(".old")
+    if final.exists():
+        final.rename(old)
+    try:
+        return new.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
 
 
 class ChunkReader(io.RawIOBase):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import lzma
 import tarfile
 import time
 from collections.abc import Callable
@@ -22,8 +23,11 @@ from areal_api.render import experiment_yaml
 from areal_launcher import run_files
 from areal_launcher.cluster.client import Cluster, Object
 from areal_launcher.cluster.in_pod import print_files
+from areal_launcher.cluster.logs import attempt_of
 from areal_launcher.errors import RunError
 
+ARCHIVE_OVERHEAD_BYTES = 2**20  # headers and padding
+MAX_DECOMPRESSOR_BYTES = 256 * 2**20
 FILES = ("config.yaml", "stats.jsonl", "summary.json")
 READ_TIMEOUT_S = 180.0  # deadline of the reader pod; with the image on the node it starts in seconds
 POLL_S = 0.5
@@ -75,11 +79,6 @@ def source_of(cluster: Cluster, body: Object) -> ResultsSource:
         template=template,
         node=pods[0]["spec"].get("nodeName") if pods else None,
     )
-
-
-def attempt_of(obj: Object) -> int:
-    """The attempt a Job or pod belongs to."""
-    return int(obj["metadata"]["labels"][resource_names.ATTEMPT])
 
 
 def reader_pod(source: ResultsSource, command: list[str], *, deadline_s: int) -> Object:
@@ -218,11 +217,24 @@ def waiting_reason(status: Object) -> str | None:
 
 
 def extract_files(data: bytes) -> dict[str, bytes]:
-    """Extract only ``FILES`` from an archive."""
+    """Extract only ``FILES`` from an archive of at most ``MAX_PLAIN_BYTES``. Raises ``RunError`` if it is damaged.
+
+    A few kilobytes of xz can expand to terabytes, so it is decompressed with a bound first.
+    """
     contents: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as tar:
-        for member in tar:
-            file = tar.extractfile(member) if member.isfile() and member.name in FILES else None
-            if file is not None:
-                contents[member.name] = file.read()
+    limit = print_files.MAX_PLAIN_BYTES + ARCHIVE_OVERHEAD_BYTES
+    try:
+        decompressor = lzma.LZMADecompressor(memlimit=MAX_DECOMPRESSOR_BYTES)
+        plain = decompressor.decompress(data, max_length=limit)
+        if not decompressor.eof:
+            raise RunError(f"the archive of the files is incomplete or larger than {limit} bytes")
+        with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() and member.name in FILES else None
+                if file is not None:
+                    contents[member.name] = file.read()
+                if len(contents) == len(FILES):
+                    break
+    except (lzma.LZMAError, tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise RunError(f"the archive of the files is damaged: {error}") from error
     return contents

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from areal_api import conditions, stat_names
 from areal_api.experiment import KIND, GRPOExperiment
 from areal_api.status import TERMINAL_PHASES, Condition, ExperimentStatus
@@ -23,8 +25,21 @@ STARTING = (401, 403)  # returned for seconds by a starting API server; our cred
 
 
 def status_of(body: Object) -> ExperimentStatus:
-    """Parse the status of an experiment returned by the API server."""
-    return ExperimentStatus.model_validate(body.get("status") or {})
+    """Parse the status of an experiment returned by the API server.
+
+    An operator of another version may write values that this one does not know; such keys are left out.
+    """
+    status = body.get("status")
+    fields: Object = dict(status) if isinstance(status, dict) else {}
+    while True:
+        try:
+            return ExperimentStatus.model_validate(fields)
+        except ValidationError as error:
+            unknown = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]} & set(fields)
+            if not unknown:
+                return ExperimentStatus()
+            for key in unknown:
+                del fields[key]
 
 
 def open_condition(status: ExperimentStatus) -> Condition | None:
@@ -106,7 +121,7 @@ class Follower:
             self._display.phase(f"{error}; the run continues meanwhile")
             return None
         self._answered_at = self._clock()
-        if body is None or body["metadata"]["uid"] != uid:
+        if body is None or body["metadata"].get("uid") != uid:
             raise RunError(f"{name} was deleted from namespace {namespace}")
         return body
 
@@ -158,9 +173,9 @@ class Follower:
         first = self._known_events is None
         known = self._known_events or set()
         for event in sorted(events, key=lambda event: str(event.get("lastTimestamp"))):
-            key = str(event["metadata"]["uid"])
+            key = str(event["metadata"].get("uid"))
             text = f"warning: {event.get('reason')}: {event.get('message')}"
-            is_new = key not in known and event["involvedObject"].get("uid") == uid
+            is_new = key not in known and (event.get("involvedObject") or {}).get("uid") == uid
             if is_new and not first and str(event.get("message")) not in phase_text(status):
                 self._display.message(text)
             known.add(key)

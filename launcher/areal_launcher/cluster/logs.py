@@ -13,8 +13,10 @@ from areal_api.status import TERMINAL_PHASES
 from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object, Unreachable
 from areal_launcher.cluster.follow import status_of
 from areal_launcher.errors import RunError
+from areal_launcher.terminal_text import printable_line
 
 TAIL_LINES = 400
+MAX_LINE_BYTES = 64 * 1024  # a longer line is printed in pieces
 FOLLOW_S = 1.0
 COMPONENTS = {"trainer": resource_names.TRAINER, "servers": resource_names.SERVER}
 
@@ -39,10 +41,16 @@ def pods_of(cluster: Cluster, namespace: str, name: str, component: str | None =
     """Pods of an experiment sorted by name; of the trainer only the latest attempt's."""
     labels = resource_names.labels(name) if component is None else resource_names.component_labels(name, component)
     pods = cluster.list("Pod", namespace, labels=resource_names.selector(labels))
-    attempts = [int(pod["metadata"]["labels"].get(resource_names.ATTEMPT, 0)) for pod in pods]
+    attempts = [attempt_of(pod) for pod in pods]
     latest = max(attempts, default=0)
     current = [pod for pod, attempt in zip(pods, attempts, strict=True) if attempt in (0, latest)]
     return sorted(current, key=lambda pod: str(pod["metadata"]["name"]))
+
+
+def attempt_of(obj: Object) -> int:
+    """The attempt a Job or pod belongs to; 0 if it has no such label, or one that is not a number."""
+    label = str(obj["metadata"]["labels"].get(resource_names.ATTEMPT))
+    return int(label) if label.isdecimal() and len(label) < 10 else 0
 
 
 def container_runs(pod: Object) -> list[ContainerRun]:
@@ -62,7 +70,7 @@ def container_runs(pod: Object) -> list[ContainerRun]:
 def failed_container_log(cluster: Cluster, namespace: str, name: str, attempt: int) -> tuple[list[str], int | None]:
     """Last log lines and exit status of an attempt's failed container; ([], None) if its pods are gone."""
     for pod in pods_of(cluster, namespace, name, resource_names.TRAINER):
-        if pod["metadata"]["labels"].get(resource_names.ATTEMPT) != str(attempt):
+        if attempt_of(pod) != attempt:
             continue
         status = pod.get("status") or {}
         for one in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
@@ -105,11 +113,6 @@ def logs(
     return 0
 
 
-def final_text(line: str) -> str:
-    """A log line as a terminal finally shows it: progress bars overwrite themselves with carriage returns."""
-    return line.rstrip("\r").rpartition("\r")[2]
-
-
 def matching(pods: list[Object], name: str, process: str | None) -> list[Object]:
     """Pods selected by ``process``, a pod name or ``server-0`` or ``trainer``; all if None."""
     if process is None:
@@ -128,10 +131,10 @@ def print_pod(cluster: Cluster, namespace: str, pod: Object, *, lines: int) -> N
         try:
             log = cluster.log(namespace, run.pod, run.container, **options)
         except ApiError as error:
-            print(f"{run.pod} | {error}", flush=True)
+            print(f"{run.pod} | {printable_line(str(error))}", flush=True)
             continue
         for line in log.decode(errors="replace").rstrip("\n").split("\n") if log else ():
-            print(f"{run.pod} | {final_text(line)}", flush=True)
+            print(f"{run.pod} | {printable_line(line)}", flush=True)
 
 
 class LogFollower:
@@ -177,6 +180,8 @@ class LogFollower:
         try:
             for chunk in self._cluster.follow_log(self._namespace, run.pod, run.container, **options):
                 *complete, remainder = (remainder + chunk).split(b"\n")
+                if len(remainder) > MAX_LINE_BYTES:
+                    complete, remainder = [*complete, remainder], b""
                 self._write(run, complete)
         except (ApiError, Unreachable) as error:
             remainder = remainder or str(error).encode()
@@ -185,4 +190,4 @@ class LogFollower:
     def _write(self, run: ContainerRun, lines: Iterable[bytes]) -> None:
         with self._printing:
             for line in lines:
-                print(f"{run.pod} | {final_text(line.decode(errors='replace'))}", flush=True)
+                print(f"{run.pod} | {printable_line(line.decode(errors='replace'))}", flush=True)

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from areal_api import resource_names
 from areal_api.experiment import KIND
@@ -16,7 +17,9 @@ from areal_launcher.cluster.follow import status_of
 from areal_launcher.cluster.logs import container_runs, pods_of
 from areal_launcher.console import console_for
 from areal_launcher.display import format_duration
+from areal_launcher.terminal_text import printable_line
 
+MAX_CONDITIONS = 100
 COLUMNS = ("NAMESPACE", "NAME", "PHASE", "STEP", "REWARD", "SERVERS", "AGE", "MESSAGE")
 
 
@@ -52,8 +55,10 @@ def print_all(cluster: Cluster, target: ClusterTarget, console: Console) -> int:
     for column in COLUMNS:
         table.add_column(column, no_wrap=column != "MESSAGE", overflow="fold")
     now_s = cluster.time_s()
-    for body in sorted(experiments, key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"])):
-        table.add_row(*row(body, now_s))
+    for body in sorted(
+        experiments, key=lambda body: (str(body["metadata"].get("namespace")), body["metadata"]["name"])
+    ):
+        table.add_row(*(Text(printable_line(cell)) for cell in row(body, now_s)))
     console.print(table)
     return 0
 
@@ -62,20 +67,23 @@ def row(body: Object, now_s: float) -> list[str]:
     """The columns of one experiment."""
     state, metadata = status_of(body), body["metadata"]
     return [
-        str(metadata["namespace"]),
+        str(metadata.get("namespace")),
         str(metadata["name"]),
         state.phase,
         state.progress,
         "" if state.reward is None else f"{state.reward:.3f}",
         state.servers.summary,
-        age(metadata["creationTimestamp"], now_s),
+        age(str(metadata.get("creationTimestamp")), now_s),
         state.message,
     ]
 
 
 def age(since: str, now_s: float) -> str:
     """Time since a timestamp."""
-    return format_duration(max(0.0, now_s - datetime.fromisoformat(since).timestamp()))
+    try:
+        return format_duration(now_s - datetime.fromisoformat(since).timestamp())
+    except (ValueError, OverflowError):
+        return "?"
 
 
 def status_metrics(state: ExperimentStatus) -> list[tuple[str, str]]:
@@ -102,11 +110,11 @@ def print_one(cluster: Cluster, body: Object, console: Console) -> None:
     console.print(f"{metadata['name']}  {head}", markup=False, soft_wrap=True)
     if state.message:
         console.print(state.message, markup=False, soft_wrap=True)
-    for condition in state.conditions:
+    for condition in state.conditions[:MAX_CONDITIONS]:
         since = age(condition.last_transition_time, now_s) if condition.last_transition_time else ""
         line = f"{condition.type}  {condition.status}  {condition.reason}  {since}  {condition.message}"
-        console.print(f"  {line}", markup=False, soft_wrap=True)
-    for pod in pods_of(cluster, metadata["namespace"], metadata["name"]):
+        console.print(f"  {printable_line(line)}", markup=False, soft_wrap=True)
+    for pod in pods_of(cluster, str(metadata.get("namespace")), metadata["name"]):
         console.print(f"  {pod_line(pod)}", markup=False, soft_wrap=True)
     if state.phase in TERMINAL_PHASES:
         claim = resource_names.volume_claim(metadata["name"])
@@ -119,5 +127,5 @@ def pod_line(pod: Object) -> str:
     """Name, node, state and restarts of a pod."""
     state = pod.get("status") or {}
     restarts = sum(run.restarts for run in container_runs(pod))
-    node = pod["spec"].get("nodeName") or "no node"
+    node = (pod.get("spec") or {}).get("nodeName") or "no node"
     return f"pod {pod['metadata']['name']}  {node}  {state.get('phase')}  restarts {restarts}"

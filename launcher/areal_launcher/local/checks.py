@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
+from areal_launcher.bounded_files import read_object
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FUNCTION = re.compile(r"^[\w.]+:[\w.]+$")
@@ -32,6 +33,7 @@ SHAPE_KEYS = (
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATE_BYTES = 12  # per parameter in a recovery checkpoint: float32 weight and two Adam moments
 WEIGHTS_KEPT = 3  # published versions: two complete and one being written
+NVIDIA_SMI_TIMEOUT_S = 60.0
 MIN_FREE_BYTES = 256 * 2**20
 
 
@@ -51,7 +53,7 @@ def check_servers_model(servers: str, actor: str) -> None:
     files = [Path(path) / "config.json" for path in (servers, actor)]
     if not all(file.is_file() for file in files):
         return
-    servers_config, actor_config = (json.loads(file.read_text()) for file in files)
+    servers_config, actor_config = (model_config(file.parent) for file in files)
     for key in SHAPE_KEYS:
         if servers_config.get(key) != actor_config.get(key):
             raise ValueError(
@@ -71,13 +73,18 @@ def check_dataset(key: str, path: str) -> None:
         )
 
 
+def model_config(directory: Path) -> dict[str, Any]:
+    """The config.json of a local model."""
+    return read_object(directory / "config.json") or {}
+
+
 def model_bytes(path: str) -> tuple[int, int]:
     """Size in bytes of a local model's weights and its number of parameters; (0, 0) for a hub name."""
     directory = Path(path)
     if not (directory / "config.json").is_file():
         return 0, 0
     size = sum(file.stat().st_size for file in directory.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-    config = json.loads((directory / "config.json").read_text())
+    config = model_config(directory)
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return size, size // DTYPE_BYTES.get(dtype, 4)
 
@@ -92,11 +99,16 @@ def required_bytes(config: GRPOConfig) -> int:
 def check_disk(config: GRPOConfig, run: Path) -> None:
     """The run directory can be created and has enough space."""
     try:
+        str(run.absolute()).encode("utf-8")
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cluster.fileroot: cannot create {run.absolute()}: {error.strerror}") from error
-    if not os.access(run, os.W_OK):
-        raise ValueError(f"cluster.fileroot: {run.absolute()} is not writable by this user")
+    except ValueError as error:  # a path that is not UTF-8, or has a zero byte
+        raise ValueError(f"cluster.fileroot: {str(run)!r} is not a usable path: {error}; choose another") from error
+    if not os.access(run, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"cluster.fileroot: {run.absolute()} is not writable by this user; check its owner, mode and the umask"
+        )
     free, required = shutil.disk_usage(run).free, required_bytes(config)
     if free < required:
         raise ValueError(
@@ -116,7 +128,13 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     if tool is None:
         return []
     query = [tool, "--query-gpu=index", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"nvidia-smi did not answer within {NVIDIA_SMI_TIMEOUT_S:.0f} s, so the GPUs of this machine are unknown; "
+            "repair the driver, or set CUDA_VISIBLE_DEVICES"
+        ) from error
     return done.stdout.split() if done.returncode == 0 else []
 
 
@@ -147,6 +165,7 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> Non
     config = spec.config
     if spec.trainer.nodes > 1:
         raise ValueError(f"trainer.nodes is {spec.trainer.nodes}; a local run has one node; set trainer.nodes=1")
+    check_script(spec.trainer.script)
     check_gpus(spec, gpus)
     check_model("actor.path", config.actor.path)
     if config.tokenizer_path:
@@ -160,6 +179,12 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> Non
     if config.valid_dataset is not None:
         check_dataset("valid_dataset.path", config.valid_dataset.path)
     check_disk(config, run)
+
+
+def check_script(script: str | None) -> None:
+    """A training script given as a file must exist."""
+    if script is not None and script.endswith(".py") and not Path(script).is_file():
+        raise ValueError(f"trainer.script: no file at {Path(script).absolute()}; give the path of a training script")
 
 
 def check_tokenizer(path: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from areal_api import names
 from areal_api.experiment import GRPOExperiment
 from areal_api.load import with_home_expanded
+from areal_api.paths import expand_home
+from areal_launcher import run_files
+from areal_launcher.bounded_files import read_tail
 from areal_launcher.console import console_for
 from areal_launcher.display import display_for
 from areal_launcher.errors import RunError
@@ -16,13 +20,15 @@ from areal_launcher.local.run import LocalRun
 from areal_launcher.request import Request
 from areal_launcher.results_table import checkpoints_in_cluster, last_checkpoint
 from areal_launcher.run_files import experiment_file
+from areal_launcher.terminal_text import printable_line
 
 EVALUATE_MODULE = "areal_trainer.evaluate"
+MAX_OUTPUT_BYTES = 8 * 2**20
 
 
 def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
     """Print the mean reward of a checkpoint as one line of JSON."""
-    model, directory = resolve_checkpoint(checkpoint), enclosing_run(Path(checkpoint))
+    model, directory = resolve_checkpoint(checkpoint), enclosing_run(Path(expand_home(checkpoint)))
     if request.path is None:
         if directory is None:
             raise ValueError(
@@ -38,23 +44,23 @@ def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
         log.unlink(missing_ok=True)
         with display_for(console) as display:
             status = LocalRun(replace(plan, startup_phase="evaluating"), display).run()
-    lines = log.read_text().splitlines()
+    lines = read_tail(log, MAX_OUTPUT_BYTES).decode(errors="replace").splitlines()
     results = [line for line in lines if line.startswith("{")]
     if status == 0 and not results:
         raise RunError("the evaluation printed no result", log=log, lines=lines[-20:])
     if results:
-        print(results[-1])
+        print(printable_line(results[-1]))
     return status
 
 
 def resolve_checkpoint(text: str) -> str:
     """The checkpoint to evaluate; for a run directory its newest checkpoint."""
-    path = Path(text)
+    path = Path(expand_home(text))
     if not is_run(path):
-        return text
+        return expand_home(text)
     newest = last_checkpoint(path)
     if newest is None:
-        location = checkpoints_in_cluster(path)
+        location = checkpoints_in_cluster(run_files.read_cluster(path))
         if location is not None:
             raise ValueError(
                 f"{path} has no checkpoint here, they are {location}; add --checkpoint to the grpo run command that "
@@ -66,7 +72,7 @@ def resolve_checkpoint(text: str) -> str:
 
 def is_run(path: Path) -> bool:
     """Whether ``path`` is the directory of a local run."""
-    return experiment_file(path).is_file()
+    return os.path.isfile(experiment_file(path))
 
 
 def enclosing_run(path: Path) -> Path | None:

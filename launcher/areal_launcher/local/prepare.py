@@ -14,12 +14,15 @@ from areal_api.commands import Command, server_command, trainer_command
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_api.render import config_yaml, experiment_yaml
 from areal_launcher.local.checks import check_experiment, required_gpus, visible_gpus
+from areal_launcher.local.environment import check_environment, child_environment
 from areal_launcher.local.processes import ReservedPort
+from areal_launcher.local.resume import check_resume
 from areal_launcher.local.run import GRACE_S, LocalPlan, TrainerProcess
 from areal_launcher.local.servers import ServerProcess
 from areal_launcher.run_files import RunLock, cluster_file, experiment_file, write_atomic
 
 HOST = "127.0.0.1"
+MAX_PORT = 2**16 - 1
 TORCHRUN = {names.TORCHRUN_SHUTDOWN_TIMEOUT: f"{GRACE_S - 10:.0f}"}
 
 
@@ -27,12 +30,15 @@ TORCHRUN = {names.TORCHRUN_SHUTDOWN_TIMEOUT: f"{GRACE_S - 10:.0f}"}
 def prepared_run(experiment: GRPOExperiment, *, run: Path, first_port: int | None) -> Iterator[LocalPlan]:
     """A run that is ready to start: checked, its directory locked and written, its ports reserved."""
     spec = experiment.spec
+    check_environment()
     gpus = visible_gpus(os.environ) if sum(required_gpus(spec)) else []
     check_experiment(spec, run=run, gpus=gpus)
     with contextlib.ExitStack() as stack:
         lock = RunLock(run)
         stack.callback(lock.release)
+        check_resume(spec.config, run)
         cluster_file(run).unlink(missing_ok=True)  # the directory now belongs to a local run
+        check_ports(first_port, spec.servers.replicas)
         ports = [reserve_port(stack, first_port and first_port + index) for index in range(spec.servers.replicas)]
         master_port = reserve_port(stack, None)
         write_atomic(names.config_file(run), config_yaml(spec.config))
@@ -119,17 +125,28 @@ def compute_threads(spec: ExperimentSpec, cores: int) -> int:
 
 def environment(command: Command) -> dict[str, str]:
     """The launcher's environment plus the command's variables."""
-    return {**os.environ, **command.env}
+    return child_environment(os.environ, command.env)
 
 
 def refuse_cluster_references(key: str, env: Sequence[dict[str, Any]]) -> None:
-    """Raise ``ValueError`` for a variable whose value only a cluster can resolve."""
+    """Raise ``ValueError`` for a variable whose value only a cluster can resolve, or that no process can have."""
     for entry in env:
+        if "=" in str(entry.get("name")) or "\0" in f"{entry.get('name')}{entry.get('value')}":
+            raise ValueError(f"{key}: {entry.get('name')!r} has a name with = or a zero byte; correct it")
         if "value" not in entry:
             raise ValueError(
                 f"{key}: {entry.get('name')} has valueFrom instead of value, which only a cluster can resolve; "
                 "give it a value to run on this machine"
             )
+
+
+def check_ports(first_port: int | None, count: int) -> None:
+    """Raise ``ValueError`` if ``count`` ports from ``first_port`` exceed the largest port."""
+    if first_port is not None and first_port + count - 1 > MAX_PORT:
+        raise ValueError(
+            f"--port {first_port} with servers.replicas = {count} needs ports up to {first_port + count - 1}, more "
+            f"than {MAX_PORT}; choose at most {MAX_PORT - count + 1}"
+        )
 
 
 def reserve_port(stack: contextlib.ExitStack, number: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -26,7 +27,7 @@ class SupervisedProcess:
         self.started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(argv)}\n".encode())
+            output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ".encode() + os.fsencode(" ".join(argv)) + b"\n")
             output.flush()
             self._log_start = output.tell()
             self._process = subprocess.Popen(
@@ -84,7 +85,7 @@ class SupervisedProcess:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_start, size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
-        return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+        return [line.rstrip() for line in text.split("\n") if line.strip()][-lines:]
 
 
 def kill_processes(processes: Iterable[SupervisedProcess]) -> None:
@@ -130,7 +131,8 @@ class ReservedPort:
             self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
-            raise ValueError(f"cannot use port {port} on {host}: {error.strerror}; choose another --port") from error
+            fix = "bring up the loopback interface" if error.errno == errno.EADDRNOTAVAIL else "choose another --port"
+            raise ValueError(f"cannot use port {port} on {host}: {error.strerror}; {fix}") from error
         self.number: int = self._socket.getsockname()[1]
 
     def release(self) -> None:

@@ -13,6 +13,7 @@ from types import FrameType
 
 from areal_api import names, stat_names
 from areal_launcher import run_files
+from areal_launcher.bounded_files import DamagedFileError
 from areal_launcher.display import Display
 from areal_launcher.errors import RunError
 from areal_launcher.local.processes import SupervisedProcess, children, kill_orphans, kill_processes
@@ -61,8 +62,12 @@ class Interrupts:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[Interrupts]:
-        """Record SIGINT, SIGTERM and SIGHUP instead of terminating."""
-        previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        """Record SIGINT, SIGTERM and SIGHUP instead of terminating.
+
+        A signal that the caller ignores stays ignored: SIGHUP under nohup, SIGINT of a background job.
+        """
+        caught = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._note) for number in caught}
         try:
             yield self
         finally:
@@ -77,13 +82,14 @@ class LocalRun:
         self._plan = plan
         self._display = display
         self._stats = run_files.Stats(names.stats_file(plan.run))
-        self._stats.poll()
         self._trained = False  # whether the trainer has finished a step since its last start
         self._interrupts = Interrupts()
         self._started = time.monotonic()
         self._kill_at: float | None = None
         self._written_state = ""
         self._unrelated: set[int] = set()
+        self._stats_problem = False
+        self._poll_stats()
 
     def run(self) -> int:
         """Run to the end: 0, or 128 + n after signal n. Raises ``RunError`` if the trainer or all servers failed."""
@@ -130,7 +136,7 @@ class LocalRun:
         """Watch all processes until the trainer exits or must be killed; the trainer's exit status."""
         while True:
             status = trainer.poll()
-            self._trained = bool(self._stats.poll()) or self._trained
+            self._trained = bool(self._poll_stats()) or self._trained
             if self._kill_at is None:
                 self._display.phase(self._phase(fleet))
             if self._trained:
@@ -145,6 +151,16 @@ class LocalRun:
             if any(process.supervisor_killed for process in fleet.processes):
                 self._kill_orphans(fleet, trainer)
             time.sleep(POLL_S)
+
+    def _poll_stats(self) -> list[run_files.Line]:
+        """New statistics. A file that cannot be read is reported once and does not end the run."""
+        try:
+            return self._stats.poll()
+        except (OSError, DamagedFileError) as error:
+            if not self._stats_problem:
+                self._stats_problem = True
+                self._display.message(f"grpo cannot show the progress: {error}")
+            return []
 
     def _kill_orphans(self, fleet: ServerFleet, *trainers: SupervisedProcess) -> None:
         """Kill the processes left behind by a supervisor that was itself killed."""

@@ -38,4 +38,5 @@ def test_cores_are_shared_by_concurrent_processes(experiment_path: Path) -> None
 
 def test_a_command_inherits_the_launchers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONUTF8", "0")
     assert environment(Command([], {"A": "b"})) == {**os.environ, "A": "b"}
