@@ -224,7 +224,7 @@ def logs_parser() -> argparse.ArgumentParser:
         "-n",
         "--lines",
         "--tail",
-        type=int,
+        type=line_count,
         default=50,
         metavar="N",
         help="number of last lines per log (default: 50)",

@@ -10,7 +10,7 @@ import re
 # ECMA-48: CSI sequences, strings (OSC, DCS, SOS, PM, APC), other escapes. Each alternative is linear in its length.
 _ESCAPE_SEQUENCE = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-Z\\-~]"
 )
 # C0 and C1 except tab and newline, and the characters that reorder or break lines in Unicode.

@@ -55,10 +55,8 @@ def print_all(cluster: Cluster, target: ClusterTarget, console: Console) -> int:
     for column in COLUMNS:
         table.add_column(column, no_wrap=column != "MESSAGE", overflow="fold")
     now_s = cluster.time_s()
-    for body in sorted(
-        experiments, key=lambda body: (str(body["metadata"].get("namespace")), body["metadata"]["name"])
-    ):
-        table.add_row(*(Text(printable_line(cell)) for cell in row(body, now_s)))
+    for cells in sorted(row(body, now_s) for body in experiments):
+        table.add_row(*(Text(printable_line(cell)) for cell in cells))
     console.print(table)
     return 0
 

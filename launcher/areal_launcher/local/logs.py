@@ -44,12 +44,11 @@ class LogReader:
         except FileNotFoundError:
             return []
         end = data.rfind(b"\n") + 1
-        if not end and len(data) == MAX_READ_BYTES:
-            end = len(data)  # an endless line is printed in pieces
+        if not end and len(data) == MAX_READ_BYTES:  # an endless line: print it in pieces
+            self._offset = start + len(data)
+            return [printable_line(data.decode(errors="replace"))]
         self._offset = start + end
-        return [
-            printable_line(line.decode(errors="replace")) for line in data[:end].split(b"\n")[: -1 if end else None]
-        ]
+        return [printable_line(line.decode(errors="replace")) for line in data[:end].split(b"\n")[:-1]]
 
 
 def logs(directory: Path, *, component: str | None, process: str | None, lines: int, follow: bool) -> int:
