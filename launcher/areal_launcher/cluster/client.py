@@ -93,7 +93,7 @@ class Cluster:
     def connect(cls, target: ClusterTarget) -> Self:
         """Connect to the cluster of the kubeconfig's context, else to the one this process runs in."""
         settings = client.Configuration()
-        if not any(Path(path).expanduser().exists() for path in kubeconfig(target).split(os.pathsep) if path):
+        if not any(Path(expand_home(path)).exists() for path in kubeconfig(target).split(os.pathsep) if path):
             if target.kubeconfig is not None or target.context is not None:
                 raise ValueError(f"{kubeconfig(target)}: no such kubeconfig; give another by --kubeconfig")
             return cls._inside(settings)

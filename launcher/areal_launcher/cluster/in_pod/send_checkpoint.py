@@ -14,7 +14,11 @@ NO_CHECKPOINT = 3
 
 def newest(directory: str) -> str | None:
     """Path of the last checkpoint written; None if there is none."""
-    entries = [entry for entry in os.scandir(directory) if os.path.isfile(os.path.join(entry.path, "config.json"))]
+    entries = [
+        entry
+        for entry in os.scandir(directory)
+        if not entry.name.startswith(".") and os.path.isfile(os.path.join(entry.path, "config.json"))
+    ]
     return max(entries, key=lambda entry: entry.stat().st_mtime).path if entries else None
 
 

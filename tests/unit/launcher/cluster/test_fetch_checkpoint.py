@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from websocket import ABNF
 
 from areal_launcher.cluster.client import exec_output
@@ -97,3 +102,66 @@ def test_a_run_without_a_checkpoint_is_reported(tmp_path: Path) -> None:
 def test_a_command_that_cannot_run_reports_the_reason(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exit code 3"):
         unpack(exec_output(Frames(status_frame(FAILURE))), tmp_path / "here")
+
+
+def tar(*members: tarfile.TarInfo) -> list[bytes]:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(bytes(min(member.size, 10))) if member.isreg() else None)
+    return [buffer.getvalue()]
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, size, link
+    return info
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [member("../outside")],
+        [member("/etc/outside")],
+        [member("a", tarfile.DIRTYPE), member("b/x")],
+        [member("a/link", tarfile.SYMTYPE, link="/etc/passwd")],
+        [member("a/pipe", tarfile.FIFOTYPE)],
+        [member(".part/x")],
+        [],
+    ],
+    ids=["parent", "absolute", "two directories", "link", "fifo", "hidden", "empty"],
+)
+def test_an_archive_that_is_not_a_checkpoint_is_refused_and_leaves_nothing(
+    tmp_path: Path, members: list[tarfile.TarInfo]
+) -> None:
+    with pytest.raises(RunError, match="checkpoint"):
+        unpack(iter(tar(*members)), tmp_path / "here")
+    assert list((tmp_path / "here").iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"here"}
+
+
+def test_a_checkpoint_larger_than_the_disk_is_refused_by_its_header(tmp_path: Path) -> None:
+    header = member("a/model.safetensors", size=2**60).tobuf(tarfile.GNU_FORMAT)
+    with pytest.raises(RunError, match=r"needs more than the .* GiB that are free"):
+        unpack(iter([header + bytes(1024)]), tmp_path)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.lists(st.binary(max_size=600), max_size=4))
+def test_any_bytes_are_an_error_and_never_a_crash(tmp_path_factory: pytest.TempPathFactory, data: list[bytes]) -> None:
+    with pytest.raises(RunError):
+        unpack(iter(data), tmp_path_factory.mktemp("target"))
+
+
+@settings(deadline=None)
+@given(frames=st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=50)), max_size=8))
+def test_any_frames_are_output_or_an_error(frames: list[tuple[int, bytes]]) -> None:
+    with contextlib.suppress(RunError):
+        list(exec_output(Frames(*frames)))
+
+
+def test_endless_error_output_is_bounded() -> None:
+    frames = Frames(*[(STDERR, b"x" * 2**16)] * 100, status_frame(FAILURE))
+    with pytest.raises(RunError) as failure:
+        list(exec_output(frames))
+    assert len(str(failure.value)) <= 2**14

@@ -240,3 +240,39 @@ def test_orphans_of_a_killed_supervisor_are_killed_too(tmp_path: Path) -> None:
     launcher.communicate(timeout=DEADLINE_S)
     assert launcher.returncode == 1
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+@pytest.mark.parametrize("ignored", ["SIGHUP", "SIGINT"])
+def test_a_signal_that_the_caller_ignores_stays_ignored(tmp_path: Path, ignored: str) -> None:
+    """nohup ignores SIGHUP; a shell ignores SIGINT of a background job."""
+    number = getattr(signal, ignored)
+    code = f"import signal; signal.signal(signal.{ignored}, signal.SIG_IGN)\n{DRIVER}"
+    command = [sys.executable, "-c", code, str(tmp_path), SERVER, EXITS_ON_SIGTERM]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: len(pids(tmp_path / "pids")) == 4, "server and trainer have started")
+    for _ in range(3):
+        launcher.send_signal(number)
+        time.sleep(0.3)
+    assert launcher.poll() is None
+    assert all(alive(pid) for pid in pids(tmp_path / "pids"))
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 0
+    assert "writes a recovery checkpoint" in output
+
+
+def test_statistics_that_cannot_be_read_do_not_end_a_run(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stats.jsonl")
+    log = RecordingDisplay()
+    trainer = python("import time; time.sleep(0.5)")
+    assert LocalRun(plan(tmp_path, trainer, [], []), log).run() == 0
+    assert [text for text in log.messages if "cannot show the progress" in text] == [
+        f"grpo cannot show the progress: {tmp_path / 'stats.jsonl'} is not a regular file; remove it"
+    ]
+
+
+def test_a_path_with_spaces_quotes_and_bytes_that_are_no_utf8_is_a_working_directory(tmp_path: Path) -> None:
+    run = tmp_path / "a 'b\" $c\n\udcff"
+    run.mkdir()
+    trainer = python("import sys; sys.exit(0 if sys.argv[1].endswith('\\udcff') else 4)", run)
+    assert LocalRun(plan(run, trainer, [], []), RecordingDisplay()).run() == 0
