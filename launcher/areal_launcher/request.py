@@ -14,6 +14,15 @@ from areal_api.paths import expand_home
 YAML_SUFFIXES = (".yaml", ".yml")
 
 
+def utf8(item: str) -> str:
+    """``item`` if the configuration, a UTF-8 file, can hold it; else ``ValueError``."""
+    try:
+        item.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{item!r} is not valid UTF-8; use other names, or a terminal with UTF-8") from error
+    return item
+
+
 @dataclass(frozen=True)
 class Request:
     """Experiment file, training script and overrides from the command line."""
@@ -33,7 +42,7 @@ class Request:
         overrides: list[str] = []
         for item in items:
             if "=" in item:
-                overrides.append(item)
+                overrides.append(utf8(item))
             elif item.endswith(".py"):
                 scripts.append(item)
             elif item.endswith(YAML_SUFFIXES):

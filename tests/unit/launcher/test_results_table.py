@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 from rich.console import Console
 
 from areal_launcher import run_files
-from areal_launcher.results_table import result_rows, results_table
+from areal_launcher.results_table import last_checkpoint, result_rows, results_table
 from support.local_runs import append, line
 
 
@@ -55,3 +56,31 @@ def test_an_unfinished_run_has_results_too(tmp_path: Path) -> None:
     Console(file=output, width=160).print(results_table(tmp_path))
     assert "0.100 → 0.200" in output.getvalue()
     assert "4 s" in output.getvalue()
+
+
+def test_the_last_checkpoint_is_the_one_of_the_last_step(tmp_path: Path) -> None:
+    for at, name in [(1000, "epoch1step10"), (9000, "epoch0step9"), (9000, ".epoch2step20"), (9000, "epoch3step30")]:
+        place = tmp_path / "checkpoints" / name
+        place.mkdir(parents=True)
+        if "30" not in name:  # just begun
+            (place / "config.json").touch()
+        os.utime(place, (at, at))
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "epoch1step10")
+
+
+def test_markup_in_a_path_or_file_is_shown_as_text(tmp_path: Path) -> None:
+    run = tmp_path / "[/red]" / "[bold"
+    (run / "logs").mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps({"outcome": "[/] \x1b[2J", "reward_first": "x", "seconds": 1e300}))
+    output = io.StringIO()
+    Console(file=output, width=200).print(results_table(run))
+    assert "[/red]" in output.getvalue()
+    assert "\x1b" not in output.getvalue()
+
+
+def test_damage_is_shown_as_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "stats.jsonl").write_text("nonsense\n")
+    (tmp_path / "summary.json").write_text("{")
+    warning = dict(result_rows(tmp_path))["warning"]
+    assert "summary.json is not valid JSON" in warning
+    assert "stats.jsonl has 1 damaged lines" in warning

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from areal_launcher import cli
+from areal_launcher.local import checks
 
 
 def test_cuda_without_a_gpu_gives_the_fix(
@@ -23,3 +25,38 @@ def test_too_little_disk_space_reports_both_sizes(
     monkeypatch.setattr("areal_launcher.local.checks.MIN_FREE_BYTES", 2**60)
     assert cli.main(["run", str(experiment_path)]) == 2
     assert "GiB free, the run needs 1073741824.0" in capfd.readouterr().err
+
+
+def test_a_missing_script_in_the_file_is_refused(experiment_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", str(experiment_path), "trainer.script=/nowhere/train.py"]) == 2
+    assert "trainer.script: no file at /nowhere/train.py" in capfd.readouterr().err
+
+
+def test_a_home_directory_in_the_file_is_expanded(
+    experiment_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cli.main(["run", str(experiment_path), "config.actor.path=~/model"]) == 2
+    assert f"no model at {tmp_path}/home/model" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fileroot", "problem"), [("/tmp/\udcff", "is not valid UTF-8"), ("/tmp/" + "x" * 300, "File name too long")]
+)
+def test_a_run_directory_that_cannot_exist_is_refused(
+    experiment_path: Path, fileroot: str, problem: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", str(experiment_path), f"config.cluster.fileroot={fileroot}"]) == 2
+    error = capfd.readouterr().err
+    assert "cluster.fileroot" in error
+    assert problem in error
+
+
+def test_a_driver_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(checks, "NVIDIA_SMI_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match="nvidia-smi did not answer within 0 s"):
+        checks.visible_gpus({})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from areal_api.commands import Command
-from areal_launcher.local.prepare import compute_threads, environment, plan_run
+from areal_launcher.local.prepare import check_ports, compute_threads, environment, plan_run, refuse_cluster_references
 from support.local_runs import load
 
 
@@ -40,3 +40,16 @@ def test_a_command_inherits_the_launchers_environment(monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PYTHONUTF8", "0")
     assert environment(Command([], {"A": "b"})) == {**os.environ, "A": "b"}
+
+
+def test_ports_past_the_last_one_are_refused() -> None:
+    check_ports(None, 100)
+    check_ports(65535, 1)
+    with pytest.raises(ValueError, match=r"needs ports up to 65536, more than 65535; choose at most 65534"):
+        check_ports(65535, 2)
+
+
+@pytest.mark.parametrize("entry", [{"name": "A=B", "value": "x"}, {"name": "A", "value": "x\0y"}])
+def test_a_variable_that_no_process_can_have_is_refused(entry: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"trainer.env: 'A.*' has a name with = or a zero byte"):
+        refuse_cluster_references("trainer.env", [entry])
