@@ -82,6 +82,63 @@ class TrainEngineConfig(Section):
     fsdp: FSDPConfig = Field(default_factory=FSDPConfig, description="Sharding of the model over ranks.")
 
 
+class CorrectionConfig(Section):
+    """Corrections for stale samples, relative to the behaviour policy that generated them; docs/algorithms.md.
+
+    The weight of a token is proximal ÷ behaviour probability. All keys but kl_budget and kl_skip need the decoupled
+    loss. Dropped tokens stay in the denominator of the loss.
+    """
+
+    truncate: bool = Field(
+        False,
+        description="Truncated importance sampling: limit weights to behav_imp_weight_cap instead of dropping tokens.",
+    )
+    min_weight: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="IcePop's mask: also drop tokens with a smaller weight; null keeps them.",
+    )
+    max_prob_diff: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Drop tokens whose proximal and behaviour probabilities differ by more; null keeps them.",
+    )
+    max_sequence_weight: float | None = Field(
+        None,
+        gt=1,
+        description="Drop sequences whose geometric mean weight is above this or below its inverse; null keeps them.",
+    )
+    eps_clip: float | None = Field(
+        None,
+        gt=0,
+        description="Drop tokens whose ratio to the behaviour policy moved further than this towards their advantage.",
+    )
+    kl_budget: float | None = Field(
+        None,
+        ge=0,
+        description="KL from the behaviour policy per token above which the learning rate of an update is scaled by "
+        "√(budget ÷ KL); null is 0.005 for asynchronous training and no budget for synchronous, 0 is no budget.",
+        json_schema_extra={"unit": "nats"},
+    )
+    kl_skip: float | None = Field(
+        None,
+        gt=0,
+        description="KL from the behaviour policy per token above which an update is skipped; null never skips.",
+        json_schema_extra={"unit": "nats"},
+    )
+
+    @model_validator(mode="after")
+    def _skip_is_above_budget(self) -> Self:
+        if self.kl_skip is not None and self.kl_budget is not None and self.kl_skip <= self.kl_budget:
+            raise ValueError(
+                f"kl_skip is {self.kl_skip}, not above kl_budget {self.kl_budget}, so no update would ever be scaled; "
+                "raise kl_skip or lower kl_budget"
+            )
+        return self
+
+
 class PPOActorConfig(TrainEngineConfig):
     """The policy and its update. GRPO and its relatives differ by these keys alone."""
 
@@ -118,6 +175,7 @@ class PPOActorConfig(TrainEngineConfig):
         gt=1,
         description="Tokens with a larger proximal ÷ behaviour weight are dropped from the loss; null keeps all.",
     )
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig, description="Corrections for stale samples.")
     reward_scaling: float = Field(10.0, description="Factor on the raw reward after reward_bias.")
     reward_bias: float = Field(-0.5, description="Added to the raw reward.")
     reward_clip: float = Field(20.0, gt=0, description="Bound of the absolute scaled reward.")
@@ -164,4 +222,20 @@ class PPOActorConfig(TrainEngineConfig):
             raise ValueError("use_sapo_loss and use_decoupled_loss exclude each other; set one of them to false")
         if self.use_sapo_loss and self.c_clip is not None:
             raise ValueError(f"c_clip is {self.c_clip}, and use_sapo_loss clips nothing; leave c_clip out")
+        return self
+
+    @model_validator(mode="after")
+    def _corrections_fit_the_loss(self) -> Self:
+        correction = self.correction
+        if not self.use_decoupled_loss:
+            for key in ("truncate", "min_weight", "max_prob_diff", "max_sequence_weight", "eps_clip"):
+                if getattr(correction, key):
+                    raise ValueError(
+                        f"correction.{key} is {getattr(correction, key)}, which needs the proximal policy; set "
+                        f"use_decoupled_loss=true, or leave correction.{key} out"
+                    )
+        if correction.truncate and self.behav_imp_weight_cap is None:
+            raise ValueError(
+                "correction.truncate is true, but behav_imp_weight_cap is null; set the cap to truncate to"
+            )
         return self

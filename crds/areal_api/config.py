@@ -18,6 +18,9 @@ MAX_SEED = 2**31 - 1
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
+ASYNC_KL_BUDGET = 0.005  # nats per token; the default of asynchronous training
+
+
 class ClusterConfig(Section):
     """Where a run lives."""
 
@@ -374,6 +377,14 @@ class GRPOConfig(Section):
     def max_staleness(self) -> int:
         """η that is in force: 0 when training is synchronous."""
         return self.rollout.max_head_offpolicyness if self.async_training else 0
+
+    @property
+    def kl_budget(self) -> float | None:
+        """Resolved ``actor.correction.kl_budget``; None sets no budget."""
+        budget = self.actor.correction.kl_budget
+        if budget is None:
+            return ASYNC_KL_BUDGET if self.max_staleness > 0 else None
+        return budget or None
 
     @property
     def evaluation(self) -> GenerationHyperparameters:

@@ -24,7 +24,7 @@ POINTS = {
     "os.fdatasync": 2,
     "pathlib.Path.rename": 4,
     "shutil.rmtree": 4,
-    "torch.save": 2,
+    "areal_trainer.checkpoint.save_file": 2,
     "torch.distributed.checkpoint.save": 1,
     "areal_trainer.weights.disk.save_file": 2,
     "areal_trainer.train.train_step": 2,

@@ -228,6 +228,29 @@ CASES = [
     ),
     Case("SAPO", {f"{_ACTOR}.use_sapo_loss": True}),
     Case(
+        "a mask of stale tokens without the decoupled loss",
+        {f"{_ACTOR}.correction": {"min_weight": 0.5}},
+        "correction.min_weight is 0.5, which needs the proximal policy",
+        "use_decoupled_loss",
+    ),
+    Case(
+        "truncation without a cap",
+        {
+            f"{_ACTOR}.correction": {"truncate": True},
+            f"{_ACTOR}.use_decoupled_loss": True,
+            f"{_ACTOR}.behav_imp_weight_cap": None,
+        },
+        "behav_imp_weight_cap is null",
+        "behav_imp_weight_cap",
+    ),
+    Case(
+        "updates skipped below the budget",
+        {f"{_ACTOR}.correction": {"kl_budget": 0.1, "kl_skip": 0.1}},
+        "kl_skip is 0.1, not above kl_budget 0.1",
+        "kl_skip",
+    ),
+    Case("a budget alone", {f"{_ACTOR}.correction": {"kl_budget": 0.1}}),
+    Case(
         "M2PO without the trainer's log-probs",
         {f"{_ACTOR}.m2_threshold": 0.04, f"{_ACTOR}.use_decoupled_loss": False},
         "m2_threshold needs the trainer's own log-probs",

@@ -1,98 +1,165 @@
-"""Recovery checkpoints: everything that the same command needs to go on as if nothing had happened.
+"""Recovery checkpoints: everything that the same command needs to continue an interrupted run.
 
-``recover/step<N>/`` is written aside and named when it is whole, so a kill at any moment leaves the one before.
-It holds model, optimizer and scheduler (torch.distributed.checkpoint: any number of ranks may load it), the random
-number generators of each rank, and the loop: data position, prompts in flight, versions and counters.
+``recover/step<N>/`` is written to a temporary directory and renamed when complete, so a kill at any moment leaves the
+previous checkpoint. It holds the weights, optimizer and schedule (torch.distributed.checkpoint, readable by any number
+of ranks), each rank's random number generators, and ``loop.json``: data position, prompts in flight, counters.
+
+All files are safetensors or JSON. The volume may be writable by others, and reading these formats executes nothing.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from areal_api import names
 from areal_api.config import Frequency
+from areal_trainer import tagged_json
+from areal_trainer.ranks import Ranks
 from areal_trainer.weights.disk import replace_directory
+from areal_trainer.weights.safetensors_writer import save_file
 
-LOOP_FILE = "loop.pt"
+LOOP_FILE = "loop.json"
 STATE_DIR = "state"
+PICKLED_LOOP_FILE = "loop.pt"  # written by earlier versions
 
 
 class Checkpointable(Protocol):
-    """What a checkpoint needs of a policy."""
+    """The part of a policy that checkpoints use."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, optimizer and scheduler, sharded as they are; torch.distributed.checkpoint reads into it in place."""
+        """Tensors of at least one dimension, sharded; torch.distributed.checkpoint reads into them in place."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state that was read."""
+        """Restore a state that was read into the result of ``state_dict``."""
         ...
 
 
-def save_recovery(run: Path, *, step: int, policy: Checkpointable, loop: dict[str, Any], keep: int) -> Path:
-    """Write ``recover/step<step>/``. Collective; ``loop`` is rank 0's. The last ``keep`` checkpoints stay."""
+@dataclass(frozen=True)
+class RunState:
+    """Progress of a run; part of every recovery checkpoint."""
+
+    step: int = 0  # completed steps, and the version of the weights
+    seconds: float = 0.0  # of training, without the time between an end and a resume
+    tokens: int = 0  # trained tokens, including prompts
+    reward_first: float | None = None
+    reward_last: float | None = None
+    eval_first: float | None = None
+    eval_last: float | None = None
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """State of the training loop on rank 0."""
+
+    run: RunState
+    loader: dict[str, Any]  # ``PromptLoader.state_dict``
+    executor: dict[str, Any]  # ``RemoteSGLangEngine.state_dict``
+
+    def to_json(self) -> str:
+        """Encode the state. Raises ``ValueError`` for rows that hold other than plain values."""
+        return tagged_json.dumps(asdict(self), what="recovery")
+
+    @classmethod
+    def from_json(cls, text: str) -> LoopState:
+        """Decode a state. Raises ``ValueError`` if ``text`` is not one."""
+        state = tagged_json.loads(text)
+        try:
+            return cls(
+                run=RunState(**state["run"]),
+                loader=dict(state["loader"]),
+                executor=dict(state["executor"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the state of the loop is incomplete: {error}") from error
+
+
+def save_recovery(run: Path, *, step: int, policy: Checkpointable, loop: LoopState | None, keep: int) -> Path:
+    """Write ``recover/step<step>/`` and keep the newest ``keep``. Collective; ``loop`` is given on rank 0 only."""
+    ranks = Ranks.current()
     target = names.recover_step_dir(run, step)
     partial = target.with_name(f".{target.name}.partial")
-    first = dist.get_rank() == 0
-    if first:
+    if ranks.is_first:
         for left_over in names.recover_dir(run).glob(".*"):
             shutil.rmtree(left_over, ignore_errors=True)
         partial.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(policy.state_dict(), checkpoint_id=partial / STATE_DIR)
-    torch.save(_rng_state(), partial / _rng_file(dist.get_rank(), dist.get_world_size()))
-    if first:
-        torch.save(loop, partial / LOOP_FILE)
-    dist.barrier()
-    if first:
+    ranks.barrier()
+    writer = HuggingFaceStorageWriter(str(partial / STATE_DIR), save_distributed=True)
+    dcp.save(policy.state_dict(), storage_writer=writer)
+    save_file(_rng_state(), partial / _rng_file(ranks), dtype=torch.float64)
+    if loop is not None:
+        (partial / LOOP_FILE).write_text(loop.to_json(), encoding="utf-8")
+    ranks.barrier()
+    if ranks.is_first:
         replace_directory(partial, target)
         for _, old in recovery_checkpoints(run)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
-    dist.barrier()
+    ranks.barrier()
     return target
 
 
 def recovery_checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """Every whole checkpoint as (step, directory), oldest first."""
-    found = [(path.name.removeprefix("step"), path) for path in names.recover_dir(run).glob("step*")]
-    return sorted((int(number), path) for number, path in found if number.isdigit())
+    """All complete checkpoints as (step, directory), oldest first."""
+    steps = [(path.name.removeprefix("step"), path) for path in names.recover_dir(run).glob("step*")]
+    return sorted((int(number), path) for number, path in steps if number.isdecimal())
 
 
-def load_loop(checkpoint: Path) -> dict[str, Any]:
-    """The loop's part of a checkpoint."""
-    return torch.load(checkpoint / LOOP_FILE, weights_only=False)
+def load_loop(checkpoint: Path) -> LoopState:
+    """The loop's state. Raises ``ValueError``, naming the file, if it cannot be read."""
+    file = checkpoint / LOOP_FILE
+    if not file.is_file() and (checkpoint / PICKLED_LOOP_FILE).is_file():
+        raise ValueError(
+            f"{checkpoint} was written by an earlier version as pickles, which are not read; finish that run with its "
+            "version, or start one with a new trial_name"
+        )
+    try:
+        return LoopState.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; {_remedy(checkpoint)}") from error
 
 
 def load_state(checkpoint: Path, policy: Checkpointable) -> None:
-    """Restore policy and random numbers. Collective. The generators only where as many ranks wrote the checkpoint."""
+    """Restore policy and random numbers. Collective. Generators only if the same number of ranks wrote them.
+
+    Raises ``ValueError``, naming the directory, for files that are damaged or belong to another model.
+    """
     state = policy.state_dict()
-    dcp.load(state, checkpoint_id=checkpoint / STATE_DIR)
-    policy.load_state_dict(state)
-    rng = checkpoint / _rng_file(dist.get_rank(), dist.get_world_size())
-    if rng.is_file():
-        _set_rng_state(torch.load(rng, weights_only=False))
+    try:
+        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint / STATE_DIR)))
+        policy.load_state_dict(state)
+        rng = checkpoint / _rng_file(Ranks.current())
+        if rng.is_file():
+            _set_rng_state(load_file(rng))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, dcp.api.CheckpointException) as error:
+        raise ValueError(f"{checkpoint} cannot be restored: {_first_line(error)}; {_remedy(checkpoint)}") from error
 
 
 class Schedule:
-    """Says when something with a ``Frequency`` is to be done again. Rank 0's clock decides for every rank."""
+    """Decides when something with a ``Frequency`` is due again. Rank 0's clock decides for all ranks."""
 
-    def __init__(self, frequency: Frequency, *, steps_per_epoch: int, now: Callable[[], float]) -> None:
+    def __init__(
+        self, frequency: Frequency, *, steps_per_epoch: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._frequency = frequency
         self._steps_per_epoch = steps_per_epoch
         self._now = now
         self._last_s = now()
 
     def at(self, step: int) -> bool:
-        """Whether it is due after ``step`` finished steps; if so, the seconds count anew. Collective."""
+        """Whether it is due after ``step`` completed steps; if so, its timer restarts. Collective."""
         frequency = self._frequency
         due = (
             (frequency.freq_steps is not None and step % frequency.freq_steps == 0)
@@ -104,26 +171,44 @@ class Schedule:
         return due
 
     def _seconds_passed(self, seconds: float) -> bool:
-        answer = [self._now() - self._last_s >= seconds]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.broadcast_object_list(answer, src=0)
-        return answer[0]
+        return bool(Ranks.current().from_first(self._now() - self._last_s >= seconds))
 
 
-def _rng_file(rank: int, world_size: int) -> str:
-    return f"rng-{rank}-of-{world_size}.pt"
+def _remedy(checkpoint: Path) -> str:
+    return f"delete {checkpoint} to resume from the checkpoint before it, or start a run with a new trial_name"
 
 
-def _rng_state() -> dict[str, Any]:
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:500]
+
+
+def _rng_file(ranks: Ranks) -> str:
+    return f"rng-{ranks.rank}-of-{ranks.world_size}.safetensors"
+
+
+def _rng_state() -> dict[str, torch.Tensor]:
+    _, python, python_gauss = random.getstate()
+    numpy = np.random.get_state(legacy=False)
+    assert isinstance(numpy, dict)
+    state = {
+        "python": torch.tensor(python, dtype=torch.int64),
+        "python_gauss": torch.tensor([] if python_gauss is None else [python_gauss], dtype=torch.float64),
+        "numpy": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+        "numpy_position": torch.tensor([numpy["state"]["pos"], numpy["has_gauss"]], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([numpy["gauss"]], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+def _set_rng_state(state: dict[str, torch.Tensor]) -> None:
+    gauss = state["python_gauss"].tolist()
+    random.setstate((3, tuple(state["python"].tolist()), gauss[0] if gauss else None))
+    position, has_gauss = state["numpy_position"].tolist()
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, float(state["numpy_gauss"][0])))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

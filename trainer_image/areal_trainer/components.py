@@ -89,6 +89,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             total_steps=total_steps,
             seed=config.seed,
             tokenizer_path=config.tokenizer,
+            kl_budget=config.kl_budget,
         )
         publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)
         stack.callback(publisher.close)

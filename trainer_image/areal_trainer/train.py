@@ -1,7 +1,7 @@
 """The training loop: ``torchrun -m areal_trainer.train`` with ``AREAL_CONFIG`` and ``AREAL_LLM_SERVER_ADDRS``.
 
-A step is rollout, log-probs, advantages, update, publish: ``train_step`` has a line for each. The rest of this file is
-what makes a run survive: recovery, evaluation, checkpoints, and an end that says what came out.
+A step is rollout, log-probs, advantages, update, publish: ``train_step`` has a line for each. The rest of this file
+handles recovery, evaluation, checkpoints and the summary of the run.
 """
 
 from __future__ import annotations
@@ -14,13 +14,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from areal_api import logs, names, stat_names
-from areal_api.config import GRPOConfig
+from areal_api.config import Frequency, GRPOConfig
 from areal_api.load import load_expr_config
+from areal_api.stat_names import ACTOR_PREFIX
 from areal_trainer.batch import PackedBatch, pack
-from areal_trainer.checkpoint import Schedule, load_loop, load_state, recovery_checkpoints, save_recovery
+from areal_trainer.checkpoint import (
+    LoopState,
+    RunState,
+    Schedule,
+    load_loop,
+    load_state,
+    recovery_checkpoints,
+    save_recovery,
+)
 from areal_trainer.components import Components, build_components
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
@@ -30,25 +38,13 @@ from areal_trainer.stats.logger import Timings, write_summary
 from areal_trainer.stats.operator_sink import write_termination_message
 from areal_trainer.stop import StopSignal
 from areal_trainer.warm_up import warm_up_policy, warm_up_servers
+from areal_trainer.weights.finite import NonFiniteWeightsError
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunState:
-    """Where a run stands; a part of every recovery checkpoint."""
-
-    step: int = 0  # finished steps, and the version of the weights
-    seconds: float = 0.0  # since the first step began, less the time between an end and the resume
-    tokens: int = 0  # trained, prompts included
-    reward_first: float | None = None
-    reward_last: float | None = None
-    eval_first: float | None = None
-    eval_last: float | None = None
-
-
 def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunState]:
-    """Train from ``state`` until the last step or until ``stop`` is set; yields how far the run is, step by step."""
+    """Train from ``state`` until the last step or until ``stop`` is set; yields the state after every step."""
     stop.wakes(parts.engine.interrupt)
     if state.step == 0 and parts.config.valid_dataset is not None:
         reward = _evaluate(parts)
@@ -67,7 +63,7 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
         yield state
         timings = Timings()
         if parts.config.recover.mode == "auto" and schedules.recover.at(state.step):
-            # After the statistics were written: a checkpoint never stands for a step whose line could be lost.
+            # After the statistics are on disk, so that every checkpoint has the lines of all its steps.
             with timings.stage("checkpoint_for_recover"):
                 _save_recovery(parts, state)
             schedules.recovered_at = state.step
@@ -79,7 +75,10 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
 
 
 def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[str, float]:
-    """One update of the policy on ``batch``, and its publishing as the next version; returns the statistics."""
+    """Update the policy on ``batch`` and publish it as the next version; returns the statistics.
+
+    Raises ``RuntimeError``, and publishes nothing, after an update with non-finite gradients or weights.
+    """
     config, policy = parts.config.actor, parts.policy
     prox_logp_T = ref_logp_T = None
     if config.use_decoupled_loss or config.recompute_logprob:
@@ -99,15 +98,34 @@ def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[
         )
     with timings.stage("train_step"):
         stats |= policy.update(batch, advantages_T=advantages_T, prox_logp_T=prox_logp_T)
+    _require_finite(parts, stats)
     policy.version += 1
     with timings.stage("update_weights"):
         parts.publisher.publish(policy.version, wait=parts.config.max_staleness == 0)
     return stats
 
 
+def _require_finite(parts: Components, stats: dict[str, float]) -> None:
+    """Raise ``RuntimeError`` on every rank if an update had non-finite gradients or weights. Collective."""
+    policy = parts.policy
+    reason = ""
+    if stats[f"{ACTOR_PREFIX}nonfinite_minibatches"]:
+        reason = "the loss or its gradient is not finite"
+    try:
+        policy.require_finite()
+    except NonFiniteWeightsError as error:
+        reason = str(error)
+    if reason:
+        raise RuntimeError(
+            f"the update to version {policy.version + 1} failed: {reason}. Version {policy.version} stays published. "
+            f"Lower actor.optimizer.lr ({parts.config.actor.optimizer.lr:g}) or actor.optimizer.gradient_clipping, or "
+            "check the rewards; the same command resumes from the last recovery checkpoint"
+        )
+
+
 @dataclass
 class Schedules:
-    """What else is due after a step."""
+    """Schedules of the periodic tasks after a step."""
 
     save: Schedule
     recover: Schedule
@@ -116,30 +134,31 @@ class Schedules:
 
     @classmethod
     def of(cls, parts: Components) -> Schedules:
-        def due(frequency: Any) -> Schedule:
-            return Schedule(frequency, steps_per_epoch=parts.steps_per_epoch, now=time.monotonic)
+        def schedule(frequency: Frequency) -> Schedule:
+            return Schedule(frequency, steps_per_epoch=parts.steps_per_epoch)
 
-        return cls(due(parts.config.saver), due(parts.config.recover), due(parts.config.evaluator))
+        return cls(schedule(parts.config.saver), schedule(parts.config.recover), schedule(parts.config.evaluator))
 
 
 def _after_step(
     parts: Components, state: RunState, schedules: Schedules, stats: dict[str, float], timings: Timings, began: float
 ) -> RunState:
-    """Evaluate, save and checkpoint where due, and commit the statistics of the step."""
+    """Save and evaluate if due, and commit the statistics of the step."""
     step = state.step + 1
     last = step == parts.total_steps
     total = parts.total_steps
     line: dict[str, float] = {stat_names.STEP: step, stat_names.VERSION: step, stat_names.TOTAL_STEPS: total}
+    # Save before evaluating, so that a failed evaluation does not lose the weights.
+    if schedules.save.at(step) or last:
+        with timings.stage("save"):
+            epoch = -(-step // parts.steps_per_epoch)
+            parts.policy.save_hf(names.checkpoint_dir(parts.run, epoch, step))
     if (schedules.evaluate.at(step) or last) and parts.config.valid_dataset is not None:
         with timings.stage("eval"):
             state = replace(state, eval_last=_evaluate(parts))
         line[stat_names.EVAL_REWARD] = state.eval_last or 0.0
     if step == 1 and state.eval_first is not None:
         line[stat_names.EVAL_REWARD_INITIAL] = state.eval_first
-    if schedules.save.at(step) or last:
-        with timings.stage("save"):
-            epoch = -(-step // parts.steps_per_epoch)
-            parts.policy.save_hf(names.checkpoint_dir(parts.run, epoch, step))
     seconds = time.monotonic() - began
     reward = stats[stat_names.mean(stat_names.TASK_REWARD)]
     state = replace(
@@ -164,59 +183,74 @@ def _after_step(
 
 
 def _evaluate(parts: Components) -> float:
-    """Held-out reward under the current weights. Collective: rank 0 asks the servers."""
+    """Reward on ``valid_dataset`` under the current weights. Collective; rank 0 queries the servers."""
     parts.publisher.wait()
     reward = evaluate(parts.engine, parts.valid_rows, parts.eval_workflow) if parts.ranks.is_first else None
     return float(parts.ranks.from_first(reward))
 
 
 def _save_recovery(parts: Components, state: RunState) -> None:
-    loop = {
-        "state": asdict(state),
-        "loader": parts.loader.state_dict(),
-        "executor": parts.engine.state_dict() if parts.ranks.is_first else None,
-    }
+    loader, loop = parts.loader.state_dict(), None
+    if parts.ranks.is_first:
+        loop = LoopState(state, loader, parts.engine.state_dict())
     save_recovery(parts.run, step=state.step, policy=parts.policy, loop=loop, keep=parts.config.recover.keep)
 
 
 def resume(parts: Components) -> RunState:
-    """Connect the engine, and restore the newest recovery checkpoint everywhere, servers included, if there is one."""
-    found = recovery_checkpoints(parts.run) if parts.config.recover.mode == "auto" else []
-    found = parts.ranks.from_first(found)
-    step, checkpoint = found[-1] if found else (0, None)
-    if parts.stats is not None:
-        parts.stats.rewind(step)
+    """Connect the engine and restore the newest recovery checkpoint, if any, on all ranks and servers.
+
+    Raises ``ValueError`` for a checkpoint that is damaged, not finite, or of other data.
+    """
+    recovers = parts.config.recover.mode == "auto"
+    checkpoints = parts.ranks.from_first(recovery_checkpoints(parts.run) if recovers else [])
+    step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
+    if recovers:
+        parts.loader.state_dict()  # refuses rows that no checkpoint can store before the first step
     if checkpoint is None:
-        # Written although the servers start with them: one that outlived an earlier trainer holds newer weights.
+        _require_usable(parts, f"actor.path {parts.config.actor.path!r}")
+        if parts.stats is not None:
+            parts.stats.rewind(0)
+        # The servers start with these weights, but one that outlived an earlier trainer holds newer ones.
         weights = parts.publisher.write(0)
         warm_up_policy(parts)
         parts.engine.initialize(vocab_size=parts.vocab_size, weights=weights)
-        if parts.ranks.is_first and parts.config.valid_dataset is None:  # else the first evaluation does the same
+        if parts.ranks.is_first and parts.config.valid_dataset is None:  # else the first evaluation warms them up
             warm_up_servers(parts)
         return RunState()
     loop = load_loop(checkpoint)
+    parts.loader.load_state_dict(loop.loader)
     load_state(checkpoint, parts.policy)
+    _require_usable(parts, f"recovery checkpoint {checkpoint}")
+    if parts.stats is not None:
+        parts.stats.rewind(step)
     parts.policy.version = step
-    parts.loader.load_state_dict(loop["loader"])
     parts.engine.initialize(vocab_size=parts.vocab_size, weights=parts.publisher.write(step))
     if parts.ranks.is_first:
-        parts.engine.load_state_dict(loop["executor"])
-    logger.info("going on from %s: step %d of %d", checkpoint, step, parts.total_steps)
-    return RunState(**loop["state"])
+        parts.engine.load_state_dict(loop.executor)
+    logger.info("resumed from %s: step %d of %d", checkpoint, step, parts.total_steps)
+    return loop.run
+
+
+def _require_usable(parts: Components, source: str) -> None:
+    """Raise ``ValueError`` if the weights loaded from ``source`` are not finite. Collective."""
+    try:
+        parts.policy.require_finite()
+    except NonFiniteWeightsError as error:
+        raise ValueError(f"{source} cannot be trained: {error}; choose other weights") from error
 
 
 def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSignal) -> str:
     """Train and write ``summary.json``; returns the outcome: succeeded, or stopped by a signal.
 
-    Raises ``ValueError`` only for what a user wrote, before the first step; whatever goes wrong later is summarised as
-    failed and raised.
+    Raises ``ValueError`` for configuration errors, before the first step only. Later errors are summarised as failed
+    and raised.
     """
     with build_components(config, run=run, ranks=ranks) as parts:
         gc.collect()  # while the servers start
         state = resume(parts)
-        gc.freeze()  # what is here now stays: later collections need not go through the model's and libraries' objects
+        gc.freeze()  # exclude the long-lived objects of model and libraries from later collections
         try:
-            for state in train(parts, state, stop):  # noqa: B007, B020  the last one is what the summary tells
+            for state in train(parts, state, stop):  # noqa: B007, B020  the summary uses the last one
                 pass
         except Exception as error:
             _summarise(run, ranks, state, outcome="failed", error=f"{type(error).__name__}: {error}")
@@ -237,8 +271,8 @@ def _summarise(run: Path, ranks: Ranks, state: RunState, **rest: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run under torchrun; the exit status is 0, 2 for what a user wrote, and those of ``names`` where another rank is
-    gone, or after a stop by a signal."""
+    """Run under torchrun. Exit status: 0, 2 for a configuration error, or ``names.EXIT_LOST_RANK`` or
+    ``names.EXIT_STOPPED`` (by a signal)."""
     stop = StopSignal()
     stop.install()
     try:
@@ -248,14 +282,14 @@ def main(arguments: Sequence[str]) -> int:
         with joined(os.environ.get(names.DEVICE, "cuda")) as ranks:
             outcome = run_training(config, run=run, ranks=ranks, stop=stop)
     except ValueError as error:
-        logger.debug("what the user wrote cannot be run", exc_info=True)
+        logger.debug("the configuration cannot be run", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         write_termination_message(os.environ, error)
         return 2
     except RuntimeError as error:
         if not lost_another(error):
             raise
-        logger.error("another rank is gone; this one cannot go on without it", exc_info=True)
+        logger.error("another rank was lost, and this one cannot continue without it", exc_info=True)
         return names.EXIT_LOST_RANK
     return 0 if outcome == "succeeded" else names.EXIT_STOPPED
 

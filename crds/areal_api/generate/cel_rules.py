@@ -157,4 +157,25 @@ RULES = (
         f"!({_is_set('self.actor.m2_threshold')}) || self.actor.use_decoupled_loss || self.actor.recompute_logprob",
         "actor.m2_threshold needs the trainer's own log-probs; set actor.use_decoupled_loss or actor.recompute_logprob",
     ),
+    Rule(
+        "spec.config.actor",
+        "self.use_decoupled_loss || !("
+        + " || ".join(
+            ["self.correction.truncate"]
+            + [_is_set(f"self.correction.{key}") for key in ("min_weight", "max_prob_diff", "max_sequence_weight")]
+            + [_is_set("self.correction.eps_clip")]
+        )
+        + ")",
+        "actor.correction masks and truncation need the proximal policy; set actor.use_decoupled_loss",
+    ),
+    Rule(
+        "spec.config.actor",
+        f"!self.correction.truncate || ({_is_set('self.behav_imp_weight_cap')})",
+        "actor.correction.truncate needs a number as actor.behav_imp_weight_cap",
+    ),
+    Rule(
+        "spec.config.actor.correction",
+        f"!({_is_set('self.kl_skip')} && {_is_set('self.kl_budget')}) || self.kl_skip > self.kl_budget",
+        "actor.correction.kl_skip is not above kl_budget; raise it",
+    ),
 )

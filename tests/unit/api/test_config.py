@@ -27,6 +27,24 @@ def test_defaults_are_areals() -> None:
     assert (config().rollout.setup_timeout, config().rollout.request_retries) == (300.0, 3)
 
 
+@pytest.mark.parametrize(
+    ("asynchronous", "staleness", "budget", "expected"),
+    [
+        (True, 2, None, 0.005),
+        (True, 0, None, None),
+        (False, 2, None, None),
+        (False, 2, 0.1, 0.1),
+        (True, 2, 0.0, None),
+    ],
+)
+def test_asynchronous_training_has_a_kl_budget_by_default(
+    asynchronous: bool, staleness: int, budget: float | None, expected: float | None
+) -> None:
+    actor = {"path": "m", "ppo_n_minibatches": 1, "correction": {"kl_budget": budget}}
+    resolved = config(async_training=asynchronous, rollout={"max_head_offpolicyness": staleness}, actor=actor)
+    assert resolved.kl_budget == expected
+
+
 def test_held_out_problems_are_taken_in_order_and_all() -> None:
     assert (ValidDatasetConfig().shuffle, ValidDatasetConfig().drop_last) == (False, False)
     assert (config().train_dataset.shuffle, config().train_dataset.drop_last) == (True, True)

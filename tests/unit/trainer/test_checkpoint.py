@@ -1,37 +1,169 @@
-"""When something is due again."""
+"""Schedules, and recovery checkpoints that cannot run code."""
 
 from __future__ import annotations
 
+import json
+import pickle
+import random
+import stat
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
 from areal_api.config import Frequency
-from areal_trainer.checkpoint import Schedule
+from areal_trainer.checkpoint import (
+    LoopState,
+    RunState,
+    Schedule,
+    load_loop,
+    load_state,
+    recovery_checkpoints,
+    save_recovery,
+)
+from areal_trainer.ranks import joined
 
 
 def due_steps(frequency: Frequency, *, steps: int = 12, step_s: float = 10.0, steps_per_epoch: int = 5) -> list[int]:
     clock = [0.0]
-    due = Schedule(frequency, steps_per_epoch=steps_per_epoch, now=lambda: clock[0])
-    found = []
+    schedule = Schedule(frequency, steps_per_epoch=steps_per_epoch, now=lambda: clock[0])
+    due_at = []
     for step in range(1, steps + 1):
         clock[0] += step_s
-        if due.at(step):
-            found.append(step)
-    return found
+        if schedule.at(step):
+            due_at.append(step)
+    return due_at
 
 
-def test_nothing_set_is_never() -> None:
+def test_without_a_frequency_nothing_is_due() -> None:
     assert due_steps(Frequency()) == []
 
 
-def test_every_so_many_steps() -> None:
+def test_steps() -> None:
     assert due_steps(Frequency(freq_steps=4)) == [4, 8, 12]
 
 
-def test_every_so_many_epochs() -> None:
+def test_epochs() -> None:
     assert due_steps(Frequency(freq_epochs=2)) == [10]
 
 
-def test_every_so_many_seconds_since_the_last_time() -> None:
+def test_seconds_since_the_last_time() -> None:
     assert due_steps(Frequency(freq_secs=25)) == [3, 6, 9, 12]
 
 
-def test_whichever_comes_first_and_the_seconds_count_anew() -> None:
+def test_the_first_frequency_applies_and_restarts_the_timer() -> None:
     assert due_steps(Frequency(freq_steps=5, freq_secs=25)) == [3, 5, 8, 10]
+
+
+class TwoTensors:
+    """The part of a policy that checkpoints use."""
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.tensors = {"a": torch.full((3, 2), value), "b": {"c": torch.full((1,), value)}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.tensors
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tensors = state
+
+    def values(self) -> list[Tensor]:
+        return [self.tensors["a"], self.tensors["b"]["c"]]  # type: ignore[index,list-item]
+
+
+ROWS = [{"task_id": "t/1", "messages": [{"role": "user", "content": "1 + 1"}], "score": np.float32(0.5), "raw": b"x"}]
+LOOP = LoopState(RunState(step=3, tokens=7, reward_last=0.5), {"consumed": 3}, {"consumed": 12, "rows": ROWS})
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    with joined("cpu"):
+        return save_recovery(tmp_path, step=3, policy=TwoTensors(2.0), loop=LOOP, keep=2)
+
+
+def test_a_checkpoint_restores_weights_random_numbers_and_loop(tmp_path: Path) -> None:
+    random.gauss(0, 1)  # leaves a second value in the generator's state
+    np.random.standard_normal()
+    with joined("cpu"):
+        path = save_recovery(tmp_path, step=3, policy=TwoTensors(2.0), loop=LOOP, keep=2)
+        numbers = (random.gauss(0, 1), np.random.standard_normal(), torch.rand(2).tolist())
+        policy = TwoTensors()
+        load_state(path, policy)
+        assert (random.gauss(0, 1), np.random.standard_normal(), torch.rand(2).tolist()) == numbers
+    assert all((tensor == 2.0).all() for tensor in policy.values())
+    assert load_loop(path) == LOOP
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    with joined("cpu"):
+        for step in (1, 2, 3):
+            save_recovery(tmp_path, step=step, policy=TwoTensors(), loop=LOOP, keep=2)
+    assert [step for step, _ in recovery_checkpoints(tmp_path)] == [2, 3]
+
+
+class RunsWhenUnpickled:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def test_a_checkpoint_contains_no_pickle(checkpoint: Path) -> None:
+    files = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
+    assert files == ["loop.json", "rng-0-of-1.safetensors", "state/shard-00001-model-00001-of-00001.safetensors"]
+
+
+def test_planted_pickles_are_never_executed(checkpoint: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    payload = pickle.dumps(RunsWhenUnpickled(marker))
+    names = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
+    extra = ["loop.pt", "rng-0-of-1.pt", "state/.metadata", "state/__0_0.distcp"]
+    for name in names + extra:
+        original = (checkpoint / name).read_bytes() if (checkpoint / name).exists() else None
+        (checkpoint / name).write_bytes(payload)
+        with joined("cpu"):
+            refusal = nullcontext() if name in extra else pytest.raises(ValueError, match=r"delete .*step3")
+            with refusal:
+                load_loop(checkpoint)
+                load_state(checkpoint, TwoTensors())
+        assert not marker.exists(), name
+        (checkpoint / name).unlink()
+        if original is not None:
+            (checkpoint / name).write_bytes(original)
+    pickle.loads(payload)
+    assert marker.exists()  # the payload works where pickles are read
+
+
+def test_a_checkpoint_of_pickles_is_refused_by_name(checkpoint: Path) -> None:
+    (checkpoint / "loop.json").rename(checkpoint / "loop.pt")
+    with pytest.raises(ValueError, match=r"step3 was written by an earlier version as pickles.*new trial_name"):
+        load_loop(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"run": {}}', json.dumps({"$type": ["array", ["O", [1], ""]]}), "[" * 100_000],
+    ids=["empty", "cut", "list", "null", "incomplete", "object array", "deep"],
+)
+def test_a_damaged_loop_file_is_refused_by_name(checkpoint: Path, text: str) -> None:
+    (checkpoint / "loop.json").write_text(text)
+    with pytest.raises(ValueError, match=r"loop\.json cannot be read: .*delete .*step3"):
+        load_loop(checkpoint)
+
+
+def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path) -> None:
+    policy = TwoTensors()
+    policy.tensors["a"] = torch.zeros(5, 2)
+    with joined("cpu"), pytest.raises(ValueError, match="step3 cannot be restored"):
+        load_state(checkpoint, policy)
+
+
+def test_checkpoint_files_have_the_modes_of_the_umask(checkpoint: Path) -> None:
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in checkpoint.rglob("*") if path.is_file()}
+    (checkpoint / "plain").touch()
+    assert modes == {stat.S_IMODE((checkpoint / "plain").stat().st_mode)}

@@ -1,7 +1,7 @@
 """Policy losses: clipped (PPO, GRPO, DAPO, GSPO) with dual clip and decoupling, and SAPO.
 
 Each returns the SUM of its token losses; the caller divides by the number of response tokens of the whole minibatch
-(all microbatches, all ranks), so that the gradient is the same however the minibatch is cut.
+(all microbatches, all ranks), so that the gradient does not depend on the split.
 """
 
 # B sequences, T tokens, N response tokens
@@ -11,10 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from areal_trainer.algo.corrections import Correction, importance_weights
 from areal_trainer.algo.sequences import response_counts
 from areal_trainer.algo.token_stats import Column, Stats, summarize
 
 RatioLevel = Literal["token", "sequence"]
+NO_CORRECTION = Correction()
 
 
 def ppo_loss(
@@ -30,21 +32,25 @@ def ppo_loss(
     c_clip: float | None = None,
     behav_imp_weight_cap: float | None = None,
     ratio_level: RatioLevel = "token",
+    correction: Correction = NO_CORRECTION,
 ) -> tuple[Tensor, Stats]:
     """Sum over the response tokens of max(−A·r, −A·clip(r, 1 − eps_clip, 1 + eps_clip_higher)), and statistics.
 
-    r = exp(logp − prox_logp); `eps_clip_higher` None means `eps_clip`. `ratio_level="sequence"` is GSPO
-    (arXiv:2507.18071) in its token form, GSPO-token: every token has the value exp(mean token log-ratio of its
-    sequence) and the gradient of its own log-prob; with one advantage a sequence that is GSPO's own gradient.
+    r = exp(logp − prox_logp); `eps_clip_higher` None means `eps_clip`. `ratio_level="sequence"` is the
+    token form of GSPO (arXiv:2507.18071, GSPO-token): every token has the value exp(mean token log-ratio of its
+    sequence) and the gradient of its own log-prob. Summed over the |o| tokens of one sequence with one advantage, the
+    gradient is |o| times that of GSPO. GSPO averages over sequences; the token mean weights a sequence by its length,
+    so the two agree only for sequences of equal length.
     `c_clip` > 1 bounds the loss of tokens with A < 0 by c_clip·|A| (dual clip, arXiv:1912.09729).
-    `behav_logp_T` given means the decoupled loss (AReaL, arXiv:2505.24298): each token's loss times
-    w = exp(prox_logp − behav_logp); tokens with w > `behav_imp_weight_cap` give no loss, but the caller still counts
-    them.
+    With `behav_logp_T` the loss is decoupled (AReaL, arXiv:2505.24298): each token's loss is multiplied by
+    w = exp(prox_logp − behav_logp). Tokens with w > `behav_imp_weight_cap` have loss 0, but stay in the denominator.
+    `correction` (see `corrections`) drops further tokens in the same way, or truncates w.
     """
     index = loss_mask_T.nonzero().squeeze(1)
     logp, prox_logp, advantages = logp_T[index].float(), prox_logp_T[index].float(), advantages_T[index].float()
     old_logp = prox_logp if behav_logp_T is None else behav_logp_T[index].float()
-    ratio = _ratio(logp, prox_logp, response_counts(loss_mask_T, cu_seqlens), ratio_level)
+    counts_B = response_counts(loss_mask_T, cu_seqlens)
+    ratio = _ratio(logp, prox_logp, counts_B, ratio_level)
     upper = eps_clip if eps_clip_higher is None else eps_clip_higher
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - eps_clip, 1 + upper)
@@ -56,7 +62,16 @@ def ppo_loss(
         losses = torch.where(is_dual, bound, losses)
     columns: dict[str, Column] = {}
     if behav_logp_T is not None:
-        losses, columns = _decoupled(losses, prox_logp, old_logp, behav_imp_weight_cap)
+        weight, kept = importance_weights(
+            prox_logp, old_logp, logp, advantages, counts_B, cap=behav_imp_weight_cap, correction=correction
+        )
+        # `where` instead of a factor 0: an infinite weight times 0 would be NaN.
+        losses = torch.where(kept, losses * torch.where(kept, weight, 0.0), 0.0)
+        columns = {
+            "behave_imp_weight": (weight, kept),
+            "behave_approx_kl": (prox_logp - old_logp, kept),
+            "unclipped_behave_tokens": (kept, None),
+        }
     columns |= _common_columns(losses, ratio, logp, prox_logp, old_logp)
     columns |= {"clip_ratio": (is_clipped, None), "dual_clip_ratio": (is_dual, None)}
     return losses.sum(), summarize(columns)
@@ -75,7 +90,7 @@ def sapo_loss(
 ) -> tuple[Tensor, Stats]:
     """Soft adaptive policy optimisation (arXiv:2511.20347): −A · (4/τ)·σ(τ·(r − 1)) in place of clipping, summed.
 
-    τ is `tau_pos` where A > 0, `tau_neg` elsewhere; r = exp(logp − old_logp). Not to be joined with the decoupled loss.
+    τ is `tau_pos` where A > 0, `tau_neg` elsewhere; r = exp(logp − old_logp). Excludes the decoupled loss.
     """
     index = loss_mask_T.nonzero().squeeze(1)
     logp, old_logp, advantages = logp_T[index].float(), old_logp_T[index].float(), advantages_T[index].float()
@@ -94,21 +109,6 @@ def _ratio(logp: Tensor, base_logp: Tensor, counts_B: Tensor, level: RatioLevel)
         sums_B = log_ratio.new_zeros(len(counts_B)).index_add_(0, sequence, log_ratio)
         mean = (sums_B / counts_B.clamp(min=1))[sequence]
     return (mean + (logp - logp.detach())).exp()
-
-
-def _decoupled(
-    losses: Tensor, prox_logp: Tensor, behav_logp: Tensor, cap: float | None
-) -> tuple[Tensor, dict[str, Column]]:
-    log_weight = prox_logp - behav_logp
-    weight = log_weight.exp()
-    kept = torch.ones_like(weight, dtype=torch.bool) if cap is None else weight <= cap
-    columns: dict[str, Column] = {
-        "behave_imp_weight": (weight, kept),
-        "behave_approx_kl": (log_weight, kept),
-        "unclipped_behave_tokens": (kept, None),
-    }
-    # Dropped by `where`, not by a factor 0: an infinite weight times 0 would be NaN.
-    return torch.where(kept, losses * torch.where(kept, weight, 0.0), 0.0), columns
 
 
 def _common_columns(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from areal_api.config import DatasetConfig
+from areal_trainer import tagged_json
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -29,6 +32,7 @@ class GlobalBatches(Sampler[list[int]]):
         self.n_rows = n_rows
         self.batch_size = batch_size  # global
         self.shuffle = shuffle
+        self.drop_last = drop_last
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -94,13 +98,17 @@ class PromptLoader(StatefulDataLoader):
         return {"consumed": self.consumed, **self._identity()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after ``consumed`` batches. Raises ``ValueError`` if the order of the prompts has changed."""
-        for name, current in self._identity().items():
-            if state_dict[name] != current:
-                raise ValueError(
-                    f"the checkpoint was written with {name} {state_dict[name]}, now it is {current}, changing the "
-                    "order of the prompts; restore the setting, or start a run with a new trial_name"
-                )
+        """Continue after ``consumed`` batches. Raises ``ValueError`` if the prompts or their order have changed."""
+        differences = [
+            f"{name} {state_dict.get(name)}, now it is {current}"
+            for name, current in self._identity().items()
+            if state_dict.get(name) != current
+        ]
+        if differences:
+            raise ValueError(
+                f"the recovery checkpoint was written with {'; with '.join(differences)}. That changes the prompts or "
+                "their order; restore it, or start a run with a new trial_name"
+            )
         super().load_state_dict({})
         self._batches.consumed = state_dict["consumed"]
 
@@ -110,8 +118,18 @@ class PromptLoader(StatefulDataLoader):
             "train_dataset rows": batches.n_rows,
             "train_dataset.batch_size": batches.batch_size,
             "train_dataset.shuffle": batches.shuffle,
+            "train_dataset.drop_last": batches.drop_last,
             "seed": batches.seed,
+            "train_dataset content": self._digest,
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        """Digest of all rows as passed to workflows."""
+        digest = hashlib.blake2b(digest_size=8)
+        for index in range(self._batches.n_rows):
+            digest.update(tagged_json.dumps(self.dataset[index], what=f"train_dataset row {index + 1}").encode())
+        return digest.hexdigest()
 
 
 def as_list(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,9 +17,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from areal_api.actor import TrainEngineConfig
 from areal_trainer.algo.logprobs import token_logprobs
@@ -54,6 +55,7 @@ class LanguageModel(nn.Module):
         self.attention = _attention(config, section, device)
         self.temperature = temperature
         self.causal_lm = _load(config.path, section, self.attention)
+        self._generation_config = _generation_config(config.path)
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         if device.type == "cpu":
             use_faster_linear(self.causal_lm)
@@ -96,13 +98,17 @@ class LanguageModel(nn.Module):
             raise RuntimeError(f"the model no longer has {', '.join(sorted(missing))}")
 
     def save_config(self, directory: Path) -> None:
-        """Write config.json and generation_config.json, with ``dtype`` as the type of the weights."""
+        """Write config.json, with ``dtype`` as the type of the weights, and the model's own generation_config.json.
+
+        The latter is copied unread: transformers refuses to save, or even to load, settings that published models have,
+        such as a temperature without ``do_sample``.
+        """
         config = self.causal_lm.config
         config.architectures = [type(self.causal_lm).__name__]
         config.dtype = self.dtype
-        config.save_pretrained(directory)
-        if self.causal_lm.generation_config is not None:
-            self.causal_lm.generation_config.save_pretrained(directory)
+        config.to_json_file(directory / "config.json")
+        if self._generation_config is not None:
+            (directory / GENERATION_CONFIG_NAME).write_bytes(self._generation_config)
 
     def _hidden(self, layout: Layout) -> Tensor:
         """Last hidden states of the P tokens of a pass."""
@@ -213,7 +219,11 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(path)
         if Ranks.current().is_first:
             model = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=torch.float32, attn_implementation=implementation
+                path,
+                config=config,
+                generation_config=GenerationConfig(),  # the trainer does not generate; see save_config
+                dtype=torch.float32,
+                attn_implementation=implementation,
             )
         else:
             # Untouched memory is never allocated: until sharding, only rank 0 holds the whole model.
@@ -236,6 +246,12 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
         raise ValueError(f"{section}.path: {type(model).__name__} has {what}, which the trainer does not compute")
     _check_names(model, section)
     return model
+
+
+def _generation_config(path: str) -> bytes | None:
+    """The model's generation_config.json, if it has one."""
+    file = cached_file(path, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else Path(file).read_bytes()
 
 
 def _check_names(model: PreTrainedModel, section: str) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -23,8 +26,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from areal_api.actor import PPOActorConfig, TrainEngineConfig
+from areal_api.actor import CorrectionConfig, PPOActorConfig, TrainEngineConfig
 from areal_api.stat_names import ACTOR_PREFIX
+from areal_trainer.algo.corrections import Correction, behaviour_kl, trust_region_scale
 from areal_trainer.algo.loss import ppo_loss, sapo_loss
 from areal_trainer.algo.m2po import second_moment_mask
 from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
@@ -35,11 +39,25 @@ from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
 from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches
 from areal_trainer.model.optimizer import learning_rate, make_optimizer
 from areal_trainer.ranks import Ranks
+from areal_trainer.weights.disk import replace_directory, write_model
+from areal_trainer.weights.finite import NonFiniteWeightsError
 
 logger = logging.getLogger(__name__)
 
 LOGPROB_DIFF = "rollout_logprob_diff"  # over all trained tokens; older versions also differ by later updates
+BEHAVIOUR_KL = "behave_kl"  # KL(behaviour ‖ policy before the update) per token
 CURRENT_DIFF = "rollout_logprob_diff_current"  # over tokens of the current version: numerical differences only
+
+
+@dataclass(frozen=True)
+class _OptimizerStep:
+    """Outcome of one minibatch."""
+
+    norm: float  # of the gradient; NaN without tokens
+    rate: float  # learning rate, after scaling
+    scale: float  # by the trust region
+    tokens: int
+    done: bool  # whether the parameters changed
 
 
 class LogprobModel:
@@ -77,9 +95,17 @@ class Policy(LogprobModel):
     """The model being trained, with its optimizer and learning-rate schedule."""
 
     def __init__(
-        self, config: PPOActorConfig, *, device: str, total_steps: int, seed: int, tokenizer_path: str | None = None
+        self,
+        config: PPOActorConfig,
+        *,
+        device: str,
+        total_steps: int,
+        seed: int,
+        tokenizer_path: str | None = None,
+        kl_budget: float | None = None,
     ) -> None:
-        """``tokenizer_path``: tokenizer saved with the model; defaults to ``config.path``."""
+        """``tokenizer_path``: tokenizer saved with the model; defaults to ``config.path``. ``kl_budget``: the resolved
+        ``config.correction.kl_budget``; None sets no budget."""
         if config.dtype == "float16":
             raise ValueError("actor.dtype float16 cannot hold small gradients; set bfloat16 or float32")
         super().__init__(config, section="actor", device=device, temperature=config.temperature)
@@ -91,6 +117,10 @@ class Policy(LogprobModel):
         self.tokenizer_path = tokenizer_path or config.path
         self.version = 0
         """Weight version of the parameters; the training loop sets it."""
+        self.lr_factor = 1.0
+        """Factor on the learning rate, lowered after a collapse; the training loop sets it."""
+        self._kl_budget = kl_budget
+        self._correction = _correction(config.correction)
         self._total_steps = total_steps
         self._steps_done = 0  # calls of update, counted by the schedule
         self._optimizer = make_optimizer(config.optimizer, self.model.parameters())
@@ -104,6 +134,9 @@ class Policy(LogprobModel):
         The loss of a minibatch is the mean over its trained tokens on all ranks. A minibatch without trained tokens, or
         with a non-finite gradient, does not change the parameters. Raises ``RuntimeError`` on every rank if server and
         trainer disagree by more than ``max_logprob_diff``.
+
+        Above ``kl_budget`` the learning rate is scaled down, and above ``correction.kl_skip`` the parameters stay as
+        they are; see ``corrections.trust_region_scale``.
         """
         if prox_logp_T is None and (self.config.use_decoupled_loss or self.config.recompute_logprob):
             raise ValueError("actor.use_decoupled_loss and actor.recompute_logprob need prox_logp_T from logprobs()")
@@ -111,22 +144,23 @@ class Policy(LogprobModel):
         if prox_logp_T is not None:
             parts.append(self._checked(self._difference(batch, prox_logp_T, batch.loss_mask_T)))
         rate = learning_rate(self.config.optimizer, step=self._steps_done, total_steps=self._total_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        norms: list[float] = []
+        rate *= self.lr_factor
+        steps: list[_OptimizerStep] = []
+        scale = self._scale(parts[0]) if parts else 1.0
         self.model.train()
         for units in minibatches(batch, self.config.ppo_n_minibatches, cost=self.model.cost):
             stats, differences = self._accumulate(batch, units, advantages_T, prox_logp_T)
-            if prox_logp_T is None and not norms:
-                parts.append(self._checked(merge_stats(differences)))
+            if prox_logp_T is None:
+                merged = merge_stats(differences)
+                # Later minibatches also differ by the steps of this update, so only the first is checked.
+                parts.append(merged_over_ranks(merged) if steps else self._checked(merged))
+                scale = self._scale(parts[-1])
             parts.append(merged_over_ranks(merge_stats(stats)))
-            norms.append(self._apply_gradient(tokens=int(parts[-1]["actor_loss"][1])))
+            steps.append(self._apply_gradient(rate * scale, scale, tokens=int(parts[-1]["actor_loss"][1])))
         self._steps_done += 1
-        finite = [norm for norm in norms if math.isfinite(norm)]
-        numbers = report(merge_stats(parts)) | {"lr": rate, "update_successful": len(finite) / len(norms)}
-        if finite:
-            numbers["grad_norm"] = sum(finite) / len(finite)
-        return {f"{ACTOR_PREFIX}{name}": value for name, value in numbers.items()}
+        return {
+            f"{ACTOR_PREFIX}{name}": value for name, value in (report(merge_stats(parts)) | _summary(steps)).items()
+        }
 
     def warm_up(self, batch: PackedBatch) -> None:
         """Compute and discard log-probs and gradients of ``batch``, to allocate memory and load kernels. Collective.
@@ -154,37 +188,70 @@ class Policy(LogprobModel):
         self.model.save_config(directory)
 
     def save_hf(self, directory: Path) -> None:
-        """Write a Hugging Face checkpoint with tokenizer, in ``actor.dtype``. Collective; rank 0 writes."""
-        writes = self._ranks.is_first
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in self.named_full_tensors():
-            if writes:
-                tensors[name] = tensor.cpu().contiguous()
-        if writes:
-            directory.mkdir(parents=True, exist_ok=True)
-            self.model.causal_lm.save_pretrained(directory, state_dict=tensors)
-            self.model.save_config(directory)
-            load_hf_tokenizer(self.tokenizer_path).save_pretrained(directory)
+        """Write a Hugging Face checkpoint with tokenizer, in ``actor.dtype``. Collective; rank 0 writes.
+
+        The directory appears under its name when it is complete; an older one of that name is replaced. Raises
+        ``NonFiniteWeightsError`` for weights that are not finite.
+        """
+        if self._ranks.is_first:
+            partial = directory.with_name(f".{directory.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_model(self, partial, self.model.dtype)
+            load_hf_tokenizer(self.tokenizer_path).save_pretrained(partial)
+            replace_directory(partial, directory)
+        else:
+            for _ in self.named_full_tensors():
+                pass
         self._ranks.barrier()
 
     def state_dict(self) -> dict[str, Any]:
         """State of model, optimizer and schedule for torch.distributed.checkpoint, readable by any number of ranks.
 
-        Collective.
+        Collective. All values are tensors of at least one dimension, which safetensors can hold. The optimizer's
+        settings are not part of it: they are those of the configuration.
         """
         self._fill_optimizer_state()
         model = self.model.causal_lm
+        optimizer = get_optimizer_state_dict(model, self._optimizer)["state"]
+        # Tied weights have several names; safetensors stores each tensor once.
+        tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(
+            model.named_parameters()
+        ).keys()
         return {
-            "model": get_model_state_dict(model),
-            "optimizer": get_optimizer_state_dict(model, self._optimizer),
-            "steps_done": self._steps_done,
+            "model": {name: tensor for name, tensor in get_model_state_dict(model).items() if name not in tied},
+            "optimizer": {
+                "state": {
+                    name: {key: tensor if tensor.dim() else tensor.reshape(1) for key, tensor in tensors.items()}
+                    for name, tensors in optimizer.items()
+                }
+            },
+            "steps_done": torch.tensor([self._steps_done]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state that was read into the result of ``state_dict``. Collective."""
-        set_model_state_dict(self.model.causal_lm, state["model"])
-        set_optimizer_state_dict(self.model.causal_lm, self._optimizer, state["optimizer"])
+        model = self.model.causal_lm
+        set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))  # tied names are missing
+        optimizer = get_optimizer_state_dict(model, self._optimizer)
+        optimizer["state"] = {
+            name: {key: tensor.reshape(()) if key == "step" else tensor for key, tensor in tensors.items()}
+            for name, tensors in state["optimizer"]["state"].items()
+        }
+        set_optimizer_state_dict(model, self._optimizer, optimizer)
         self._steps_done = int(state["steps_done"])
+
+    def require_finite(self) -> None:
+        """Raise ``NonFiniteWeightsError`` on every rank, naming a parameter, if a weight is not finite. Collective."""
+        bad = ""
+        for name, parameter in self.model.causal_lm.named_parameters():
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if not bool(torch.isfinite(local.detach()).all()):
+                bad = name
+                break
+        for found in self._ranks.gather_objects(bad):
+            if found:
+                raise NonFiniteWeightsError(f"{found} has weights that are not finite")
 
     def _accumulate(
         self, batch: PackedBatch, units: list[PrefixGroup], advantages_T: Tensor, prox_logp_T: Tensor | None
@@ -264,29 +331,49 @@ class Policy(LogprobModel):
             c_clip=config.c_clip,
             behav_imp_weight_cap=config.behav_imp_weight_cap,
             ratio_level=config.importance_sampling_level,
+            correction=self._correction,
         )
 
-    def _apply_gradient(self, *, tokens: int) -> float:
-        """Clip the gradient and step, unless it is not finite or there are no tokens; return its norm."""
+    def _scale(self, stats: Stats) -> float:
+        """Factor on the learning rate by the measured drift from the behaviour policy."""
+        total, count, _, _ = stats[BEHAVIOUR_KL].tolist()
+        skip = self.config.correction.kl_skip
+        return trust_region_scale(total / count, budget=self._kl_budget, skip=skip) if count else 1.0
+
+    def _apply_gradient(self, rate: float, scale: float, *, tokens: int) -> _OptimizerStep:
+        """Clip the gradient and step, unless it is not finite, there are no tokens, or ``scale`` is 0."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         norm_value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) if tokens else math.nan
-        if math.isfinite(norm_value):
+        done = math.isfinite(norm_value) and scale > 0
+        if done:
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
             factor = self.config.optimizer.gradient_clipping / (norm_value + 1e-6)
             if factor < 1:
                 torch._foreach_mul_(gradients, factor)
             self._optimizer.step()
         else:
             reason = f"the gradient norm is {norm_value}" if tokens else "it has no trained tokens"
+            if math.isfinite(norm_value):
+                reason = (
+                    f"its KL to the behaviour policy exceeds actor.correction.kl_skip {self.config.correction.kl_skip}"
+                )
             logger.warning("version %d: skipped a minibatch: %s", self.version, reason)
         self._optimizer.zero_grad()
-        return norm_value
+        return _OptimizerStep(norm_value, rate, scale, tokens=tokens, done=done)
 
     def _difference(self, batch: PackedBatch, logp_T: Tensor, where_T: Tensor) -> Stats:
-        """|server − trainer| over the trained tokens, and over those of the current version."""
+        """|server − trainer| over the trained tokens and over those of the current version; KL over the trained."""
         difference_T, trained_T = (batch.behav_logp_T - logp_T).abs(), where_T & batch.loss_mask_T
         current_T = trained_T & (batch.versions_T == self.version)
-        return summarize({LOGPROB_DIFF: (difference_T, trained_T), CURRENT_DIFF: (difference_T, current_T)})
+        return summarize(
+            {
+                LOGPROB_DIFF: (difference_T, trained_T),
+                CURRENT_DIFF: (difference_T, current_T),
+                BEHAVIOUR_KL: (behaviour_kl(logp_T, batch.behav_logp_T), trained_T),
+            }
+        )
 
     def _checked(self, mine: Stats) -> Stats:
         stats = merged_over_ranks(mine)
@@ -319,3 +406,27 @@ class Policy(LogprobModel):
         self._optimizer.zero_grad()
         for parameter in parameters:
             self._optimizer.state[parameter]["step"].zero_()
+
+
+def _correction(config: CorrectionConfig) -> Correction:
+    return Correction(
+        truncate=config.truncate,
+        min_weight=config.min_weight,
+        max_prob_diff=config.max_prob_diff,
+        max_sequence_weight=config.max_sequence_weight,
+        eps_clip=config.eps_clip,
+    )
+
+
+def _summary(steps: Sequence[_OptimizerStep]) -> dict[str, float]:
+    """Statistics of the minibatches of an update."""
+    norms = [step.norm for step in steps if math.isfinite(step.norm)]
+    numbers = {
+        "lr": sum(step.rate for step in steps) / len(steps),
+        "lr_scale": sum(step.scale for step in steps) / len(steps),
+        "update_successful": sum(step.done for step in steps) / len(steps),
+        "nonfinite_minibatches": float(sum(step.tokens > 0 and not math.isfinite(step.norm) for step in steps)),
+    }
+    if norms:
+        numbers["grad_norm"] = sum(norms) / len(norms)
+    return numbers

@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from areal_trainer.weights.finite import require_finite
+
 T = TypeVar("T")
 BUCKET_BYTES = 512 << 20  # bounds the memory of an update on trainer and servers
 Tensors = Callable[[], Iterator[tuple[str, torch.Tensor]]]
@@ -109,6 +111,7 @@ class Broadcast:
         held: list[tuple[str, torch.Tensor]] = []
         size = 0
         for name, tensor in self._tensors():
+            require_finite(name, tensor, self._dtype)
             sent = tensor.detach().to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
             if held and size + sent.nbytes > BUCKET_BYTES:
                 yield _bucket(held)

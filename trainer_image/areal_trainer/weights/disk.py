@@ -18,6 +18,7 @@ import xxhash
 
 from areal_api import names
 from areal_trainer.weights.broadcast import Broadcast
+from areal_trainer.weights.finite import require_finite
 from areal_trainer.weights.safetensors_writer import save_file
 
 MANIFEST = "manifest.json"
@@ -53,7 +54,7 @@ def publish_to_disk(policy: Publishable, *, run: Path, version: int, dtype: torc
     """Write ``weights/v<version>/`` atomically and durably, and return it. Collective over the policy's ranks.
 
     ``writes`` is True on the rank that writes; the others only take part in gathering the tensors. Keeps the last two
-    versions.
+    versions. Raises ``NonFiniteWeightsError``, and publishes nothing, for weights that ``dtype`` cannot hold.
     """
     target = names.weights_version_dir(run, version)
     if not writes:
@@ -63,12 +64,20 @@ def publish_to_disk(policy: Publishable, *, run: Path, version: int, dtype: torc
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    policy.save_model_config(partial)
-    checksums = _write_shards(policy.named_full_tensors(), partial, dtype)
+    checksums = write_model(policy, partial, dtype)
     write_manifest(partial, version, checksums)
     replace_directory(partial, target)
     _prune(names.weights_dir(run), keep=(version - 1, version))
     return target
+
+
+def write_model(policy: Publishable, directory: Path, dtype: torch.dtype) -> dict[str, str]:
+    """Write configuration and tensors of a Hugging Face model; return the checksum of each file with tensors.
+
+    Raises ``NonFiniteWeightsError`` for weights that are not finite in ``dtype``.
+    """
+    policy.save_model_config(directory)
+    return _write_shards(policy.named_full_tensors(), directory, dtype)
 
 
 def verify_published(directory: Path) -> None:
@@ -94,10 +103,15 @@ def latest_published(run: Path) -> tuple[int, Path] | None:
 
 
 def replace_directory(partial: Path, target: Path) -> None:
-    """Flush ``partial`` to disk and rename it to ``target``, replacing an older directory of that name."""
-    for file in partial.rglob("*"):
-        _fsync(file)
-    _fsync(partial)
+    """Flush ``partial`` to disk and rename it to ``target``, replacing an older directory of that name.
+
+    Files and directories get the modes of the process's umask: some libraries create files that only the owner may
+    read.
+    """
+    umask = _umask()
+    for path in [partial, *partial.rglob("*")]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        _fsync(path)
     if target.exists():
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -116,6 +130,7 @@ def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, 
     index: dict[str, int] = {}
     size = total = 0
     for name, tensor in tensors:
+        require_finite(name, tensor, dtype)
         converts = (
             tensor.is_floating_point() and tensor.device.type != "cpu"
         )  # host tensors are converted by the writer
@@ -159,6 +174,12 @@ def _checksum(file: Path) -> str:
         while count := stream.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
     return digest.hexdigest()
+
+
+def _umask() -> int:
+    """The process's umask. Reading it with os.umask would change it for other threads."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1], 8) for line in lines if line.startswith("Umask:")), 0o022)
 
 
 def _fsync(path: Path) -> None:

@@ -41,7 +41,7 @@ def averages(stats: Stats) -> dict[str, float]:
     return {name.removesuffix("/avg"): value for name, value in report(stats).items() if name.endswith("/avg")}
 
 
-def test_clip_stops_what_went_far_enough_already() -> None:
+def test_clipping_stops_ratios_that_moved_far_enough() -> None:
     # A > 0 beyond 1.2: −2·1.2, no gradient. A > 0 below 0.8 still learns. A < 0 below 0.8 stops, above 1.2 learns.
     loss, gradient, stats = one_sequence([1.5, 0.5, 0.5, 1.5], [2.0, 2.0, -1.0, -1.0])
     assert loss == pytest.approx(-2.4 - 1.0 + 0.8 + 1.5)
@@ -49,20 +49,20 @@ def test_clip_stops_what_went_far_enough_already() -> None:
     assert averages(stats)["clip_ratio"] == 0.5
 
 
-def test_clip_higher_widens_the_upper_side_alone() -> None:
+def test_clip_higher_widens_only_the_upper_side() -> None:
     loss, gradient, _ = one_sequence([1.25, 1.5, 0.75], [1.0, 1.0, -1.0], eps_clip_higher=0.28)
     assert loss == pytest.approx(-1.25 - 1.28 + 0.8)
     assert gradient == pytest.approx([-1.25, 0, 0])
 
 
-def test_dual_clip_bounds_the_loss_of_bad_tokens_alone() -> None:
+def test_dual_clip_bounds_only_the_loss_of_negative_advantages() -> None:
     loss, gradient, stats = one_sequence([4.0, 2.0, 4.0], [-2.0, -2.0, 2.0], c_clip=3.0)
     assert loss == pytest.approx(6.0 + 4.0 - 2.4)
     assert gradient == pytest.approx([0, 4.0, 0])
     assert averages(stats)["dual_clip_ratio"] == pytest.approx(1 / 3)
 
 
-def test_decoupled_loss_weighs_tokens_by_staleness_and_drops_those_over_the_cap() -> None:
+def test_the_decoupled_loss_weights_tokens_and_drops_those_above_the_cap() -> None:
     # prox ÷ behaviour is 2, 1/2, 8; the last is over the cap of 5.
     loss, gradient, stats = one_sequence(
         [1.1, 1.1, 1.1],
@@ -80,14 +80,14 @@ def test_decoupled_loss_weighs_tokens_by_staleness_and_drops_those_over_the_cap(
     assert means["old_logp"] == pytest.approx(math.log(0.125) / 3)
 
 
-def test_an_infinite_weight_is_dropped_without_a_trace() -> None:
+def test_an_infinite_weight_is_dropped() -> None:
     loss, gradient, _ = one_sequence(
         [1.0, 1.0], [1.0, 1.0], behav_logp_T=torch.tensor([0.0, -2000.0]), behav_imp_weight_cap=5.0
     )
     assert (loss, gradient) == (pytest.approx(-1.0), pytest.approx([-1.0, 0.0]))
 
 
-def test_masked_tokens_have_no_part_even_when_they_are_nan() -> None:
+def test_masked_tokens_are_ignored_even_if_they_are_nan() -> None:
     nan = float("nan")
     logp = torch.tensor([nan, math.log(1.1), nan], requires_grad=True)
     loss, stats = ppo_loss(
@@ -126,7 +126,7 @@ def test_gspo_gives_a_sequence_one_ratio_and_the_gradient_of_the_sequence_form()
     torch.testing.assert_close(torch.autograd.grad(loss, logp)[0], expected)
 
 
-def test_sapo_gates_softly_by_the_sign_of_the_advantage() -> None:
+def test_sapo_applies_a_soft_gate_by_the_sign_of_the_advantage() -> None:
     logp = logs(1.0, 1.0, 2.0, 2.0).requires_grad_()
     loss, _ = sapo_loss(
         logp,
@@ -138,14 +138,14 @@ def test_sapo_gates_softly_by_the_sign_of_the_advantage() -> None:
         tau_neg=2.0,
     )
     sigmoid_1, sigmoid_2 = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
-    # At r = 1 the gate is 2/τ with slope 1, whatever τ: the gradient of on-policy learning.
+    # At r = 1 the gate is 2/τ with slope 1 for every τ, which is the on-policy gradient.
     assert loss.item() == pytest.approx(-2 + 1 - 4 * sigmoid_1 + 2 * sigmoid_2)
     gradient = torch.autograd.grad(loss, logp)[0].tolist()
     slopes = [4 * s * (1 - s) * 2 for s in (sigmoid_1, sigmoid_2)]
     assert gradient == pytest.approx([-1, 1, -slopes[0], slopes[1]], rel=1e-5)
 
 
-def test_m2po_leaves_out_the_largest_moments_until_the_mean_is_below() -> None:
+def test_m2po_masks_the_largest_moments_until_the_mean_is_below_the_threshold() -> None:
     # m = 0.01, 0.04, 4, 0.09 and one off the response. Mean of all but the 4: 0.0467; with it 1.035.
     prox = torch.tensor([0.1, -0.2, 2.0, 0.3, 50.0])
     mask = torch.tensor([1, 1, 1, 1, 0], dtype=torch.bool)
@@ -159,7 +159,7 @@ def test_m2po_leaves_out_the_largest_moments_until_the_mean_is_below() -> None:
     assert kept[3] == [False] * 5
 
 
-def test_statistics_of_parts_add_up_to_those_of_the_whole() -> None:
+def test_statistics_of_parts_merge_to_those_of_the_whole() -> None:
     values, counted = torch.tensor([1.0, 5.0, -2.0, 4.0]), torch.tensor([True, False, True, True])
     whole = summarize({"x": (values, counted), "y": (values, None)})
     parts = [

@@ -137,6 +137,32 @@ def test_position_in_different_data_is_rejected(ten_rows: Path) -> None:
         loader(ten_rows, seed=2).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"drop_last": False}, "train_dataset.drop_last True, now it is False"),
+        ({"instruction": "Think."}, "train_dataset content"),
+        ({"limit": 9}, "train_dataset rows 10, now it is 9; with train_dataset content"),
+        ({"shuffle": False}, "train_dataset.shuffle True, now it is False"),
+        ({"seed": 2}, "seed 1, now it is 2"),
+    ],
+    ids=["drop_last", "instruction", "limit", "shuffle", "seed"],
+)
+def test_a_resume_with_other_prompts_is_refused_with_the_difference(
+    ten_rows: Path, change: dict[str, Any], difference: str
+) -> None:
+    state = loader(ten_rows).state_dict()
+    with pytest.raises(ValueError, match=f"the recovery checkpoint was written with {difference}"):
+        loader(ten_rows, **change).load_state_dict(state)
+
+
+def test_a_resume_with_one_changed_row_is_refused(ten_rows: Path) -> None:
+    state = loader(ten_rows).state_dict()
+    ten_rows.write_text(ten_rows.read_text().replace('"q7"', '"Q7"'))
+    with pytest.raises(ValueError, match="train_dataset content"):
+        loader(ten_rows).load_state_dict(state)
+
+
 def test_batch_size_not_divisible_by_the_ranks_is_rejected(ten_rows: Path) -> None:
     with pytest.raises(ValueError, match=r"batch_size is 4, not divisible by the 3 trainer ranks; set it to 3 or 6"):
         loader(ten_rows, world_size=3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from transformers import GenerationConfig
 
 from areal_api.actor import OptimizerConfig
 from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.model.optimizer import learning_rate
 from areal_trainer.model.policy import Policy
+from areal_trainer.weights.finite import NonFiniteWeightsError
 from support.policy_ranks import load
 from support.tiny_policy import actor_config, plain_logprobs, plain_model, random_trajectories, save_tiny_model
 
@@ -119,6 +123,35 @@ def test_every_minibatch_is_one_optimizer_step(tmp_path: Path) -> None:
     assert numbers["grpo_actor/update_successful"] == 1.0
 
 
+def test_an_update_far_from_the_behaviour_policy_is_scaled_down(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path)
+    batch = pack(random_trajectories())
+    plain = policy_of(path, recompute_logprob=True, optimizer=SGD)
+    scaled = Policy(plain.config, device="cpu", total_steps=10, seed=1, kl_budget=0.01)
+    before, prox_logp_T = weights(plain), plain.logprobs(batch)
+    for policy in (plain, scaled):
+        numbers = policy.update(batch, advantages_T=random_advantages(batch), prox_logp_T=prox_logp_T)
+    d = (prox_logp_T - batch.behav_logp_T)[batch.loss_mask_T].double()
+    kl = float((torch.expm1(d) - d).mean())
+    assert numbers["grpo_actor/behave_kl/avg"] == pytest.approx(kl, rel=1e-4)
+    assert numbers["grpo_actor/lr_scale"] == pytest.approx(math.sqrt(0.01 / kl), rel=1e-4)
+    assert numbers["grpo_actor/lr"] == pytest.approx(0.1 * math.sqrt(0.01 / kl), rel=1e-4)
+    for name, tensor in weights(scaled).items():
+        expected = before[name] + math.sqrt(0.01 / kl) * (weights(plain)[name] - before[name])
+        torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("recomputed", [True, False])
+def test_an_update_beyond_kl_skip_changes_nothing(tmp_path: Path, recomputed: bool) -> None:
+    policy = policy_of(save_tiny_model(tmp_path), recompute_logprob=recomputed, correction={"kl_skip": 0.001})
+    batch = pack(random_trajectories())
+    before, prox_logp_T = weights(policy), policy.logprobs(batch) if recomputed else None
+    numbers = policy.update(batch, advantages_T=random_advantages(batch), prox_logp_T=prox_logp_T)
+    assert_same(weights(policy), before, 0)
+    assert numbers["grpo_actor/lr_scale"] == numbers["grpo_actor/update_successful"] == 0.0
+    assert numbers["grpo_actor/nonfinite_minibatches"] == 0.0
+
+
 def test_a_non_finite_gradient_skips_the_step_and_is_reported(tmp_path: Path) -> None:
     policy = policy_of(save_tiny_model(tmp_path), ppo_n_minibatches=2)
     batch = pack(random_trajectories(groups=2))
@@ -127,9 +160,22 @@ def test_a_non_finite_gradient_skips_the_step_and_is_reported(tmp_path: Path) ->
     numbers = policy.update(batch, advantages_T=advantages_T.nan_to_num(nan=0.0))
     assert_same(weights(policy), before, 0)
     assert numbers["grpo_actor/update_successful"] == 0.0
+    assert numbers["grpo_actor/nonfinite_minibatches"] == 2.0
     assert "grpo_actor/grad_norm" not in numbers
     numbers = policy.update(batch, advantages_T=random_advantages(batch))
     assert numbers["grpo_actor/update_successful"] == 1.0
+
+
+def test_non_finite_weights_are_found_by_name(tmp_path: Path) -> None:
+    policy = policy_of(save_tiny_model(tmp_path))
+    policy.require_finite()
+    with torch.no_grad():
+        policy.model.causal_lm.model.norm.weight[3] = math.nan
+    with pytest.raises(NonFiniteWeightsError, match=r"model\.norm\.weight"):
+        policy.require_finite()
+    with pytest.raises(NonFiniteWeightsError, match=r"model\.norm\.weight"):
+        policy.save_hf(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_empty_minibatches_are_skipped(tmp_path: Path) -> None:
@@ -263,6 +309,37 @@ def test_the_saved_checkpoint_loads_in_transformers(tmp_path: Path, tied: bool) 
     assert (tmp_path / "saved" / "tokenizer.json").is_file()
     names = [name for name, _ in policy.named_full_tensors()]
     assert ("lm_head.weight" in names) is not tied
+
+
+def test_a_saved_checkpoint_replaces_an_older_one_and_is_never_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of(save_tiny_model(tmp_path / "model"))
+    saved = tmp_path / "checkpoints" / "epoch1step1"
+    policy.save_hf(saved)
+    (saved / "old").touch()
+    monkeypatch.setattr("areal_trainer.model.policy.replace_directory", lambda *_: (_ for _ in ()).throw(OSError))
+    with pytest.raises(OSError):  # noqa: PT011
+        policy.save_hf(saved)
+    assert (saved / "old").exists()
+    monkeypatch.undo()
+    policy.save_hf(saved)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["epoch1step1"]
+    assert not (saved / "old").exists()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in saved.iterdir()}
+    (tmp_path / "plain").touch()
+    assert modes == {stat.S_IMODE((tmp_path / "plain").stat().st_mode)}
+
+
+def test_a_generation_config_that_transformers_refuses_to_save_is_kept(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path / "model")
+    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.95, "num_return_sequences": 4, "eos_token_id": 1}
+    (path / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        GenerationConfig.from_pretrained(path).save_pretrained(tmp_path / "refused")
+    policy = policy_of(path)
+    policy.save_hf(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text()) == settings
 
 
 def test_the_constant_learning_rate_warms_up_linearly() -> None:

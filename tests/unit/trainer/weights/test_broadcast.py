@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from areal_trainer.weights.broadcast import Broadcast
+from areal_trainer.weights.finite import NonFiniteWeightsError
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -106,3 +107,12 @@ def test_group_names_are_unique_across_trainers(broadcast: Broadcast) -> None:
     )
     names = [one.plan_group()[0] for one in (broadcast, other, broadcast, other)]
     assert len(set(names)) == 4
+
+
+def test_a_broadcast_of_weights_that_are_not_finite_is_refused() -> None:
+    broadcast = Broadcast(
+        lambda: iter([("a.weight", torch.tensor([1.0, float("nan")]))]),
+        device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=60.0,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteWeightsError, match=r"a\.weight"):
+        next(broadcast.buckets())

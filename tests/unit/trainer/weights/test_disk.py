@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from areal_trainer.weights import disk as weights
 from areal_trainer.weights.disk import WeightUpdate, latest_published, publish_to_disk, verify_published
+from areal_trainer.weights.finite import NonFiniteWeightsError
 
 
 class TwoTensors:
@@ -93,6 +95,17 @@ def test_a_damaged_version_is_detected(tmp_path: Path, harm: object, message: st
     harm(path / "model.safetensors")  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         verify_published(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(math.nan, torch.float32), (math.inf, torch.float32), (1e5, torch.float16), (-3.4e38, torch.bfloat16)],
+)
+def test_weights_that_are_not_finite_are_not_published(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    publish(tmp_path, 1)
+    with pytest.raises(NonFiniteWeightsError, match=r"a\.weight holds values"):
+        publish(tmp_path, 2, value, dtype)
+    assert latest_published(tmp_path) == (1, tmp_path / "weights" / "v1")
 
 
 def test_an_update_needs_a_path_or_a_broadcast() -> None:
