@@ -29,7 +29,7 @@ POINTS = {
     "areal_trainer.weights.disk.save_file": 2,
     "areal_trainer.train.train_step": 2,
     "areal_trainer.model.policy.Policy.update": 2,
-    "areal_trainer.servers.fleet.Fleet.load_from_disk": 2,
+    "areal_trainer.servers.control.ServerControl.load_from_disk": 2,
 }
 
 
