@@ -189,10 +189,10 @@ class Frequency(Section):
 
 
 class RecoverConfig(Frequency):
-    """Recovery checkpoints: what the same command goes on from."""
+    """Recovery checkpoints, from which the same command resumes."""
 
     mode: Literal["auto", "disabled"] = Field(
-        "auto", description="auto goes on from the last recovery checkpoint; disabled neither writes nor reads any."
+        "auto", description="auto resumes from the last recovery checkpoint; disabled neither writes nor reads any."
     )
     freq_epochs: int | None = Field(1, ge=1, description="Every so many epochs.", json_schema_extra={"unit": "epochs"})
     freq_secs: float | None = Field(600.0, gt=0, description="Every so many seconds.", json_schema_extra={"unit": "s"})
@@ -235,7 +235,7 @@ class TensorBoardConfig(Section):
 
 
 class StatsLoggerConfig(Section):
-    """Where the statistics go beside stats.jsonl."""
+    """Where statistics are written in addition to stats.jsonl."""
 
     wandb: WandBConfig = Field(default_factory=WandBConfig, description="Weights & Biases.")
     swanlab: SwanlabConfig = Field(default_factory=SwanlabConfig, description="SwanLab.")

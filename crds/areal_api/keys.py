@@ -21,7 +21,7 @@ def section_of(annotation: Any) -> type[Section] | None:
 
 
 def fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo, type[Section]]]:
-    """Every dotted key of ``model`` with its field and the section it stands in, sections before their keys."""
+    """Every dotted key of ``model`` with its field and its section; a section comes before its keys."""
     for key, name in model.keys().items():
         field = model.model_fields[name]
         yield f"{prefix}{key}", field, model

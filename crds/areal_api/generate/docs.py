@@ -170,11 +170,26 @@ the reason. `grpo convert` writes the file as an `experiment.yaml`.
 
 Overrides follow the file: `actor.path=Qwen/Qwen3-1.7B`. With an experiment file they are relative to `spec`
 (`config.actor.path=…`, `servers.replicas=2`). With AReaL's file they are relative to its configuration, and
-`servers.`, `trainer.`, `storage.` and `runPolicy.` set keys of the experiment. Values are YAML. `${actor.path}` in a
-value is replaced by the value of that key, as a path from the root of the configuration. An unknown key is an error.
-The only exception is `+sglang.KEY=VALUE`, which sets any argument of SGLang's `ServerArgs`, like
-`servers.args.KEY=VALUE`. `null` is allowed where the type lists it. Of `freq_epochs`, `freq_steps` and `freq_secs`,
-whichever is due first applies.
+`servers.`, `trainer.`, `storage.` and `runPolicy.` set keys of the experiment. An unknown key is an error. The only
+exception is `+sglang.KEY=VALUE`, which sets any argument of SGLang's `ServerArgs`, like `servers.args.KEY=VALUE`.
+
+The type of the key decides how the text of an override is read. Text is literal: `trial_name=001` is `001`, and
+`train_dataset.instruction=` is the empty text. Quotes around the whole value are removed. Numbers are decimal. Lists
+and sections are YAML, and their items follow their own types: `gconfig.stop=[001, "a, b"]`. `null` is allowed where
+the type lists it; there an empty value is `null` too. Numbers must be finite.
+
+`${actor.path}` is replaced by the value of that key, counted from the root of the configuration, and `${.path}` by
+the value of a key in the same section. `\\${` is a literal `${`. Files on your machine may also use
+`${oc.env:NAME}` and `${oc.env:NAME,default}`. In an object that is applied to a cluster only references to its own
+keys are allowed. References are limited to 32 in a chain and 1 MiB of resolved text.
+
+A path may be absolute, relative to the working directory, or start with `~`. `owner/name` is a repository on the
+Hugging Face hub, unless `owner` is a directory here. Sizes are Kubernetes quantities, such as `100Gi` or `1.5T`.
+Of `freq_epochs`, `freq_steps` and `freq_secs`, whichever is due first applies.
+
+Servers and trainer compute log-probs of softmax(logits / temperature). Settings of `gconfig` that sample from another
+distribution are refused: `top_p`, `top_k`, `min_new_tokens`, `frequency_penalty`, `greedy` and temperature 0.
+`eval_gconfig` may use them. `sglang` and `servers.args` are checked against the rules of SGLang before a run starts.
 """
 
 

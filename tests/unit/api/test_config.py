@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from areal_api.actor import NormConfig, PPOActorConfig
 from areal_api.config import GRPOConfig, SGLangConfig, ValidDatasetConfig
 from areal_api.generation import GenerationHyperparameters
-from areal_api.keys import fields, nearest_key
+from areal_api.keys import fields
 
 
 def config(**changes: object) -> GRPOConfig:
@@ -67,21 +67,6 @@ def test_every_unknown_key_of_a_section_is_named() -> None:
 
 def test_every_key_is_described() -> None:
     assert [key for key, field, _ in fields(GRPOConfig) if not field.description] == []
-
-
-@pytest.mark.parametrize(
-    ("key", "meant"),
-    [
-        ("actor.lr", "actor.optimizer.lr"),
-        ("actor.pth", "actor.path"),
-        ("gconfg.top_p", "gconfig.top_p"),
-        ("n_samples", "gconfig.n_samples"),
-        ("rollout.max_head_offpolicynes", "rollout.max_head_offpolicyness"),
-        ("zzz", None),
-    ],
-)
-def test_the_nearest_key_is_the_one_that_was_meant(key: str, meant: str | None) -> None:
-    assert nearest_key(GRPOConfig, key) == meant
 
 
 def test_a_step_trains_on_one_batch_of_prompts() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 import support
-from areal_api.areal_config.allocation import Sizes, parse_allocation_mode
 from areal_api.areal_config.convert import convert, object_name
 from areal_api.areal_config.tree import get, set_in
 from areal_api.errors import ConfigError
@@ -128,20 +127,6 @@ def test_a_configuration_without_areals_keys_is_kept() -> None:
     experiment, notes = convert(config)
     assert experiment["spec"] == {"config": {"actor": {"path": "m"}, "train_dataset": {"path": "d"}}}
     assert notes == []
-
-
-@pytest.mark.parametrize(
-    ("text", "servers", "trainer"),
-    [
-        ("sglang.d4p1t1+d4p1t1", Sizes(4, 1), Sizes(4, 1)),
-        ("sglang:d4p1t1+d4p1t1", Sizes(4, 1), Sizes(4, 1)),
-        ("sglang:d4t2+fsdp:d8", Sizes(4, 2), Sizes(8, 1)),
-        ("sglang[rollout]:t2d1+fsdp[actor]:d2", Sizes(1, 2), Sizes(2, 1)),
-        ("sglang:t8+d16", Sizes(1, 8), Sizes(16, 1)),
-    ],
-)
-def test_allocation_modes_are_servers_and_ranks(text: str, servers: Sizes, trainer: Sizes) -> None:
-    assert parse_allocation_mode(text) == (servers, trainer)
 
 
 @pytest.mark.parametrize(

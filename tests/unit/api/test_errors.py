@@ -1,0 +1,30 @@
+"""Configuration errors name source, key, value and fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from areal_api.config import GRPOConfig
+from areal_api.errors import config_error, problems_of, shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "null"), (True, "true"), ("x", "'x'"), (1.5, "1.5"), ("y" * 99, "'" + "y" * 56 + "…")],
+)
+def test_values_are_shown_as_in_a_file(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_several_problems_stand_on_one_line_each() -> None:
+    assert str(config_error("f.yaml", ["a: b"])) == "f.yaml: a: b"
+    assert str(config_error("f.yaml", ["a: b", "c: d"])) == "f.yaml: 2 problems\n  a: b\n  c: d"
+
+
+def test_sections_around_the_users_file_are_left_out() -> None:
+    with pytest.raises(ValidationError) as caught:
+        GRPOConfig.model_validate({"experiment_name": "e", "seed": -1})
+    assert problems_of(caught.value, GRPOConfig)[0] == "seed: -1 is below 0; give at least 0"
