@@ -66,6 +66,8 @@ def _text(details: ErrorDetails, context: Mapping[str, Any]) -> str:
         return f"{value} is not one of {context['expected']}; give one of them"
     if kind == "value_error":
         return str(context["error"])
+    if kind == "finite_number":
+        return f"{value} is not a finite number; give a finite number"
     if kind in _BOUNDS:
         return _BOUNDS[kind](value, context)
     for ending in ("_type", "_parsing", "_from_float", "_parsing_size"):
@@ -110,7 +112,6 @@ _BOUNDS: dict[str, _Text] = {
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
-    "finite_number": "a finite number",
     "bool": "true or false",
     "string": "text",
     "list": "a list",

@@ -1,15 +1,17 @@
-"""Dotted keys of the configuration models: which exist, and which is nearest to one that does not."""
+"""Dotted keys of the configuration models: which exist, their types, and the nearest to an unknown one."""
 
 from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator
-from typing import Any, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from areal_api.section import Section
+
+_MAX_KEY = 200  # characters; longer keys are compared with none
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -18,6 +20,11 @@ def section_of(annotation: Any) -> type[Section] | None:
         if isinstance(option, type) and issubclass(option, Section):
             return option
     return None
+
+
+def unannotated(annotation: Any) -> Any:
+    """The type in ``Annotated[type, …]``; every other type as it is."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo, type[Section]]]:
@@ -31,24 +38,54 @@ def fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def known(model: type[Section], key: str) -> bool:
-    """Whether ``model`` has the dotted ``key``; everything below a free-form mapping is known."""
-    section, parts = model, key.split(".")
-    for position, part in enumerate(parts, start=1):
-        name = section.keys().get(part)
-        if name is None:
-            return False
-        if position == len(parts):
-            return True
-        annotation = section.model_fields[name].annotation
-        below = section_of(annotation)
-        if below is None:
-            return get_origin(annotation) is dict
-        section = below
-    return False
+    """Whether ``model`` has the dotted ``key``. Every key below a free-form mapping counts as known."""
+    return type_of(model, key) is not None
+
+
+def type_of(model: type[Section], key: str) -> Any:
+    """The type of the dotted ``key``, ``Any`` inside a free-form mapping; None for an unknown key."""
+    annotation: Any = model
+    for part in key.split("."):
+        section = section_of(annotation)
+        if section is not None:
+            name = section.keys().get(part)
+            if name is None:
+                return None
+            annotation = section.model_fields[name].annotation
+        elif get_origin(annotation) is dict:
+            annotation = unannotated(get_args(annotation)[1])
+        elif annotation is not Any:
+            return None
+    return annotation
+
+
+def without_unknown(
+    model: type[Section], data: Mapping[str, Any], prefix: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """``data`` without the keys that ``model`` lacks, and their dotted names. Free-form mappings are kept whole."""
+    keys = model.keys()
+    kept: dict[str, Any] = {}
+    unknown: list[str] = []
+    for key, value in data.items():
+        if key not in keys:
+            unknown.append(f"{prefix}{key}")
+            continue
+        section = section_of(model.model_fields[keys[key]].annotation)
+        if section is not None and isinstance(value, Mapping):
+            value, below = without_unknown(section, value, f"{prefix}{key}.")
+            unknown += below
+        kept[key] = value
+    return kept, unknown
 
 
 def nearest_key(model: type[Section], key: str) -> str | None:
-    """The dotted key that was probably meant: a similar spelling in its section, the same last part elsewhere, …"""
+    """The dotted key that was probably meant, or None.
+
+    Tried in order: a very similar name in the same section, the same last part in another section, a similar name in
+    the same section, a similar dotted key.
+    """
+    if len(key) > _MAX_KEY:
+        return None
     names = [name for name, _, _ in fields(model)]
     above, _, last = key.rpartition(".")
     siblings = [name for name in names if name.rpartition(".")[0] == above]

@@ -27,7 +27,9 @@ def nearest(key: str, known: Iterable[str]) -> str:
 class Section(BaseModel):
     """One section of the configuration. Immutable; an unknown key is an error that suggests the nearest known one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
     @classmethod
     def keys(cls) -> dict[str, str]:

@@ -9,13 +9,15 @@ from pydantic import ValidationError
 
 from areal_api.errors import ConfigError, describe
 from areal_api.experiment import GRPOExperiment
+from areal_api.keys import without_unknown
 from areal_api.load import parse_experiment
 from areal_api.status import ExperimentStatus
 from areal_operator.depth import MAX_DEPTH, is_deeper_than
 from areal_operator.observed import ExperimentState, Object
-from areal_operator.unknown_fields import without_unknown_fields
 
 logger = logging.getLogger(__name__)
+
+MAX_NAMED = 10  # unknown fields
 
 
 class UnknownPhaseError(Exception):
@@ -37,9 +39,9 @@ def parsed_spec(body: Object) -> tuple[GRPOExperiment, tuple[str, ...]]:
     if is_deeper_than(plain.get("spec"), MAX_DEPTH):
         raise ConfigError(f"{name}: spec is nested more than {MAX_DEPTH} levels deep; no field needs that, flatten it")
     plain["metadata"] = {key: value for key, value in plain["metadata"].items() if key != "managedFields"}
-    known, unknown = without_unknown_fields(plain, GRPOExperiment)
+    known, unknown = without_unknown(GRPOExperiment, plain)
     try:
-        return parse_experiment(known, source=name), unknown
+        return parse_experiment(known, source=name), tuple(unknown[:MAX_NAMED])
     except ConfigError:
         raise
     except Exception as error:

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from areal_api import conditions, stat_names
 from areal_api.experiment import KIND, GRPOExperiment
 from areal_api.status import TERMINAL_PHASES, Condition, ExperimentStatus
+from areal_api.stored import read_status
 from areal_launcher import run_files
 from areal_launcher.cluster.client import ApiError, Cluster, Object, Unreachable
 from areal_launcher.display import Display
@@ -25,21 +24,8 @@ STARTING = (401, 403)  # returned for seconds by a starting API server; our cred
 
 
 def status_of(body: Object) -> ExperimentStatus:
-    """Parse the status of an experiment returned by the API server.
-
-    An operator of another version may write values that this one does not know; such keys are left out.
-    """
-    status = body.get("status")
-    fields: Object = dict(status) if isinstance(status, dict) else {}
-    while True:
-        try:
-            return ExperimentStatus.model_validate(fields)
-        except ValidationError as error:
-            unknown = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]} & set(fields)
-            if not unknown:
-                return ExperimentStatus()
-            for key in unknown:
-                del fields[key]
+    """Parse the status of an experiment returned by the API server."""
+    return read_status(body)
 
 
 def open_condition(status: ExperimentStatus) -> Condition | None:

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from areal_api import names
 from areal_api.experiment import GRPOExperiment
-from areal_api.load import parse_experiment, with_home_expanded
+from areal_api.load import with_home_expanded
 from areal_api.status import TERMINAL_PHASES, ExperimentStatus
+from areal_api.stored import read_experiment
 from areal_launcher import run_files
 from areal_launcher.cluster.checks import add_hint, check_api, check_files, check_operator, check_target
 from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
@@ -133,7 +134,7 @@ def manifest(experiment: GRPOExperiment, existing: Object | None) -> Object:
 
 def parsed(body: Object) -> GRPOExperiment:
     """Parse an experiment returned by the API server."""
-    return parse_experiment(body, source=f"experiment {body['metadata']['name']} of the cluster")
+    return read_experiment(body, source=f"experiment {body['metadata']['name']} of the cluster")[0]
 
 
 def submit(cluster: Cluster, experiment: GRPOExperiment, namespace: str, console: Console) -> Object:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, get_args
+
 import pytest
 from pydantic import ValidationError
 
 from areal_api.actor import NormConfig, PPOActorConfig
+from areal_api.areal_config.tree import set_in
 from areal_api.config import GRPOConfig, SGLangConfig, ValidDatasetConfig
+from areal_api.experiment import ExperimentSpec
 from areal_api.generation import GenerationHyperparameters
 from areal_api.keys import fields
 
@@ -97,6 +102,26 @@ def test_every_sampling_setting_is_known_to_keep_the_distribution_or_is_refused_
 def test_new_parameters_are_validated() -> None:
     with pytest.raises(ValidationError, match="above max_new_tokens 4"):
         GenerationHyperparameters(max_new_tokens=8).new(min_new_tokens=5, max_new_tokens=4)
+
+
+FLOATS = [
+    (model, key, field)
+    for model in (GRPOConfig, ExperimentSpec)
+    for key, field, _ in fields(model)
+    if float in (field.annotation, *get_args(field.annotation))
+]
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, "inf", "nan"])
+def test_no_number_of_the_configuration_may_be_infinite_or_nan(number: float | str) -> None:
+    assert len(FLOATS) > 30
+    for model, key, _ in FLOATS:
+        data: dict[str, Any] = {}
+        set_in(data, key, number)
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate(data)
+        [found] = [e for e in caught.value.errors() if ".".join(map(str, e["loc"])) == key]
+        assert found["type"] in ("finite_number", "greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def test_a_number_is_accepted_where_a_text_is_wanted() -> None:
