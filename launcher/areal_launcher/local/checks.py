@@ -14,6 +14,7 @@ from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
 from areal_launcher.bounded_files import read_object
+from areal_launcher.local.server_checks import check_servers
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FUNCTION = re.compile(r"^[\w.]+:[\w.]+$")
@@ -173,6 +174,7 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> Non
     if config.sglang.model_path:
         check_model("sglang.model_path", config.sglang.model_path)
         check_servers_model(config.sglang.model_path, config.actor.path)
+    check_servers(spec, cores=len(os.sched_getaffinity(0)))
     if config.ref is not None and config.ref.path:
         check_model("ref.path", config.ref.path)
     check_dataset("train_dataset.path", config.train_dataset.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,7 @@ def test_a_user_error_is_one_message_and_status_2(
 
 
 def test_a_port_in_use_is_reported(experiment_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    held = prepare.ReservedPort("127.0.0.1")
-    held._socket.listen()
-    assert cli.main(["run", str(experiment_path), "--port", str(held.number)]) == 2
-    assert f"cannot use port {held.number}" in capfd.readouterr().err
-    held.release()
+    held = socket.create_server(("127.0.0.1", 0))
+    assert cli.main(["run", str(experiment_path), "--port", str(held.getsockname()[1])]) == 2
+    assert f"cannot use port {held.getsockname()[1]}" in capfd.readouterr().err
+    held.close()
