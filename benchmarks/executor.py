@@ -1,4 +1,4 @@
-"""Executor: asynchronous against synchronous training, with servers whose answers take long-tailed times."""
+"""Executor: asynchronous against synchronous training, with servers whose response times have a long tail."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from benchmarks.scripted import scripted_server
 BATCH = 32
 SAMPLES = 4
 NEW_TOKENS = 20
-TAIL_SIGMA = 1.0  # of the logarithm of an answer's duration
+TAIL_SIGMA = 1.0  # standard deviation of the logarithm of a response time
 SERVERS = 2
 VOCABULARY = 512
 STALENESS = 4
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Seconds a step, trainer asleep for a stated time in each; beside it the bound of perfect overlap."""
+    """Steps per second with a trainer that sleeps for a fixed time per step, and the bound of perfect overlap."""
     steps, median_s, trainer_s, load_s = (3, 0.005, 0.01, 0.0) if small else (20, 0.08, 0.3, 0.01)
     script = {
         "answer": "benchmarks.scripted:fixed_answer",
@@ -48,7 +48,7 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
         f"{steps} steps of {BATCH} episodes × {SAMPLES} samples, log-normal durations (median {median_s} s, σ "
         f"{TAIL_SIGMA}), {SERVERS} servers, update {trainer_s} s, η = {STALENESS}"
     )
-    # No step is shorter than the trainer's part of it, whatever the servers do.
+    # No step is shorter than the trainer's part of it.
     bound = [1 / (trainer_s * rate) for rate in synchronous]
     reached = [rate * trainer_s for rate in asynchronous]
     return [
@@ -88,6 +88,6 @@ def _steps_per_second(addresses: list[str], weights: Path, *, steps: int, traine
 
 
 def _row(number: int) -> dict[str, Any]:
-    """A prompt whose token ids have a sum that no other row's have: it decides how long the answers take."""
+    """A prompt whose token IDs have a unique sum, which determines the response times."""
     words = [VOCABULARY - 1] * (number // 500) + [2 + number % 500]
     return {"prompt": " ".join(f"w{word}" for word in words)}

@@ -1,4 +1,4 @@
-"""Asynchronous beside synchronous training of the tiny example, to its end: held-out reward and time of both."""
+"""Asynchronous against synchronous training of the tiny example to its end: held-out reward and time of both."""
 
 from __future__ import annotations
 

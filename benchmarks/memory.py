@@ -57,7 +57,7 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
 
 
 def qwen25(name: str, *, layers: int | None = None) -> dict[str, Any]:
-    """The config.json of a Qwen2.5 model, with ``layers`` instead of its own number of layers."""
+    """The config.json of a Qwen2.5 model with ``layers`` layers."""
     hidden, intermediate, own_layers, heads, kv_heads, vocabulary, tied = QWEN25[name]
     return {
         "architectures": ["Qwen2ForCausalLM"],
@@ -83,7 +83,7 @@ def computed_bytes(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
 
 
 def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool) -> int:
-    """Peak bytes of a simulated step, in a process of its own because a process group is global."""
+    """Peak bytes of a simulated step, in a separate process because a process group is global."""
     arguments = json.dumps({"config": config, "ranks": ranks, "tokens": tokens, "checkpointing": checkpointing})
     command = [sys.executable, "-m", "benchmarks.memory", arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -106,7 +106,7 @@ def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
 
     dist.init_process_group("fake", store=FakeStore(), rank=ranks - 1, world_size=ranks)
     cpu = torch.device("cpu")
-    mesh = init_device_mesh("cpu", (ranks,))  # reads its ranks, so it is made of real tensors
+    mesh = init_device_mesh("cpu", (ranks,))  # reads its ranks, so it needs real tensors
     with (
         tempfile.TemporaryDirectory() as folder,
         FakeTensorMode(allow_non_fake_inputs=True) as fake,

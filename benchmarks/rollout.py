@@ -1,4 +1,4 @@
-"""Rollout client: episodes a second of engine, executor and workflow, beside bare loops over the same HTTP client."""
+"""Rollout client: episodes/s of engine, executor and workflow against bare loops over the same HTTP client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Episode = Callable[[Row, Post], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Size:
-    """What an episode is."""
+    """Sizes of an episode."""
 
     episodes: int
     samples: int
@@ -41,14 +41,14 @@ class Size:
     new_tokens: int
 
 
-# The tiny example's, and that of AReaL's GSM8K recipe.
+# The sizes of the tiny example and of AReaL's GSM8K recipe.
 SIZES = (Size(2048, samples=8, prompt_tokens=32, new_tokens=20), Size(512, samples=4, prompt_tokens=96, new_tokens=256))
 SMALL = (Size(64, samples=2, prompt_tokens=4, new_tokens=4),)
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Episodes of one request each: a prompt is tokenised, its samples are fetched, decoded, judged, recorded."""
-    # Else a collection of all modules that are loaded falls on whichever side happens to be running.
+    """Episodes of one request each: tokenise a prompt; fetch, decode, judge and record its samples."""
+    # Otherwise a collection of all loaded modules is charged to the side that happens to be running.
     gc.freeze()
     return [comparison for size in (SMALL if small else SIZES) for comparison in _compare(size, rounds)]
 
@@ -90,7 +90,7 @@ def _beside(
     baseline: Callable[[], float],
     goal: float | None = None,
 ) -> Comparison:
-    """Rates by the clock; the processor time of this process alone, which other load disturbs less, in a note."""
+    """Rates by wall clock; a note gives this process's CPU time, which other load disturbs less."""
     seconds: tuple[list[float], list[float]] = ([], [])
 
     def measured(side: Callable[[], float], spent: list[float]) -> float:
@@ -100,8 +100,8 @@ def _beside(
         return rate
 
     rates = by_turns(lambda: measured(ours, seconds[0]), lambda: measured(baseline, seconds[1]), rounds=rounds)
-    share = statistics.median(b / a for a, b in list(zip(*seconds, strict=True))[1:])  # less the first, which warms up
-    note = f"processor time of the client, {name} ÷ ours: {share:.2f}"
+    share = statistics.median(b / a for a, b in list(zip(*seconds, strict=True))[1:])  # the first warms up
+    note = f"CPU time of the client, {name} ÷ ours: {share:.2f}"
     return Comparison("rollout", work, "episodes/s", rates[0], name, rates[1], goal=goal, notes=[note])
 
 
@@ -125,7 +125,7 @@ def _engine_rate(address: str, rows: list[Row], workflow: RLVRWorkflow) -> float
 
 
 def _loop_rate(address: str, rows: list[Row], episode: Episode) -> float:
-    """Rows a second through ``episode``, over aiohttp's session on uvloop."""
+    """Rows per second through ``episode``, over an aiohttp session on uvloop."""
 
     async def run() -> float:
         connector = aiohttp.TCPConnector(limit=0)
@@ -150,7 +150,7 @@ def _loop_rate(address: str, rows: list[Row], episode: Episode) -> float:
 
 
 def _by_hand(workflow: RLVRWorkflow) -> Episode:
-    """What an episode is without engine, executor and gate: nothing is checked, continued, bounded or counted."""
+    """An episode without engine, executor and gate: nothing is checked, continued, bounded or counted."""
     backend = workflow.tokenizer.backend_tokenizer
 
     async def episode(row: Row, post: Post) -> None:
@@ -175,7 +175,7 @@ def _by_hand(workflow: RLVRWorkflow) -> Episode:
 
 
 def _dropped() -> Episode:
-    """Bodies that were made beforehand; each answer is decoded from JSON and dropped."""
+    """Prebuilt bodies; each answer is decoded from JSON and dropped."""
 
     async def episode(row: Row, post: Post) -> None:
         answers = await post(row["body"])

@@ -1,4 +1,4 @@
-"""The scripted server of the tests as a process of its own, for a benchmark's time."""
+"""The tests' scripted server as a separate process for the duration of a benchmark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def scripted_server(**script: Any) -> Iterator[str]:
-    """Its host:port. ``script``: fields of ``support.scripted_answers.Script``."""
+    """Yields its host:port. ``script``: fields of ``support.scripted_answers.Script``."""
     paths = [str(REPOSITORY / "tests"), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
         [sys.executable, "-m", "support.scripted_server", "--script", json.dumps(script)],
@@ -28,7 +28,7 @@ def scripted_server(**script: Any) -> Iterator[str]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith("listening on "):
-            raise RuntimeError(f"the scripted server said {line!r} instead of where it listens")
+            raise RuntimeError(f"the scripted server printed {line!r} instead of its address")
         yield line.split()[-1]
     finally:
         process.kill()
@@ -36,5 +36,5 @@ def scripted_server(**script: Any) -> Iterator[str]:
 
 
 def fixed_answer(input_ids: list[int], params: dict[str, Any], index: int) -> list[int]:
-    """``max_new_tokens`` tokens that cost the server nothing."""
+    """``max_new_tokens`` tokens that the server need not compute."""
     return list(range(2, 2 + int(params["max_new_tokens"])))

@@ -1,4 +1,4 @@
-"""A real SGLang server on the CPU, as a run starts it, for a benchmark's time."""
+"""A real SGLang server on the CPU, started as in a run, for the duration of a benchmark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READY_WAIT_S = 240.0
 
 @contextmanager
 def sglang_server(config_file: Path, model: Path, log: Path) -> Iterator[str]:
-    """Its host:port; one thread. Raises ``RuntimeError`` where it ends or does not answer in time."""
+    """Yields its host:port; it uses one thread. Raises ``RuntimeError`` if it exits or is not ready in time."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -32,7 +32,7 @@ def sglang_server(config_file: Path, model: Path, log: Path) -> Iterator[str]:
             _wait(process, f"http://127.0.0.1:{port}/ready", log)
             yield f"127.0.0.1:{port}"
         finally:
-            process.terminate()  # it ends its own children
+            process.terminate()  # it terminates its children
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -44,7 +44,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline = time.monotonic() + READY_WAIT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"the SGLang server ended with status {process.returncode}: {_last_lines(log)}")
+            raise RuntimeError(f"the SGLang server exited with status {process.returncode}: {_last_lines(log)}")
         try:
             with urllib.request.urlopen(url, timeout=1.0) as response:
                 if response.status == 200:

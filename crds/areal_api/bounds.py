@@ -1,6 +1,6 @@
 """Limits on everything that an experiment may contain. The operator reads experiments of users it does not trust.
 
-A field without a limit of its own gets the ones here, in the models and in the CRD (``generate/crd.py``).
+A field without its own limit gets the ones here, in the models and in the CRD (``generate/crd.py``).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The operator: GRPOExperiment objects become servers, a trainer, and a status that says what goes on."""
+"""The operator: reconciles GRPOExperiment objects into servers, a trainer and a status."""

@@ -212,7 +212,7 @@ def _any_value(*, depth: int, texts: Schema | None = None) -> Schema:
 
 
 def _with_limits(schema: Schema) -> Schema:
-    """``schema`` with the general limits of ``bounds.py`` where it has none of its own."""
+    """``schema`` with the general limits of ``bounds.py`` where it has none."""
     kind = schema.get("type")
     result = dict(schema)
     if kind == "string" and "enum" not in schema:

@@ -48,7 +48,7 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether nothing stands in the way."""
+        """Whether there is no obstacle."""
         return not self.problems
 
     def as_json(self) -> dict[str, Any]:
@@ -168,23 +168,23 @@ def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, tokens: int) 
         return trainer_memory(shape, config, ranks=ranks, tokens=tokens).total <= USABLE * gpu.bytes
 
     checkpointed = actor.model_copy(update={"gradient_checkpointing": True})
-    said = "" if actor.gradient_checkpointing else "config.actor.gradient_checkpointing=true "
-    if said and fits(checkpointed):
-        return f"set {said.strip()}"
+    prefix = "" if actor.gradient_checkpointing else "config.actor.gradient_checkpointing=true "
+    if prefix and fits(checkpointed):
+        return f"set {prefix.strip()}"
     if longest < tokens and fits(checkpointed, tokens=longest):
-        return f"set {said}config.actor.mb_spec.max_tokens_per_mb={longest}"
+        return f"set {prefix}config.actor.mb_spec.max_tokens_per_mb={longest}"
     ranks = trainer.ranks * 2
     while ranks <= MAX_RANKS_TRIED:
         if fits(checkpointed, ranks=ranks, tokens=longest):
             return (
-                f"set {said}config.actor.mb_spec.max_tokens_per_mb={longest} and use {ranks} ranks "
+                f"set {prefix}config.actor.mb_spec.max_tokens_per_mb={longest} and use {ranks} ranks "
                 "(trainer.nodes × trainer.processesPerNode)"
             )
         ranks *= 2
     offloaded = checkpointed.model_copy(update={"fsdp": actor.fsdp.model_copy(update={"offload_params": True})})
     if fits(offloaded, tokens=longest):
         return (
-            f"set {said}config.actor.mb_spec.max_tokens_per_mb={longest} and config.actor.fsdp.offload_params=true, "
+            f"set {prefix}config.actor.mb_spec.max_tokens_per_mb={longest} and config.actor.fsdp.offload_params=true, "
             "which keeps the optimizer in host memory"
         )
     return "shorten the sequences (gconfig.max_new_tokens) or take a smaller model or a larger GPU"

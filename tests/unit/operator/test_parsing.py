@@ -1,4 +1,4 @@
-"""Experiments of the API server: whatever they contain, the error is one that the status can show."""
+"""Experiments from the API server: for any contents, the error can be shown in the status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated files are true, and the resource definition is one that Kubernetes takes."""
+"""Generated files are up to date, and Kubernetes accepts the resource definition."""
 
 from __future__ import annotations
 

@@ -69,14 +69,16 @@ async def test_turns_of_a_conversation_are_one_sequence_whose_answers_are_traine
 
 
 async def test_an_answer_stays_as_it_was_made_whatever_the_agent_makes_of_it() -> None:
-    said = 'Let me see. <tool_call>{"name":  "add"}</tool_call> '
-    talk = conversation(Speaker(said, "2"))
+    answer = 'Let me see. <tool_call>{"name":  "add"}</tool_call> '
+    talk = conversation(Speaker(answer, "2"))
     await talk.reply([ASKED])
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
-    told = {"role": "assistant", "content": [{"type": "text", "text": "Let me see. "}], "tool_calls": [call]}
-    await talk.reply([ASKED, told, {"role": "tool", "content": [{"type": "text", "text": "2"}], "tool_call_id": "1"}])
+    shortened = {"role": "assistant", "content": [{"type": "text", "text": "Let me see. "}], "tool_calls": [call]}
+    await talk.reply(
+        [ASKED, shortened, {"role": "tool", "content": [{"type": "text", "text": "2"}], "tool_call_id": "1"}]
+    )
     [made] = talk.trajectories(reward=1.0)
-    assert trained_text(made) == said + "<|im_end|>2<|im_end|>"
+    assert trained_text(made) == answer + "<|im_end|>2<|im_end|>"
     assert "<|im_start|>tool\n2<|im_end|>" in text_of(made)
 
 

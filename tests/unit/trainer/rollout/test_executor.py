@@ -11,7 +11,7 @@ from support.rollout_fakes import ControlledWorkflow, sample, settle
 
 
 class Set:
-    """An executor with episodes that end when told; rows are numbered from 0."""
+    """An executor with episodes that the test finishes; rows are numbered from 0."""
 
     def __init__(self, *, batch=2, eta=0, concurrent=100, max_failed=2, accept=None, **bounds):
         gate = StalenessGate(batch_size=batch, max_staleness=eta, max_concurrent=concurrent)

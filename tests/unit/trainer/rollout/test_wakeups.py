@@ -25,7 +25,7 @@ class Wait:
 
 
 class Run:
-    """An executor whose episodes end when told, and whoever waits for its next batch."""
+    """An executor whose episodes the test finishes, and a caller waiting for its next batch."""
 
     def __init__(self, *, batch: int, eta: int, concurrent: int, queue_size: int | None) -> None:
         gate = StalenessGate(batch_size=batch, max_staleness=eta, max_concurrent=concurrent)
@@ -74,7 +74,7 @@ class Run:
         self.executor.notify()  # as the engine does at the end of an update
 
     async def check(self) -> None:
-        """Nobody waits for what is there, or for what cannot come."""
+        """No caller waits for a batch that is ready or that can never be."""
         await settle()
         if self.wait is None:
             return

@@ -80,7 +80,7 @@ def test_generation_stops_at_the_tokenizers_ids_unless_told_to_ignore_them():
 
 
 class GuessAgain(RolloutWorkflow):
-    """Two turns: whoever is wrong is told so and asked again."""
+    """Two turns: a wrong answer gets feedback and a second attempt."""
 
     def __init__(self, reward_fn, gconfig, tokenizer, *, hint="no"):
         self.reward_fn, self.gconfig, self.tokenizer, self.hint = reward_fn, gconfig, tokenizer, hint

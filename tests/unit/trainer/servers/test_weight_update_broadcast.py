@@ -110,7 +110,7 @@ class WaitingBroadcast(FailingBroadcast):
         yield Bucket(["a.weight"], ["float32"], [[1]], torch.zeros(4, dtype=torch.uint8))
 
     def send(self, bucket):
-        assert self.aborted.wait(20.0), "nobody noticed that a server does not receive"
+        assert self.aborted.wait(20.0), "the stalled server was not detected"
         raise RuntimeError("given up")
 
     def abort(self):
