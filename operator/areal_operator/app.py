@@ -89,7 +89,7 @@ class Operator:
             task.cancel()
         for task in done - {stopping}:
             error = task.exception()
-            if error is not None or task is not tasks[0]:  # kopf ends without an error after a signal of its own
+            if error is not None or task is not tasks[0]:  # kopf exits without an error after a signal
                 raise RuntimeError(f"the operator's {task.get_name()} ended") from error
 
     async def resync(self) -> None:

@@ -40,7 +40,7 @@ def normalize(
 ) -> Tensor:
     """Apply `norm` to N values. `sample_N` is the sample of each value, `group_B` the group of each sample.
 
-    σ is always taken about the plain mean of its own level. Only samples that are present count, so a lost sample
+    σ is always computed about the plain mean of the same level. Only samples that are present count, so a lost sample
     changes its own group alone. Values without anything to compare with become 0: those of a group (or batch) with one
     sample and, if σ is used, those that are all equal.
     """

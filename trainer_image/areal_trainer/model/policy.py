@@ -393,7 +393,7 @@ class Policy(LogprobModel):
     def _fill_optimizer_state(self) -> None:
         """Initialise the optimizer state before the first step.
 
-        torch does this with a step of its own, which then counts in Adam's bias correction.
+        torch does this in a separate step, which then counts in Adam's bias correction.
         """
         if self._optimizer.state or self.config.optimizer.type == "sgd":
             return
