@@ -202,6 +202,11 @@ class PPOActorConfig(TrainEngineConfig):
     dynamic_sampling: bool = Field(
         False, description="Reject groups whose rewards are all equal and sample others (DAPO)."
     )
+    on_collapse: Literal["warn", "stop"] = Field(
+        "warn",
+        description="When the mean reward of 3 steps falls below a quarter of its best: warn, or stop the run. A run "
+        "that ends collapsed fails in either case.",
+    )
     weight_update_mode: Literal["disk", "distributed"] = Field("disk", description="How new weights reach the servers.")
     max_logprob_diff: float = Field(
         1.0,

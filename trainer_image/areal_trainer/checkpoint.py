@@ -59,6 +59,8 @@ class RunState:
     reward_last: float | None = None
     eval_first: float | None = None
     eval_last: float | None = None
+    reward_best: float | None = None  # best mean over ``health.WINDOW`` steps
+    collapsed: bool = False  # after the last step
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from areal_trainer.checkpoint import (
 from areal_trainer.components import Components, build_components
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
+from areal_trainer.health import Health, HealthMonitor
 from areal_trainer.ranks import Ranks, joined, lost_another
 from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
@@ -51,6 +52,7 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
         state = replace(state, eval_first=reward, eval_last=reward)
     schedules, timings = Schedules.of(parts), Timings()
     schedules.recovered_at = state.step or -1
+    monitor = HealthMonitor(reward_best=state.reward_best)
     while state.step < parts.total_steps:
         began = time.monotonic()
         try:
@@ -59,8 +61,11 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
         except Interrupted:
             break
         stats = train_step(parts, pack(trajectories), timings)
-        state = _after_step(parts, state, schedules, stats, timings, began)
+        health = monitor.observe(stats)
+        state = _after_step(parts, state, schedules, stats | health.statistics, timings, began)
+        state = replace(state, reward_best=health.reward_best, collapsed=health.collapsed)
         yield state
+        _report_health(parts, state, health)  # before a checkpoint of a collapsed policy is written
         timings = Timings()
         if parts.config.recover.mode == "auto" and schedules.recover.at(state.step):
             # After the statistics are on disk, so that every checkpoint has the lines of all its steps.
@@ -103,6 +108,27 @@ def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[
     with timings.stage("update_weights"):
         parts.publisher.publish(policy.version, wait=parts.config.max_staleness == 0)
     return stats
+
+
+class CollapseError(RuntimeError):
+    """The policy collapsed: its reward fell far below its best."""
+
+
+def _report_health(parts: Components, state: RunState, health: Health) -> None:
+    """Log warnings. Raises ``CollapseError`` on every rank after a collapse with ``actor.on_collapse`` stop."""
+    if parts.ranks.is_first:
+        for warning in health.warnings:
+            logger.warning("step %d: %s", state.step, warning)
+    if health.collapsed and parts.config.actor.on_collapse == "stop":
+        raise _collapse(state)
+
+
+def _collapse(state: RunState) -> CollapseError:
+    return CollapseError(
+        f"the policy collapsed: after step {state.step} the reward is {state.reward_last:.3g}, below a quarter of its "
+        f"best, {state.reward_best:.3g}. Resume from an earlier checkpoint with a lower actor.optimizer.lr, a smaller "
+        "rollout.max_head_offpolicyness or a smaller actor.correction.kl_budget, under a new trial_name"
+    )
 
 
 def _require_finite(parts: Components, stats: dict[str, float]) -> None:
@@ -243,7 +269,7 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
     """Train and write ``summary.json``; returns the outcome: succeeded, or stopped by a signal.
 
     Raises ``ValueError`` for configuration errors, before the first step only. Later errors are summarised as failed
-    and raised.
+    and raised; ``CollapseError``, also at the end of a run whose policy collapsed, as collapsed.
     """
     with build_components(config, run=run, ranks=ranks) as parts:
         gc.collect()  # while the servers start
@@ -253,10 +279,15 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
             for state in train(parts, state, stop):  # noqa: B007, B020  the summary uses the last one
                 pass
         except Exception as error:
-            _summarise(run, ranks, state, outcome="failed", error=f"{type(error).__name__}: {error}")
+            outcome = "collapsed" if isinstance(error, CollapseError) else "failed"
+            _summarise(run, ranks, state, outcome=outcome, error=f"{type(error).__name__}: {error}")
             if isinstance(error, ValueError):
                 raise RuntimeError(f"after step {state.step}: {error}") from error
             raise
+        if state.step >= parts.total_steps and state.collapsed:
+            collapse = _collapse(state)
+            _summarise(run, ranks, state, outcome="collapsed", error=str(collapse))
+            raise collapse
         outcome = "succeeded" if state.step >= parts.total_steps else "stopped"
         _summarise(run, ranks, state, outcome=outcome)
     return outcome
@@ -271,8 +302,8 @@ def _summarise(run: Path, ranks: Ranks, state: RunState, **rest: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run under torchrun. Exit status: 0, 2 for a configuration error, or ``names.EXIT_LOST_RANK`` or
-    ``names.EXIT_STOPPED`` (by a signal)."""
+    """Run under torchrun. Exit status: 0, 2 for what a retry cannot change (a configuration error, a collapse),
+    ``names.EXIT_LOST_RANK`` or ``names.EXIT_STOPPED`` (by a signal)."""
     stop = StopSignal()
     stop.install()
     try:
@@ -283,6 +314,10 @@ def main(arguments: Sequence[str]) -> int:
             outcome = run_training(config, run=run, ranks=ranks, stop=stop)
     except ValueError as error:
         logger.debug("the configuration cannot be run", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        write_termination_message(os.environ, error)
+        return 2
+    except CollapseError as error:
         print(f"error: {error}", file=sys.stderr)
         write_termination_message(os.environ, error)
         return 2

@@ -1,0 +1,101 @@
+"""Detection of a collapse and its precursors from the statistics of each step.
+
+Precursors are warnings. A collapse is a mean reward over the last ``WINDOW`` steps far below the best mean over any
+``WINDOW`` steps; it is what remains when the policy has drifted too far from its samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from areal_api.stat_names import ACTOR_PREFIX, TASK_REWARD, mean
+
+WINDOW = 3  # steps
+COLLAPSED = 0.25  # reward ÷ best reward below which the policy has collapsed
+SIGNIFICANT = 4.0  # standard errors by which a reward must fall, so that small batches raise no false alarms
+DECLINED = 0.6  # reward ÷ best reward below which a decline is reported
+MAX_BEHAVIOUR_KL = 0.1  # nats per token
+MIN_TOKENS_KEPT = 0.5  # share of tokens that masks of stale samples leave in the loss
+MAX_LOGPROB_DIFF = 0.1  # nats per token between server and trainer under the same version
+MIN_ENTROPY = 0.05  # entropy ÷ entropy of the first step
+MIN_GRADIENT = 1e-6
+
+
+@dataclass(frozen=True)
+class Health:
+    """State of the policy after a step."""
+
+    warnings: tuple[str, ...]
+    collapsed: bool
+    reward_best: float | None  # best mean reward over ``WINDOW`` steps
+    statistics: dict[str, float]
+
+
+class HealthMonitor:
+    """Observes the statistics of every step. ``reward_best``: from before a resume."""
+
+    def __init__(self, *, reward_best: float | None = None) -> None:
+        self._best = reward_best
+        self._rewards: deque[float] = deque(maxlen=WINDOW)
+        self._samples: deque[float] = deque(maxlen=WINDOW)
+        self._low, self._high = math.inf, -math.inf  # of the rewards of all samples
+        self._entropy_first: float | None = None
+
+    def observe(self, stats: Mapping[str, float]) -> Health:
+        """Assess the policy after a step with these statistics, which are the same on every rank."""
+        relative = self._relative_reward(stats)
+        collapsed = relative < COLLAPSED
+        warnings = [*self._drift(stats), *self._signal(stats, relative)]
+        if relative < DECLINED:
+            warnings.append(f"the reward is {relative:.0%} of its best mean over {WINDOW} steps ({self._best:.3g})")
+        numbers = {"health/warnings": float(len(warnings)), "health/collapsed": float(collapsed)}
+        return Health(tuple(warnings), collapsed, self._best, numbers | {"health/relative_reward": relative})
+
+    def _relative_reward(self, stats: Mapping[str, float]) -> float:
+        """Mean reward of the last steps ÷ the best such mean; 1 unless it is positive and the fall is significant."""
+        self._rewards.append(stats[mean(TASK_REWARD)])
+        self._samples.append(stats["n_seqs"])
+        self._low = min(self._low, stats[f"{TASK_REWARD}/min"])
+        self._high = max(self._high, stats[f"{TASK_REWARD}/max"])
+        if len(self._rewards) < WINDOW:
+            return 1.0
+        recent = math.fsum(self._rewards) / WINDOW
+        self._best = recent if self._best is None else max(self._best, recent)
+        # The standard deviation of rewards in an interval is at most half its length; both means have this error.
+        deviation = (max(self._high, self._best) - self._low) / 2
+        error = deviation * math.sqrt(2 / max(1.0, math.fsum(self._samples)))
+        if self._best <= 0 or self._best - recent <= SIGNIFICANT * error:
+            return 1.0
+        return recent / self._best
+
+    def _drift(self, stats: Mapping[str, float]) -> list[str]:
+        """Signs that samples and policy differ."""
+        warnings = []
+        kl = stats.get(f"{ACTOR_PREFIX}behave_kl/avg", 0.0)
+        if kl > MAX_BEHAVIOUR_KL:
+            warnings.append(f"the KL from the behaviour policy is {kl:.2g} nats per token (above {MAX_BEHAVIOUR_KL})")
+        kept = stats.get(f"{ACTOR_PREFIX}unclipped_behave_tokens/avg", 1.0)
+        if kept < MIN_TOKENS_KEPT:
+            warnings.append(f"masks of stale samples leave only {kept:.0%} of the tokens in the loss")
+        difference = stats.get(f"{ACTOR_PREFIX}rollout_logprob_diff_current/avg", 0.0)
+        if difference > MAX_LOGPROB_DIFF:
+            warnings.append(f"servers and trainer differ by {difference:.2g} nats per token under the same weights")
+        return warnings
+
+    def _signal(self, stats: Mapping[str, float], relative: float) -> list[str]:
+        """Signs that nothing is left to learn from, which is no fault of a policy at its best reward."""
+        entropy = stats.get(f"{ACTOR_PREFIX}entropy/avg")
+        if self._entropy_first is None:
+            self._entropy_first = entropy
+        if relative >= DECLINED:
+            return []
+        warnings = []
+        if entropy is not None and self._entropy_first and entropy < MIN_ENTROPY * self._entropy_first:
+            warnings.append(f"the entropy fell from {self._entropy_first:.3g} to {entropy:.3g} nats per token")
+        norm = stats.get(f"{ACTOR_PREFIX}grad_norm", 1.0)
+        if norm < MIN_GRADIENT:
+            warnings.append(f"the gradient norm is {norm:.2g}: the groups have equal rewards")
+        return warnings
