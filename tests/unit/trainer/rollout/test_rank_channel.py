@@ -69,7 +69,7 @@ def _rank(rank, port, address, tmp_path, results):
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     """What each rank reports."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # a spawned process would import torch again
     results = context.Queue()
     with socket.socket() as probe, ScriptedServer(Script(token_s=0.0005, tail_sigma=1.0)) as server:
         probe.bind(("127.0.0.1", 0))
