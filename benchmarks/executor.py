@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from areal_api import stat_names
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import RemoteSGLangEngine
@@ -39,8 +40,10 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
         addresses = [stack.enter_context(scripted_server(**script)) for _ in range(SERVERS)]
         weights = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         asynchronous, synchronous = by_turns(
-            lambda: _steps_per_second(addresses, weights, steps=steps, trainer_s=trainer_s, staleness=STALENESS),
-            lambda: _steps_per_second(addresses, weights, steps=steps, trainer_s=trainer_s, staleness=0),
+            lambda: train_on_scripted_servers(
+                addresses, weights, steps=steps, trainer_s=trainer_s, staleness=STALENESS
+            )[0],
+            lambda: train_on_scripted_servers(addresses, weights, steps=steps, trainer_s=trainer_s, staleness=0)[0],
             rounds=min(rounds, 3),
             warm_up=False,
         )
@@ -64,25 +67,37 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
     ]
 
 
-def _steps_per_second(addresses: list[str], weights: Path, *, steps: int, trainer_s: float, staleness: int) -> float:
+def train_on_scripted_servers(
+    addresses: list[str],
+    weights: Path,
+    *,
+    steps: int,
+    trainer_s: float,
+    staleness: int,
+    samples: int = SAMPLES,
+    paced: bool = True,
+) -> tuple[float, float]:
+    """Steps per second and mean staleness of a run whose trainer sleeps for ``trainer_s`` in each step."""
     config = RolloutConfig(max_concurrent_rollouts=BATCH * (staleness + 1))
-    engine = RemoteSGLangEngine(config, batch_size=BATCH, max_staleness=staleness, total_batches=steps)
-    gconfig = GenerationHyperparameters(n_samples=SAMPLES, max_new_tokens=NEW_TOKENS)
+    engine = RemoteSGLangEngine(config, batch_size=BATCH, max_staleness=staleness, total_batches=steps, paced=paced)
+    gconfig = GenerationHyperparameters(n_samples=samples, max_new_tokens=NEW_TOKENS)
     workflow = RLVRWorkflow(lambda *_, **__: 1.0, gconfig, word_tokenizer(VOCABULARY))
     loader = [[_row(step * BATCH + i) for i in range(BATCH)] for step in range(steps + staleness + 1)]
     engine.initialize(addresses, weights=WeightUpdate(0, path=weights))
-    under_way = None
+    pending = None
+    ages = []
     try:
         started = time.perf_counter()
         for version in range(1, steps + 1):
             engine.prepare_batch(loader, workflow)
+            ages.append(engine.statistics[stat_names.mean(stat_names.STALENESS)])
             time.sleep(trainer_s)
-            if under_way is not None:
-                under_way.result()
-            under_way = engine.update_weights_async(WeightUpdate(version, path=weights))
+            if pending is not None:
+                pending.result()
+            pending = engine.update_weights_async(WeightUpdate(version, path=weights))
             if staleness == 0 or version == steps:
-                under_way.result()
-        return steps / (time.perf_counter() - started)
+                pending.result()
+        return steps / (time.perf_counter() - started), sum(ages) / steps
     finally:
         engine.destroy()
 

@@ -79,6 +79,15 @@ class RolloutConfig(Section):
         description="Episodes in a row whose workflow failed before the run stops with the last error.",
         json_schema_extra={"unit": "episodes"},
     )
+    max_rejected_batches: int = Field(
+        20,
+        ge=1,
+        description=(
+            "Batches' worth of episodes that the workflow or actor.dynamic_sampling may reject while one batch is "
+            "collected, before the run stops."
+        ),
+        json_schema_extra={"unit": "batches"},
+    )
     dump_to_file: bool = Field(False, description="Write every trained sample to rollouts/ as a JSON line.")
 
 

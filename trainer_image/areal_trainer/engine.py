@@ -17,6 +17,7 @@ from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.rollout.episode import Accept, Episode, Interrupted, Prompt, RolloutError
 from areal_trainer.rollout.executor import Executor
+from areal_trainer.rollout.pacing import Pacer
 from areal_trainer.rollout.rank_channel import RankChannel, split_by_tokens
 from areal_trainer.rollout.session import RolloutSession
 from areal_trainer.rollout.staleness import StalenessGate
@@ -49,11 +50,13 @@ class RemoteSGLangEngine:
         total_batches: int | None = None,
         dump_dir: Path | None = None,
         timings: ServerTimings | None = None,
+        paced: bool = True,
     ) -> None:
         """``batch_size`` (episodes per step) and ``max_staleness`` default to ``config``.
 
         ``total_batches``: nothing is generated for later steps. ``dump_dir``: where trained samples are written if
         ``config.dump_to_file``. ``timings``: intervals and timeouts in dealing with the servers.
+        ``paced``: keep samples as fresh as possible within ``max_staleness``, rather than as many as it allows ahead.
         """
         size = batch_size or config.consumer_batch_size
         if size is None:
@@ -71,8 +74,10 @@ class RemoteSGLangEngine:
             self,
             gate,
             max_failed=config.max_failed_episodes,
+            max_rejected_batches=config.max_rejected_batches,
             queue_size=config.queue_size,
             total_batches=total_batches,
+            pacer=Pacer(batch_size=size, max_staleness=gate.max_staleness) if paced else None,
         )
         self._dump_dir = dump_dir if config.dump_to_file else None
         self._timings = timings or ServerTimings()
@@ -187,7 +192,7 @@ class RemoteSGLangEngine:
         """One episode per row, outside the staleness gate (for evaluation), in the order of the rows.
 
         A rejected or failed episode is an empty list. Raises ``RolloutError`` after more than
-        ``rollout.max_failed_episodes`` failures.
+        ``rollout.max_failed_episodes`` failures in a row.
         """
         return self._first.run_episodes([Prompt(row, workflow, accept) for row in data])
 

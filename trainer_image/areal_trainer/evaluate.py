@@ -23,7 +23,9 @@ def evaluate(engine: RemoteSGLangEngine, rows: list[dict[str, Any]], workflow: R
     episodes = engine.run_episodes(rows, workflow)
     rewards = [trajectory.reward for episode in episodes for trajectory in episode]
     if not rewards:
-        raise ValueError("evaluation has no sample: the workflow rejected every row of valid_dataset")
+        raise ValueError(
+            "evaluation has no sample: every episode on valid_dataset was rejected or failed; the log names the errors"
+        )
     return sum(rewards) / len(rewards)
 
 

@@ -42,6 +42,7 @@ class Episode:
     number: int  # in the order of starting
     version: int  # that the servers held at the start: no token is older
     prompt: Prompt
+    started: float = 0.0  # time on the event loop's clock
     trajectories: list[Trajectory] = field(default_factory=list)
 
 
@@ -65,30 +66,38 @@ async def run_prompts(
 ) -> list[list[Trajectory]]:
     """One episode per prompt, without a gate, in the order of the prompts; empty if rejected or failed.
 
-    Raises ``RolloutError`` with the last error after more than ``max_failed`` failures.
+    Raises ``RolloutError`` with the last error after more than ``max_failed`` failures in a row, in the order in which
+    the episodes end.
     """
     slots = asyncio.Semaphore(max_concurrent or DEFAULT_CONCURRENCY)
-    failures: list[Exception] = []
+    failed = failed_in_a_row = 0
 
     async def run(number: int, prompt: Prompt) -> list[Trajectory]:
+        nonlocal failed, failed_in_a_row
         async with slots:
             try:
-                return await run_prompt(engine, prompt, number)
+                trajectories = await run_prompt(engine, prompt, number)
             except Exception as error:  # user code may raise anything
                 logger.warning("episode failed on %.300r", prompt.data, exc_info=error)
-                failures.append(error)
+                failed += 1
+                failed_in_a_row += 1
                 if isinstance(error, NoServerError):
                     raise
-                if len(failures) > max_failed:
+                if failed_in_a_row > max_failed:
                     raise RolloutError(
-                        f"{len(failures)} episodes failed (rollout.max_failed_episodes is {max_failed}), "
+                        f"{failed_in_a_row} episodes in a row failed (rollout.max_failed_episodes is {max_failed}), "
                         f"the last with {type(error).__name__}: {error}"
                     ) from error
                 return []
+            failed_in_a_row = 0
+            return trajectories
 
     tasks = [asyncio.create_task(run(number, prompt)) for number, prompt in enumerate(prompts)]
     try:
-        return await asyncio.gather(*tasks)
+        results = await asyncio.gather(*tasks)
+        if failed:
+            logger.warning("%d of %d episodes failed and are left out", failed, len(prompts))
+        return results
     finally:
         for task in tasks:
             task.cancel()

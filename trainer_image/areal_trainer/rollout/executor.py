@@ -10,10 +10,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from areal_trainer.rollout.episode import Episode, Interrupted, Prompt, RolloutError, run_prompt
+from areal_trainer.rollout.pacing import Pacer
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import GenerationEngine
 from areal_trainer.servers.fleet import NoServerError
@@ -30,6 +31,8 @@ class Counters:
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
+    reserve: int = 0  # episodes to be generated ahead, beyond one batch
+    seconds: list[float] = field(default_factory=list)  # duration of each accepted episode
 
 
 class Executor:
@@ -41,10 +44,16 @@ class Executor:
         gate: StalenessGate,
         *,
         max_failed: int,
+        max_rejected_batches: int | None = None,
         queue_size: int | None = None,
         total_batches: int | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
-        """``queue_size``: most episodes that run or wait. ``total_batches``: nothing is generated for later ones."""
+        """``queue_size``: most episodes that run or wait. ``total_batches``: nothing is generated for later ones.
+        ``max_rejected_batches``: batches' worth of rejected episodes for one batch before ``take`` raises.
+
+        ``pacer``: starts no more episodes than it chooses; without one, as many as the gate allows.
+        """
         if queue_size is not None and queue_size < gate.batch_size:
             raise ValueError(
                 f"rollout.queue_size is {queue_size}, below a batch of {gate.batch_size} episodes; raise it or omit it"
@@ -53,8 +62,11 @@ class Executor:
         self.counters = Counters()
         self._engine = engine
         self._max_failed = max_failed
+        self._max_rejected = None if max_rejected_batches is None else max_rejected_batches * gate.batch_size
+        self._rejected_since_batch = 0
         self._queue_size = queue_size
         self._total_batches = total_batches
+        self._pacer = pacer
         self._prompts: deque[Prompt] = deque()
         self._running: dict[int, Episode] = {}
         self._finished: dict[int, Episode] = {}
@@ -65,6 +77,7 @@ class Executor:
         self._error: Exception | None = None
         self._paused = False
         self._awaited = 0  # size of the batch the trainer waits for
+        self._asked_at_number: int | None = None  # next number when the trainer asked for the batch it waits for
         self._changed = asyncio.Event()
 
     @property
@@ -115,7 +128,21 @@ class Executor:
         The next version's episodes can then start as soon as the servers hold it, before the trainer asks again.
         """
         ahead = self.gate.batch_size if self.gate.max_staleness > 0 else 0
-        return self._bounded(self.gate.fresh_capacity() + ahead) - len(self._prompts)
+        return self._bounded(min(self.gate.fresh_capacity(), self._paced_capacity()) + ahead) - len(self._prompts)
+
+    def _capacity(self) -> int:
+        """Episodes that may start now; none if 0 or less."""
+        return self._bounded(min(self.gate.capacity(), self._paced_capacity()))
+
+    def _paced_capacity(self) -> int:
+        if self._pacer is None:
+            return self.gate.fresh_capacity()
+        limit = self._pacer.limit(self.gate.version)
+        if (
+            self._asked_at_number is not None
+        ):  # the batch asked for must be able to complete
+            limit = max(limit, self._consumed + self._awaited)
+        return limit - (self.gate.accepted + self.gate.running)
 
     def _bounded(self, capacity: int) -> int:
         """``capacity``, limited by the end of training and by the queue size."""
@@ -127,8 +154,9 @@ class Executor:
         return capacity
 
     def _start_allowed(self) -> None:
-        while self._prompts and not self._paused and self._error is None and self._bounded(self.gate.capacity()) > 0:
-            episode = Episode(self._next_number, self.gate.version, self._prompts.popleft())
+        while self._prompts and not self._paused and self._error is None and self._capacity() > 0:
+            now = asyncio.get_running_loop().time()
+            episode = Episode(self._next_number, self.gate.version, self._prompts.popleft(), now)
             self._next_number += 1
             self.gate.started()
             self._running[episode.number] = episode
@@ -155,13 +183,28 @@ class Executor:
         else:
             self._failed_in_a_row = 0
             self.counters.accepted += accepted
-            self.counters.rejected += not accepted
             if accepted:
                 self._finished[episode.number] = episode
+                self.counters.seconds.append(asyncio.get_running_loop().time() - episode.started)
+            else:
+                self._rejected()
         self._start_allowed()
         # Wake the waiting trainer only if its batch may be complete, or may never be.
         if not accepted or len(self._finished) >= self._awaited or not self._running:
             self._changed.set()
+
+    def _rejected(self) -> None:
+        self.counters.rejected += 1
+        self._rejected_since_batch += 1
+        if self._max_rejected is None or self._rejected_since_batch <= self._max_rejected or self._error is not None:
+            return
+        self._error = RolloutError(
+            f"{self._rejected_since_batch} episodes were rejected for one batch of {self.gate.batch_size}, "
+            f"{len(self._finished)} are accepted and waiting; rollout.max_rejected_batches allows "
+            f"{self._max_rejected} rejections. With actor.dynamic_sampling nearly all groups have equal rewards: the "
+            "problems are too easy or too hard for the model, or the reward is constant. Change the data or the reward "
+            "function, set actor.dynamic_sampling=false, or raise rollout.max_rejected_batches"
+        )
 
     def _failed(self, episode: Episode, error: BaseException) -> None:
         self.counters.failed += 1
@@ -187,6 +230,7 @@ class Executor:
         ``update_pending``: whether the version is about to change. Raises ``RolloutError`` if no batch can ever finish.
         """
         self._awaited = count
+        self._note_request()
         while True:
             if self._error is not None:
                 raise self._error
@@ -198,9 +242,22 @@ class Executor:
             self._changed.clear()
             await self._changed.wait()
 
+    def _note_request(self) -> None:
+        if self._pacer is not None and self._asked_at_number is None:
+            self._asked_at_number = self._next_number
+            self._pacer.asked(asyncio.get_running_loop().time(), running=len(self._running))
+            self._start_allowed()
+
+    def _note_delivery(self) -> None:
+        if self._pacer is not None and self._asked_at_number is not None:
+            running = sum(number < self._asked_at_number for number in self._running)
+            self._asked_at_number = None
+            self._pacer.delivered(asyncio.get_running_loop().time(), running=running)
+
     def take_counters(self) -> tuple[Counters, int]:
         """Counters since the last call, and the step of the last batch."""
         counters, self.counters = self.counters, Counters()
+        counters.reserve = self._pacer.reserve if self._pacer is not None else 0
         return counters, (self._consumed - 1) // self.gate.batch_size
 
     def notify(self) -> None:
@@ -229,6 +286,8 @@ class Executor:
                 f"episode {episode.number} started at v{episode.version} and is consumed at step {step}"
             )
         self._consumed += count
+        self._rejected_since_batch = 0
+        self._note_delivery()
         self._start_allowed()
         return batch
 
@@ -244,7 +303,7 @@ class Executor:
         state = f"{len(self._finished)} of {count} episodes are finished and none is running"
         if self._paused:
             raise RolloutError(f"{state}, but the engine is paused; call resume() first")
-        if self._bounded(self.gate.capacity()) <= 0:
+        if self._capacity() <= 0:
             raise RolloutError(
                 f"{state}, and none may start: version {self.gate.version}, accepted {self.gate.accepted}, "
                 f"max_head_offpolicyness {self.gate.max_staleness}, batch {self.gate.batch_size}; "
@@ -279,6 +338,9 @@ class Executor:
         self._consumed = version * self.gate.batch_size
         self._finished.clear()
         self._prompts.clear()
+        self._asked_at_number = None
+        if self._pacer is not None:
+            self._pacer.reset()
 
     def stop(self, error: Exception) -> None:
         """Start no more episodes; ``take`` raises ``error``."""

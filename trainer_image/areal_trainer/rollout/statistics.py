@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from areal_api import stat_names
 from areal_trainer.rollout.executor import Counters
 from areal_trainer.trajectory import Trajectory
@@ -29,9 +31,15 @@ class BatchClock:
             "rollout/accepted": float(counters.accepted),
             "rollout/rejected": float(counters.rejected),
             "rollout/failed": float(counters.failed),
+            "rollout/rejected_share": counters.rejected / max(1, counters.accepted + counters.rejected),
+            "rollout/reserve": float(counters.reserve),
             "rollout/wait_s": waited_s,
             "rollout/tokens_per_second": tokens / seconds,
         }
+        if counters.seconds:
+            durations = np.quantile(counters.seconds, (0.5, 0.95, 1.0))
+            names = ("rollout/episode_s/p50", "rollout/episode_s/p95", "rollout/episode_s/max")
+            statistics |= {name: float(value) for name, value in zip(names, durations, strict=True)}
         if trajectories:
             statistics["rollout/reward"] = sum(trajectory.reward for trajectory in trajectories) / len(trajectories)
         if lags:

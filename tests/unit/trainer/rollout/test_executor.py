@@ -247,5 +247,5 @@ async def test_evaluation_keeps_the_rows_order_and_the_bound_on_concurrency():
 
 async def test_evaluation_with_too_many_failures_is_an_error():
     prompts = [Prompt({"row": row}, Counting(failing=[row])) for row in range(4)]
-    with pytest.raises(RolloutError, match=r"2 episodes failed.*judge broke"):
+    with pytest.raises(RolloutError, match=r"2 episodes in a row failed.*judge broke"):
         await run_prompts(None, prompts, max_concurrent=None, max_failed=1)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from areal_trainer.rollout.episode import Episode, Prompt
 from areal_trainer.rollout.executor import Executor
+from areal_trainer.rollout.pacing import Pacer
 from areal_trainer.rollout.staleness import StalenessGate
 from support.rollout_fakes import ControlledWorkflow, settle
 
@@ -52,8 +53,8 @@ def test_senseless_bounds_are_refused(batch_size, max_staleness):
 class Run:
     """A trainer and its executor, driven step by step; checks each batch that it takes."""
 
-    def __init__(self, *, batch: int, eta: int, concurrent: int) -> None:
-        self.batch, self.eta, self.concurrent = batch, eta, concurrent
+    def __init__(self, *, batch: int, eta: int, concurrent: int, paced: bool = False) -> None:
+        self.batch, self.eta, self.concurrent, self.paced = batch, eta, concurrent, paced
         self.rows = itertools.count()
         self.trained = 0  # steps, and the newest version of the weights
         self.consumed_rows: list[int] = []
@@ -62,7 +63,8 @@ class Run:
     def start(self, version: int) -> None:
         gate = StalenessGate(batch_size=self.batch, max_staleness=self.eta, max_concurrent=self.concurrent)
         self.workflow = ControlledWorkflow()
-        self.executor = Executor(None, gate, max_failed=10**9)
+        pacer = Pacer(batch_size=self.batch, max_staleness=self.eta) if self.paced else None
+        self.executor = Executor(None, gate, max_failed=10**9, pacer=pacer)
         self.executor.start_at(version)
         self.workflow.executor = self.executor
         self.waiting: asyncio.Task[list[Episode] | None] | None = None
@@ -153,10 +155,10 @@ MOVES = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(batch=st.integers(1, 4), eta=st.integers(0, 3), concurrent=st.integers(0, 12), moves=MOVES)
-def test_no_schedule_makes_a_consumed_sample_older_than_allowed(batch, eta, concurrent, moves):
+@given(batch=st.integers(1, 4), eta=st.integers(0, 3), concurrent=st.integers(0, 12), paced=st.booleans(), moves=MOVES)
+def test_no_schedule_makes_a_consumed_sample_older_than_allowed(batch, eta, concurrent, paced, moves):
     async def scenario() -> None:
-        await Run(batch=batch, eta=eta, concurrent=concurrent).play(moves)
+        await Run(batch=batch, eta=eta, concurrent=concurrent, paced=paced).play(moves)
 
     asyncio.run(scenario())
 

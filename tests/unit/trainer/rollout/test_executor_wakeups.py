@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from areal_trainer.rollout.episode import Episode, Prompt, RolloutError
 from areal_trainer.rollout.executor import Executor
+from areal_trainer.rollout.pacing import Pacer
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.servers.fleet import NoServerError
 from support.rollout_fakes import ControlledWorkflow, settle
@@ -27,10 +28,11 @@ class Wait:
 class Run:
     """An executor whose episodes the test finishes, and a caller waiting for its next batch."""
 
-    def __init__(self, *, batch: int, eta: int, concurrent: int, queue_size: int | None) -> None:
+    def __init__(self, *, batch: int, eta: int, concurrent: int, queue_size: int | None, paced: bool) -> None:
         gate = StalenessGate(batch_size=batch, max_staleness=eta, max_concurrent=concurrent)
         engine: Any = None
-        self.executor = Executor(engine, gate, max_failed=5, queue_size=queue_size)
+        pacer = Pacer(batch_size=batch, max_staleness=eta) if paced else None
+        self.executor = Executor(engine, gate, max_failed=5, queue_size=queue_size, pacer=pacer)
         self.workflow = ControlledWorkflow()
         self.workflow.executor = self.executor
         self.batch = batch
@@ -123,13 +125,14 @@ async def played(run: Run, steps: list[tuple[str, Step]]) -> None:
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
     batch=st.integers(1, 4),
-    eta=st.integers(0, 2),
+    eta=st.integers(0, 3),
     concurrent=st.integers(1, 8),
+    paced=st.booleans(),
     more_queue=st.none() | st.integers(0, 3),
     steps=st.lists(STEPS, min_size=30, max_size=50),
 )
 def test_no_wait_for_a_batch_outlasts_its_reason(
-    batch: int, eta: int, concurrent: int, more_queue: int | None, steps: list[tuple[str, Step]]
+    batch: int, eta: int, concurrent: int, paced: bool, more_queue: int | None, steps: list[tuple[str, Step]]
 ) -> None:
     queue_size = None if more_queue is None else batch + more_queue
-    asyncio.run(played(Run(batch=batch, eta=eta, concurrent=concurrent, queue_size=queue_size), steps))
+    asyncio.run(played(Run(batch=batch, eta=eta, concurrent=concurrent, queue_size=queue_size, paced=paced), steps))

@@ -1,0 +1,80 @@
+"""Samples are as fresh as possible: the pacer's arithmetic, and simulated runs of the real executor."""
+
+from __future__ import annotations
+
+import pytest
+
+from areal_trainer.rollout.pacing import Pacer
+from hack.testbed.simulated_rollout import Workload, simulate
+
+
+def step(pacer: Pacer, *, at: float, unfinished: int, waited: float = 0.0) -> None:
+    pacer.asked(at, running=unfinished)
+    pacer.delivered(at + waited, running=unfinished)
+
+
+def test_a_run_starts_with_the_batch_in_training_and_the_next() -> None:
+    pacer = Pacer(batch_size=8, max_staleness=4)
+    assert (pacer.limit(0), pacer.limit(3)) == (16, 40)
+
+
+def test_the_reserve_is_the_number_of_episodes_unfinished_when_the_trainer_asks() -> None:
+    pacer = Pacer(batch_size=8, max_staleness=4)
+    for number in range(4):
+        step(pacer, at=float(number), unfinished=3)
+    assert pacer.reserve == 3  # their deviation is 0
+    assert pacer.limit(5) == 7 * 8 + 3
+    assert pacer.training_s == 1.0
+
+
+def test_the_first_batch_is_waited_for_and_says_nothing() -> None:
+    pacer = Pacer(batch_size=8, max_staleness=4)
+    step(pacer, at=0.0, unfinished=8, waited=5.0)
+    assert pacer.reserve == 0
+
+
+def test_waiting_increases_the_margin() -> None:
+    patient, impatient = (Pacer(batch_size=8, max_staleness=4) for _ in range(2))
+    for number in range(8):
+        step(patient, at=float(number), unfinished=number % 2)
+        step(impatient, at=float(number), unfinished=number % 2, waited=0.3)
+    assert impatient.reserve > patient.reserve
+
+
+@pytest.mark.parametrize(("eta", "most"), [(0, 0), (1, 0), (2, 8), (3, 16)])
+def test_the_reserve_never_exceeds_the_staleness_bound(eta: int, most: int) -> None:
+    pacer = Pacer(batch_size=8, max_staleness=eta)
+    for number in range(20):
+        step(pacer, at=float(number), unfinished=100, waited=0.5)
+    assert pacer.reserve == most
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+@pytest.mark.parametrize("generation", [0.25, 0.5])
+def test_where_generation_keeps_up_samples_are_one_version_old_at_full_speed(generation: float, sigma: float) -> None:
+    load = Workload(generation=generation, sigma=sigma, max_staleness=4, steps=200)
+    fresh, greedy = simulate(load, paced=True), simulate(load, paced=False)
+    assert fresh.staleness <= (1.15 if generation == sigma == 0.5 else 1.1)  # 6 % of those episodes are late
+    assert greedy.staleness > 3.9
+    assert fresh.steps_per_s >= 0.98 * greedy.steps_per_s
+
+
+def test_where_generation_is_slower_than_training_no_speed_is_lost() -> None:
+    load = Workload(generation=2.0, max_staleness=4, steps=200)
+    fresh, greedy = simulate(load, paced=True), simulate(load, paced=False)
+    assert fresh.steps_per_s >= 0.97 * greedy.steps_per_s
+    assert fresh.staleness < 3.0  # 2 versions pass while an episode runs
+
+
+def test_rejected_episodes_and_long_tails_keep_the_bound_and_the_speed() -> None:
+    load = Workload(generation=0.2, sigma=1.0, rejected=0.3, max_staleness=3, steps=100)
+    fresh, greedy = simulate(load, paced=True), simulate(load, paced=False)
+    assert fresh.max_staleness <= 3
+    assert fresh.staleness < 2.0
+    assert fresh.steps_per_s >= 0.95 * greedy.steps_per_s
+
+
+def test_saturated_servers_are_not_slowed_down() -> None:
+    load = Workload(generation=0.5, slots=8, max_staleness=2, steps=100)  # a batch of 32 takes 2
+    fresh, greedy = simulate(load, paced=True), simulate(load, paced=False)
+    assert fresh.steps_per_s >= 0.98 * greedy.steps_per_s
