@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from benchmarks.measure import machine
 
-NAMES = ("rollout", "rewards", "trainer", "weights", "memory", "executor", "peers", "learning", "reconcile", "faults")
+NAMES = ("rollout", "rewards", "trainer", "weights", "memory", "executor", "freshness", "peers", "learning")
+NAMES += ("reconcile", "faults")
 NAMED = ("cluster",)  # run only by name: needs `make cluster`
 
 

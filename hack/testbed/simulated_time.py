@@ -37,8 +37,5 @@ class _SimulatedLoop(asyncio.SelectorEventLoop):
 
 def run_simulated(coroutine: Coroutine[Any, Any, T]) -> T:
     """Like ``asyncio.run``, but in simulated time, which starts at 0."""
-    loop = _SimulatedLoop()
-    try:
-        return loop.run_until_complete(coroutine)
-    finally:
-        loop.close()
+    with asyncio.Runner(loop_factory=_SimulatedLoop) as runner:
+        return runner.run(coroutine)

@@ -138,9 +138,7 @@ class Executor:
         if self._pacer is None:
             return self.gate.fresh_capacity()
         limit = self._pacer.limit(self.gate.version)
-        if (
-            self._asked_at_number is not None
-        ):  # the batch asked for must be able to complete
+        if self._asked_at_number is not None:  # the batch asked for must be able to complete
             limit = max(limit, self._consumed + self._awaited)
         return limit - (self.gate.accepted + self.gate.running)
 
