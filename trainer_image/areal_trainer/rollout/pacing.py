@@ -22,7 +22,7 @@ from collections import deque
 TARGET_WAIT = 0.015  # fraction of the time that the trainer may wait for episodes
 WINDOW = 16  # steps whose measurements count
 MIN_MARGIN, MAX_MARGIN = -2.0, 4.0  # standard deviations
-MARGIN_UP, MARGIN_DOWN = 0.5, 0.1
+MARGIN_UP, MARGIN_DOWN = 1.0, 0.05
 
 
 class Pacer:

@@ -4,6 +4,7 @@ import pytest
 
 from areal_trainer.rollout.episode import Prompt, RolloutError, run_prompts
 from areal_trainer.rollout.executor import Executor
+from areal_trainer.rollout.pacing import Pacer
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import RolloutWorkflow
 from areal_trainer.servers.fleet import NoServerError
@@ -106,6 +107,40 @@ async def test_a_success_forgives_earlier_failures():
     await runs.end(2, "fail")
     await runs.end(3)
     assert await runs.take() == [1, 3]
+
+
+async def test_rejections_without_end_stop_the_run_with_an_explanation():
+    runs = Set(batch=2, max_rejected_batches=2)
+    runs.feed(*range(10))
+    await runs.end(0)
+    for row in range(1, 5):
+        await runs.end(row, "reject")
+    assert runs.executor.error is None  # 4 rejections for one batch are allowed
+    await runs.end(5, "reject")
+    with pytest.raises(RolloutError, match=r"5 episodes were rejected for one batch of 2, 1 are .*max_rejected"):
+        await runs.take()
+
+
+async def test_each_batch_has_its_own_allowance_of_rejections():
+    runs = Set(batch=1, eta=5, max_rejected_batches=1)
+    runs.feed(*range(6))
+    for row in range(0, 6, 2):
+        await runs.end(row, "reject")
+        await runs.end(row + 1)
+        assert await runs.take(1) == [row + 1]
+
+
+async def test_a_pacer_never_keeps_back_what_is_waited_for():
+    runs = Set(batch=2, eta=3, pacer=Pacer(batch_size=2, max_staleness=3))
+    runs.feed(*range(8))
+    await settle()
+    assert list(runs.workflow.running) == [0, 1, 2, 3]  # the gate alone would start 8
+    taking = asyncio.ensure_future(runs.take(6))
+    await settle()
+    assert list(runs.workflow.running) == [0, 1, 2, 3, 4, 5]
+    for row in range(6):
+        await runs.end(row)
+    assert await taking == [0, 1, 2, 3, 4, 5]
 
 
 async def test_no_server_stops_the_run_at_once():
@@ -243,6 +278,13 @@ async def test_evaluation_keeps_the_rows_order_and_the_bound_on_concurrency():
     results = await run_prompts(None, prompts, max_concurrent=4, max_failed=1)
     assert [[t.reward for t in group] for group in results] == [[row] if row != 3 else [] for row in range(12)]
     assert workflow.most == 4
+
+
+async def test_evaluation_bears_failures_that_are_not_in_a_row():
+    workflow = Counting(failing=range(0, 60, 10))
+    prompts = [Prompt({"row": row}, workflow) for row in range(60)]
+    results = await run_prompts(None, prompts, max_concurrent=1, max_failed=1)
+    assert sum(not group for group in results) == 6
 
 
 async def test_evaluation_with_too_many_failures_is_an_error():
