@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
@@ -10,11 +11,17 @@ from areal_api.errors import ConfigError
 _DEFAULTS = {"actor.reward_scaling": 1.0, "actor.reward_bias": 0.0}  # AReaL's defaults
 
 
-def convert_actor(config: Tree, notes: Notes, *, generation: str) -> None:
-    """Translate ``config["actor"]`` in place."""
-    _convert_norms(config, notes, generation=generation)
-    _convert_cap(config, notes, generation=generation)
-    _convert_sizes(config, notes)
+def actor_steps(config: Tree, notes: Notes, *, generation: str) -> list[Callable[[], None]]:
+    """The steps that translate ``config["actor"]`` in place. Each may raise ``ConfigError``; the others still work."""
+    return [
+        lambda: _convert_norms(config, notes, generation=generation),
+        lambda: _convert_cap(config, notes, generation=generation),
+        lambda: _convert_sizes(config, notes),
+        lambda: _convert_defaults(config, notes),
+    ]
+
+
+def _convert_defaults(config: Tree, notes: Notes) -> None:
     if get(config, "actor.weight_update_mode") in ("xccl", "nccl"):
         set_in(config, "actor.weight_update_mode", "distributed")
         notes.add("actor.weight_update_mode", "xccl is called distributed here")
@@ -119,6 +126,7 @@ def _cap_of(rejection: Any) -> float:
 
 def _convert_sizes(config: Tree, notes: Notes) -> None:
     """Drop keys that repeat a number of gconfig; refuse a different number."""
+    problems: list[str] = []
     samples, length = get(config, "gconfig.n_samples", 1), get(config, "gconfig.max_new_tokens", 16384)
     for key, expected, name in (
         ("actor.group_size", samples, "gconfig.n_samples"),
@@ -130,8 +138,10 @@ def _convert_sizes(config: Tree, notes: Notes) -> None:
         if value is None:
             continue
         if value != expected:
-            raise ConfigError(f"{key} is {value}, {name} {expected}; they are one setting here: make them equal")
+            problems.append(f"{key} is {value}, {name} {expected}; they are one setting here: make them equal")
         notes.add(key, f"becomes {name}")
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def _convert_kl(config: Tree, notes: Notes) -> None:

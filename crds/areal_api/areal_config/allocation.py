@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from areal_api.areal_config.tree import Notes
 from areal_api.errors import ConfigError
 
 _PART = re.compile(r"^(?:(?P<backend>[a-z_]+)(?:[\[(](?P<name>\w+)[\])])?[.:])?(?P<sizes>(?:[a-z]\d+)+)$")
+_HYBRID = re.compile(r"^(?P<backend>[a-z_]+):\(attn:(?P<sizes>(?:[a-z]\d+)+)\|ffn:(?:[a-z]\d+)+\)$")
+_REPLACED = {"servers": ("vllm",), "trainer": ("megatron", "archon")}  # backends that ours take the place of
 _PARALLELISM = {"p": "pipeline", "t": "tensor", "c": "context", "s": "sequence", "e": "expert"}
 
 Role = Literal["servers", "trainer"]
@@ -22,15 +26,19 @@ class Sizes:
     tensor: int
 
 
-def parse_part(text: str, *, role: Role, key: str) -> Sizes:
+def parse_part(text: str, *, role: Role, key: str, notes: Notes | None = None) -> Sizes:
     """Parse ``sglang:d4p1t2`` (servers) or ``fsdp:d8`` (trainer). Raises ``ConfigError`` for unsupported sizes."""
-    match = _PART.match(text.strip())
+    attention = _HYBRID.match(text.strip())
+    match = _PART.match(f"{attention['backend']}:{attention['sizes']}" if attention else text.strip())
     if not match:
         example = "sglang:d4t1" if role == "servers" else "fsdp:d4"
         raise ConfigError(f"{key}: {text!r} is not a backend with its sizes; write for example {example}")
     wanted = "sglang" if role == "servers" else "fsdp"
     backend = match["backend"]
-    if (backend or "fsdp") != wanted:
+    replaced = backend in _REPLACED[role]
+    if replaced and notes is not None:
+        notes.add(key, f"{backend} becomes {wanted}, on as many GPUs")
+    if (backend or "fsdp") != wanted and not replaced:
         raise ConfigError(
             f"{key}: backend {backend or 'missing'} in {text!r} is not supported, the {role} run {wanted}; "
             f"write {wanted}:{match['sizes']}"
@@ -41,6 +49,9 @@ def parse_part(text: str, *, role: Role, key: str) -> Sizes:
         raise ConfigError(
             f"{key}: sizes {match['sizes']!r} are not letters d, p, t with counts of at least 1; write for example d4t1"
         )
+    if replaced and role == "trainer":
+        # FSDP shards the model over all ranks, as pipeline, tensor and context parallelism split it.
+        return Sizes(data=math.prod(count for letter, count in sizes.items() if letter in "dptc"), tensor=1)
     allowed = {"d", "t"} if role == "servers" else {"d"}
     for letter, count in sizes.items():
         if count > 1 and letter not in allowed:
@@ -51,7 +62,7 @@ def parse_part(text: str, *, role: Role, key: str) -> Sizes:
     return Sizes(data=sizes.get("d", 1), tensor=sizes.get("t", 1))
 
 
-def parse_allocation_mode(text: str) -> tuple[Sizes, Sizes]:
+def parse_allocation_mode(text: str, notes: Notes | None = None) -> tuple[Sizes, Sizes]:
     """Parse ``sglang.d4p1t1+d4p1t1`` or ``sglang:d4t2+fsdp:d8`` into the sizes of servers and trainer."""
     key = "allocation_mode"
     if "|" in text:
@@ -61,7 +72,8 @@ def parse_allocation_mode(text: str) -> tuple[Sizes, Sizes]:
     parts = text.split("+")
     if len(parts) != 2:
         raise ConfigError(f"{key}: {text!r} is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4")
-    return parse_part(parts[0], role="servers", key=key), parse_part(parts[1], role="trainer", key=key)
+    servers = parse_part(parts[0], role="servers", key=key, notes=notes)
+    return servers, parse_part(parts[1], role="trainer", key=key, notes=notes)
 
 
 def spread(ranks: int, gpus_per_node: int, *, key: str) -> tuple[int, int]:

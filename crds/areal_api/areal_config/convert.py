@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from areal_api.actor import PPOActorConfig, TrainEngineConfig
-from areal_api.areal_config.actor import convert_actor
+from areal_api.areal_config.actor import actor_steps
 from areal_api.areal_config.allocation import Sizes, parse_allocation_mode, parse_part, spread
 from areal_api.areal_config.keys import SGLANG_ARGUMENTS, foreign, is_areal_key
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
@@ -30,28 +30,36 @@ def convert(
 ) -> tuple[dict[str, Any], list[str]]:
     """Convert ``raw``, whose ``${…}`` are resolved. Returns an unvalidated experiment and notes on its changed keys.
 
-    There is a note for every key that was dropped or translated. A configuration without keys of AReaL's own is kept
-    as it is. ``server_args`` are additional keys of the sglang section to move to ``servers.args``.
+    Raises ``ConfigError`` with all problems of the file. There is a note for every key that was dropped or translated.
+    A configuration without keys of AReaL's own is kept. ``server_args`` are additional keys of the sglang section to
+    move to ``servers.args``.
     """
     config: Tree = copy.deepcopy(dict(raw))
     notes = Notes()
     spec: Tree = {"config": config}
-    try:
-        if any(is_areal_key(key) for key in _dotted(config)):
-            generation = _generation(config)
-            _convert_allocation(config, spec, notes)
-            convert_actor(config, notes, generation=generation)
-            _convert_recovery(config, spec, notes)
-            _convert_data(config, notes, generation=generation)
-            _drop_foreign(config, notes)
-            _leave_out_defaults(config)
-        _move_server_arguments(config, spec, notes, extra=frozenset(server_args))
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
-    _refuse_unknown(config, config_cls, source=source)
+    problems: list[str] = []
+    if any(is_areal_key(key) for key in _dotted(config)):
+        generation = _generation(config)
+        for step in (
+            lambda: _convert_allocation(config, spec, notes),
+            *actor_steps(config, notes, generation=generation),
+            lambda: _convert_recovery(config, spec, notes),
+            lambda: _convert_data(config, notes, generation=generation),
+        ):
+            try:
+                step()
+            except ConfigError as error:
+                problems.append(str(error))
+        problems += _drop_foreign(config, notes)
+        _leave_out_defaults(config)
+    _move_server_arguments(config, spec, notes, extra=frozenset(server_args))
+    problems += _unknown_problems(config, config_cls)
     name = config.get("experiment_name")
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"{source}: experiment_name is missing; set it")
+        problems.append("experiment_name is missing; set it")
+    if problems:
+        raise config_error(source, list(dict.fromkeys(problems)))
+    name = str(name)
     if object_name(name) == name:
         del config["experiment_name"]
     experiment = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": object_name(name)}, "spec": spec}
@@ -93,10 +101,10 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
     if any(parts.values()):
         if mode:
             notes.add("allocation_mode", "rollout.backend and actor.backend take precedence")
-        servers = parse_part(parts["rollout"] or "sglang:d1", role="servers", key="rollout.backend")
-        trainer = parse_part(parts["actor"] or "fsdp:d1", role="trainer", key="actor.backend")
+        servers = parse_part(parts["rollout"] or "sglang:d1", role="servers", key="rollout.backend", notes=notes)
+        trainer = parse_part(parts["actor"] or "fsdp:d1", role="trainer", key="actor.backend", notes=notes)
     elif mode:
-        servers, trainer = parse_allocation_mode(str(mode))
+        servers, trainer = parse_allocation_mode(str(mode), notes)
     else:
         servers, trainer = Sizes(1, 1), Sizes(1, 1)
         notes.add(
@@ -156,7 +164,9 @@ def _convert_data(config: Tree, notes: Notes, *, generation: str) -> None:
             notes.add(f"{section}.path", "missing; set to openai/gsm8k as in AReaL's script for such files: set yours")
 
 
-def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> None:
+def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> Iterable[str]:
+    """Drop the keys without a meaning here; returns a problem for each whose value would change the run."""
+    problems: list[str] = []
     for name in list(tree):
         key, value = f"{prefix}{name}", tree[name]
         entry = foreign(key)
@@ -166,11 +176,16 @@ def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> None:
         elif entry is not None:
             if entry.only is not None and value not in entry.only:
                 fix = f"leave it out or set it to {shown(entry.only[0])}"
-                raise ConfigError(f"{key} is {shown(value)}: {entry.reason}; {fix}")
-            notes.add(key, entry.reason)
+                problems.append(f"{key} is {shown(value)}: {entry.reason}; {fix}")
+            else:
+                notes.add(key, entry.reason)
             del tree[name]
         elif isinstance(value, dict):
-            _drop_foreign(value, notes, f"{key}.")
+            had_keys = bool(value)
+            problems += _drop_foreign(value, notes, f"{key}.")
+            if had_keys and not value:
+                del tree[name]
+    return problems
 
 
 def _is_of_actor_only(name: str) -> bool:
@@ -211,13 +226,12 @@ def _move_server_arguments(config: Tree, spec: Tree, notes: Notes, *, extra: fro
             )
 
 
-def _refuse_unknown(config: Tree, config_cls: type[GRPOConfig], *, source: str) -> None:
-    """Report the unknown keys of all sections together; pydantic would report only one section."""
+def _unknown_problems(config: Tree, config_cls: type[GRPOConfig]) -> list[str]:
+    """The unknown keys of all sections; pydantic would report only one section."""
     problems = [unknown_key(key, config_cls) for key in _unknown(config, config_cls, "")]
     if any(problem.startswith("sglang.") for problem in problems):
         problems.append("pass an argument of SGLang that has no key here in servers.args, or as +sglang.KEY=VALUE")
-    if problems:
-        raise config_error(source, problems)
+    return problems
 
 
 def _unknown(tree: Tree, model: type[Section], prefix: str) -> Iterable[str]:

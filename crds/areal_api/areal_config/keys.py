@@ -146,7 +146,14 @@ _FOREIGN = _table(
         ("prompts go to the least loaded server", None, ["rollout.schedule_policy"]),
         ("the run's tokenizer is used", None, ["rollout.tokenizer_path"]),
         ("running requests are interrupted at a weight update", None, ["rollout.pause_grace_period"]),
-        ("workflows call the engine, not an OpenAI proxy", (None,), ["rollout.openai", "rollout.agent"]),
+        ("workflows call the engine, not an OpenAI proxy", (None,), ["rollout.openai"]),
+        (
+            "agents train by workflow.path, without a proxy",
+            ("inline", None),
+            ["rollout.agent.mode"],
+        ),
+        ("agents train by workflow.path, without a proxy", None, ["rollout.agent.*"]),
+        ("set variables in servers.env and trainer.env", ({}, None), ["env_vars"]),
         ("routed experts are not recorded", (False,), ["rollout.return_routed_experts"]),
         (
             "AReaL's controllers are not used",

@@ -132,9 +132,9 @@ def test_a_configuration_without_areals_keys_is_kept() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("vllm:d4+fsdp:d4", "backend vllm in 'vllm:d4' is not supported, the servers run sglang; write sglang:d4"),
+        ("tgi:d4+fsdp:d4", "backend tgi in 'tgi:d4' is not supported, the servers run sglang; write sglang:d4"),
         ("sglang:d4p2+d4", "p2 in 'sglang:d4p2' requests pipeline parallelism in the servers"),
-        ("sglang:d4+megatron:d2p2", "backend megatron in 'megatron:d2p2' is not supported, the trainer run fsdp"),
+        ("sglang:d4+deepspeed:d2", "backend deepspeed in 'deepspeed:d2' is not supported, the trainer run fsdp"),
         ("sglang:d4+d2t2", "t2 in 'd2t2' requests tensor parallelism in the trainer"),
         ("sglang:d4+fsdp:d2c2", "c2 in 'fsdp:d2c2' requests context parallelism in the trainer"),
         ("d4p1t1", "'d4p1t1' is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4"),
@@ -151,6 +151,43 @@ def test_allocations_that_cannot_run_are_refused(text: str, message: str) -> Non
         convert(with_change("allocation_mode", text), source="f.yaml")
     assert str(caught.value).startswith("f.yaml: allocation_mode: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("servers", "trainer", "ranks"),
+    [
+        ("vllm:d2t2", "megatron:d2p2t2", 8),
+        ("sglang:d4", "archon:d4", 4),
+        ("vllm:d4", "megatron:(attn:d2t2|ffn:d1e4)", 4),
+    ],
+)
+def test_other_engines_become_ours_on_as_many_gpus(servers: str, trainer: str, ranks: int) -> None:
+    data = with_change("rollout.backend", servers, name="v10")
+    set_in(data, "actor.backend", trainer)
+    experiment, notes = convert(data)
+    spec = experiment["spec"]
+    assert spec["servers"]["replicas"] * spec["servers"]["tensorParallel"] == 4
+    assert spec["trainer"]["nodes"] * spec["trainer"]["processesPerNode"] == ranks
+    assert any("becomes fsdp, on as many GPUs" in note for note in notes)
+
+
+def test_all_problems_of_a_file_are_reported_at_once() -> None:
+    data = with_change("allocation_mode", "sglang:d4|fsdp:d4")
+    for key, value in (("actor.use_lora", True), ("critic", {"path": "x"}), ("actor.group_size", 3), ("nonsense", 1)):
+        set_in(data, key, value)
+    with pytest.raises(ConfigError) as caught:
+        convert(data, source="f.yaml")
+    text = str(caught.value)
+    assert text.startswith("f.yaml: 5 problems")
+    for part in ("allocation_mode", "actor.use_lora", "critic", "actor.group_size", "nonsense: unknown key"):
+        assert part in text
+
+
+def test_an_agent_section_is_dropped_where_no_agent_serves_online() -> None:
+    agent = {"mode": "inline", "tool_call_parser": "qwen25", "turn_discount": 1.0}
+    assert any("rollout.agent" in note for note in convert(with_change("rollout.agent", agent))[1])
+    with pytest.raises(ConfigError, match=r"rollout\.agent\.mode is 'online'"):
+        convert(with_change("rollout.agent", {"mode": "online"}))
 
 
 def test_ranks_are_spread_over_nodes() -> None:
