@@ -165,8 +165,9 @@ spec:
 ```
 
 `grpo run script.py --config gsm8k_grpo.yaml` reads AReaL's own configuration files. `allocation_mode` (or
-`rollout.backend` and `actor.backend`) determines servers and ranks. Every key without a meaning here is reported with
-the reason. `grpo convert` writes the file as an `experiment.yaml`.
+`rollout.backend` and `actor.backend`) determines servers and ranks; `vllm`, `megatron` and `archon` become SGLang and
+FSDP on as many GPUs. Every key without a meaning here is reported with the reason, and all problems of a file are
+reported at once. `grpo convert` writes the file as an `experiment.yaml`.
 
 Overrides follow the file: `actor.path=Qwen/Qwen3-1.7B`. With an experiment file they are relative to `spec`
 (`config.actor.path=…`, `servers.replicas=2`). With AReaL's file they are relative to its configuration, and
