@@ -65,7 +65,7 @@ def test_every_process_refuses_a_format_that_there_is_not(module: str) -> None:
 
 
 def test_what_sglang_is_told_makes_json_lines() -> None:
-    # As SGLang does it, in a process of its own: it changes the logging of the whole process.
+    # Like SGLang, in a separate process, because it changes the logging of the whole process.
     code = (
         "import json, logging, logging.config, pathlib, sys\n"
         "logging.config.dictConfig(json.loads(pathlib.Path(sys.argv[1]).read_text()))\n"

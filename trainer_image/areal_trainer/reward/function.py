@@ -16,7 +16,7 @@ from typing import Any
 from areal_trainer.import_path import load_object
 
 RewardFunction = Callable[..., Any]  # a number, or an awaitable of one
-ARGUMENTS = ("prompt", "completions", "prompt_ids", "completion_ids")  # passed beside the dataset's columns
+ARGUMENTS = ("prompt", "completions", "prompt_ids", "completion_ids")  # passed in addition to the dataset's columns
 ANY_SCRIPT = "__main__"
 
 
