@@ -28,7 +28,7 @@ MANAGER = resource_names.OPERATOR
 PROGRESS_MANAGER = "areal-operator-progress"
 PAGE = 500
 MAX_MESSAGE_LENGTH = 800
-UNDECLARED = re.compile(r"\.status\.([A-Za-z0-9_.\[\]]+): field not declared in schema")
+UNDECLARED = re.compile(r"\.status\.(\w+)\S*: field not declared in schema")
 
 # Kinds of children, in the order of their dependencies. All of them are watched.
 CHILD_KINDS: dict[str, tuple[str, str]] = {
@@ -123,7 +123,7 @@ class Cluster:
             try:
                 return await self._apply(self._declared(manifest), subresource, manager)
             except ApiError as error:
-                undeclared = {found.split(".")[0].split("[")[0] for found in UNDECLARED.findall(error.full_message)}
+                undeclared = set(UNDECLARED.findall(error.full_message))
                 if not undeclared - self._undeclared:
                     raise
                 self._undeclared |= undeclared

@@ -109,6 +109,7 @@ def _without_job(deleted: Object | None, pods: Sequence[Object]) -> AttemptOutco
 
 def _failed_beside_sidecars(pods: Sequence[Object], *, nodes: int) -> AttemptOutcome | None:
     """A failure that the Job does not show because other containers keep the pods running."""
+    pods = [pod for pod in pods if LAST_SEEN not in pod]
     if len(pods) < nodes or any(is_active(pod) and not trainer_ended(pod) for pod in pods):
         return None
     failures = sorted((pod for pod in pods if is_active(pod) and _exit_code(pod)), key=_ended_at)

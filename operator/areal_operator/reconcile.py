@@ -243,7 +243,7 @@ class Reconciler:
         try:
             obj = await self._write(manifest, known)
         except ApiError as error:
-            if kind == "Job" and known is not None and error.status in (404, 409):  # deleted since it was observed
+            if kind == "Job" and known is not None and _names_another_object(error):  # deleted since it was observed
                 raise _Replaced from error
             if is_transient(error):
                 raise
@@ -318,6 +318,11 @@ def _is_pending_without_reason(status: ExperimentStatus) -> bool:
         if (condition := find(status.conditions, kind)) is not None and condition.status != "True"
     ]
     return any(reason in conditions.UNEXPLAINED for reason in reasons)
+
+
+def _names_another_object(error: ApiError) -> bool:
+    """Whether an update failed because no object, or another one, has this name and uid."""
+    return error.status in (404, 409) or (error.status == UNPROCESSABLE and "metadata.uid" in str(error))
 
 
 def _may_change(obj: Object, state: ExperimentState) -> bool:

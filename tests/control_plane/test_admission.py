@@ -1,4 +1,4 @@
-"""What the API server takes and refuses, and that the operator outlives everything that it takes."""
+"""What the API server accepts and refuses, and that the operator survives everything that it accepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hack.testbed.operator_process import OperatorProcess
 from support.experiment_cases import CASES, Case
 
 BATCH = 20
-MALFORMED = int(os.environ.get("AREAL_MALFORMED", "1000"))  # how many are tried
+MALFORMED = int(os.environ.get("AREAL_MALFORMED", "1000"))  # number of experiments
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()
@@ -98,7 +98,7 @@ CHANGES = st.dictionaries(
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_the_api_server_has_the_rules_of_the_models(api: Api, kubelet: Any, case: Case) -> None:
+def test_the_api_server_enforces_the_rules_of_the_models(api: Api, kubelet: Any, case: Case) -> None:
     body = {**case.experiment()}
     path = "/apis/areal.dev/v1alpha1/namespaces/default/grpoexperiments?dryRun=All"
     if case.problem is None:
@@ -112,8 +112,8 @@ def test_the_api_server_has_the_rules_of_the_models(api: Api, kubelet: Any, case
 def test_malformed_experiments_are_refused_or_explained(namespace: Namespace, operator: OperatorProcess) -> None:
     api, name = namespace.api, namespace.name
     quota = {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    api.create(quota, name)  # their pods are not the point
-    counts = {"refused": 0, "explained": 0, "carried out": 0}
+    api.create(quota, name)  # this test needs no pods
+    counts = {"refused": 0, "explained": 0, "applied": 0}
 
     @settings(
         max_examples=max(1, MALFORMED // BATCH),
@@ -136,14 +136,14 @@ def test_malformed_experiments_are_refused_or_explained(namespace: Namespace, op
         finally:
             for index in made:
                 api.delete(KIND, name, f"m{index}")
-            eventually(lambda: not namespace.list(KIND), "they are gone")
+            eventually(lambda: not namespace.list(KIND), "they are deleted")
         assert operator.runs
         assert operator.answers("/healthz")
 
     try_batch()
     print(counts)
     assert counts["refused"]
-    assert counts["carried out"]
+    assert counts["applied"]
     assert counts["explained"]
 
 
@@ -172,10 +172,10 @@ def _explained(namespace: Namespace, name: str) -> str | None:
     owns = any(
         job["metadata"]["name"].startswith(f"{name}-trainer") for job in namespace.api.list("Job", namespace.name)
     )
-    return "carried out" if owns or status["phase"] == "Suspended" else None
+    return "applied" if owns or status["phase"] == "Suspended" else None
 
 
-def test_names_that_make_no_dns_label_are_explained(namespace: Namespace, operator: OperatorProcess) -> None:
+def test_a_name_that_is_no_dns_label_is_explained(namespace: Namespace, operator: OperatorProcess) -> None:
     body = Case("", {"metadata.name": "with.dot"}).experiment()
     namespace.api.create(body, namespace.name)
 
@@ -184,6 +184,6 @@ def test_names_that_make_no_dns_label_are_explained(namespace: Namespace, operat
         found = [one for one in status.get("conditions", []) if one["type"] == "Accepted"]
         return found[0] if found else None
 
-    said = eventually(condition, "it says so")
-    assert said["reason"] == "Invalid"
-    assert "metadata.name" in said["message"]
+    accepted = eventually(condition, "the condition Accepted")
+    assert accepted["reason"] == "Invalid"
+    assert "metadata.name" in accepted["message"]

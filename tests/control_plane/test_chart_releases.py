@@ -1,5 +1,7 @@
-"""Releases of the chart on a real API server: install, upgrade, rollback, uninstall. No nodes: the operator runs here,
-with the account, the rights and the settings that the chart gives it."""
+"""Releases of the chart on a real API server: install, upgrade, rollback, uninstall.
+
+There are no nodes: the operator runs locally with the account, permissions and settings of the chart.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ LISTED = (
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """Without the resource definition, which is the chart's to install."""
+    """A control plane without the resource definition, which the chart installs."""
     with bare_plane(tmp_path_factory.mktemp("plane")) as plane:
         yield plane
 
@@ -50,7 +52,7 @@ def api(plane: ControlPlane) -> Api:
 
 @pytest.fixture
 def areal(plane: ControlPlane, helm: Helm, api: Api) -> Iterator[str]:
-    """A namespace that asks for Pod Security "restricted"; the cluster has no releases after it."""
+    """A namespace that enforces Pod Security "restricted"; afterwards all releases are uninstalled."""
     make_namespace(api, "areal", RESTRICTED)
     yield "areal"
     for release in yaml.safe_load(helm.run("list", "--all-namespaces", "--output=yaml")):
@@ -65,7 +67,7 @@ def make_namespace(api: Api, name: str, labels: dict[str, str]) -> None:
 
 
 def left(plane: ControlPlane, namespace: str) -> list[str]:
-    """What is in a namespace, without what Kubernetes puts into each."""
+    """Objects in a namespace, except those that Kubernetes creates in every one."""
     found = plane.kubectl("get", LISTED, f"--namespace={namespace}", "--output=name", "--ignore-not-found").split()
     return sorted(name for name in found if name not in ("serviceaccount/default", "configmap/kube-root-ca.crt"))
 
@@ -73,7 +75,7 @@ def left(plane: ControlPlane, namespace: str) -> list[str]:
 def operator_of(
     plane: ControlPlane, helm: Helm, folder: Path, *settings: str, namespace: str = "areal"
 ) -> OperatorProcess:
-    """The operator as the chart starts it, but that it runs here."""
+    """The operator with the chart's settings, running locally."""
     container = operator_container(helm.template(*settings))
     operator = OperatorProcess(plane, folder)
     login = yaml.safe_load(plane.kubeconfig().read_text())
@@ -85,7 +87,7 @@ def operator_of(
     return operator
 
 
-def test_one_install_brings_definition_operator_and_experiment(
+def test_one_install_creates_definition_operator_and_experiment(
     areal: str, plane: ControlPlane, helm: Helm, api: Api
 ) -> None:
     assert plane.kubectl("get", "crd", "--output=name") == ""
@@ -98,7 +100,7 @@ def test_one_install_brings_definition_operator_and_experiment(
 
 
 @pytest.mark.parametrize("more", [(), ("image.pullSecrets[0].name=registry", "experiment.enabled=true")])
-def test_the_api_server_takes_every_object_of_the_chart(
+def test_the_api_server_accepts_every_object_of_the_chart(
     areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     helm.install(RELEASE, areal)
@@ -113,13 +115,13 @@ def test_the_api_server_takes_every_object_of_the_chart(
 
 
 @pytest.mark.parametrize("file", ["tiny/experiment.yaml", "gsm8k/experiment.yaml", "gsm8k/cpu.yaml"])
-def test_the_api_server_takes_the_examples(areal: str, plane: ControlPlane, helm: Helm, file: str) -> None:
+def test_the_api_server_accepts_the_examples(areal: str, plane: ControlPlane, helm: Helm, file: str) -> None:
     helm.install(RELEASE, areal)
     said = plane.kubectl("apply", "--dry-run=server", f"--filename={ROOT / 'examples' / file}")
     assert "created (server dry run)" in said
 
 
-def test_the_operator_works_with_the_rights_of_the_chart_and_leaves_nothing(
+def test_the_operator_works_with_the_charts_permissions_and_leaves_nothing_behind(
     areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
 ) -> None:
     helm.install(RELEASE, areal, more=[f"--values={CPU}"])
@@ -141,7 +143,7 @@ def test_the_operator_works_with_the_rights_of_the_chart_and_leaves_nothing(
     assert RELEASE not in roles
 
 
-def test_helm_test_passes_and_says_what_is_missing(areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path) -> None:
+def test_helm_test_passes_or_names_what_is_missing(areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path) -> None:
     helm.install(RELEASE, areal, more=[f"--values={CPU}"])
     objects = helm.template(more=[f"--values={CPU}"])
     hooks = [obj for obj in objects if obj["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
@@ -172,7 +174,7 @@ def test_helm_test_passes_and_says_what_is_missing(areal: str, plane: ControlPla
         operator.stop()
 
 
-def test_an_upgrade_brings_a_new_definition_and_a_rollback_the_old_one(
+def test_an_upgrade_installs_a_new_definition_and_a_rollback_the_old_one(
     areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
 ) -> None:
     newer = chart_with_a_field(tmp_path, "tpuTopology")
@@ -188,7 +190,7 @@ def test_an_upgrade_brings_a_new_definition_and_a_rollback_the_old_one(
         assert uid_of(api, areal) == uid  # an upgrade deletes no experiment
 
 
-def test_a_reinstall_takes_over_and_upgrades_the_definition_that_stayed(
+def test_a_reinstall_adopts_and_upgrades_the_definition_that_was_kept(
     areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path
 ) -> None:
     helm.install("first", areal)
@@ -200,7 +202,7 @@ def test_a_reinstall_takes_over_and_upgrades_the_definition_that_stayed(
     assert "tpuTopology" in str(api_schema(plane))
 
 
-def test_a_configuration_of_a_run_that_has_started_stops_the_upgrade(
+def test_changing_the_configuration_of_a_started_run_stops_the_upgrade(
     areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path
 ) -> None:
     helm.install(RELEASE, areal, more=[f"--values={CPU}"])
@@ -211,7 +213,7 @@ def test_a_configuration_of_a_run_that_has_started_stops_the_upgrade(
     helm.upgrade(RELEASE, areal, "experiment.spec.runPolicy.suspend=true", chart=CHART, more=[f"--values={CPU}"])
 
 
-def test_what_was_changed_otherwise_is_not_overwritten_unasked(
+def test_changes_by_others_are_not_overwritten_unless_forced(
     areal: str, plane: ControlPlane, helm: Helm, api: Api
 ) -> None:
     helm.install(RELEASE, areal, "experiment.spec.servers.maxReplicas=3", more=[f"--values={CPU}"])
@@ -227,7 +229,7 @@ def test_what_was_changed_otherwise_is_not_overwritten_unasked(
     assert servers(api, areal)["replicas"] == 1  # made anew
 
 
-def test_operators_that_would_meet_are_refused(areal: str, helm: Helm, api: Api) -> None:
+def test_conflicting_operators_are_refused(areal: str, helm: Helm, api: Api) -> None:
     for name in ("one", "two"):
         make_namespace(api, name, {})
     helm.install("first", areal, "operator.watchNamespaces={one}")
@@ -248,7 +250,7 @@ def test_operators_that_would_meet_are_refused(areal: str, helm: Helm, api: Api)
         helm.install("second", "two", "operator.watchNamespaces={two}")
 
 
-def test_an_operator_of_some_namespaces_works_there_and_sees_no_others(
+def test_an_operator_of_some_namespaces_works_only_there(
     areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
@@ -271,7 +273,7 @@ def test_an_operator_of_some_namespaces_works_there_and_sees_no_others(
 
 
 def chart_with_a_field(folder: Path, name: str) -> Path:
-    """The chart, with a definition that knows one more field of the servers."""
+    """The chart, with a definition that has one more field of the servers."""
     chart = Path(shutil.copytree(CHART, folder / "newer"))
     file = chart / "charts" / "crds" / "crds" / f"{CRD.partition('.')[0]}.yaml"
     definition: dict[str, Any] = yaml.safe_load(file.read_text())
@@ -282,7 +284,7 @@ def chart_with_a_field(folder: Path, name: str) -> Path:
 
 
 def api_schema(plane: ControlPlane) -> Object:
-    """The schema that the API server has."""
+    """The schema on the API server."""
     return dict(yaml.safe_load(plane.kubectl("get", "crd", CRD, "--output=yaml"))["spec"])
 
 
@@ -294,7 +296,7 @@ def servers(api: Api, namespace: str) -> Object:
 
 
 def uid_of(api: Api, namespace: str) -> str:
-    """Uid of the chart's experiment."""
+    """UID of the chart's experiment."""
     body = api.get(KIND, namespace, "tiny")
     assert body is not None
     return str(body["metadata"]["uid"])

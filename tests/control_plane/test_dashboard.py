@@ -49,7 +49,7 @@ def with_variables(expression: str, **values: str) -> str:
 
 
 def found_by_monitor(monitor: Object, experiment: Experiment, address: str) -> list[Pod]:
-    """The pods that a PodMonitor selects; all of them answer at ``address``."""
+    """The pods that a PodMonitor selects; all of them are served at ``address``."""
     wanted = monitor["spec"]["selector"]["matchLabels"].items()
     pods = [pod["metadata"] for pod in experiment.namespace.list("Pod")]
     found = [pod for pod in pods if wanted <= pod["labels"].items()]
@@ -105,7 +105,7 @@ def test_every_query_of_the_dashboard_finds_data_of_a_run_and_no_alert_fires(
 
 
 def expect_data(running: Prometheus, dashboard: Object, experiment: Experiment) -> None:
-    """Every query of a panel finds numbers, and every variable its values."""
+    """Every query of a panel returns data, and every variable has its values."""
     chosen = {"namespace": experiment.namespace.name, "name": experiment.name, "__rate_interval": WINDOW}
     empty: list[tuple[str, str]] = []
 
@@ -126,7 +126,7 @@ def expect_data(running: Prometheus, dashboard: Object, experiment: Experiment) 
 
 
 def expect_silence(running: Prometheus, rule: Object) -> None:
-    """Every alert can be evaluated, and none is raised or about to be."""
+    """Every alert can be evaluated, and none is firing or pending."""
     active: dict[str, object] = {}
 
     def silent() -> bool:

@@ -1,4 +1,4 @@
-"""What is edited, deleted or taken comes back, or is explained."""
+"""Edited and deleted objects are restored; names that are in use are reported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def at(obj: Object | None, path: list[str]) -> Any:
     return value
 
 
-def test_every_deleted_child_comes_back(experiment: Experiment) -> None:
+def test_every_deleted_child_is_created_again(experiment: Experiment) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
     experiment.apply()
     experiment.until_phase("Running")
@@ -55,21 +55,21 @@ def test_every_deleted_child_comes_back(experiment: Experiment) -> None:
 
         successor = "exp-trainer-2" if kind == "Job" else child
 
-        def is_back(kind: str = kind, child: str = successor, uid: str = before["metadata"]["uid"]) -> bool:
+        def is_created_again(kind: str = kind, child: str = successor, uid: str = before["metadata"]["uid"]) -> bool:
             now = api.get(kind, name, child)
             return now is not None and now["metadata"]["uid"] != uid and not now["metadata"].get("deletionTimestamp")
 
-        eventually(is_back, f"{kind} {child} is back")
+        eventually(is_created_again, f"{kind} {child} exists again")
     again = api.get("Secret", name, "exp-api-key")
     assert secret is not None
     assert again is not None
-    assert again["data"] == secret["data"]  # servers that run know the old key
+    assert again["data"] == secret["data"]  # running servers use the old key
     assert len(base64.b64decode(again["data"]["api-key"])) == 64
     experiment.until_phase("Running")
 
 
 @pytest.mark.parametrize(("kind", "child", "change", "path"), EDITS, ids=[f"{one[0]} {one[1]}" for one in EDITS])
-def test_an_edit_of_a_child_is_undone(
+def test_an_edit_of_a_child_is_reverted(
     experiment: Experiment, kind: str, child: str, change: Object, path: list[str]
 ) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
@@ -80,24 +80,26 @@ def test_an_edit_of_a_child_is_undone(
     eventually(lambda: at(api.get(kind, name, child), path) == before, f"{path} is {before!r} again")
 
 
-def test_what_others_add_to_a_child_stays(experiment: Experiment) -> None:
+def test_additions_to_a_child_are_kept(experiment: Experiment) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
     experiment.apply()
     experiment.until_phase("Running")
     api.patch("StatefulSet", name, "exp-server", {"metadata": {"annotations": {"team": "x"}}, "spec": {"replicas": 4}})
-    eventually(lambda: at(api.get("StatefulSet", name, "exp-server"), ["spec", "replicas"]) == 1, "the edit is undone")
+    eventually(
+        lambda: at(api.get("StatefulSet", name, "exp-server"), ["spec", "replicas"]) == 1, "the edit is reverted"
+    )
     assert at(api.get("StatefulSet", name, "exp-server"), ["metadata", "annotations", "team"]) == "x"
 
 
-def test_an_edited_status_is_written_again(experiment: Experiment) -> None:
+def test_an_edited_status_is_restored(experiment: Experiment) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
     experiment.apply()
     experiment.until_phase("Running")
     api.patch("GRPOExperiment", name, "exp", {"status": {"message": "nonsense", "servers": {"ready": 7}}}, "status")
-    experiment.until(lambda now: not now["message"] and now["servers"]["ready"] == 1, "the status is right again")
+    experiment.until(lambda now: not now["message"] and now["servers"]["ready"] == 1, "the status is restored")
 
 
-def test_an_object_of_someone_else_is_left_alone_and_named(experiment: Experiment) -> None:
+def test_an_object_of_somebody_else_is_left_alone_and_reported(experiment: Experiment) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
     mine = {
         "kind": "Service",
@@ -114,7 +116,7 @@ def test_an_object_of_someone_else_is_left_alone_and_named(experiment: Experimen
     experiment.until_phase("Running")
 
 
-def test_a_deleted_experiment_takes_everything_with_it_though_the_operator_is_down(
+def test_deleting_an_experiment_deletes_its_objects_without_the_operator(
     experiment: Experiment, operator: OperatorProcess
 ) -> None:
     namespace = experiment.namespace
@@ -124,10 +126,10 @@ def test_a_deleted_experiment_takes_everything_with_it_though_the_operator_is_do
     operator.kill()
     try:
         experiment.delete()
-        eventually(lambda: experiment.get() is None, "it is gone at once", 5.0)
+        eventually(lambda: experiment.get() is None, "it is deleted at once", 5.0)
         kinds = {kind for kind, _ in CHILDREN}
-        # The garbage collector takes up to 30 s to hear of a custom resource that was defined just now.
-        eventually(lambda: not any(named(namespace.list(kind)) for kind in kinds), "so are its children", 60.0)
+        # The garbage collector takes up to 30 s to discover a new custom resource.
+        eventually(lambda: not any(named(namespace.list(kind)) for kind in kinds), "its children are deleted", 60.0)
         assert namespace.names("PersistentVolumeClaim") == ["exp-run"]
     finally:
         operator.start()
@@ -137,12 +139,12 @@ def named(objects: list[Object]) -> list[str]:
     return [name for obj in objects if (name := str(obj["metadata"]["name"])).startswith("exp-")]
 
 
-def test_an_experiment_made_anew_at_once_runs(experiment: Experiment) -> None:
+def test_an_experiment_created_again_at_once_runs(experiment: Experiment) -> None:
     experiment.apply()
     experiment.until_phase("Running")
     uid = (experiment.get() or {})["metadata"]["uid"]
     experiment.delete()
-    eventually(lambda: experiment.get() is None, "it is gone")
+    eventually(lambda: experiment.get() is None, "it is deleted")
     experiment.apply()
     experiment.until_phase("Running")
     assert (experiment.get() or {})["metadata"]["uid"] != uid

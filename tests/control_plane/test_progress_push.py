@@ -1,4 +1,4 @@
-"""Progress of the trainer in the status, by a token that is good for one experiment."""
+"""Trainers' progress reports in the status, authenticated by a token for one experiment."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def running(experiment: Experiment) -> Experiment:
     return experiment
 
 
-def test_a_report_of_the_trainer_is_in_the_status_within_five_seconds(
+def test_a_report_reaches_the_status_within_five_seconds(
     running: Experiment, operator: OperatorProcess, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text(token_of(running))
@@ -54,7 +54,7 @@ def test_a_report_of_the_trainer_is_in_the_status_within_five_seconds(
     assert (status["reward"], status["evalReward"], status["phase"]) == (0.625, 0.25, "Running")
 
 
-def test_progress_and_the_operators_own_status_do_not_overwrite_each_other(
+def test_progress_and_the_operators_status_do_not_overwrite_each_other(
     running: Experiment, operator: OperatorProcess
 ) -> None:
     assert post(url_of(running, operator), token_of(running), REPORT).status_code == 202
@@ -78,7 +78,7 @@ def test_progress_causes_no_reconcile_and_is_written_at_most_every_three_seconds
         time.sleep(1.5)
         return reconciles() == seen
 
-    eventually(calm, "what went before is through")
+    eventually(calm, "earlier reconciles have ended")
     url, token, before = url_of(running, operator), token_of(running), reconciles()
     post(url, token, {**REPORT, "step": 1})
     running.until(lambda now: now.get("step") == 1, "step 1", 5.0)
@@ -90,7 +90,7 @@ def test_progress_causes_no_reconcile_and_is_written_at_most_every_three_seconds
     assert reconciles() == before
 
 
-def test_an_operator_that_is_told_to_end_writes_what_it_has_taken(
+def test_a_terminating_operator_writes_the_reports_it_has_accepted(
     running: Experiment, operator: OperatorProcess
 ) -> None:
     url, token = url_of(running, operator), token_of(running)
@@ -103,7 +103,7 @@ def test_an_operator_that_is_told_to_end_writes_what_it_has_taken(
         operator.start()
 
 
-def test_only_the_experiments_own_token_is_taken(running: Experiment, operator: OperatorProcess) -> None:
+def test_only_the_experiments_own_token_is_accepted(running: Experiment, operator: OperatorProcess) -> None:
     url = url_of(running, operator)
     assert post(url, "nonsense", REPORT).status_code == 401
     assert post(url, token_of(running, audience="progress.areal.dev/other"), REPORT).status_code == 401
@@ -113,7 +113,7 @@ def test_only_the_experiments_own_token_is_taken(running: Experiment, operator: 
     assert "step" not in running.status
 
 
-def test_what_is_no_report_is_refused(running: Experiment, operator: OperatorProcess) -> None:
+def test_invalid_reports_are_refused(running: Experiment, operator: OperatorProcess) -> None:
     url, token = url_of(running, operator), token_of(running)
     assert post(url, token, b"x" * 70000).status_code == 413
     for wrong in (
@@ -129,7 +129,7 @@ def test_what_is_no_report_is_refused(running: Experiment, operator: OperatorPro
     assert "step" not in running.status
 
 
-def test_metrics_tell_of_the_operator_and_of_the_experiments(running: Experiment, operator: OperatorProcess) -> None:
+def test_metrics_cover_the_operator_and_the_experiments(running: Experiment, operator: OperatorProcess) -> None:
     post(url_of(running, operator), token_of(running), REPORT)
     name = running.namespace.name
     line = f'areal_experiment_reward{{name="exp",namespace="{name}"}} 0.5'

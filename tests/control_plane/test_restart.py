@@ -1,4 +1,4 @@
-"""Operators that are killed at any point, two at once, and an API server that goes away."""
+"""Operators that are killed at any point, two operators, and an API server that restarts."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SETTINGS = Settings(images={("trainer", "cpu"): "trainer:1", ("server", "cpu"): 
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """The process is killed."""
 
 
 class DoomedCluster(Cluster):
-    """A connection whose process is killed right after write number ``lifetime``."""
+    """A client whose process is killed directly after write number ``lifetime``."""
 
     lifetime = 10**9
     writes = 0
@@ -46,7 +46,7 @@ class DoomedCluster(Cluster):
 
 @pytest.fixture
 def alone(operator: OperatorProcess) -> Iterator[None]:
-    """No other operator works."""
+    """No other operator is running."""
     operator.stop()
     yield
     operator.start()
@@ -59,10 +59,12 @@ async def cluster(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> Async
         yield cluster
 
 
-async def work(cluster: DoomedCluster, experiment: Experiment, until: Callable[[], bool], *, lifetime: int) -> bool:
-    """Reconcile until ``until``, in a process that dies after ``lifetime`` writes and is followed by one that does not.
+async def reconcile_until(
+    cluster: DoomedCluster, experiment: Experiment, until: Callable[[], bool], *, lifetime: int
+) -> bool:
+    """Reconcile until ``until``; the process is killed after ``lifetime`` writes, and another one continues.
 
-    Returns whether it died.
+    Returns whether it was killed.
     """
     cluster.writes, cluster.lifetime = 0, lifetime
     died = False
@@ -70,7 +72,7 @@ async def work(cluster: DoomedCluster, experiment: Experiment, until: Callable[[
     store, reconciler = await _fresh(cluster, experiment)
     for _ in range(200):
         try:
-            await _look(cluster, store, key[0])
+            await _relist(cluster, store, key[0])
             await reconciler.reconcile(key)
         except Killed:
             died, cluster.lifetime = True, 10**9
@@ -86,20 +88,20 @@ async def _fresh(cluster: Cluster, experiment: Experiment) -> tuple[Store, Recon
     return store, Reconciler(cluster, store, settings=SETTINGS, root_key=b"root")
 
 
-async def _look(cluster: Cluster, store: Store, namespace: str) -> None:
+async def _relist(cluster: Cluster, store: Store, namespace: str) -> None:
     for kind in CHILD_KINDS:
         listed = await cluster.list(kind, namespace, f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}")
         store.replace(kind, listed.items, listed.version, namespace)
 
 
-async def test_an_operator_that_dies_after_any_write_of_a_start_is_followed_by_one_that_goes_on(
+async def test_a_start_survives_a_kill_after_any_write(
     namespace: Namespace, alone: None, cluster: DoomedCluster
 ) -> None:
     lifetime, outcomes = 1, []
     while True:
         experiment = Experiment(namespace, f"n{lifetime}")
         experiment.apply(storage__whenDeleted="Delete")
-        died = await work(
+        died = await reconcile_until(
             cluster, experiment, lambda e=experiment: e.status.get("phase") == "Running", lifetime=lifetime
         )
         status = experiment.status
@@ -111,27 +113,29 @@ async def test_an_operator_that_dies_after_any_write_of_a_start_is_followed_by_o
         if not died:
             break
         lifetime += 1
-    assert lifetime > 10  # a status and as many children at least
+    assert lifetime > 10  # at least one status and all children
     assert set(outcomes) == {(1, 0, 0)}
 
 
-async def test_an_operator_that_dies_after_any_write_of_a_restart_counts_it_once(
+async def test_a_restart_counts_once_despite_a_kill_after_any_write(
     namespace: Namespace, alone: None, cluster: DoomedCluster
 ) -> None:
-    for lifetime in range(1, 9):  # the status, its Events and what follows; the start has shown the rest
+    for lifetime in range(1, 9):  # the status, its Events and the first objects; the test above covers the rest
         namespace.behave("trainer", run)
         experiment = Experiment(namespace, f"n{lifetime}")
         experiment.apply(storage__whenDeleted="Delete")
-        await work(cluster, experiment, lambda e=experiment: e.status.get("phase") == "Running", lifetime=10**9)
+        await reconcile_until(
+            cluster, experiment, lambda e=experiment: e.status.get("phase") == "Running", lifetime=10**9
+        )
         namespace.behave("trainer", end(1))
         job = f"n{lifetime}-trainer-1"
-        eventually(lambda job=job: _has(namespace, job, "Failed"), "the Job failed")
+        eventually(lambda job=job: _has(namespace, job, "Failed"), "the Job has failed")
         namespace.behave("trainer", run)
 
         def runs_again(e: Experiment = experiment) -> bool:
             return e.status["phase"] == "Running" and e.status["attempt"] > 1
 
-        assert await work(cluster, experiment, runs_again, lifetime=lifetime)
+        assert await reconcile_until(cluster, experiment, runs_again, lifetime=lifetime)
         assert (experiment.status["attempt"], experiment.status["restarts"]) == (2, 1)
         experiment.delete()
 
@@ -142,7 +146,7 @@ def _has(namespace: Namespace, job: str, condition: str) -> bool:
     return any(one["type"] == condition and one["status"] == "True" for one in conditions)
 
 
-def test_what_happens_while_no_operator_runs_is_seen_by_the_next(
+def test_changes_without_an_operator_are_seen_by_the_next_one(
     experiment: Experiment, operator: OperatorProcess
 ) -> None:
     namespace = experiment.namespace
@@ -152,13 +156,13 @@ def test_what_happens_while_no_operator_runs_is_seen_by_the_next(
     namespace.api.delete("Service", namespace.name, "exp-server")
     namespace.behave("trainer", end(0))
     late = Experiment(namespace, "late").apply()
-    eventually(lambda: _has(namespace, "exp-trainer-1", "Complete"), "it ended")
+    eventually(lambda: _has(namespace, "exp-trainer-1", "Complete"), "the trainer has ended")
     operator.start()
     experiment.until_phase("Succeeded")
     late.until_phase("Succeeded")
 
 
-def test_a_finished_run_does_not_come_back_after_a_restart(experiment: Experiment, operator: OperatorProcess) -> None:
+def test_a_finished_run_stays_finished_after_a_restart(experiment: Experiment, operator: OperatorProcess) -> None:
     experiment.namespace.behave("trainer", end(0))
     experiment.apply()
     experiment.until_phase("Succeeded")
@@ -166,7 +170,7 @@ def test_a_finished_run_does_not_come_back_after_a_restart(experiment: Experimen
     experiment.namespace.api.delete("Job", experiment.namespace.name, "exp-trainer-1")
     operator.start()
     experiment.edit(runPolicy__backoffLimit=1)
-    experiment.until(lambda now: now["observedGeneration"] == 2, "the edit is seen")
+    experiment.until(lambda now: now["observedGeneration"] == 2, "the edit is observed")
     assert experiment.status["phase"] == "Succeeded"
     assert experiment.namespace.names("Job") == []
 
@@ -176,7 +180,7 @@ def holder(api: Api) -> str:
     return str((lease.get("spec") or {}).get("holderIdentity"))
 
 
-def test_of_two_operators_one_works_and_the_other_takes_over(
+def test_of_two_operators_one_reconciles_and_the_other_takes_over(
     experiment: Experiment, operator: OperatorProcess, plane: ControlPlane, logs: Path, api: Api
 ) -> None:
     second = OperatorProcess(plane, logs, identity="operator-1")
@@ -188,12 +192,12 @@ def test_of_two_operators_one_works_and_the_other_takes_over(
         assert "areal_operator_leader 1.0" in operator.read("/metrics")
         assert "areal_operator_leader 0.0" in second.read("/metrics")
         assert "Started" not in second.log.read_text()
-        operator.stop()  # gives the Lease up
-        eventually(lambda: holder(api) == "operator-1", "the other takes over at once", 6.0)
+        operator.stop()  # releases the Lease
+        eventually(lambda: holder(api) == "operator-1", "the other one takes over at once", 6.0)
         experiment.namespace.behave("trainer", end(0))
         experiment.until_phase("Succeeded")
         operator.start()
-        second.kill()  # does not give it up
+        second.kill()  # does not release it
         Experiment(experiment.namespace, "next").apply().until_phase("Succeeded", 30.0)
         assert holder(api) == "operator-0"
     finally:
@@ -202,7 +206,7 @@ def test_of_two_operators_one_works_and_the_other_takes_over(
             operator.start()
 
 
-def test_the_operator_outlives_an_api_server_that_goes_away(
+def test_the_operator_survives_a_restart_of_the_api_server(
     experiment: Experiment, operator: OperatorProcess, plane: ControlPlane
 ) -> None:
     experiment.apply()
@@ -225,15 +229,15 @@ def test_an_idle_operator_writes_nothing_but_its_lease(
     def written(seconds: float) -> set[tuple[str, str]]:
         before = _writes(plane)
         time.sleep(seconds)
-        others = {("PATCH", "events")}  # the scheduler counts up its own; the operator only makes new ones
+        others = {("PATCH", "events")}  # the scheduler updates its own; the operator only creates events
         return {key for key, count in _writes(plane).items() if count != before.get(key, 0)} - others
 
-    eventually(lambda: written(2.0) <= {("PUT", "leases")}, "what went before is through", 60.0)
+    eventually(lambda: written(2.0) <= {("PUT", "leases")}, "earlier writes have ended", 60.0)
     assert written(11.0) == {("PUT", "leases")}
 
 
 def _writes(plane: ControlPlane) -> dict[tuple[str, str], int]:
-    """Requests that change something, by verb and resource, of our kinds."""
+    """Number of write requests for our kinds, by verb and resource."""
     counts: dict[tuple[str, str], int] = {}
     kinds = {plural for _, plural in CHILD_KINDS.values()} | {"grpoexperiments", "leases", "events"}
     for line in plane.kubectl("get", "--raw", "/metrics").splitlines():
