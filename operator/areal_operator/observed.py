@@ -27,6 +27,7 @@ class ExperimentState:
     generation: int
     status: ExperimentStatus
     unknown_fields: tuple[str, ...] = ()  # of a newer resource definition; they have no effect
+    config_yaml: str | None = None  # the resolved configuration, rendered once; None: render it when needed
 
     @property
     def name(self) -> str:

@@ -78,7 +78,16 @@ class PlanInputs:
         """Input of the manifest builders."""
         state, claim = self.state, self.claim()
         modes = None if claim is None else tuple(claim["spec"].get("accessModes") or ())
-        return Build(state.experiment, state.namespace, state.uid, attempt, self.api_key, self.settings, modes)
+        return Build(
+            state.experiment,
+            state.namespace,
+            state.uid,
+            attempt,
+            self.api_key,
+            self.settings,
+            config_text=state.config_yaml,
+            claim_access_modes=modes,
+        )
 
     def job(self) -> Object | None:
         """The Job of the current attempt."""

@@ -16,21 +16,22 @@ from datetime import UTC, datetime
 from areal_api import conditions, resource_names
 from areal_api.errors import ConfigError, describe
 from areal_api.experiment import API_VERSION, KIND, GRPOExperiment
+from areal_api.render import config_yaml
 from areal_api.status import ExperimentStatus
 from areal_operator import transitions
 from areal_operator.cluster import ApiError, Cluster, is_transient
 from areal_operator.corrections import PAUSE_S, Corrections
 from areal_operator.diagnosis import Reason
 from areal_operator.events import event
-from areal_operator.manifests.base import Manifest, digest
+from areal_operator.manifests.base import DIGEST, Manifest, digest
 from areal_operator.manifests.shared import API_KEY, is_created_by_operator
-from areal_operator.observed import ExperimentState, Object, Observed, WarningEvent
+from areal_operator.observed import ExperimentState, Object, Observed, WarningEvent, annotation
 from areal_operator.parsing import UnknownPhaseError, parsed_spec, status_of
 from areal_operator.patches import changes_of, is_unchanged, mutable_part
 from areal_operator.plan import Plan, plan, rejected
 from areal_operator.settings import Settings
 from areal_operator.status import find, status_to_write
-from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, slim
+from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, owns_all, slim
 
 logger = logging.getLogger(__name__)
 CREATE_PODS = ("StatefulSet", "Job")
@@ -45,12 +46,13 @@ class _Replaced(Exception):
 
 @dataclass(frozen=True)
 class _Parsed:
-    """A parsed spec. Parsing takes longer than everything else, and the spec changes only with its generation."""
+    """A parsed spec and its rendered configuration: both take long, and change only with the generation."""
 
     uid: str
     generation: int
     experiment: GRPOExperiment
     unknown_fields: tuple[str, ...]
+    config_yaml: str
 
 
 class Reconciler:
@@ -130,12 +132,19 @@ class Reconciler:
         parsed = self._parsed.get(key)
         if parsed is None or (parsed.uid, parsed.generation) != (metadata["uid"], metadata["generation"]):
             experiment, unknown = parsed_spec(body)
-            parsed = _Parsed(metadata["uid"], metadata["generation"], experiment, unknown)
+            config = config_yaml(experiment.spec.config)
+            parsed = _Parsed(metadata["uid"], metadata["generation"], experiment, unknown, config)
             self._parsed[key] = parsed
             if unknown:
                 logger.warning("%s/%s: unknown fields have no effect: %s", *key, ", ".join(unknown))
         return ExperimentState(
-            parsed.experiment, metadata["namespace"], parsed.uid, parsed.generation, status, parsed.unknown_fields
+            parsed.experiment,
+            metadata["namespace"],
+            parsed.uid,
+            parsed.generation,
+            status,
+            parsed.unknown_fields,
+            parsed.config_yaml,
         )
 
     async def _plan(self, key: Key, state: ExperimentState) -> Plan:
@@ -228,6 +237,9 @@ class Reconciler:
         before = applied.get((kind, name))
         if known is not None and before == (wanted, known[FINGERPRINT]):
             return None
+        if known is not None and before is None and _is_applied(manifest, known):
+            applied[kind, name] = (wanted, known[FINGERPRINT])  # by this process's predecessor
+            return None
         if known is not None and kind == CLAIM and _may_change(known, state) and is_unchanged(manifest, known):
             return None
         if known is None or not _may_change(known, state):
@@ -318,6 +330,13 @@ def _is_pending_without_reason(status: ExperimentStatus) -> bool:
         if (condition := find(status.conditions, kind)) is not None and condition.status != "True"
     ]
     return any(reason in conditions.UNEXPLAINED for reason in reasons)
+
+
+def _is_applied(manifest: Manifest, known: Object) -> bool:
+    """Whether an object is what applying ``manifest`` leads to: applied from it, and still owned in every field."""
+    digest_of = annotation(known, DIGEST)
+    same = digest_of is not None and digest_of == manifest["metadata"].get("annotations", {}).get(DIGEST)
+    return same and owns_all(known, manifest)
 
 
 def _names_another_object(error: ApiError) -> bool:

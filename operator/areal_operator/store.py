@@ -10,6 +10,7 @@ delete them before the operator has recorded the outcome of the attempt.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from areal_operator.observed import (
 Key = tuple[str, str]  # namespace and name of an experiment
 FINGERPRINT = "areal.dev/fingerprint"
 LAST_MANAGER = "areal.dev/last-manager"
+OWNED = "areal.dev/owned"  # compressed fieldsV1 of the operator
 MAX_DELETED = 256  # per experiment
 _KEPT = ("apiVersion", "kind", "metadata", "status")
 _METADATA = (
@@ -163,6 +165,8 @@ def slim(obj: Object) -> Object:
     metadata: dict[str, Any] = {key: obj["metadata"][key] for key in _METADATA if key in obj["metadata"]}
     kept: Object = {key: obj[key] for key in _KEPT if key in obj}
     kept |= {"metadata": metadata, FINGERPRINT: fingerprint(obj), LAST_MANAGER: last_other_manager(obj)}
+    if obj["kind"] != "Pod":
+        kept[OWNED] = zlib.compress(json.dumps(_owned_fields(obj)).encode())
     if obj["kind"] == "PersistentVolumeClaim":
         kept["spec"] = obj["spec"]
     if obj["kind"] == "Job":
@@ -188,6 +192,29 @@ def fingerprint(obj: Object) -> str:
     metadata = {key: obj["metadata"].get(key) for key in ("labels", "annotations", "ownerReferences", "uid")}
     rest = {key: value for key, value in obj.items() if key not in ("metadata", "status", "apiVersion", "kind")}
     return digest({**rest, "metadata": metadata})
+
+
+def owns_all(known: Object, manifest: Object) -> bool:
+    """Whether the operator owns every field of ``manifest`` in a cached object: nobody has changed one since."""
+    owned = json.loads(zlib.decompress(known[OWNED])) if OWNED in known else []
+    fields = {key: value for key, value in manifest.items() if key not in ("apiVersion", "kind", "metadata")}
+    metadata = {key: manifest["metadata"].get(key) for key in ("labels", "annotations")}
+    return any(_covers(entry, {**fields, "metadata": metadata}) for entry in owned)
+
+
+def _covers(fields: Mapping[str, Any], value: Any) -> bool:
+    """Whether ``fields`` (fieldsV1) contain every leaf of ``value``; a leaf of ``fields`` is atomic."""
+    if not fields or value in (None, {}, []):
+        return True
+    if isinstance(value, dict):
+        present = {key: below for key, below in value.items() if below is not None}
+        return all(f"f:{key}" in fields and _covers(fields[f"f:{key}"], below) for key, below in present.items())
+    if not isinstance(value, list):
+        return True
+    keyed = [(json.loads(path[2:]).items(), below) for path, below in fields.items() if path.startswith("k:")]
+    if not keyed:
+        return all(f"v:{json.dumps(item)}" in fields for item in value if not isinstance(item, dict))
+    return all(any(keys <= item.items() and _covers(below, item) for keys, below in keyed) for item in value)
 
 
 def last_other_manager(obj: Object) -> str | None:

@@ -28,6 +28,7 @@ class Build:
     attempt: int
     api_key: str
     settings: Settings
+    config_text: str | None = None  # the resolved configuration as YAML, if it is already rendered
     claim_access_modes: tuple[str, ...] | None = None  # of the existing volume claim; None before it exists
 
     @property
@@ -38,7 +39,7 @@ class Build:
     @property
     def config(self) -> str:
         """The resolved configuration, as YAML."""
-        return config_yaml(self.experiment.spec.config)
+        return self.config_text or config_yaml(self.experiment.spec.config)
 
     @property
     def config_map(self) -> str:

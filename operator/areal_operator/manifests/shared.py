@@ -133,7 +133,13 @@ def headless_service(build: Build, name: str, component: str, port: int) -> Mani
                 "clusterIP": "None",
                 "publishNotReadyAddresses": True,
                 "selector": resource_names.component_labels(build.name, component),
-                "ports": [{"name": "http" if component == resource_names.SERVER else "torchrun", "port": port}],
+                "ports": [
+                    {
+                        "name": "http" if component == resource_names.SERVER else "torchrun",
+                        "port": port,
+                        "protocol": "TCP",
+                    }
+                ],
             }
         },
     )

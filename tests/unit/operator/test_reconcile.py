@@ -215,3 +215,24 @@ async def test_a_spec_that_cannot_be_processed_is_explained_once() -> None:
     accepted = world.condition("Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
     assert "cpu" in accepted["message"]
+
+
+async def test_a_restarted_operator_applies_nothing_again() -> None:
+    world = World()
+    await world.run()
+    before = len(world.cluster.writes)
+    world.restart()
+    await world.run()
+    assert world.cluster.writes[before:] == []
+
+
+async def test_a_restarted_operator_restores_what_changed_in_the_meantime() -> None:
+    world = World()
+    await world.run()
+    world.cluster.edit("StatefulSet", "ns", "case-server", {"spec": {"replicas": 5}})
+    world.cluster.edit("Service", "ns", "case-server", {"metadata": {"annotations": {"team": "x"}}})
+    before = len(world.cluster.writes)
+    world.restart()
+    await world.run()
+    assert [name for _, _, name in world.cluster.writes[before:]] == ["case-server"]
+    assert world.cluster.objects["StatefulSet", "ns", "case-server"]["spec"]["replicas"] == 1
