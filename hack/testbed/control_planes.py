@@ -33,7 +33,10 @@ def bare_plane(folder: Path, user: str = USER) -> Iterator[ControlPlane]:
 
 def prepare(plane: ControlPlane, folder: Path) -> None:
     """Install the resource definition and the operator's permissions."""
-    plane.kubectl("apply", "--server-side", "-f", str(FILE))
+    try:
+        plane.kubectl("apply", "--server-side", "-f", str(FILE))
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"the API server refuses {FILE.name}: {error.stderr[:3000]}") from error
     plane.kubectl("wait", "--for=condition=Established", f"-f={FILE}", "--timeout=20s")
     plane.kubectl("create", "namespace", NAMESPACE)
     rights = folder / "rights.yaml"
