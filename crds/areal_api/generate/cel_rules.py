@@ -158,19 +158,22 @@ RULES = (
         "actor.m2_threshold needs the trainer's own log-probs; set actor.use_decoupled_loss or actor.recompute_logprob",
     ),
     Rule(
-        "spec.config.actor",
-        "self.use_decoupled_loss || !("
+        "spec.config",
+        "self.actor.use_decoupled_loss || !("
         + " || ".join(
-            ["self.correction.truncate"]
-            + [_is_set(f"self.correction.{key}") for key in ("min_weight", "max_prob_diff", "max_sequence_weight")]
-            + [_is_set("self.correction.eps_clip")]
+            ["self.actor.correction.truncate"]
+            + [
+                _is_set(f"self.actor.correction.{key}")
+                for key in ("min_weight", "max_prob_diff", "max_sequence_weight")
+            ]
+            + [_is_set("self.actor.correction.eps_clip")]
         )
         + ")",
         "actor.correction masks and truncation need the proximal policy; set actor.use_decoupled_loss",
     ),
     Rule(
-        "spec.config.actor",
-        f"!self.correction.truncate || ({_is_set('self.behav_imp_weight_cap')})",
+        "spec.config",
+        f"!self.actor.correction.truncate || ({_is_set('self.actor.behav_imp_weight_cap')})",
         "actor.correction.truncate needs a number as actor.behav_imp_weight_cap",
     ),
     Rule(
