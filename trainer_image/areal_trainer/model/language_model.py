@@ -92,10 +92,10 @@ class LanguageModel(nn.Module):
                 # Offloaded parameters must be gathered on the device.
                 tensor = tensor.to(self.device).full_tensor()
             if tensor.shape != self._shapes.get(name):
-                raise RuntimeError(f"{name} has shape {list(tensor.shape)}, but was loaded as {self._shapes.get(name)}")
+                raise RuntimeError(f"{name} is {list(tensor.shape)}, but was loaded as {self._shapes.get(name)}")
             yield name, tensor
         if missing := self._shapes.keys() - dict(self.causal_lm.named_parameters()).keys():
-            raise RuntimeError(f"the model no longer has {', '.join(sorted(missing))}")
+            raise RuntimeError(f"the model has lost {', '.join(sorted(missing))}")
 
     def save_config(self, directory: Path) -> None:
         """Write config.json, with ``dtype`` as the type of the weights, and the model's own generation_config.json.
