@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from areal_api.config import SGLangConfig
+from areal_server.addresses import is_loopback
 
 Device = Literal["cuda", "cpu"]
 
@@ -74,15 +76,22 @@ def server_arguments(
 
 
 def server_environment(
-    device: Device, environ: Mapping[str, str], *, tensor_parallel: int = 1, cores: Sequence[int] = ()
+    device: Device,
+    environ: Mapping[str, str],
+    *,
+    tensor_parallel: int = 1,
+    cores: Sequence[int] = (),
+    host: str = "0.0.0.0",
 ) -> dict[str, str]:
     """The variables to add to `environ` for SGLang's processes. Values already in `environ` are kept.
 
     `cores` are the CPU cores available to this server; on a CPU they are divided among the `tensor_parallel` ranks.
     """
+    # Gloo listens on the address of the host name otherwise.
+    local = {"GLOO_SOCKET_IFNAME": "lo"} if is_loopback(host) and sys.platform == "linux" else {}
     if device == "cuda":
-        return {}
-    defaults = {
+        return {name: value for name, value in local.items() if name not in environ}
+    defaults = local | {
         "OMP_NUM_THREADS": "1",
         # By default glibc returns large freed tensors to the kernel and faults in zeroed pages for the next one, which
         # takes 8 % of a decode step. Keep the memory instead.

@@ -203,6 +203,7 @@ def main(argv: list[str] | None = None) -> None:
             os.environ,
             tensor_parallel=options.tensor_parallel,
             cores=sorted(os.sched_getaffinity(0)),
+            host=options.host,
         )
         if logs.is_json(os.environ) and LOGGING_FILE not in os.environ:
             environment[LOGGING_FILE] = str(JSON_LOGGING)

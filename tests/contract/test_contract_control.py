@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from areal_server.addresses import is_loopback
 from support.real_server import RealServer, real_server
 
 from .conftest import KEY, Server, request
@@ -90,6 +91,17 @@ def test_key_is_not_in_arguments_environment_or_log(sglang: Server, real_process
     log = real_process.log.read_text(errors="replace")
     assert "server_args=" in log
     assert KEY not in log
+
+
+@pytest.mark.real
+def test_server_on_a_loopback_address_listens_on_loopback_addresses_only(
+    sglang: Server, real_process: RealServer
+) -> None:
+    process = psutil.Process(real_process.process.pid)
+    sockets = [entry for member in [process, *process.children(recursive=True)] for entry in member.net_connections()]
+    listening = {entry.laddr for entry in sockets if entry.status == psutil.CONN_LISTEN}
+    assert ("127.0.0.1", int(sglang.address.rpartition(":")[2])) in listening
+    assert not [address for address in listening if not is_loopback(address.ip)]
 
 
 @pytest.mark.real

@@ -23,6 +23,13 @@ def output_logprobs(directory: Path, prompt: list[int], output: list[int], tempe
     return [float(logprobs[len(prompt) + i - 1, token]) for i, token in enumerate(output)]
 
 
+def next_logprobs(directory: Path, ids: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """Log-probs of every token after `ids`."""
+    with torch.no_grad():
+        logits = _model(directory)(torch.tensor([ids])).logits[0, -1]
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
 def greedy(directory: Path, prompt: list[int], count: int) -> list[int]:
     """Greedy decoding of `count` tokens."""
     ids = list(prompt)

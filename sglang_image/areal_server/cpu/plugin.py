@@ -9,7 +9,10 @@ from typing import Any
 
 
 def register() -> None:
-    """Register our attention backend and faster process startup. Does nothing on a GPU."""
+    """Bind loopback stores; on a CPU also register our attention backend and faster process startup."""
+    from areal_server import loopback_stores
+
+    loopback_stores.install()
     if os.environ.get("SGLANG_USE_CPU_ENGINE") != "1":
         return
     from sglang.srt.layers.attention.attention_registry import register_attention_backend

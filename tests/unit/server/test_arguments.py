@@ -104,6 +104,13 @@ def test_cpu_ranks_divide_the_cores() -> None:
         server_environment("cpu", {}, tensor_parallel=3, cores=[0, 1])
 
 
+def test_gloo_of_a_loopback_server_uses_the_loopback_interface() -> None:
+    assert server_environment("cuda", {}, host="127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo"}
+    assert server_environment("cpu", {}, host="127.0.0.1")["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in server_environment("cpu", {}, host="0.0.0.0")
+    assert server_environment("cuda", {"GLOO_SOCKET_IFNAME": "eth0"}, host="127.0.0.1") == {}
+
+
 def test_environment_is_complete_after_one_pass() -> None:
     assert server_environment("cpu", server_environment("cpu", {})) == {}
 
