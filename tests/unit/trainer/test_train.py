@@ -38,7 +38,7 @@ def test_the_final_model_is_saved_although_its_evaluation_fails(
         except StopIteration:
             raise RolloutError("17 episodes in a row failed") from None
 
-    step = {"n_tokens": 1.0, stat_names.mean(stat_names.TASK_REWARD): 0.5}
+    step = {"n_tokens": 1.0, "n_seqs": 1.0, stat_names.mean(stat_names.TASK_REWARD): 0.5}
     monkeypatch.setattr(train_module, "evaluate", evaluate)
     monkeypatch.setattr(train_module, "pack", lambda trajectories: trajectories)
     monkeypatch.setattr(train_module, "train_step", lambda *args, **kwargs: step)
