@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,8 @@ def operator(plane: ControlPlane, logs: Path) -> Iterator[OperatorProcess]:
 @pytest.fixture
 def namespace(api: Api, kubelet: FakeKubelet, request: pytest.FixtureRequest) -> Iterator[Namespace]:
     """An empty namespace that enforces the Pod Security level "restricted"."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
+    name += f"-{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"  # parameters may be cut off
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     api.create({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}})
     yield Namespace(api, kubelet, name)
