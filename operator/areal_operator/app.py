@@ -19,6 +19,7 @@ from areal_api.errors import describe
 from areal_api.experiment import KIND
 from areal_operator.cluster import CHILD_KINDS, ApiError, Cluster, is_transient
 from areal_operator.handlers import Experiments, WatchGuard, kopf_settings, make_registry, object_key
+from areal_operator.http_limits import MAX_HEADER_BYTES, LimitedProtocol
 from areal_operator.leader import Leader
 from areal_operator.metrics import Metrics
 from areal_operator.progress import ProgressReceiver, make_app
@@ -226,7 +227,14 @@ class Operator:
         async def readyz() -> Response:
             return Response("ok" if self.synced else "the first listing is not complete", 200 if self.synced else 503)
 
-        return uvicorn.Config(app, log_level="warning", lifespan="on", access_log=False)
+        return uvicorn.Config(
+            app,
+            http=LimitedProtocol,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            log_level="warning",
+            lifespan="on",
+            access_log=False,
+        )
 
     def _problem(self) -> str | None:
         if time.monotonic() - self._leader.last_attempt_at > MAX_LEASE_SILENCE_S:

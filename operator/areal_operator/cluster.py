@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import aiohttp
 import kopf
@@ -245,6 +246,8 @@ def path_of(kind: str, namespace: str | None, name: str = "", subresource: str =
     parts = ["/api" if version == "v1" else "/apis", version]
     parts += ["namespaces", namespace] if namespace is not None else []
     parts += [part for part in (plural, name, subresource) if part]
+    assert not {".", ".."} & set(parts), parts  # HTTP clients resolve them, quoted or not
+    parts[1:] = [version, *(quote(part, safe="") for part in parts[2:])]
     return "/".join(parts)
 
 

@@ -1,13 +1,22 @@
-"""Where trainers report: progress of one experiment, by a token that is good for it alone, into its status."""
+"""HTTP endpoint for trainers' progress reports.
+
+Each report is authenticated by a token bound to one experiment, before its body is read and before anything in the
+request reaches the API server other than the token itself. Every failed authentication has the same answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hashlib
+import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import ValidationError
@@ -20,79 +29,107 @@ from areal_operator.status import PROGRESS_FIELDS
 from areal_operator.store import Key
 
 logger = logging.getLogger(__name__)
-TRUSTED_S = 60.0  # how long a token that was looked at is not looked at again
-MOST_TRUSTED = 10_000
-REVIEWS = 8  # at a time: a flood of bad tokens does not become a flood on the API server
+TRUSTED_S = 60.0  # how long the result of a token review is cached
+MAX_TRUSTED = 10_000  # cached reviews
+MAX_EXPERIMENTS = 10_000  # experiments whose last report is remembered
+MAX_TOKEN_LENGTH = 8_192
+REVIEWS = 8  # concurrent token reviews, so that a flood of bad tokens does not become a flood on the API server
+AUTHENTICATION_S = 15.0
+BODY_S = 10.0
+
+_AUDIENCE = re.compile(re.escape(resource_names.progress_audience("")) + r"[0-9a-f-]{36}")
+_ACCOUNT = re.compile(
+    r"system:serviceaccount:(?P<namespace>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?):(?P<account>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)"
+)
+
+
+@dataclass(frozen=True)
+class Sender:
+    """The experiment that a token belongs to."""
+
+    key: Key
+    uid: str
 
 
 class ProgressReceiver:
-    """Takes reports and writes each experiment's newest, at most once in ``INTERVAL_S``."""
+    """Accepts reports and writes the latest one of each experiment, at most once per ``INTERVAL_S``."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._trusted: dict[str, float] = {}
-        self._uids: dict[Key, str] = {}
-        self._known: dict[Key, dict[str, object]] = {}  # what was told before: a report may leave things out
+        self._trusted: dict[str, tuple[float, Sender]] = {}  # by digest of the token: expiry and sender
+        self._known: dict[Key, dict[str, object]] = {}  # reported before: a report may omit fields
         self._reviews = asyncio.Semaphore(REVIEWS)
         self._written_at: dict[Key, float] = {}
         self._pending: dict[Key, tuple[str, ProgressReport]] = {}
         self._writers: dict[Key, asyncio.Task[None]] = {}
         self._closing = asyncio.Event()
 
-    async def authorize(self, key: Key, token: str) -> str:
-        """The uid of the experiment that ``token`` is for; raises ``HTTPException`` 401, 403 or 404."""
-        uid = self._uids.get(key)
-        if uid is not None and self._is_trusted(uid, token):
-            return uid
-        async with self._reviews:
-            body = await self._cluster.get(KIND, *key)
-            if body is None:
-                raise HTTPException(404, "there is no such experiment")
-            uid = str(body["metadata"]["uid"])
-            user = await self._cluster.review_token(token, resource_names.progress_audience(uid))
-        if user is None:
-            raise HTTPException(401, "the token is not valid for this experiment")
-        namespace, name = key
-        if user != f"system:serviceaccount:{namespace}:{resource_names.service_account(name)}":
-            raise HTTPException(403, "the token is not of this experiment's account")
-        if len(self._trusted) >= MOST_TRUSTED:
-            self._trusted.clear()
-        self._trusted[_token_digest(uid, token)] = time.monotonic() + TRUSTED_S
-        self._uids[key] = uid
-        status = body.get("status") or {}
-        self._known[key] = {name: status[name] for name in PROGRESS_FIELDS if name in status}
-        return uid
+    async def authenticate(self, token: str) -> Sender | None:
+        """The experiment that ``token`` was issued for; None if it is not valid for one that exists.
 
-    def take(self, key: Key, uid: str, report: ProgressReport) -> None:
-        """Write ``report``, now or when the time has come; a newer one takes its place."""
-        self._pending[key] = (uid, report)
-        if key not in self._writers:
-            self._writers[key] = asyncio.create_task(self._write(key))
+        Raises ``ApiError``, ``TimeoutError`` or a client error if the API server does not answer.
+        """
+        audience = _audience_of(token)
+        if audience is None:
+            return None
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        expiry, sender = self._trusted.get(digest, (0.0, None))
+        if sender is not None and expiry > time.monotonic():
+            return sender
+        async with self._reviews:
+            user = await self._cluster.review_token(token, audience)
+            account = _ACCOUNT.fullmatch(user or "")
+            if account is None or not account["account"].endswith(resource_names.service_account("")):
+                return None
+            name = account["account"].removesuffix(resource_names.service_account(""))
+            key = (account["namespace"], name)
+            body = await self._cluster.get(KIND, *key) if name else None
+        if body is None or resource_names.progress_audience(body["metadata"]["uid"]) != audience:
+            return None
+        sender = Sender(key, str(body["metadata"]["uid"]))
+        if len(self._trusted) >= MAX_TRUSTED:
+            self._trusted.clear()
+        self._trusted[digest] = (time.monotonic() + TRUSTED_S, sender)
+        self._remember(key, body.get("status") or {})
+        return sender
+
+    def accept(self, sender: Sender, report: ProgressReport) -> None:
+        """Write ``report`` now, or once the interval is over. A later report replaces it until then."""
+        self._pending[sender.key] = (sender.uid, report)
+        if sender.key not in self._writers:
+            self._writers[sender.key] = asyncio.create_task(self._write(sender.key))
 
     async def close(self) -> None:
-        """Write what was taken and still waits for its turn: the trainer was told that it is taken."""
+        """Write all accepted reports that are still waiting."""
         self._closing.set()
         await asyncio.gather(*self._writers.values())
+
+    def _remember(self, key: Key, status: dict[str, object]) -> None:
+        if len(self._known) >= MAX_EXPERIMENTS:
+            for old in [old for old in self._known if old not in self._writers]:
+                del self._known[old]
+                self._written_at.pop(old, None)
+        self._known[key] = {name: status[name] for name in PROGRESS_FIELDS if name in status}
 
     async def _write(self, key: Key) -> None:
         try:
             while key in self._pending:
-                await self._turn(key)
+                await self._wait_for_interval(key)
                 uid, report = self._pending.pop(key)
                 self._written_at[key] = time.monotonic()
                 await self._apply(key, uid, report)
         finally:
             del self._writers[key]
 
-    async def _turn(self, key: Key) -> None:
+    async def _wait_for_interval(self, key: Key) -> None:
         left_s = self._written_at.get(key, float("-inf")) + INTERVAL_S - time.monotonic()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), max(0.0, left_s))
 
     async def _apply(self, key: Key, uid: str, report: ProgressReport) -> None:
         namespace, name = key
-        told = report.model_dump(mode="json", by_alias=True, exclude_none=True)
-        status = self._known[key] = {**self._known.get(key, {}), **told, "progress": report.progress}
+        reported = report.model_dump(mode="json", by_alias=True, exclude_none=True)
+        status = self._known[key] = {**self._known.get(key, {}), **reported, "progress": report.progress}
         manifest = {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -104,10 +141,7 @@ class ProgressReceiver:
         except Exception as error:
             if not isinstance(error, ApiError) and not is_transient(error):
                 raise
-            logger.warning("%s/%s: progress cannot be written: %s", namespace, name, error)
-
-    def _is_trusted(self, uid: str, token: str) -> bool:
-        return self._trusted.get(_token_digest(uid, token), 0.0) > time.monotonic()
+            logger.warning("%s/%s: progress cannot be written: %s", namespace, name, error or type(error).__name__)
 
 
 def make_app(progress: ProgressReceiver) -> FastAPI:
@@ -122,34 +156,59 @@ def make_app(progress: ProgressReceiver) -> FastAPI:
 
     @app.post("/v1/namespaces/{namespace}/experiments/{name}/progress", status_code=202)
     async def post_progress(namespace: str, name: str, request: Request) -> Response:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise HTTPException(401, "a bearer token is needed")
-        body = await _capped_body(request)
-        try:
-            uid = await progress.authorize((namespace, name), token.strip())
-        except ApiError as error:
-            raise HTTPException(503, f"the API server did not answer: {error}") from error
+        sender = await _sender(progress, request.headers.get("Authorization", ""))
+        if sender is None or sender.key != (namespace, name):
+            raise HTTPException(401, "a token of this experiment is required")
+        body = await _read_body(request)
         try:
             report = ProgressReport.model_validate_json(body)
         except ValidationError as error:
             raise HTTPException(
                 422, error.errors(include_url=False, include_input=False, include_context=False)
             ) from error
-        progress.take((namespace, name), uid, report)
+        progress.accept(sender, report)
         return Response(status_code=202)
 
     return app
 
 
-async def _capped_body(request: Request) -> bytes:
+async def _sender(progress: ProgressReceiver, authorization: str) -> Sender | None:
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    try:
+        async with asyncio.timeout(AUTHENTICATION_S):
+            return await progress.authenticate(token.strip())
+    except Exception as error:
+        if not isinstance(error, ApiError) and not is_transient(error):
+            raise
+        logger.warning("a token cannot be reviewed: %s", error or type(error).__name__)
+        raise HTTPException(503, "the API server does not answer; try again") from error
+
+
+async def _read_body(request: Request) -> bytes:
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"a report has at most {MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise HTTPException(413, f"a report has at most {MAX_BODY_BYTES} bytes")
+    except TimeoutError as error:
+        raise HTTPException(408, f"the report did not arrive within {BODY_S:.0f} s") from error
     return bytes(body)
 
 
-def _token_digest(uid: str, token: str) -> str:
-    return hashlib.sha256(f"{uid} {token}".encode()).hexdigest()
+def _audience_of(token: str) -> str | None:
+    """The progress audience that an unverified token claims to have; None if it has none."""
+    parts = token.split(".", 3)
+    if len(token) > MAX_TOKEN_LENGTH or len(parts) != 3 or not token.isascii():
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        audiences = claims["aud"]
+    except (binascii.Error, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not isinstance(audiences, list) or len(audiences) != 1 or not isinstance(audiences[0], str):
+        return None
+    return audiences[0] if _AUDIENCE.fullmatch(audiences[0]) else None

@@ -107,9 +107,9 @@ def test_only_the_experiments_own_token_is_accepted(running: Experiment, operato
     url = url_of(running, operator)
     assert post(url, "nonsense", REPORT).status_code == 401
     assert post(url, token_of(running, audience="progress.areal.dev/other"), REPORT).status_code == 401
-    assert post(url, token_of(running, account="default"), REPORT).status_code == 403
+    assert post(url, token_of(running, account="default"), REPORT).status_code == 401
     assert httpx.post(url, json=REPORT, trust_env=False).status_code == 401
-    assert post(url.replace("/exp/", "/none/"), token_of(running), REPORT).status_code == 404
+    assert post(url.replace("/exp/", "/none/"), token_of(running), REPORT).status_code == 401
     assert "step" not in running.status
 
 
