@@ -120,3 +120,27 @@ capabilities:
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* A CEL expression: whether a text is in a list of names, of which those that end in * match prefixes. */ -}}
+{{- define "areal.matches" -}}
+{{- $tests := list -}}
+{{- range $entry := .list -}}
+{{- if eq $entry "*" -}}
+{{- $tests = append $tests "true" -}}
+{{- else if hasSuffix "*" $entry -}}
+{{- $tests = append $tests (printf "%s.startsWith('%s')" $.value (trimSuffix "*" $entry)) -}}
+{{- else -}}
+{{- $tests = append $tests (printf "%s == '%s'" $.value $entry) -}}
+{{- end -}}
+{{- end -}}
+({{ join " || " $tests | default "false" }})
+{{- end -}}
+
+{{- /* Where experiments refer to Secrets: place, and a CEL expression with %s for the test of a name n. */ -}}
+{{- define "areal.secretReferences" -}}
+env: "variables.pods.all(p, !has(p.env) || p.env.all(e, !has(e.valueFrom) || e.valueFrom == null || !has(e.valueFrom.secretKeyRef) || [e.valueFrom.secretKeyRef.name].all(n, %s)))"
+imagePullSecrets: "variables.pods.all(p, !has(p.imagePullSecrets) || p.imagePullSecrets.all(s, [s.name].all(n, %s)))"
+secret volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !has(v.secret) || [v.secret.secretName].all(n, %s)))"
+projected volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !has(v.projected) || !has(v.projected.sources) || v.projected.sources.all(s, !has(s.secret) || [s.secret.name].all(n, %s))))"
+csi volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !has(v.csi) || !has(v.csi.nodePublishSecretRef) || [v.csi.nodePublishSecretRef.name].all(n, %s)))"
+{{- end -}}

@@ -107,6 +107,9 @@ def test_the_chart_passes_helm_lint(helm: Helm, more: tuple[str, ...]) -> None:
         ("prometheusRule.stalledAfter=soon", "does not match pattern"),
         ("networkPolicy.metricsFrom[0].pods=x", "'pods' not allowed"),
         ("podMonitor.interval=often", "does not match pattern"),
+        ("admission.volumeTypes={disk}", "must be one of"),
+        ("admission.images={a b}", "does not match pattern"),
+        ("admission.secrets={x'y}", "does not match pattern"),
         ("crd.enabled=false", "'crd' not allowed"),
     ],
 )
@@ -161,8 +164,8 @@ def test_a_complete_image_reference_overrides_registry_and_tag(helm: Helm) -> No
 
 def test_an_operator_of_some_namespaces_has_permissions_only_there(helm: Helm) -> None:
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
-    assert one(helm.template(), "ClusterRole")["rules"] == rules["cluster"] + rules["experiments"]
-    objects = helm.template("operator.watchNamespaces={a,b}")
+    assert one(helm.template("rbac.userRoles=false"), "ClusterRole")["rules"] == rules["cluster"] + rules["experiments"]
+    objects = helm.template("operator.watchNamespaces={a,b}", "rbac.userRoles=false")
     assert one(objects, "ClusterRole")["rules"] == rules["cluster"]
     roles = {obj["metadata"]["namespace"]: obj["rules"] for obj in objects if obj["kind"] == "Role"}
     assert roles == {"areal": rules["own"], "a": rules["experiments"], "b": rules["experiments"]}
@@ -175,6 +178,41 @@ def test_several_operators_are_spread_and_not_drained_together(helm: Helm) -> No
     assert one(objects, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
     assert one(objects, "Deployment")["spec"]["template"]["spec"]["topologySpreadConstraints"]
     assert "PodDisruptionBudget" not in [obj["kind"] for obj in helm.template()]
+
+
+def test_viewers_and_editors_are_aggregated_to_the_default_roles(helm: Helm) -> None:
+    objects = helm.template()
+    viewer, editor = (
+        one(objects, "ClusterRole", f"areal:areal-gsm8k-operator:{role}") for role in ("viewer", "editor")
+    )
+    aggregated = "rbac.authorization.k8s.io/aggregate-to-"
+    assert [viewer["metadata"]["labels"].get(f"{aggregated}{role}") for role in ("view", "edit")] == ["true", "true"]
+    assert [editor["metadata"]["labels"].get(f"{aggregated}{role}") for role in ("view", "edit")] == [None, "true"]
+    assert viewer["rules"][0]["verbs"] == ["get", "list", "watch"]
+    assert "status" not in str([rule for rule in editor["rules"] if "update" in rule["verbs"]])
+
+
+def test_policies_deny_what_the_values_do_not_list(helm: Helm) -> None:
+    name = "areal.areal-gsm8k-operator.experiments"
+    policy = one(helm.template("admission.volumeTypes={emptyDir,nfs}"), "ValidatingAdmissionPolicy", name)["spec"]
+    denied = re.findall(r"!has\(v\.(\w+)\)\)\)", str(policy["validations"]))
+    assert policy["failurePolicy"] == "Fail"
+    assert set(denied) >= {"hostPath", "secret", "configMap", "image"}
+    assert not {"emptyDir", "nfs"} & set(denied)
+    listed = str(one(helm.template("admission.images={r/*,x}"), "ValidatingAdmissionPolicy", name)["spec"])
+    assert "(p.image.startsWith('r/') || p.image == 'x')" in listed
+    kinds = [obj["kind"] for obj in helm.template("admission.enabled=false")]
+    assert not [kind for kind in kinds if kind.startswith("ValidatingAdmission")]
+
+
+def test_only_pods_that_the_operator_created_in_watched_namespaces_reach_it(helm: Helm) -> None:
+    spec = one(helm.template("operator.watchNamespaces={a}"), "NetworkPolicy")["spec"]
+    peer = spec["ingress"][0]["from"][0]
+    assert peer["namespaceSelector"]["matchExpressions"][0]["values"] == ["a"]
+    assert {entry["key"] for entry in peer["podSelector"]["matchExpressions"]} == {
+        resource_names.EXPERIMENT,
+        resource_names.MANAGED_BY,
+    }
 
 
 @pytest.mark.parametrize("example", ["gsm8k", "tiny"])
