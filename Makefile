@@ -1,5 +1,6 @@
 # Every command of this project. `make setup` needs Python 3.11 or newer and installs packages from PyPI.
 PYTHON ?= python3
+CYCLONEDX_VERSION := 7.5.0
 UV_VERSION := 0.13.9
 # cpu omits packages that sglang needs only for CUDA; cuda installs them too.
 DEVICE ?= cpu
@@ -23,7 +24,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld demo check test e2e faults faults-kind bench tools cluster cluster-down images format generate constraints clean
+.PHONY: setup aworld demo check test e2e faults faults-kind bench tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -108,6 +109,19 @@ generate: setup ## Update the generated files.
 
 constraints: setup ## Write constraints.txt: one version of every package, for both devices.
 	$(VENV)/bin/python hack/constraints.py --write
+
+sbom: setup ## Write build/sbom.json, a CycloneDX inventory of the installed packages.
+	@$(UV) venv --quiet --allow-existing build/sbom-tool
+	@$(UV) pip install --quiet --python build/sbom-tool/bin/python cyclonedx-bom==$(CYCLONEDX_VERSION)
+	@build/sbom-tool/bin/cyclonedx-py environment --output-file build/sbom.json $(VENV)/bin/python
+	@echo build/sbom.json
+
+requirements: $(UV) ## Write build/requirements.txt: all packages with versions and hashes.
+	@mkdir -p build
+	@$(UV) pip compile --quiet --generate-hashes --no-header --no-emit-index-url --prerelease=allow \
+	  --constraints constraints.txt $(if $(filter cpu,$(DEVICE)),--excludes sglang_image/cpu-excludes.txt) \
+	  --extra trainer --extra server --extra operator --output-file build/requirements.txt pyproject.toml
+	@echo build/requirements.txt
 
 clean: ## Remove the environments, built tools and runs.
 	rm -rf $(VENV) .bin runs
