@@ -177,8 +177,8 @@ RULES = (
         "actor.correction.truncate needs a number as actor.behav_imp_weight_cap",
     ),
     Rule(
-        "spec.config.actor.correction",
-        f"!({_is_set('self.kl_skip')} && {_is_set('self.kl_budget')}) || self.kl_skip > self.kl_budget",
+        "spec.config",
+        f"!({_is_set('self.actor.correction.kl_skip')} && {_is_set('self.actor.correction.kl_budget')}) || self.actor.correction.kl_skip > self.actor.correction.kl_budget",
         "actor.correction.kl_skip is not above kl_budget; raise it",
     ),
 )

@@ -120,6 +120,11 @@ def test_columns_and_subresources_point_at_fields() -> None:
     assert set(paths) <= known
 
 
+def test_rules_are_at_objects_without_a_default() -> None:
+    by_path = {path.removeprefix("."): schema for path, schema in schemas(root())}
+    assert [rule.message for rule in RULES if "default" in by_path.get(rule.at, {})] == []
+
+
 def test_rules_stand_at_objects_and_are_tried_by_a_case() -> None:
     places = {path.removeprefix(".") for path, schema in schemas(root()) if "properties" in schema}
     assert {rule.at for rule in RULES} <= places | {""}
