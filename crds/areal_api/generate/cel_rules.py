@@ -178,7 +178,8 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!({_is_set('self.actor.correction.kl_skip')} && {_is_set('self.actor.correction.kl_budget')}) || self.actor.correction.kl_skip > self.actor.correction.kl_budget",
+        f"!({_is_set('self.actor.correction.kl_skip')} && {_is_set('self.actor.correction.kl_budget')}) || "
+        "self.actor.correction.kl_skip > self.actor.correction.kl_budget",
         "actor.correction.kl_skip is not above kl_budget; raise it",
     ),
 )
