@@ -8,7 +8,7 @@ restarted at any point continues from there, and a Job is never created twice. S
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ from areal_operator.observed import (
     is_terminating,
     label,
 )
-from areal_operator.outcome import attempt_outcome
+from areal_operator.plan_inputs import PlanInputs
 from areal_operator.settings import Settings
 from areal_operator.status import ConditionUpdate
 
@@ -50,99 +50,6 @@ class Plan:
     prune: tuple[tuple[str, str], ...] = ()  # kind and name
     requeue_after_s: float | None = None
     delete: bool = False  # delete the experiment: its TTL has expired
-
-
-@dataclass(frozen=True)
-class PlanInputs:
-    """Everything that a plan depends on."""
-
-    state: ExperimentState
-    observed: Observed
-    now: datetime
-    settings: Settings
-    api_key: str
-    rejection: Reason | None = None  # by the API server, when the objects were last applied
-    contested: Reason | None = None  # another controller keeps changing an object
-
-    @property
-    def status(self) -> ExperimentStatus:
-        """The current status."""
-        return self.state.status
-
-    @property
-    def spec(self) -> Any:
-        """The spec."""
-        return self.state.experiment.spec
-
-    def build(self, attempt: int) -> Build:
-        """Input of the manifest builders."""
-        state, claim = self.state, self.claim()
-        modes = None if claim is None else tuple(claim["spec"].get("accessModes") or ())
-        return Build(
-            state.experiment,
-            state.namespace,
-            state.uid,
-            attempt,
-            self.api_key,
-            self.settings,
-            config_text=state.config_yaml,
-            claim_access_modes=modes,
-        )
-
-    def job(self) -> Object | None:
-        """The Job of the current attempt."""
-        return self.observed.get("Job", resource_names.trainer_job(self.state.name, self.status.attempt))
-
-    def claim(self) -> Object | None:
-        """The volume claim."""
-        return self.observed.get("PersistentVolumeClaim", resource_names.volume_claim(self.state.name))
-
-    def outcome(self) -> AttemptOutcome | None:
-        """How the current attempt ended: as recorded, else as observed now."""
-        if self.status.outcome is not None or self.status.attempt == 0:
-            return self.status.outcome
-        seen = attempt_outcome(
-            self.observed,
-            job_name=resource_names.trainer_job(self.state.name, self.status.attempt),
-            attempt=self.status.attempt,
-            created=self.status.job_uid is not None,
-            nodes=self.spec.trainer.nodes,
-        )
-        return None if seen is None else seen.model_copy(update={"time": show(self.now)})
-
-    def acceptance(self) -> ConditionUpdate:
-        """Whether the experiment can be carried out."""
-        if self.rejection is not None:
-            return ConditionUpdate(conditions.ACCEPTED, "False", self.rejection)
-        if self.state.unknown_fields:
-            text = f"this version of the operator does not know {', '.join(self.state.unknown_fields)}: without effect"
-            reason = Reason(conditions.UNKNOWN_FIELDS, f"{text}; upgrade the operator")
-            return ConditionUpdate(conditions.ACCEPTED, "True", reason)
-        return ConditionUpdate(conditions.ACCEPTED, "True", Reason("Accepted", "the experiment is valid"))
-
-    def contention(self) -> list[ConditionUpdate]:
-        """Whether another controller keeps changing an object; empty while none ever did."""
-        if self.contested is not None:
-            return [ConditionUpdate(conditions.CONTESTED, "True", self.contested)]
-        if report.find(self.status.conditions, conditions.CONTESTED) is None:
-            return []
-        settled = Reason(conditions.SETTLED, "no other controller changes the experiment's objects")
-        return [ConditionUpdate(conditions.CONTESTED, "False", settled)]
-
-    def updated(self, updates: Sequence[ConditionUpdate] = (), **changes: Any) -> ExperimentStatus:
-        """The status with ``changes`` and condition ``updates``."""
-        merged = report.updated_conditions(
-            self.status.conditions,
-            [self.acceptance(), *self.contention(), *updates],
-            now=self.now,
-            generation=self.state.generation,
-        )
-        changes = {"conditions": merged, "observed_generation": self.state.generation, **changes}
-        return self.status.model_copy(update=changes)
-
-    def with_status(self, status: ExperimentStatus) -> PlanInputs:
-        """The same inputs with another status."""
-        return replace(self, state=replace(self.state, status=status))
 
 
 def plan(

@@ -226,7 +226,7 @@ def test_changes_by_others_are_not_overwritten_unless_forced(
     assert servers(api, areal)["replicas"] == 2
     api.delete(KIND, areal, "tiny")
     helm.upgrade(RELEASE, areal, chart=CHART, more=[f"--values={CPU}"])
-    assert servers(api, areal)["replicas"] == 1  # made anew
+    assert servers(api, areal)["replicas"] == 1  # created again
 
 
 def test_conflicting_operators_are_refused(areal: str, helm: Helm, api: Api) -> None:

@@ -135,7 +135,7 @@ CASES = [
         "min_new_tokens is 9, above max_new_tokens 8",
         "eval_gconfig.min_new_tokens",
     ),
-    Case("evaluation of its own", {f"{_CONFIG}.eval_gconfig": {"greedy": True}}),
+    Case("separate sampling in evaluation", {f"{_CONFIG}.eval_gconfig": {"greedy": True}}),
     Case("a batch named twice alike", {f"{_CONFIG}.rollout.consumer_batch_size": 8}),
     Case(
         "a batch named twice",

@@ -68,9 +68,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             world_size=ranks.world_size,
             chat_template_kwargs=template_kwargs,
         )
-        total_steps = len(loader) * config.total_train_epochs
-        if config.total_train_steps is not None:
-            total_steps = min(total_steps, config.total_train_steps)
+        total_steps = _total_steps(config, steps_per_epoch=len(loader))
         engine = RemoteSGLangEngine(
             config.rollout,
             batch_size=config.consumer_batch_size,
@@ -113,6 +111,11 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             steps_per_epoch=len(loader),
             total_steps=total_steps,
         )
+
+
+def _total_steps(config: GRPOConfig, *, steps_per_epoch: int) -> int:
+    steps = steps_per_epoch * config.total_train_epochs
+    return steps if config.total_train_steps is None else min(steps, config.total_train_steps)
 
 
 def make_publisher(

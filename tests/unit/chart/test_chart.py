@@ -260,7 +260,7 @@ def operator_metrics() -> set[str]:
         **dict.fromkeys((field for _, field in EXPERIMENT_GAUGES.values()), 1),
         "servers": {"ready": 1, "desired": 1},
     }
-    metrics.watch(queue_depth=lambda: 0, leads=lambda: True, experiments=lambda: {("ns", "x"): {"status": status}})
+    metrics.add_gauges(queue_depth=lambda: 0, leads=lambda: True, experiments=lambda: {("ns", "x"): {"status": status}})
     return {sample.name for family in metrics.registry.collect() for sample in family.samples}
 
 
