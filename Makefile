@@ -24,7 +24,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld demo check test e2e faults faults-kind bench tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld demo check test e2e faults faults-kind hostile bench tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -82,6 +82,9 @@ faults: setup ## Inject FAULTS=200 faults into real runs; SEED=n repeats a sched
 
 faults-kind: setup cluster ## Inject FAULTS=40 faults into runs in pods of the kind cluster; SEED=n repeats a schedule.
 	FAULTS=$(or $(FAULTS),40) SEED=$(SEED) $(VENV)/bin/pytest tests/e2e/test_pod_faults.py
+
+hostile: setup ## Attack the operator on a real API server with HOSTILE generated experiments (default 500).
+	HOSTILE=$(or $(HOSTILE),500) $(VENV)/bin/pytest tests/hostile
 
 bench: setup ## Run the benchmarks: each prints a ratio to a named baseline.
 	$(VENV)/bin/python -m benchmarks
