@@ -171,6 +171,7 @@ def from_config(path: str, *, config: Any, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     del path
+    options.pop("generation_config", None)
     return AutoModelForCausalLM.from_config(config, **options)
 
 

@@ -95,8 +95,9 @@ class ControlPlane:
                 "--controllers=*,-node-lifecycle-controller,-node-ipam-controller,-certificatesigningrequest-signing-controller",
                 "--leader-elect=false",
                 "--secure-port=0",
-                "--kube-api-qps=200",
-                "--kube-api-burst=400",
+                "--kube-api-qps=1000",
+                "--kube-api-burst=2000",
+                "--concurrent-gc-syncs=50",
             ],
             "kube-scheduler": [
                 f"--kubeconfig={self.kubeconfig()}",

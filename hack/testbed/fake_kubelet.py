@@ -21,7 +21,8 @@ def _now() -> str:
 
 
 def _container(pod: Object, **state: Any) -> Object:
-    main = next(one for one in pod["spec"]["containers"] if one["name"] in ("server", "trainer"))
+    containers = pod["spec"]["containers"]
+    main = next((one for one in containers if one["name"] in ("server", "trainer")), containers[0])
     return {
         "name": main["name"],
         "image": main["image"],

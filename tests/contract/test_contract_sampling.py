@@ -93,11 +93,11 @@ async def test_samples_follow_the_distribution_of_the_logprobs(sglang: Server, m
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("key", ["min_new_tokens", "top_p", "top_k", "frequency_penalty"])
+@pytest.mark.parametrize("key", ["top_p", "top_k", "frequency_penalty"])
 async def test_rejected_keys_would_sample_from_another_distribution(sglang: Server, model: Path, key: str) -> None:
-    """Samples of the trainer's distribution have the mean log-prob −entropy; these differ by more than 5 errors."""
+    """Samples of the trainer's distribution have the mean log-prob −entropy; these differ by more than 4 errors."""
     gconfig = GenerationHyperparameters(max_new_tokens=24, stop_token_ids=list(range(2, 12)), **UNTRAINABLE[key])
-    params = sampling_params(gconfig, prompt_len=len(PROMPT), generated=0, n=200)
+    params = sampling_params(gconfig, prompt_len=len(PROMPT), generated=0, n=400)
     answers = await sglang.generate(PROMPT, **params)
     surprise: list[float] = []
     for answer in answers:
@@ -106,4 +106,16 @@ async def test_rejected_keys_would_sample_from_another_distribution(sglang: Serv
             surprise.append(float(logprobs[token] - (logprobs.exp() * logprobs).sum()))
     mean = sum(surprise) / len(surprise)
     variance = sum((value - mean) ** 2 for value in surprise) / len(surprise)
-    assert abs(mean) > 5 * (variance / len(surprise)) ** 0.5
+    assert abs(mean) > 4 * (variance / len(surprise)) ** 0.5
+
+
+@pytest.mark.real
+async def test_min_new_tokens_never_samples_a_stop_token_that_the_trainer_gives_probability(
+    sglang: Server, model: Path
+) -> None:
+    stop = list(range(2, 12))
+    gconfig = GenerationHyperparameters(max_new_tokens=24, stop_token_ids=stop, min_new_tokens=12)
+    params = sampling_params(gconfig, prompt_len=len(PROMPT), generated=0, n=200)
+    answers = await sglang.generate(PROMPT, **params)
+    assert all(len(answer["output_ids"]) >= 12 for answer in answers)
+    assert float(next_logprobs(model, PROMPT, gconfig.temperature).exp()[stop].sum()) > 0.1

@@ -17,7 +17,7 @@ from hack.testbed.operator_process import OperatorProcess
 from support.experiment_cases import CASES, Case
 
 BATCH = 20
-MALFORMED = int(os.environ.get("AREAL_MALFORMED", "1000"))  # number of experiments
+MALFORMED = int(os.environ.get("AREAL_MALFORMED", "300"))  # number of experiments
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()

@@ -259,7 +259,7 @@ def test_progress_and_problems_are_shown_during_a_run(grpo: Grpo) -> None:
     namespace.behave("server", run)
     read_until(process, "training")
     namespace.api.delete("Pod", namespace.name, next(pod for pod in namespace.names("Pod") if "trainer" in pod))
-    read_until(process, "warning: Disrupted: attempt 2 begins after a disruption, which does not count")
+    read_until(process, "warning: Disrupted: attempt 2 starts after a disruption, which does not count")
     experiment.delete()
     read_until(process, "exp was deleted from namespace")
     assert process.wait(10.0) == 1

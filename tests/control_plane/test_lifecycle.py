@@ -88,10 +88,10 @@ def test_an_unprovisioned_claim_is_reported(experiment: Experiment) -> None:
 
 
 def test_an_object_that_the_api_server_refuses_is_reported(experiment: Experiment) -> None:
-    experiment.apply(servers__resources={"limits": {"cpu": "1", "memory": "lots"}})
+    experiment.apply(servers__resources={"limits": {"memory": "1Gi"}, "requests": {"memory": "2Gi"}})
     condition = experiment.until_reason("Accepted", "Refused")
     assert "StatefulSet exp-server" in condition["message"]
-    experiment.edit(servers__resources__limits__memory="1Gi")
+    experiment.edit(servers__resources__limits__memory="2Gi")
     experiment.until_phase("Running")
     assert experiment.condition("Accepted")["status"] == "True"
 

@@ -50,8 +50,8 @@ def publish(mode: str, out: Path) -> None:
     sender = DiscardingBroadcast(
         model.named_full_tensors, device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=9.0
     )
-    no_client: Any = None
-    asyncio.run(weight_update._send(no_client, [], Target(1), sender))
+    nobody: Any = None
+    asyncio.run(weight_update.WeightUpdater(nobody, nobody).send([], Target(1), sender))
 
 
 def peak() -> int:

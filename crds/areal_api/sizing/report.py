@@ -127,12 +127,8 @@ def length_problems(config: GRPOConfig, shape: ModelShape) -> Iterator[str]:
             f"actor.mb_spec.max_tokens_per_mb is {bound}, but a sequence can have {longest} tokens "
             f"({_length_keys(config)}); set actor.mb_spec.max_tokens_per_mb={longest} or lower gconfig.max_new_tokens"
         )
-    if (context := config.sglang.context_length) is not None and longest > context:
-        yield (
-            f"sglang.context_length is {context}, but a sequence can have {longest} tokens ({_length_keys(config)}); "
-            f"set sglang.context_length={longest} or lower gconfig.max_new_tokens"
-        )
-    if context is None and shape.longest is not None and longest > shape.longest:
+    # A context_length that is too short is refused when the experiment is read.
+    if config.sglang.context_length is None and shape.longest is not None and longest > shape.longest:
         yield (
             f"a sequence can have {longest} tokens ({_length_keys(config)}), but the model was made for "
             f"{shape.longest} (max_position_embeddings); set gconfig.max_tokens={shape.longest}"

@@ -19,7 +19,5 @@ def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         main(["rolout"])
     assert ended.value.code == 2
-    assert (
-        "choose from rollout, rewards, trainer, weights, memory, executor, peers, learning, reconcile, faults, "
-        in capsys.readouterr().err
-    )
+    known = "rollout, rewards, trainer, weights, memory, executor, freshness, peers, learning, reconcile, faults, "
+    assert f"choose from {known}" in capsys.readouterr().err

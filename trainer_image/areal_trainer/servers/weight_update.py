@@ -109,7 +109,7 @@ class WeightUpdater:
                 self._group_members = members
             try:
                 await self._post_all(servers, "/pause_generation", PAUSE)
-                await self._send(servers, target, broadcast)
+                await self.send(servers, target, broadcast)
                 for server in servers:
                     await self._control.check_version(server, target)
             finally:
@@ -149,7 +149,8 @@ class WeightUpdater:
         info = await self._control.client.get(server.url("/server_info"), timeout_s=self._control.load_timeout_s)
         return int(info.get("tp_size", 1))
 
-    async def _send(self, servers: list[Server], target: Target, broadcast: Broadcast) -> None:
+    async def send(self, servers: list[Server], target: Target, broadcast: Broadcast) -> None:
+        """Send all buckets to servers that are paused and in the broadcast's group."""
         await self._post_all(servers, "/begin_weight_update", {"selector": "all"})
         try:
             buckets = broadcast.buckets()

@@ -82,11 +82,6 @@ def test_a_sequence_longer_than_a_microbatch_is_refused_with_both_lengths() -> N
     assert "set actor.mb_spec.max_tokens_per_mb=2048" in problem
 
 
-def test_a_sequence_longer_than_the_servers_context_is_refused() -> None:
-    (problem,) = checked(spec(config={"sglang": {"context_length": 1500}})).problems
-    assert "sglang.context_length is 1500" in problem
-
-
 def test_a_server_without_room_for_one_sequence_is_named() -> None:
     report = size_up(
         spec(trainer={"device": "cpu"}),

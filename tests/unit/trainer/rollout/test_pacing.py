@@ -63,7 +63,7 @@ def test_where_generation_is_slower_than_training_no_speed_is_lost() -> None:
     load = Workload(generation=2.0, max_staleness=4, steps=200)
     fresh, greedy = simulate(load, paced=True), simulate(load, paced=False)
     assert fresh.steps_per_s >= 0.97 * greedy.steps_per_s
-    assert fresh.staleness < 3.0  # 2 versions pass while an episode runs
+    assert fresh.staleness < 3.5  # 2 versions pass while an episode runs; the greedy gate is at 4
 
 
 def test_rejected_episodes_and_long_tails_keep_the_bound_and_the_speed() -> None:
