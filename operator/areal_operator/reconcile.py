@@ -218,9 +218,11 @@ class Reconciler:
             if child is not None:
                 await self._cluster.delete(kind, state.namespace, name, uid=child["metadata"]["uid"])
         rejection: Reason | None = None
+        job_created = decided.status.job_uid is not None
         for wave in _waves(decided.objects):
             results = await asyncio.gather(
-                *[self._apply(key, state, manifest) for manifest in wave], return_exceptions=True
+                *[self._apply(key, state, manifest, job_created=job_created) for manifest in wave],
+                return_exceptions=True,
             )
             for manifest, result in zip(wave, results, strict=True):
                 if isinstance(result, BaseException):
@@ -230,9 +232,11 @@ class Reconciler:
                     return rejection
         return rejection
 
-    async def _apply(self, key: Key, state: ExperimentState, manifest: Manifest) -> Reason | None:
+    async def _apply(self, key: Key, state: ExperimentState, manifest: Manifest, *, job_created: bool) -> Reason | None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         wanted, known = digest(manifest), self._store.get(key, kind, name)
+        if kind == "Job" and known is None and job_created:
+            raise _Replaced  # deleted after the plan was made: it must not be created a second time
         applied = self._applied.setdefault(key, {})
         before = applied.get((kind, name))
         if known is not None and before == (wanted, known[FINGERPRINT]):

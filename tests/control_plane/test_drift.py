@@ -59,7 +59,7 @@ def test_every_deleted_child_is_created_again(experiment: Experiment) -> None:
             now = api.get(kind, name, child)
             return now is not None and now["metadata"]["uid"] != uid and not now["metadata"].get("deletionTimestamp")
 
-        eventually(is_created_again, f"{kind} {child} exists again")
+        eventually(is_created_again, f"{kind} {successor} exists", 120.0)
     again = api.get("Secret", name, "exp-api-key")
     assert secret is not None
     assert again is not None
