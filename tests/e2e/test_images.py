@@ -102,7 +102,7 @@ def test_the_operator_reports_that_it_is_not_in_a_cluster(tag: str) -> None:
     arguments = ["--rm", "--read-only", "--user", "1000:1000", "--cap-drop=ALL", "--tmpfs", "/tmp", "--network=none"]
     result = subprocess.run(["docker", "run", *arguments, OPERATOR], capture_output=True, text=True, timeout=60)
     assert result.returncode != 0
-    assert "there is neither a service account nor a kubeconfig" in result.stderr
+    assert "found neither a service account nor a kubeconfig" in result.stderr
 
 
 @pytest.mark.parametrize("image", [OPERATOR, SERVER, TRAINER])
