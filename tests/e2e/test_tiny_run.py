@@ -26,8 +26,9 @@ def test_the_example_learns_although_a_server_and_a_trainer_pod_are_killed(relea
     summary = run.summary()
     assert summary["eval_first"] <= 0.5
     assert summary["eval_last"] >= LEARNED
-    assert status["evalReward"] == round(summary["eval_last"], 4)
-    assert status["progress"] == "60/60"
+    # The operator writes a trainer's last report up to its reporting interval after the phase.
+    last = {"evalReward": round(summary["eval_last"], 4), "progress": "60/60"}
+    run.until(lambda now: last.items() <= now.items(), f"the last report, {last}", 60.0)
     columns = run.kubectl("get", "grpoexperiments")
     assert "Succeeded" in columns
     assert "60/60" in columns
