@@ -75,7 +75,7 @@ HOSTILE: dict[str, tuple[str, Any]] = {
     "negative time": ("spec.runPolicy.ttlSecondsAfterFinished", -(2**63)),
     "huge time": ("spec.runPolicy.activeDeadlineSeconds", 2**62),
     "not a number": ("spec.config.actor.optimizer.lr", "nan"),
-    "status of its own": ("status", {"phase": "Succeeded", "attempt": 2**31}),
+    "status written by the user": ("status", {"phase": "Succeeded", "attempt": 2**31}),
 }
 
 
