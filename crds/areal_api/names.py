@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from areal_api.config import GRPOConfig
 
 SERVER_ADDRS = "AREAL_LLM_SERVER_ADDRS"  # host:port,host:port
+SERVER_ADDRS_FILE = "AREAL_SERVER_ADDRS_FILE"  # JSON list of host:port; replaces SERVER_ADDRS where servers can move
 CONFIG = "AREAL_CONFIG"  # path of the resolved configuration
 RUN_DIR = "AREAL_RUN_DIR"
 API_KEY_FILE = "AREAL_API_KEY_FILE"
@@ -38,6 +39,11 @@ def config_file(run: Path) -> Path:
 def stats_file(run: Path) -> Path:
     """One JSON line per step."""
     return run / "stats.jsonl"
+
+
+def server_addresses_file(run: Path) -> Path:
+    """host:port of every server where servers can move: a JSON list, empty texts for servers that run nowhere."""
+    return run / "server-addresses.json"
 
 
 def summary_file(run: Path) -> Path:

@@ -41,7 +41,7 @@ def publish_ones(run: Path) -> Path:
 
 @contextmanager
 def engine_on(*servers: ScriptedServer | str, **settings: Any) -> Iterator[RemoteSGLangEngine]:
-    """An engine with batches of two that probes its servers every 50 ms.
+    """An engine with batches of two that probes its servers every 50 ms; without servers, those of the environment.
 
     ``settings`` are fields of ``RolloutConfig``, or ``timings``, or arguments of ``initialize``.
     """
@@ -49,7 +49,8 @@ def engine_on(*servers: ScriptedServer | str, **settings: Any) -> Iterator[Remot
     start = {name: settings.pop(name) for name in ("weights", "vocab_size") if name in settings}
     config = {"consumer_batch_size": 2, "setup_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S} | settings
     engine = RemoteSGLangEngine(RolloutConfig(**config), timings=timings)
-    engine.initialize([server if isinstance(server, str) else server.address for server in servers], **start)
+    addresses = [server if isinstance(server, str) else server.address for server in servers]
+    engine.initialize(addresses or None, **start)
     try:
         yield engine
     finally:

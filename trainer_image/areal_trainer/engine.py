@@ -22,6 +22,7 @@ from areal_trainer.rollout.rank_channel import RankChannel, split_by_tokens
 from areal_trainer.rollout.session import RolloutSession
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import RolloutWorkflow
+from areal_trainer.servers.addresses import ServerAddresses
 from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.fleet import ServerStatus, Target
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
@@ -92,7 +93,7 @@ class RemoteSGLangEngine:
     def initialize(
         self, addrs: list[str] | None = None, *, vocab_size: int | None = None, weights: WeightUpdate | None = None
     ) -> None:
-        """Collective. Connect to the servers at ``addrs`` (host:port; default AREAL_LLM_SERVER_ADDRS).
+        """Collective. Connect to the servers at ``addrs`` (host:port; default from the environment).
 
         Returns when every server was probed once and one holds ``weights``, those the run starts or resumes with; by
         default the servers' own, as version 0. Raises ``NoServerError`` after ``rollout.setup_timeout``.
@@ -105,7 +106,7 @@ class RemoteSGLangEngine:
             self,
             self._config,
             self._executor,
-            addresses=_addresses() if addrs is None else addrs,
+            addresses=ServerAddresses.from_environment() if addrs is None else ServerAddresses(tuple(addrs)),
             target=Target(weights.version, weights.path) if weights else Target(),
             vocab_size=vocab_size,
             api_key=_api_key(),
@@ -338,14 +339,6 @@ def _try_to_take(session: RolloutSession, count: int) -> tuple[list[Episode] | N
         return session.take(count, feeding=True), None
     except Exception as error:  # noqa: BLE001  _agree raises it on every rank
         return None, error
-
-
-def _addresses() -> list[str]:
-    text = os.environ.get(names.SERVER_ADDRS, "")
-    addresses = [address.strip() for address in text.split(",") if address.strip()]
-    if not addresses:
-        raise ValueError(f"{names.SERVER_ADDRS} is {text!r}; set it to the servers' host:port,host:port")
-    return addresses
 
 
 def _api_key() -> str | None:

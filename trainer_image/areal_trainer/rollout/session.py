@@ -16,6 +16,7 @@ from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.statistics import BatchClock
 from areal_trainer.rollout.workflow import GenerationEngine
+from areal_trainer.servers.addresses import ServerAddresses
 from areal_trainer.servers.client import Client
 from areal_trainer.servers.control import ServerControl, ServerTimings
 from areal_trainer.servers.fleet import Fleet, ServerStatus, Target
@@ -39,7 +40,7 @@ class RolloutSession:
         config: RolloutConfig,
         executor: Executor,
         *,
-        addresses: Sequence[str],
+        addresses: ServerAddresses,
         target: Target,
         vocab_size: int | None,
         api_key: str | None,
@@ -56,9 +57,9 @@ class RolloutSession:
         self._batch_clock = BatchClock()
         self._loop = LoopThread("rollout")
         self._client = self._loop.call(lambda: Client(api_key=api_key))
-        self._fleet = Fleet(addresses, target=target, wait_s=config.setup_timeout)
+        self._fleet = Fleet(addresses.first, target=target, wait_s=config.setup_timeout)
         control = ServerControl(self._client, load_timeout_s=config.setup_timeout, timings=timings)
-        self._watcher = Watcher(self._fleet, control)
+        self._watcher = Watcher(self._fleet, control, addresses)
         self._updater = WeightUpdater(self._fleet, control)
         self._sampler = Sampler(
             self._fleet,

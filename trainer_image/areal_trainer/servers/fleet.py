@@ -62,10 +62,11 @@ class Server:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while its weights change
     wake: asyncio.Event = field(default_factory=asyncio.Event)  # makes its watcher act now
     deadlines: set[asyncio.Timeout] = field(default_factory=set)  # of its requests in flight
-    generate_url: URL = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.generate_url = self.url("/generate")
+    @property
+    def generate_url(self) -> URL:
+        """URL of /generate."""
+        return self.url("/generate")
 
     def url(self, path: str) -> URL:
         """URL of a route."""
@@ -143,7 +144,8 @@ class Fleet:
     def describe(self) -> str:
         """Every server's state and its reason, for messages."""
         return "; ".join(
-            f"{server.address} is {server.state}" + ("" if server.state == "current" else f" ({server.reason})")
+            f"{server.address or 'a server'} is {server.state}"
+            + ("" if server.state == "current" else f" ({server.reason})")
             for server in self.servers
         )
 
@@ -178,6 +180,15 @@ class Fleet:
         """It holds unknown weights: it has restarted, or an update failed half-way."""
         server.version = -1
         self._set_state(server, "behind", str(error))
+
+    def move(self, server: Server, address: str) -> None:
+        """It has started elsewhere: its requests in flight are retried, and its watcher brings the new process up."""
+        old, server.address = server.address, address
+        server.version = -1
+        server.silent_probes = 0
+        self._set_state(server, "gone", f"it has moved from {old} to {address}" if address else "it runs nowhere")
+        server.expire_requests()
+        server.wake.set()
 
     def begin_update(self, target: Target) -> list[Server]:
         """Set the target and reserve the current servers for its update; each needs ``finish_update``."""

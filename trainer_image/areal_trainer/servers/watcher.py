@@ -1,20 +1,25 @@
-"""Watches the servers: probes current ones, and brings all others to the target weights."""
+"""Watches the servers: probes current ones, brings all others to the target weights, and follows those that move."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from areal_api import names
+from areal_trainer.servers.addresses import ServerAddresses
 from areal_trainer.servers.client import ServerBusyError, ServerError, ServerLostError, ServerRefusedError
 from areal_trainer.servers.control import ServerControl
 from areal_trainer.servers.fleet import Fleet, Server
 
+logger = logging.getLogger(__name__)
+
 
 class Watcher:
-    """One task per server. Use only on the engine's event loop."""
+    """One task per server, and one for their addresses. Use only on the engine's event loop."""
 
-    def __init__(self, fleet: Fleet, control: ServerControl) -> None:
+    def __init__(self, fleet: Fleet, control: ServerControl, addresses: ServerAddresses) -> None:
         self._fleet = fleet
+        self._addresses = addresses
         self._control = control
         self._timings = control.timings
         self._unprobed: set[Server] = set(fleet.servers)
@@ -23,6 +28,8 @@ class Watcher:
     async def start(self) -> None:
         """Watch all servers. Returns when each was probed once and one is ready; otherwise ``NoServerError``."""
         self._tasks = [asyncio.create_task(self._watch(server), name=server.address) for server in self._fleet.servers]
+        if self._addresses.file is not None:
+            self._tasks.append(asyncio.create_task(self._follow_addresses(), name="addresses"))
         await self._fleet.wait_until(lambda: not self._unprobed and self._fleet.any_ready())
 
     async def close(self) -> None:
@@ -47,6 +54,23 @@ class Watcher:
             if not server.ready:
                 await _is_set_within(server.wake, backoff_s)
                 backoff_s = min(backoff_s * 2, self._timings.max_backoff_s)
+
+    async def _follow_addresses(self) -> None:
+        """Move servers to the addresses in the file. It may be on a slow file system: it is read in a thread."""
+        problem = ""
+        while True:
+            await asyncio.sleep(self._timings.max_backoff_s)
+            try:
+                addresses = await asyncio.to_thread(self._addresses.read)
+            except (OSError, ValueError) as error:
+                if str(error) != problem:
+                    problem = str(error)
+                    logger.warning("cannot read the servers' addresses: %s", problem)
+                continue
+            problem = ""
+            for server, address in zip(self._fleet.servers, addresses, strict=True):
+                if server.address != address:
+                    self._fleet.move(server, address)
 
     async def _probe(self, server: Server) -> None:
         """Check a current server. The result counts only if nothing else is changing its weights."""
@@ -73,6 +97,8 @@ class Watcher:
                 self._fleet.mark_gone(server, draining)
 
     async def _bring_up(self, server: Server) -> None:
+        if not server.address:
+            return
         async with server.lock:
             try:
                 await self._control.sync_weights(server, self._fleet.target)

@@ -2,8 +2,11 @@
 
 # ruff: noqa: SIM117  servers first, then the engine on them: nested contexts are easier to read
 
+import json
+
 import pytest
 
+from areal_api import names
 from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.fleet import NoServerError
 from areal_trainer.weights.disk import WeightUpdate
@@ -19,7 +22,7 @@ from support.engines import (
     state_of,
     status_of,
 )
-from support.scripted_server import Script, ScriptedServer
+from support.scripted_server import Fault, Script, ScriptedServer
 
 LOAD = "/update_weights_from_disk"
 
@@ -145,3 +148,59 @@ def test_a_server_that_drains_before_the_engine_connects_gets_no_requests() -> N
             generate(engine)
             assert "/generate" not in first.counts
             assert state_of(engine, first) == "gone"
+
+
+@pytest.fixture
+def address_file(tmp_path, monkeypatch):
+    path = tmp_path / "server-addresses.json"
+    monkeypatch.setenv(names.SERVER_ADDRS_FILE, str(path))
+    return path
+
+
+def test_a_server_that_moves_is_followed_and_brought_to_the_published_weights(published, address_file):
+    with ScriptedServer() as first, ScriptedServer() as second:
+        address_file.write_text(json.dumps([first.address]))
+        with engine_on() as engine:
+            engine.update_weights(WeightUpdate(3, published))
+            first.kill()
+            address_file.write_text(json.dumps([second.address]))
+            assert generate(engine)[0].output_versions == [3] * 40
+            assert second.weight_version == "v3"
+
+
+def test_requests_in_flight_leave_a_server_that_moves_away_silently(address_file):
+    held = Script(faults=(Fault("hold", times=0),))
+    with ScriptedServer(held) as silent, ScriptedServer() as other:
+        address_file.write_text(json.dumps([silent.address]))
+        with engine_on() as engine:
+            request = start_generating(engine)
+            eventually(lambda: silent.counts.get("/generate", 0) == 1)
+            address_file.write_text(json.dumps([other.address]))
+            assert request.result(TIMEOUT_S)[0].output_tokens == expected().tokens
+
+
+def test_a_server_without_an_address_gets_work_once_it_has_one(address_file):
+    with ScriptedServer() as first, ScriptedServer() as later:
+        address_file.write_text(json.dumps([first.address, ""]))
+        with engine_on() as engine:
+            assert [status.state for status in engine.servers()] == ["current", "unknown"]
+            address_file.write_text(json.dumps([first.address, later.address]))
+            eventually(lambda: (later.address, "current") in [(s.address, s.state) for s in engine.servers()])
+
+
+def test_a_damaged_file_of_addresses_changes_nothing(address_file):
+    with ScriptedServer() as first, ScriptedServer() as second:
+        address_file.write_text(json.dumps([first.address]))
+        with engine_on() as engine:
+            for text in ("[", '{"a": 1}', "[]", '["a:1", "b:2"]', "[1]"):
+                address_file.write_text(text)
+                assert generate(engine)[0].output_tokens == expected().tokens
+            address_file.write_text(json.dumps([second.address]))
+            eventually(lambda: (second.address, "current") in [(s.address, s.state) for s in engine.servers()])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "[1]"])
+def test_a_file_of_addresses_that_cannot_be_read_at_the_start_is_refused(address_file, text):
+    address_file.write_text(text)
+    with pytest.raises(ValueError, match="AREAL_SERVER_ADDRS_FILE"), engine_on():
+        pass
