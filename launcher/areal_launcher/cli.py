@@ -105,7 +105,7 @@ def run_action(args: argparse.Namespace) -> int:
     if target is None:
         cluster_only = {"--detach": args.detach, "--results": args.results, "--checkpoint": args.checkpoint}
         refuse_without_cluster(**cluster_only)
-        from areal_launcher.local.train import train
+        from areal_launcher.places.local.train import train
 
         return train(request, args.port)
     if args.port is not None:
@@ -159,7 +159,7 @@ def eval_action(args: argparse.Namespace) -> int:
             "grpo eval runs only on this machine; in a cluster the run itself evaluates: "
             "set config.valid_dataset and config.evaluator.freq_steps"
         )
-    from areal_launcher.local.evaluate import evaluate
+    from areal_launcher.places.local.evaluate import evaluate
 
     return evaluate(args.checkpoint, Request.parse(args.items, args.config), args.port)
 
@@ -206,7 +206,7 @@ def status_action(args: argparse.Namespace) -> int:
     if target is None:
         if args.run is None:
             raise ValueError("no run: give a run directory, or --on kubernetes for the experiments of a cluster")
-        from areal_launcher.local.status import status
+        from areal_launcher.core.status import status
 
         return status(path(args.run))
     from areal_launcher.cluster import status as cluster_status
@@ -240,7 +240,7 @@ def logs_action(args: argparse.Namespace) -> int:
     target = cluster_target(args)
     options = {"component": args.component, "process": args.process, "lines": args.lines, "follow": args.follow}
     if target is None:
-        from areal_launcher.local.logs import logs as local_logs
+        from areal_launcher.core.logs import logs as local_logs
 
         return local_logs(path(args.run), **options)
     from areal_launcher.cluster import logs as cluster_logs

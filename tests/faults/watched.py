@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from areal_launcher.local.supervisor import PR_SET_PDEATHSIG, prctl
+from areal_launcher.core.supervisor import PR_SET_PDEATHSIG, prctl
 from faults import processes
 from faults.schedule import STEPS
 from faults.steps import LocalFiles, Steps, Watched

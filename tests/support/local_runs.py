@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from areal_api.experiment import GRPOExperiment
 from areal_api.load import load_experiment
-from areal_launcher.local.processes import ReservedPort
-from areal_launcher.local.run import LocalPlan, TrainerProcess
-from areal_launcher.local.servers import ServerProcess
+from areal_launcher.core.place import PORT, ProcessSpec
+from areal_launcher.core.plan import RunPlan
+from areal_launcher.core.run import Run
+from areal_launcher.display import Display
+from areal_launcher.places.local.place import LocalPlace
 from support.process_trees import DEADLINE_S, PROCESS_TREE, python
 
 SERVER = (
@@ -73,22 +74,23 @@ class RecordingDisplay:
         self.on_message(text)
 
 
-def plan(tmp: Path, trainer: list[str], servers: list[list[str]], ports: list[ReservedPort]) -> LocalPlan:
-    specs = [
-        ServerProcess(f"server-{i}", "127.0.0.1", port.number, argv, os.environ, tmp / "logs" / f"server-{i}.log")
-        for i, (argv, port) in enumerate(zip(servers, ports, strict=False))
-    ]
-    return LocalPlan(
+def plan(tmp: Path, trainer: list[str], servers: list[list[str]]) -> RunPlan:
+    logs = tmp / "logs"
+    return RunPlan(
         run=tmp,
-        servers=specs,
-        trainer=TrainerProcess(trainer, os.environ, tmp / "logs" / "trainer.log"),
+        servers=[ProcessSpec("server", i, argv, {}, logs / f"server-{i}.log") for i, argv in enumerate(servers)],
+        trainer=[ProcessSpec("trainer", 0, trainer, {}, logs / "trainer.log")],
         setup_timeout_s=DEADLINE_S,
         total_steps=None,
     )
 
 
-def serving(tmp: Path, port: ReservedPort) -> list[str]:
-    return python(SERVER, tmp / "pids", port.number)
+def execute(plan: RunPlan, display: Display) -> int:
+    return Run(plan, LocalPlace(), display).run()
+
+
+def serving(tmp: Path) -> list[str]:
+    return python(SERVER, tmp / "pids", PORT)
 
 
 def line(step: int, **more: Any) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from torch import nn
 
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
-from areal_launcher.local import servers
-from areal_launcher.local.checks import check_servers_model
-from areal_launcher.local.servers import Server, ServerProcess
+from areal_launcher.core import servers
+from areal_launcher.core.checks import check_servers_model
+from areal_launcher.core.place import PORT, ProcessSpec
+from areal_launcher.core.servers import Server
+from areal_launcher.places.local.place import LocalPlace
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.model.policy import Policy
 from areal_trainer.rollout.make_workflow import vocabulary_size
@@ -107,8 +109,9 @@ def test_a_pod_that_loads_a_large_model_is_not_killed() -> None:
 
 def test_a_local_server_paused_for_an_update_is_not_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "is_ready", lambda address: True)
-    spec = ServerProcess("server-0", "127.0.0.1", 1, ["sleep", "60"], {"PATH": "/usr/bin:/bin"}, tmp_path / "log")
-    server = Server(spec, setup_timeout_s=0.0, notify=lambda text: None)
+    spec = ProcessSpec("server", 0, ["sh", "-c", "sleep 60", PORT], {}, tmp_path / "log")
+    place = LocalPlace()
+    server = Server(place, spec, setup_timeout_s=0.0, notify=lambda text: None)
     try:
         server.tick(any_served=False)
         assert server.state == "ready"
@@ -117,4 +120,4 @@ def test_a_local_server_paused_for_an_update_is_not_restarted(tmp_path: Path, mo
             server.tick(any_served=False)
         assert (server.state, server.restarts) == ("ready", 0)
     finally:
-        servers.kill_processes([server.process])
+        place.close()

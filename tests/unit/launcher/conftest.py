@@ -11,8 +11,8 @@ import yaml
 
 from areal_api.commands import Command
 from areal_api.experiment import GRPOExperiment
-from areal_launcher.local import prepare
-from areal_launcher.local.processes import ReservedPort
+from areal_launcher.core import plan
+from areal_launcher.core.processes import ReservedPort
 from areal_launcher.run_files import Stats
 
 SERVER = """
@@ -74,7 +74,7 @@ def stand_in_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(experiment: GRPOExperiment, index: int, *, port: int, **rest: object) -> Command:
         return Command([sys.executable, "-S", "-c", SERVER, str(port)], {})
 
-    monkeypatch.setattr(prepare, "server_command", command)
+    monkeypatch.setattr(plan, "server_command", command)
 
 
 @pytest.fixture

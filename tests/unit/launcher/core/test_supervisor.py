@@ -6,20 +6,21 @@ import os
 import signal
 from pathlib import Path
 
-from areal_launcher.local.processes import SupervisedProcess, kill_processes
+from areal_launcher.core.processes import SupervisedProcess
 from support.process_trees import DEADLINE_S, PROCESS_TREE, SLEEPER, alive, pids, python, wait_until
 
 
 def test_closing_the_pipe_kills_the_command_and_its_orphans(tmp_path: Path) -> None:
-    process = SupervisedProcess("family", python(SLEEPER, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
+    process = SupervisedProcess(python(SLEEPER, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
     wait_until(lambda: len(pids(tmp_path / "pids")) == 2, "the family has started")
-    kill_processes([process])
+    process.kill()
+    process.wait(DEADLINE_S)
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
 def test_a_command_dies_with_its_supervisor(tmp_path: Path) -> None:
     """Nobody reaps it as an orphan here: this process is no subreaper."""
-    supervised = SupervisedProcess("a", python(SLEEPER, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
+    supervised = SupervisedProcess(python(SLEEPER, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
     wait_until(lambda: len(pids(tmp_path / "pids")) == 2, "it has started")
     command, grandchild = pids(tmp_path / "pids")
     os.kill(supervised.pid, signal.SIGKILL)
@@ -30,13 +31,11 @@ def test_a_command_dies_with_its_supervisor(tmp_path: Path) -> None:
 
 
 def test_orphans_of_an_exited_command_are_killed(tmp_path: Path) -> None:
-    process = SupervisedProcess("family", python(PROCESS_TREE, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
+    process = SupervisedProcess(python(PROCESS_TREE, tmp_path / "pids"), env=os.environ, log=tmp_path / "log")
     assert process.wait(DEADLINE_S) == 0
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
 def test_a_command_killed_by_a_signal_has_the_shells_exit_status(tmp_path: Path) -> None:
-    process = SupervisedProcess(
-        "x", python("import os; os.kill(os.getpid(), 11)"), env=os.environ, log=tmp_path / "log"
-    )
+    process = SupervisedProcess(python("import os; os.kill(os.getpid(), 11)"), env=os.environ, log=tmp_path / "log")
     assert process.wait(DEADLINE_S) == 128 + 11

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from areal_launcher import cli, commands
-from areal_launcher.local import prepare
+from areal_launcher.core import prepare
 
 
 @pytest.mark.usefixtures("stand_in_servers")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from areal_api.config import GRPOConfig
 from areal_api.render import config_yaml
-from areal_launcher.local.resume import IDENTITY, check_resume, lookup
+from areal_launcher.core.resume import IDENTITY, check_resume, lookup
 
 CHANGES: dict[str, Any] = {
     "seed": 99,

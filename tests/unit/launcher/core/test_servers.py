@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from areal_launcher.core.place import PORT, SERVERS
 from areal_launcher.errors import RunError
-from areal_launcher.local.processes import ReservedPort
-from areal_launcher.local.run import LocalRun
-from support.local_runs import SERVER, RecordingDisplay, plan, serving
+from support.local_runs import SERVER, RecordingDisplay, execute, plan, serving
 from support.process_trees import SLEEPER, alive, pids, python
 
 
-def test_a_dead_server_restarts_on_its_port(tmp_path: Path, ports: list[ReservedPort]) -> None:
+def test_a_dead_server_restarts_on_its_port(tmp_path: Path) -> None:
     def kill_once(text: str) -> None:
         if "ready" in text and len(pids(tmp_path / "pids")) == 2:
             os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
@@ -26,50 +25,47 @@ def test_a_dead_server_restarts_on_its_port(tmp_path: Path, ports: list[Reserved
 
     log = RecordingDisplay(kill_once)
     trainer = python("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)", tmp_path / "done")
-    assert LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), log).run() == 0
+    assert execute(plan(tmp_path, trainer, [serving(tmp_path)]), log) == 0
     assert any("server-0 died (exit status 137); restart 1 of 5 in 1 s" in text for text in log.messages)
     assert len(pids(tmp_path / "pids")) == 4
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
-def test_a_server_that_cannot_start_is_reported_immediately_with_its_last_lines(
-    tmp_path: Path, ports: list[ReservedPort]
-) -> None:
+def test_a_server_that_cannot_start_is_reported_immediately_with_its_last_lines(tmp_path: Path) -> None:
     broken = python("print('no kernel image'); raise SystemExit(3)")
     started = time.monotonic()
     loading = python(SLEEPER, tmp_path / "pids")  # a ready server would keep the run alive
-    run = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [loading, broken], ports)
+    run = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [loading, broken])
     with pytest.raises(RunError, match="server-1 failed to start: exit status 3") as failure:
-        LocalRun(run, RecordingDisplay()).run()
+        execute(run, RecordingDisplay())
     assert time.monotonic() - started < 10
     assert failure.value.lines == ["no kernel image"]
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
-def test_a_server_that_is_never_ready_is_reported_after_the_deadline(tmp_path: Path, ports: list[ReservedPort]) -> None:
-    deaf = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [python(SLEEPER, tmp_path / "pids")], ports)
+def test_a_server_that_is_never_ready_is_reported_after_the_deadline(tmp_path: Path) -> None:
+    deaf = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [python(SLEEPER, tmp_path / "pids")])
     with pytest.raises(RunError, match=r"not ready within rollout.setup_timeout = 0.5 s"):
-        LocalRun(replace(deaf, setup_timeout_s=0.5), RecordingDisplay()).run()
+        execute(replace(deaf, setup_timeout_s=0.5), RecordingDisplay())
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
-def test_a_server_that_fails_its_first_start_is_restarted_if_another_serves(
-    tmp_path: Path, ports: list[ReservedPort]
-) -> None:
+def test_a_server_that_fails_its_first_start_is_restarted_if_another_serves(tmp_path: Path) -> None:
     log = RecordingDisplay(lambda text: (tmp_path / "go").touch() if "server-0 ready" in text else None)
     # Dies once the other one serves; its second start serves too.
     late = python(
         "import os, sys, time\nwhile not os.path.exists(sys.argv[3]): time.sleep(0.02)\n"
         "if not os.path.exists(sys.argv[4]):\n    open(sys.argv[4], 'w'); sys.exit(7)\n" + SERVER,
         tmp_path / "pids",
-        ports[1].number,
+        PORT,
         tmp_path / "go",
         tmp_path / "died",
     )
     trainer = python(
-        "import sys, time, urllib.request\nfor _ in range(200):\n    try: urllib.request.urlopen(sys.argv[1]); break\n"
+        "import sys, time, urllib.request\nurl = 'http://' + sys.argv[1].split(',')[1] + '/ready'\n"
+        "for _ in range(200):\n    try: urllib.request.urlopen(url); break\n"
         "    except OSError: time.sleep(0.05)\nelse: sys.exit(1)",
-        f"http://127.0.0.1:{ports[1].number}/ready",
+        SERVERS,
     )
-    assert LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0]), late], ports), log).run() == 0
+    assert execute(plan(tmp_path, trainer, [serving(tmp_path), late]), log) == 0
     assert any("server-1 died (exit status 7); restart 1 of 5 in 1 s" in text for text in log.messages)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
 from areal_launcher.bounded_files import read_object
-from areal_launcher.local.server_checks import check_servers
+from areal_launcher.core.server_checks import check_servers
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FUNCTION = re.compile(r"^[\w.]+:[\w.]+$")
@@ -34,7 +32,6 @@ SHAPE_KEYS = (
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATE_BYTES = 12  # per parameter in a recovery checkpoint: float32 weight and two Adam moments
 WEIGHTS_KEPT = 3  # published versions: two complete and one being written
-NVIDIA_SMI_TIMEOUT_S = 60.0
 MIN_FREE_BYTES = 256 * 2**20
 
 
@@ -118,63 +115,17 @@ def check_disk(config: GRPOConfig, run: Path) -> None:
         )
 
 
-def visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """Ids of the GPUs this process may use, from CUDA_VISIBLE_DEVICES if set, else from nvidia-smi."""
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        ids = [name.strip() for name in visible.split(",")]
-        # Like CUDA: the list ends at the first invalid id.
-        return ids[: next((i for i, name in enumerate(ids) if name in ("", "-1")), len(ids))]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(
-            f"nvidia-smi did not answer within {NVIDIA_SMI_TIMEOUT_S:.0f} s, so the GPUs of this machine are unknown; "
-            "repair the driver, or set CUDA_VISIBLE_DEVICES"
-        ) from error
-    return done.stdout.split() if done.returncode == 0 else []
-
-
-def required_gpus(spec: ExperimentSpec) -> tuple[int, int]:
-    """Number of GPUs of the servers and of the trainer."""
-    servers = spec.servers.replicas * spec.servers.tensor_parallel if spec.servers.device == "cuda" else 0
-    return servers, spec.trainer.processes_per_node if spec.trainer.device == "cuda" else 0
-
-
-def check_gpus(spec: ExperimentSpec, gpus: list[str]) -> None:
-    """There must be a separate GPU for every process on CUDA."""
-    servers, trainer = required_gpus(spec)
-    if servers + trainer <= len(gpus):
-        return
-    parts = [f"servers.device is cuda ({servers} GPUs)"] * bool(servers)
-    parts += [f"trainer.device is cuda ({trainer} GPUs)"] * bool(trainer)
-    if not gpus:
-        keys = ["servers.device=cpu"] * bool(servers) + ["trainer.device=cpu"] * bool(trainer)
-        raise ValueError(f"{', '.join(parts)}, but no GPU is visible here; set {' '.join(keys)} to run on CPUs")
-    raise ValueError(
-        f"{', '.join(parts)}, but {len(gpus)} GPUs are visible here ({', '.join(gpus)}); "
-        "lower servers.replicas, servers.tensorParallel or trainer.processesPerNode"
-    )
-
-
-def check_experiment(spec: ExperimentSpec, *, run: Path, gpus: list[str]) -> None:
-    """Run all checks for this machine."""
+def check_experiment(spec: ExperimentSpec, *, run: Path, cores: int) -> None:
+    """Run all checks that hold in every place. ``cores``: that a server on cpu may use."""
     config = spec.config
-    if spec.trainer.nodes > 1:
-        raise ValueError(f"trainer.nodes is {spec.trainer.nodes}; a local run has one node; set trainer.nodes=1")
     check_script(spec.trainer.script)
-    check_gpus(spec, gpus)
     check_model("actor.path", config.actor.path)
     if config.tokenizer_path:
         check_tokenizer(config.tokenizer_path)
     if config.sglang.model_path:
         check_model("sglang.model_path", config.sglang.model_path)
         check_servers_model(config.sglang.model_path, config.actor.path)
-    check_servers(spec, cores=len(os.sched_getaffinity(0)))
+    check_servers(spec, cores=cores)
     if config.ref is not None and config.ref.path:
         check_model("ref.path", config.ref.path)
     check_dataset("train_dataset.path", config.train_dataset.path)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from areal_launcher.local.processes import ReservedPort, SupervisedProcess, children, kill_orphans, kill_processes
-from areal_launcher.local.supervisor import PR_SET_CHILD_SUBREAPER, prctl
+from areal_launcher.core.processes import ReservedPort, SupervisedProcess, children, kill_orphans
+from areal_launcher.core.supervisor import PR_SET_CHILD_SUBREAPER, prctl
 from support.process_trees import DEADLINE_S, alive, pids, python, wait_until
 
 
@@ -34,7 +34,7 @@ def test_a_server_can_listen_on_its_reserved_port(ports: list[ReservedPort]) -> 
 
 def test_the_tail_contains_only_lines_of_this_start(tmp_path: Path) -> None:
     for word in ("first", "second"):
-        process = SupervisedProcess(word, python(f"print('{word}')"), env=os.environ, log=tmp_path / "log")
+        process = SupervisedProcess(python(f"print('{word}')"), env=os.environ, log=tmp_path / "log")
         process.wait(DEADLINE_S)
     assert process.tail() == ["second"]
     assert "first" in (tmp_path / "log").read_text()
@@ -70,10 +70,9 @@ def test_children_of_an_unreapable_zombie_are_killed_too(tmp_path: Path) -> None
 
 def test_spared_children_are_not_killed_as_orphans(tmp_path: Path) -> None:
     others = children()
-    stay, go = (
-        SupervisedProcess(n, python("import time; time.sleep(9)"), env=os.environ, log=tmp_path / n) for n in "ab"
-    )
+    stay, go = (SupervisedProcess(python("import time; time.sleep(9)"), env=os.environ, log=tmp_path / n) for n in "ab")
     kill_orphans(others | {stay.pid})
     assert stay.poll() is None
     assert go.poll() is not None
-    kill_processes([stay])
+    stay.kill()
+    stay.wait(DEADLINE_S)

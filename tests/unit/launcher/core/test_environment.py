@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from areal_launcher.local.environment import check_environment, child_environment
-from areal_launcher.local.servers import is_ready
+from areal_launcher.core.environment import check_environment, child_environment
+from areal_launcher.core.servers import is_ready
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 hosts = st.lists(st.sampled_from(["corp.example", ".lan", "10.0.0.0/8", "127.0.0.1", " ", "localhost"]), max_size=4)

@@ -1,4 +1,4 @@
-"""The processes of a local run, each under its own supervisor, and the ports reserved for them."""
+"""Child processes, each under its own supervisor, and ports reserved for them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from areal_launcher.local import supervisor
+from areal_launcher.core import supervisor
 
 SUPERVISOR = Path(supervisor.__file__)
 TAIL_BYTES = 64 * 1024
@@ -21,8 +21,7 @@ TAIL_BYTES = 64 * 1024
 class SupervisedProcess:
     """A running command that logs to ``log``. It and its descendants never outlive this process."""
 
-    def __init__(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
-        self.name = name
+    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
         self.log = log
         self.started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -86,15 +85,6 @@ class SupervisedProcess:
             file.seek(max(self._log_start, size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
         return [line.rstrip() for line in text.split("\n") if line.strip()][-lines:]
-
-
-def kill_processes(processes: Iterable[SupervisedProcess]) -> None:
-    """Kill several processes in parallel and wait for them to exit."""
-    running = [process for process in processes if process.poll() is None]
-    for process in running:
-        process.kill()
-    for process in running:
-        process.wait(supervisor.KILL_TIMEOUT_S + 5)
 
 
 def children(*, zombies: bool = False) -> set[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from areal_launcher import cli
-from areal_launcher.local.evaluate import evaluation_experiment
+from areal_launcher.places.local.evaluate import evaluation_experiment
 from support.local_runs import load
 
 

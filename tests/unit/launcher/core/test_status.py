@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from areal_launcher.local.status import status
+from areal_launcher.core.status import status
 from areal_launcher.run_files import RunLock
 from support.local_runs import append, line
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_api.experiment import ExperimentSpec
-from areal_launcher.local.server_checks import LONGER_CONTEXT, check_heads, check_servers, positions
+from areal_launcher.core.server_checks import LONGER_CONTEXT, check_heads, check_servers, positions
 
 
 @pytest.fixture

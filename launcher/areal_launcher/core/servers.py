@@ -1,17 +1,15 @@
-"""The inference servers of a local run: started together, watched, restarted when they die."""
+"""The inference servers of a run: started together, watched, restarted when they die."""
 
 from __future__ import annotations
 
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+from areal_launcher.core.place import Place, ProcessSpec, kill_all
 from areal_launcher.errors import RunError
-from areal_launcher.local.processes import SupervisedProcess, kill_processes
 
 MAX_RESTARTS = 5  # consecutive; the count restarts after a server has run for STABLE_S
 STABLE_S = 600.0
@@ -21,25 +19,8 @@ READY_TIMEOUT_S = 1.0  # unlike /health, /ready answers immediately
 State = Literal["starting", "ready", "backoff", "lost"]
 
 
-@dataclass(frozen=True)
-class ServerProcess:
-    """Command and address of one server."""
-
-    name: str
-    host: str
-    port: int
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    log: Path
-
-    @property
-    def address(self) -> str:
-        """host:port."""
-        return f"{self.host}:{self.port}"
-
-
 def is_ready(address: str) -> bool:
-    """Whether the server accepts requests, within ``READY_TIMEOUT_S``. Ignores proxies: the server is local."""
+    """Whether the server accepts requests, within ``READY_TIMEOUT_S``. Ignores proxies: the server is near."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + READY_TIMEOUT_S
     request = f"GET /ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
@@ -60,7 +41,10 @@ def is_ready(address: str) -> bool:
 class Server:
     """One server across its restarts. ``notify`` prints a message to the user."""
 
-    def __init__(self, spec: ServerProcess, *, setup_timeout_s: float, notify: Callable[[str], None]) -> None:
+    def __init__(
+        self, place: Place, spec: ProcessSpec, *, setup_timeout_s: float, notify: Callable[[str], None]
+    ) -> None:
+        self._place = place
         self.spec = spec
         self.restarts = 0
         self._consecutive_deaths = 0
@@ -69,7 +53,7 @@ class Server:
         self._notify = notify
         self._start_at = 0.0
         self.state: State = "starting"
-        self.process = self._start()
+        self.process = place.start(spec)
 
     def tick(self, *, any_served: bool) -> None:
         """Check the process and advance the state. Raises ``RunError`` if the first start failed.
@@ -81,22 +65,23 @@ class Server:
         if self.state == "backoff":
             if time.monotonic() >= self._start_at:
                 self.restarts += 1
-                self.state, self.process = "starting", self._start()
+                self.state, self.process = "starting", self._place.start(self.spec)
             return
         status = self.process.poll()
         if status is not None:
             self._on_death(f"exit status {status}", any_served=any_served)
-        elif self.state == "starting" and is_ready(self.spec.address):
+        elif self.state == "starting" and self.address is not None and is_ready(self.address):
             self.state, self.was_ready = "ready", True
             self._notify(f"{self.spec.name} ready after {self.process.seconds:.0f} s")
         elif self.state == "starting" and self.process.seconds > self._setup_timeout_s:
-            kill_processes([self.process])
+            kill_all([self.process])
             reason = f"not ready within rollout.setup_timeout = {self._setup_timeout_s:g} s"
             self._on_death(reason, any_served=any_served)
 
-    def _start(self) -> SupervisedProcess:
-        spec = self.spec
-        return SupervisedProcess(spec.name, spec.argv, env=spec.env, log=spec.log)
+    @property
+    def address(self) -> str | None:
+        """``host:port`` of the current process; None until its node has chosen it."""
+        return self.process.address
 
     def _on_death(self, reason: str, *, any_served: bool) -> None:
         name = self.spec.name
@@ -119,15 +104,9 @@ class ServerFleet:
     """All servers of a run."""
 
     def __init__(
-        self, specs: Sequence[ServerProcess], *, setup_timeout_s: float, notify: Callable[[str], None]
+        self, place: Place, specs: Sequence[ProcessSpec], *, setup_timeout_s: float, notify: Callable[[str], None]
     ) -> None:
-        self.servers: list[Server] = []
-        try:
-            for spec in specs:
-                self.servers.append(Server(spec, setup_timeout_s=setup_timeout_s, notify=notify))
-        except BaseException:
-            self.kill()
-            raise
+        self.servers = [Server(place, spec, setup_timeout_s=setup_timeout_s, notify=notify) for spec in specs]
 
     def tick(self) -> None:
         """Check all servers. Raises ``RunError`` if one failed before any was ready, or if all are lost."""
@@ -143,10 +122,7 @@ class ServerFleet:
         return sum(server.state == "ready" for server in self.servers)
 
     @property
-    def processes(self) -> list[SupervisedProcess]:
-        """The current process of every server."""
-        return [server.process for server in self.servers]
-
-    def kill(self) -> None:
-        """Kill all servers and wait for them to exit."""
-        kill_processes(self.processes)
+    def addresses(self) -> list[str] | None:
+        """``host:port`` of every server; None until all are known."""
+        known = [server.address for server in self.servers]
+        return [address for address in known if address is not None] if None not in known else None

@@ -13,10 +13,10 @@ from areal_api.paths import expand_home
 from areal_launcher import run_files
 from areal_launcher.bounded_files import read_tail
 from areal_launcher.console import console_for
+from areal_launcher.core.run import Run
 from areal_launcher.display import display_for
 from areal_launcher.errors import RunError
-from areal_launcher.local.prepare import prepared_run
-from areal_launcher.local.run import LocalRun
+from areal_launcher.places.local.prepare import prepared_run
 from areal_launcher.request import Request
 from areal_launcher.results_table import checkpoints_in_cluster, last_checkpoint
 from areal_launcher.run_files import experiment_file
@@ -39,11 +39,11 @@ def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
     experiment = evaluation_experiment(with_home_expanded(request.load()), model)
     console = console_for(stderr=True)
     run = (directory or names.run_dir(experiment.spec.config)) / "eval" / Path(model).name
-    with prepared_run(experiment, run=run, first_port=port) as plan:
-        log = plan.trainer.log
+    with prepared_run(experiment, run=run, first_port=port) as (plan, place):
+        log = plan.trainer[0].log
         log.unlink(missing_ok=True)
         with display_for(console) as display:
-            status = LocalRun(replace(plan, startup_phase="evaluating"), display).run()
+            status = Run(replace(plan, startup_phase="evaluating"), place, display).run()
     lines = read_tail(log, MAX_OUTPUT_BYTES).decode(errors="replace").splitlines()
     results = [line for line in lines if line.startswith("{")]
     if status == 0 and not results:

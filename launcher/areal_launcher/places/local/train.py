@@ -6,9 +6,9 @@ from areal_api import names
 from areal_api.load import with_home_expanded
 from areal_launcher.commands import plot_if_possible
 from areal_launcher.console import console_for
+from areal_launcher.core.run import Run
 from areal_launcher.display import display_for
-from areal_launcher.local.prepare import prepared_run
-from areal_launcher.local.run import LocalRun
+from areal_launcher.places.local.prepare import prepared_run
 from areal_launcher.request import Request
 from areal_launcher.results_table import results_table
 
@@ -18,12 +18,12 @@ def train(request: Request, port: int | None) -> int:
     experiment = with_home_expanded(request.load())
     console = console_for()
     directory = names.run_dir(experiment.spec.config)
-    with prepared_run(experiment, run=directory, first_port=port) as plan:
+    with prepared_run(experiment, run=directory, first_port=port) as (plan, place):
         names.summary_file(directory).unlink(missing_ok=True)  # written by the previous start
         console.print(f"run directory {directory}", markup=False, soft_wrap=True)
         try:
             with display_for(console) as display:
-                status = LocalRun(plan, display).run()
+                status = Run(plan, place, display).run()
         finally:
             plot_if_possible(directory, console)
     console.print(results_table(directory))

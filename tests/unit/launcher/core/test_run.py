@@ -12,41 +12,38 @@ from pathlib import Path
 
 import pytest
 
+from areal_launcher.core.plan import RunPlan
+from areal_launcher.core.supervisor import parents
 from areal_launcher.errors import RunError
-from areal_launcher.local.processes import ReservedPort
-from areal_launcher.local.run import LocalPlan, LocalRun
-from areal_launcher.local.supervisor import parents
-from support.local_runs import EXITS_ON_SIGTERM, IGNORES_SIGTERM, SERVER, RecordingDisplay, plan, serving
+from support.local_runs import EXITS_ON_SIGTERM, IGNORES_SIGTERM, SERVER, RecordingDisplay, execute, plan, serving
 from support.process_trees import DEADLINE_S, PROCESS_TREE, SLEEPER, alive, pids, python, wait_until
 
 
-def test_the_trainers_success_stops_every_server(tmp_path: Path, ports: list[ReservedPort]) -> None:
+def test_the_trainers_success_stops_every_server(tmp_path: Path) -> None:
     trainer = python("import time; time.sleep(1.0)")
-    servers = [serving(tmp_path, port) for port in ports]
-    assert LocalRun(plan(tmp_path, trainer, servers, ports), RecordingDisplay()).run() == 0
+    servers = [serving(tmp_path) for _ in range(2)]
+    assert execute(plan(tmp_path, trainer, servers), RecordingDisplay()) == 0
     family = pids(tmp_path / "pids")
     assert len(family) == 4
     assert not any(alive(pid) for pid in family)
 
 
-def test_a_failed_trainer_reports_its_exit_status_and_last_lines(tmp_path: Path, ports: list[ReservedPort]) -> None:
+def test_a_failed_trainer_reports_its_exit_status_and_last_lines(tmp_path: Path) -> None:
     trainer = python("print('data set words has no column answer', flush=True); raise SystemExit(7)")
     with pytest.raises(RunError, match="exit status 7") as failure:
-        LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), RecordingDisplay()).run()
+        execute(plan(tmp_path, trainer, [serving(tmp_path)]), RecordingDisplay())
     assert failure.value.status == 7
     assert failure.value.lines == ["data set words has no column answer"]
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
-def test_a_command_that_does_not_exist_is_reported(tmp_path: Path, ports: list[ReservedPort]) -> None:
+def test_a_command_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exit status 127") as failure:
-        LocalRun(plan(tmp_path, ["/nowhere/torchrun"], [], ports), RecordingDisplay()).run()
+        execute(plan(tmp_path, ["/nowhere/torchrun"], []), RecordingDisplay())
     assert failure.value.lines == ["cannot start /nowhere/torchrun: No such file or directory"]
 
 
-def test_processes_of_a_killed_supervisor_are_gone_before_the_server_restarts(
-    tmp_path: Path, ports: list[ReservedPort]
-) -> None:
+def test_processes_of_a_killed_supervisor_are_gone_before_the_server_restarts(tmp_path: Path) -> None:
     left: list[bool] = []
 
     def kill_once(text: str) -> None:
@@ -58,9 +55,7 @@ def test_processes_of_a_killed_supervisor_are_gone_before_the_server_restarts(
             (tmp_path / "done").touch()
 
     trainer = python("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)", tmp_path / "done")
-    assert (
-        LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), RecordingDisplay(kill_once)).run() == 0
-    )
+    assert execute(plan(tmp_path, trainer, [serving(tmp_path)]), RecordingDisplay(kill_once)) == 0
     assert left == [False, False]
 
 
@@ -74,12 +69,10 @@ os.kill(int(open(f"/proc/{server}/stat").read().rpartition(")")[2].split()[1]), 
 """
 
 
-def test_no_server_process_survives_if_its_supervisor_is_killed_at_the_end(
-    tmp_path: Path, ports: list[ReservedPort]
-) -> None:
+def test_no_server_process_survives_if_its_supervisor_is_killed_at_the_end(tmp_path: Path) -> None:
     log = RecordingDisplay(lambda text: (tmp_path / "served").touch() if "server-0 ready" in text else None)
     trainer = python(KILLS_SERVER_SUPERVISOR, tmp_path / "pids", tmp_path / "served")
-    assert LocalRun(plan(tmp_path, trainer, [serving(tmp_path, ports[0])], ports), log).run() == 0
+    assert execute(plan(tmp_path, trainer, [serving(tmp_path)]), log) == 0
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
@@ -97,14 +90,14 @@ raise SystemExit(0 if count == 3 else 9)
 """
 
 
-def failing_plan(tmp: Path, kind: str, backoff_limit: int) -> LocalPlan:
+def failing_plan(tmp: Path, kind: str, backoff_limit: int) -> RunPlan:
     trainer = python(FAILS_TWICE, tmp / "stats.jsonl", tmp / "starts", kind)
-    return replace(plan(tmp, trainer, [], []), backoff_limit=backoff_limit)
+    return replace(plan(tmp, trainer, []), backoff_limit=backoff_limit)
 
 
 def test_a_trainer_that_fails_after_a_step_is_restarted(tmp_path: Path) -> None:
     log = RecordingDisplay()
-    assert LocalRun(failing_plan(tmp_path, "steps", 3), log).run() == 0
+    assert execute(failing_plan(tmp_path, "steps", 3), log) == 0
     assert [text.split(";")[0].split(", ")[-1] for text in log.messages if "failed" in text] == [
         "restart 1 of 3",
         "restart 2 of 3",
@@ -139,27 +132,28 @@ def test_ranks_of_a_killed_supervisor_are_gone_before_the_trainer_restarts(tmp_p
     code = f"import os, sys\nif os.path.exists(sys.argv[2]): exec({second!r})\nelse: exec({first!r})"
     trainer = python(code, tmp_path / "pids", tmp_path / "stats.jsonl")
     log = RecordingDisplay()
-    assert LocalRun(replace(plan(tmp_path, trainer, [], []), backoff_limit=1), log).run() == 0
+    assert execute(replace(plan(tmp_path, trainer, []), backoff_limit=1), log) == 0
     assert any("exit status 137" in text for text in log.messages)
 
 
 def test_a_trainer_is_restarted_at_most_backoff_limit_times(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exit status 9"):
-        LocalRun(failing_plan(tmp_path, "steps", 1), RecordingDisplay()).run()
+        execute(failing_plan(tmp_path, "steps", 1), RecordingDisplay())
     assert (tmp_path / "starts").read_text() == "xx"
 
 
 def test_a_trainer_that_fails_before_its_first_step_is_not_restarted(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="exit status 9"):
-        LocalRun(failing_plan(tmp_path, "none", 3), RecordingDisplay()).run()
+        execute(failing_plan(tmp_path, "none", 3), RecordingDisplay())
     assert (tmp_path / "starts").read_text() == "x"
 
 
 def test_a_trainer_with_an_invalid_configuration_is_not_restarted(tmp_path: Path) -> None:
     run = failing_plan(tmp_path, "steps", 3)
-    argv = [word.replace("else 9", "else 2") for word in run.trainer.argv]
+    (trainer,) = run.trainer
+    argv = [word.replace("else 9", "else 2") for word in trainer.argv]
     with pytest.raises(RunError, match="exit status 2"):
-        LocalRun(replace(run, trainer=replace(run.trainer, argv=argv)), RecordingDisplay()).run()
+        execute(replace(run, trainer=[replace(trainer, argv=argv)]), RecordingDisplay())
     assert (tmp_path / "starts").read_text() == "x"
 
 
@@ -168,30 +162,26 @@ def test_a_run_past_its_deadline_is_terminated_gracefully_with_an_error(tmp_path
     trainer = python(
         EXITS_ON_SIGTERM.replace("sys.exit(print(", "(print(").replace('written"))', 'written"), sys.exit(1))')
     )
-    late = replace(plan(tmp_path, [*trainer, str(tmp_path / "pids")], [], []), active_deadline_s=1.0)
+    late = replace(plan(tmp_path, [*trainer, str(tmp_path / "pids")], []), active_deadline_s=1.0)
     with pytest.raises(RunError, match=r"activeDeadlineSeconds = 1.0"):
-        LocalRun(late, RecordingDisplay()).run()
+        execute(late, RecordingDisplay())
     assert "checkpoint written" in (tmp_path / "logs" / "trainer.log").read_text()
 
 
 DRIVER = """
-import os, sys
+import sys
 from pathlib import Path
-from areal_launcher.errors import RunError
-from areal_launcher.local.servers import ServerFleet, ServerProcess
-from areal_launcher.local.run import LocalPlan, LocalRun, TrainerProcess
-from areal_launcher.torchrun import failed_rank_status, strip_report
-from areal_launcher.display import PlainDisplay
-from areal_launcher.local.processes import ReservedPort
 from rich.console import Console
+from areal_launcher.core.place import PORT, ProcessSpec
+from areal_launcher.core.plan import RunPlan
+from areal_launcher.core.run import Run
+from areal_launcher.display import PlainDisplay
+from areal_launcher.places.local.place import LocalPlace
 run, server, trainer = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-port = ReservedPort("127.0.0.1")
 python = [sys.executable, "-S", "-c"]
-serve = [*python, server, str(run / "pids"), str(port.number)]
-spec = ServerProcess("server-0", "127.0.0.1", port.number, serve, os.environ, run / "s.log")
-train = TrainerProcess([*python, trainer, str(run / "pids")], os.environ, run / "t.log")
-plan = LocalPlan(run, [spec], train, 15.0, None)
-sys.exit(LocalRun(plan, PlainDisplay(Console())).run())
+servers = [ProcessSpec("server", 0, [*python, server, str(run / "pids"), PORT], {}, run / "s.log")]
+train = [ProcessSpec("trainer", 0, [*python, trainer, str(run / "pids")], {}, run / "t.log")]
+sys.exit(Run(RunPlan(run, servers, train, 15.0, None), LocalPlace(), PlainDisplay(Console())).run())
 """
 
 
@@ -265,7 +255,7 @@ def test_statistics_that_cannot_be_read_do_not_end_a_run(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "stats.jsonl")
     log = RecordingDisplay()
     trainer = python("import time; time.sleep(0.5)")
-    assert LocalRun(plan(tmp_path, trainer, [], []), log).run() == 0
+    assert execute(plan(tmp_path, trainer, []), log) == 0
     assert [text for text in log.messages if "cannot show the progress" in text] == [
         f"grpo cannot show the progress: {tmp_path / 'stats.jsonl'} is not a regular file; remove it"
     ]
@@ -275,4 +265,4 @@ def test_a_path_with_spaces_quotes_and_bytes_that_are_no_utf8_is_a_working_direc
     run = tmp_path / "a 'b\" $c\n\udcff"
     run.mkdir()
     trainer = python("import sys; sys.exit(0 if sys.argv[1].endswith('\\udcff') else 4)", run)
-    assert LocalRun(plan(run, trainer, [], []), RecordingDisplay()).run() == 0
+    assert execute(plan(run, trainer, []), RecordingDisplay()) == 0

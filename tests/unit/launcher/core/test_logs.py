@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from areal_launcher import cli
-from areal_launcher.local import logs
-from areal_launcher.local.logs import LogReader
+from areal_launcher.core import logs
+from areal_launcher.core.logs import LogReader
 
 
 @pytest.fixture

@@ -1,0 +1,126 @@
+"""What a run starts, decided before anything is started. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from areal_api import names
+from areal_api.commands import server_command, trainer_command
+from areal_api.experiment import ExperimentSpec, GRPOExperiment
+from areal_launcher.core.place import HOST, PORT, SERVERS, ProcessSpec
+
+GRACE_S = 120.0  # for the trainer's recovery checkpoint after the first signal
+TORCHRUN = {names.TORCHRUN_SHUTDOWN_TIMEOUT: f"{GRACE_S - 10:.0f}"}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All processes of a run, and when to restart or end them."""
+
+    run: Path
+    servers: Sequence[ProcessSpec]
+    trainer: Sequence[ProcessSpec]  # one per node
+    setup_timeout_s: float
+    total_steps: int | None
+    startup_phase: str = "starting the trainer, first step"
+    phase: str = "training"
+    backoff_limit: int = 0  # restarts of a trainer that has finished a step
+    active_deadline_s: float | None = None
+
+
+def plan_run(
+    experiment: GRPOExperiment,
+    *,
+    run: Path,
+    key_file: Path,
+    threads: int,
+    python: str | None = None,
+    trainer_python: str | None = None,
+) -> RunPlan:
+    """The plan of a run in the directory ``run``. ``threads``: CPU threads per process on cpu.
+
+    ``python`` and ``trainer_python`` are the interpreters of servers and trainer on the nodes (None: this one).
+    """
+    spec, config = experiment.spec, experiment.spec.config
+    refuse_cluster_references("servers.env", spec.servers.env)
+    refuse_cluster_references("trainer.env", spec.trainer.env)
+    run = run.absolute()
+    return RunPlan(
+        run=run,
+        servers=[
+            server_spec(experiment, index, run=run, key_file=key_file, threads=threads, python=python)
+            for index in range(spec.servers.replicas)
+        ],
+        trainer=[
+            trainer_spec(experiment, node, run=run, key_file=key_file, threads=threads, python=trainer_python or python)
+            for node in range(spec.trainer.nodes)
+        ],
+        setup_timeout_s=config.rollout.setup_timeout,
+        total_steps=config.total_train_steps,
+        # Without recovery checkpoints a restarted trainer would start over and overwrite its results.
+        backoff_limit=0 if config.recover.mode == "disabled" else spec.run_policy.backoff_limit,
+        active_deadline_s=spec.run_policy.active_deadline_seconds,
+    )
+
+
+def server_spec(
+    experiment: GRPOExperiment, index: int, *, run: Path, key_file: Path, threads: int, python: str | None
+) -> ProcessSpec:
+    """Server ``index``."""
+    command = server_command(
+        experiment,
+        index,
+        host=HOST,
+        port=PORT,
+        config_file=names.config_file(run),
+        api_key_file=key_file,
+        threads=threads,
+        python=python,
+    )
+    log = names.logs_dir(run) / f"server-{index}.log"
+    return ProcessSpec("server", index, command.argv, command.env, log, gpus=gpus_per_server(experiment.spec))
+
+
+def trainer_spec(
+    experiment: GRPOExperiment, node: int, *, run: Path, key_file: Path, threads: int, python: str | None
+) -> ProcessSpec:
+    """Node ``node`` of the trainer; the address of the rendezvous is the first node's."""
+    command = trainer_command(
+        experiment,
+        run_dir=run,
+        server_addrs=[SERVERS],
+        master_addr=HOST,
+        master_port=PORT,
+        node_rank=node,
+        api_key_file=key_file,
+        threads=threads,
+        python=python,
+    )
+    log = names.logs_dir(run) / ("trainer.log" if node == 0 else f"trainer-{node}.log")
+    gpus = gpus_per_trainer_node(experiment.spec)
+    return ProcessSpec("trainer", node, command.argv, {**TORCHRUN, **command.env}, log, gpus=gpus)
+
+
+def gpus_per_server(spec: ExperimentSpec) -> int:
+    """GPUs of one server."""
+    return spec.servers.tensor_parallel if spec.servers.device == "cuda" else 0
+
+
+def gpus_per_trainer_node(spec: ExperimentSpec) -> int:
+    """GPUs of the trainer's ranks on one node."""
+    return spec.trainer.processes_per_node if spec.trainer.device == "cuda" else 0
+
+
+def refuse_cluster_references(key: str, env: Sequence[dict[str, Any]]) -> None:
+    """Raise ``ValueError`` for a variable whose value only Kubernetes can resolve, or that no process can have."""
+    for entry in env:
+        if "=" in str(entry.get("name")) or "\0" in f"{entry.get('name')}{entry.get('value')}":
+            raise ValueError(f"{key}: {entry.get('name')!r} has a name with = or a zero byte; correct it")
+        if "value" not in entry:
+            raise ValueError(
+                f"{key}: {entry.get('name')} has valueFrom instead of value, which only Kubernetes can resolve; "
+                "give it a value to run elsewhere"
+            )
