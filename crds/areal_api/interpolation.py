@@ -27,24 +27,28 @@ _ENVIRONMENT = re.compile(r"oc\.env:\s*(?P<name>[A-Za-z_]\w*)\s*(?:,(?P<default>
 Path = tuple[str | int, ...]
 
 
-def resolve_references(config: Mapping[str, Any], *, mode: Mode = "environment") -> dict[str, Any]:
+def resolve_references(
+    config: Mapping[str, Any], *, mode: Mode = "environment", defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """``config`` with every ``${…}`` replaced; the keys of every mapping become text.
 
     ``mode="keys"`` is for configurations of others: only plain references to keys of ``config`` itself are allowed.
     ``mode="environment"`` also allows ``${oc.env:NAME}``, ``${oc.env:NAME,default}`` and references inside references.
+    ``defaults`` are the values of dotted keys that ``config`` refers to without setting them.
 
     Raises ``ValueError`` with the key, the reference and the fix: for a key that does not exist, a cycle, a chain of
     more than ``MAX_REFERENCES``, nesting deeper than ``MAX_DEPTH``, or a result larger than ``MAX_OUTPUT``.
     """
-    resolved = _Resolver(config, mode).value_at(())
+    resolved = _Resolver(config, mode, defaults or {}).value_at(())
     assert isinstance(resolved, dict)
     return resolved
 
 
 class _Resolver:
-    def __init__(self, config: Mapping[str, Any], mode: Mode) -> None:
+    def __init__(self, config: Mapping[str, Any], mode: Mode, defaults: Mapping[str, Any]) -> None:
         self._config = config
         self._mode = mode
+        self._defaults = defaults
         self._budget = MAX_OUTPUT
         self._depth = 0
         self._resolved: dict[Path, Any] = {}  # texts by their place; sections are resolved again, as they cost again
@@ -141,7 +145,8 @@ class _Resolver:
             raise ValueError(
                 f"{_dotted(path)}: ${{{_cut(reference)}}} is not a reference; write {forms}, or \\${{ for a literal ${{"
             )
-        return self.value_at(self._path_of(reference, path))
+        target = self._path_of(reference, path)
+        return self._defaults[reference] if target is None else self.value_at(target)
 
     def _environment(self, reference: str, path: Path) -> str | None:
         match = _ENVIRONMENT.fullmatch(reference)
@@ -163,8 +168,8 @@ class _Resolver:
         self._spend(len(value or ""), path)
         return value
 
-    def _path_of(self, reference: str, path: Path) -> Path:
-        """The place that ``reference``, written at ``path``, refers to."""
+    def _path_of(self, reference: str, path: Path) -> Path | None:
+        """The place that ``reference``, written at ``path``, refers to; None if only the defaults have it."""
         name = reference.lstrip(".")
         dots = len(reference) - len(name)
         if dots > len(path):
@@ -180,6 +185,8 @@ class _Resolver:
                 key = part if part in value else number if number in value else None
             elif isinstance(value, list | tuple) and number is not None and number < len(value):
                 key = number
+            if key is None and reference in self._defaults:
+                return None
             if key is None:
                 raise ValueError(
                     f"{_dotted(path)}: ${{{_cut(reference)}}} refers to a key that is not set; set it, or write the "

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from areal_api import names
 from areal_api.areal_config.convert import convert
-from areal_api.areal_config.keys import is_areal_key
+from areal_api.areal_config.files import has_areal_keys, with_base_files, without_unused_variables
+from areal_api.areal_config.keys import AREAL_DEFAULTS, is_areal_key
 from areal_api.bounds import problem_of_size
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError, config_error, problems_of
@@ -152,10 +153,16 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {str(key): value for key, value in data.items()}
 
 
-def resolve(config: Mapping[str, Any], *, source: str, mode: Mode = "environment") -> dict[str, Any]:
+def resolve(
+    config: Mapping[str, Any],
+    *,
+    source: str,
+    mode: Mode = "environment",
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """``config`` with every ``${…}`` replaced. References count from its root, as in AReaL's files."""
     try:
-        return resolve_references(config, mode=mode)
+        return resolve_references(config, mode=mode, defaults=defaults)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
 
@@ -193,6 +200,7 @@ def _read(path: str | os.PathLike[str], overrides: Sequence[str], config_cls: ty
     parsed = [parse_override(text) for text in overrides]
     if is_experiment(data):
         return _Read(_with_spec_overrides(data, parsed, source=source, config_cls=config_cls), ())
+    data = with_base_files(data, Path(path), read_yaml)
     server_args: set[str] = set()
     of_spec: list[Override] = []
     for override in parsed:
@@ -204,9 +212,11 @@ def _read(path: str | os.PathLike[str], overrides: Sequence[str], config_cls: ty
         elif not known(config_cls, override.key) and not is_areal_key(override.key):
             raise _unknown(override, config_cls)
         _apply(data, override, config_cls)
-    experiment, notes = convert(
-        resolve(data, source=source), source=source, config_cls=config_cls, server_args=server_args
-    )
+    if has_areal_keys(data):
+        data = resolve(without_unused_variables(data), source=source, defaults=AREAL_DEFAULTS)
+    else:
+        data = resolve(data, source=source)
+    experiment, notes = convert(data, source=source, config_cls=config_cls, server_args=server_args)
     for override in of_spec:
         _put_in_spec(experiment["spec"], override)
     for note in notes:

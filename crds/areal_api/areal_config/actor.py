@@ -22,9 +22,10 @@ def actor_steps(config: Tree, notes: Notes, *, generation: str) -> list[Callable
 
 
 def _convert_defaults(config: Tree, notes: Notes) -> None:
-    if get(config, "actor.weight_update_mode") in ("xccl", "nccl"):
+    mode = get(config, "actor.weight_update_mode")
+    if mode in ("xccl", "nccl", "awex", "tensor"):
         set_in(config, "actor.weight_update_mode", "distributed")
-        notes.add("actor.weight_update_mode", "xccl is called distributed here")
+        notes.add("actor.weight_update_mode", f"{mode} becomes distributed: the weights are broadcast")
     for key, value in _DEFAULTS.items():
         if get(config, key) is None:
             _fill(config, key, value, notes)

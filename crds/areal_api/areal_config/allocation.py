@@ -49,9 +49,13 @@ def parse_part(text: str, *, role: Role, key: str, notes: Notes | None = None) -
         raise ConfigError(
             f"{key}: sizes {match['sizes']!r} are not letters d, p, t with counts of at least 1; write for example d4t1"
         )
-    if replaced and role == "trainer":
+    if role == "trainer" and (replaced or sizes.get("p", 1) == 1):
         # FSDP shards the model over all ranks, as pipeline, tensor and context parallelism split it.
-        return Sizes(data=math.prod(count for letter, count in sizes.items() if letter in "dptc"), tensor=1)
+        split = [letter for letter in "ptc" if sizes.get(letter, 1) > 1]
+        if notes is not None and split:
+            kinds = ", ".join(_PARALLELISM[letter] for letter in split)
+            notes.add(key, f"no {kinds} parallelism in the trainer: FSDP shards the model over all ranks instead")
+        return Sizes(data=math.prod(sizes.get(letter, 1) for letter in "dptc"), tensor=1)
     allowed = {"d", "t"} if role == "servers" else {"d"}
     for letter, count in sizes.items():
         if count > 1 and letter not in allowed:
@@ -66,9 +70,9 @@ def parse_allocation_mode(text: str, notes: Notes | None = None) -> tuple[Sizes,
     """Parse ``sglang.d4p1t1+d4p1t1`` or ``sglang:d4t2+fsdp:d8`` into the sizes of servers and trainer."""
     key = "allocation_mode"
     if "|" in text:
-        raise ConfigError(
-            f"{key}: {text!r} places servers and trainer on the same GPUs, which is not supported; write + instead of |"
-        )
+        text = text.replace("|", "+")
+        if notes is not None:
+            notes.add(key, "servers and trainer have GPUs of their own instead of sharing them")
     parts = text.split("+")
     if len(parts) != 2:
         raise ConfigError(f"{key}: {text!r} is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4")
@@ -76,13 +80,9 @@ def parse_allocation_mode(text: str, notes: Notes | None = None) -> tuple[Sizes,
     return servers, parse_part(parts[1], role="trainer", key=key, notes=notes)
 
 
-def spread(ranks: int, gpus_per_node: int, *, key: str) -> tuple[int, int]:
-    """Spread ``ranks`` over nodes; returns (nodes, ranks per node)."""
-    if ranks <= gpus_per_node:
-        return 1, ranks
-    if ranks % gpus_per_node:
-        raise ConfigError(
-            f"{key}: {ranks} ranks of the trainer do not fill nodes of {gpus_per_node} GPUs "
-            "(cluster.n_gpus_per_node); make one a multiple of the other"
-        )
-    return ranks // gpus_per_node, gpus_per_node
+def spread(ranks: int, gpus_per_node: int) -> tuple[int, int]:
+    """Spread ``ranks`` evenly over as few nodes as possible; returns (nodes, ranks per node)."""
+    nodes = -(-ranks // gpus_per_node)
+    while ranks % nodes:
+        nodes += 1
+    return nodes, ranks // nodes

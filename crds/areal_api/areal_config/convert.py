@@ -10,7 +10,9 @@ from typing import Any
 from areal_api.actor import PPOActorConfig, TrainEngineConfig
 from areal_api.areal_config.actor import actor_steps
 from areal_api.areal_config.allocation import Sizes, parse_allocation_mode, parse_part, spread
-from areal_api.areal_config.keys import SGLANG_ARGUMENTS, foreign, is_areal_key
+from areal_api.areal_config.files import has_areal_keys
+from areal_api.areal_config.keys import AREAL_DEFAULTS, SGLANG_ARGUMENTS, foreign
+from areal_api.areal_config.scripts import convert_workflow, drop_script_keys, other_algorithm
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError, config_error, shown, unknown_key
@@ -38,19 +40,25 @@ def convert(
     notes = Notes()
     spec: Tree = {"config": config}
     problems: list[str] = []
-    if any(is_areal_key(key) for key in _dotted(config)):
+    if has_areal_keys(config):
+        other = other_algorithm(config)
+        if other is not None:
+            raise config_error(source, [other])
         generation = _generation(config)
         for step in (
+            lambda: convert_workflow(config, notes),
             lambda: _convert_allocation(config, spec, notes),
             *actor_steps(config, notes, generation=generation),
             lambda: _convert_recovery(config, spec, notes),
             lambda: _convert_data(config, notes, generation=generation),
+            lambda: _convert_lengths(config, notes),
         ):
             try:
                 step()
             except ConfigError as error:
                 problems.append(str(error))
         problems += _drop_foreign(config, notes)
+        drop_script_keys(config, notes)
         _leave_out_defaults(config)
     _move_server_arguments(config, spec, notes, extra=frozenset(server_args))
     problems += _unknown_problems(config, config_cls)
@@ -69,13 +77,6 @@ def convert(
 def object_name(text: str) -> str:
     """``text`` as the name of a Kubernetes object: lower-case letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:MAX_NAME_LENGTH].strip("-") or "experiment"
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
 
 
 def _generation(config: Tree) -> str:
@@ -114,11 +115,33 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
         notes.add("ref.backend", "the reference model runs in the trainer's ranks")
     set_in(spec, "servers.replicas", servers.data)
     set_in(spec, "servers.tensorParallel", servers.tensor)
-    nodes, ranks = spread(
-        trainer.data, per_node or GPUS_PER_NODE, key="actor.backend" if not mode else "allocation_mode"
-    )
+    total = _usable_ranks(config, trainer.data, notes, key="actor.backend" if not mode else "allocation_mode")
+    nodes, ranks = spread(total, per_node or GPUS_PER_NODE)
     set_in(spec, "trainer.nodes", nodes)
     set_in(spec, "trainer.processesPerNode", ranks)
+    _convert_cluster_size(config, notes, gpus=servers.data * servers.tensor + total)
+
+
+def _usable_ranks(config: Tree, ranks: int, notes: Notes, *, key: str) -> int:
+    """The largest number of ranks, at most ``ranks``, that divides the batch: every rank trains on as many prompts."""
+    batch = get(config, "train_dataset.batch_size")
+    if not isinstance(batch, int) or batch < 1 or batch % ranks == 0:
+        return ranks
+    usable = next(count for count in range(min(ranks, batch), 0, -1) if batch % count == 0)
+    notes.add(key, f"{usable} ranks instead of {ranks}: train_dataset.batch_size {batch} is not a multiple of {ranks}")
+    return usable
+
+
+def _convert_cluster_size(config: Tree, notes: Notes, *, gpus: int) -> None:
+    """Drop a number of nodes that the allocation exceeds, as in files whose servers share the trainer's GPUs."""
+    nodes, per_node = get(config, "cluster.n_nodes", 1), get(config, "cluster.n_gpus_per_node")
+    if not isinstance(nodes, int) or not isinstance(per_node, int) or not 0 < nodes * per_node < gpus:
+        return
+    set_in(config, "cluster.n_nodes", -(-gpus // per_node))
+    notes.add(
+        "cluster.n_nodes",
+        f"raised from {nodes} to {-(-gpus // per_node)}: servers and trainer have {gpus} GPUs of their own",
+    )
 
 
 def _backend(config: Tree, role: str) -> str | None:
@@ -162,6 +185,18 @@ def _convert_data(config: Tree, notes: Notes, *, generation: str) -> None:
         if generation == "lite" and not data.get("path"):
             data["path"] = "openai/gsm8k"
             notes.add(f"{section}.path", "missing; set to openai/gsm8k as in AReaL's script for such files: set yours")
+
+
+def _convert_lengths(config: Tree, notes: Notes) -> None:
+    """A request may not exceed the context of the servers; AReaL lets such requests fail one by one."""
+    context = get(config, "sglang.context_length")
+    for section in ("gconfig", "eval_gconfig"):
+        if not isinstance(context, int) or not isinstance(config.get(section), dict):
+            continue
+        limit = get(config, f"{section}.max_tokens", AREAL_DEFAULTS["gconfig.max_tokens"])
+        if isinstance(limit, int) and limit > context:
+            set_in(config, f"{section}.max_tokens", context)
+            notes.add(f"{section}.max_tokens", f"set to {context}, the context length of the servers")
 
 
 def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> Iterable[str]:

@@ -135,13 +135,8 @@ def test_a_configuration_without_areals_keys_is_kept() -> None:
         ("tgi:d4+fsdp:d4", "backend tgi in 'tgi:d4' is not supported, the servers run sglang; write sglang:d4"),
         ("sglang:d4p2+d4", "p2 in 'sglang:d4p2' requests pipeline parallelism in the servers"),
         ("sglang:d4+deepspeed:d2", "backend deepspeed in 'deepspeed:d2' is not supported, the trainer run fsdp"),
-        ("sglang:d4+d2t2", "t2 in 'd2t2' requests tensor parallelism in the trainer"),
-        ("sglang:d4+fsdp:d2c2", "c2 in 'fsdp:d2c2' requests context parallelism in the trainer"),
+        ("sglang:d4+fsdp:d2p2", "p2 in 'fsdp:d2p2' requests pipeline parallelism in the trainer"),
         ("d4p1t1", "'d4p1t1' is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4"),
-        (
-            "sglang:d4|fsdp:d4",
-            "places servers and trainer on the same GPUs, which is not supported; write + instead of |",
-        ),
         ("sglang:d4+eval", "'eval' is not a backend with its sizes; write for example fsdp:d4"),
         ("sglang:d0+d1", "are not letters d, p, t with counts of at least 1"),
     ],
@@ -172,14 +167,15 @@ def test_other_engines_become_ours_on_as_many_gpus(servers: str, trainer: str, r
 
 
 def test_all_problems_of_a_file_are_reported_at_once() -> None:
-    data = with_change("allocation_mode", "sglang:d4|fsdp:d4")
-    for key, value in (("actor.use_lora", True), ("critic", {"path": "x"}), ("actor.group_size", 3), ("nonsense", 1)):
+    data = with_change("allocation_mode", "sglang:d4+fsdp:p2")
+    changes = {"actor.use_lora": True, "env_vars": {"A": "1"}, "actor.group_size": 3, "actor.no_such": 1}
+    for key, value in changes.items():
         set_in(data, key, value)
     with pytest.raises(ConfigError) as caught:
         convert(data, source="f.yaml")
     text = str(caught.value)
     assert text.startswith("f.yaml: 5 problems")
-    for part in ("allocation_mode", "actor.use_lora", "critic", "actor.group_size", "nonsense: unknown key"):
+    for part in ("allocation_mode", "actor.use_lora", "env_vars", "actor.group_size", "actor.no_such: unknown key"):
         assert part in text
 
 
@@ -193,10 +189,54 @@ def test_an_agent_section_is_dropped_where_no_agent_serves_online() -> None:
 def test_ranks_are_spread_over_nodes() -> None:
     data = with_change("allocation_mode", "sglang:d8+fsdp:d24")
     set_in(data, "cluster.n_nodes", 4)
+    set_in(data, "train_dataset.batch_size", 48)
     trainer = convert(data)[0]["spec"]["trainer"]
     assert (trainer["nodes"], trainer["processesPerNode"]) == (3, 8)
-    with pytest.raises(ConfigError, match="12 ranks of the trainer do not fill nodes of 8 GPUs"):
-        convert(with_change("allocation_mode", "sglang:d8+fsdp:d12"))
+    set_in(data, "allocation_mode", "sglang:d8+fsdp:d12")
+    set_in(data, "train_dataset.batch_size", 24)
+    trainer = convert(data)[0]["spec"]["trainer"]
+    assert (trainer["nodes"], trainer["processesPerNode"]) == (2, 6)
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(16, 16), (30, 30), (7, 7), (64, 32), (100, 25)])
+def test_the_number_of_ranks_divides_the_batch(batch: int, ranks: int) -> None:
+    data = with_change("actor.backend", "megatron:d4p4t2", name="v10")
+    set_in(data, "train_dataset.batch_size", batch)
+    experiment, notes = convert(data)
+    trainer = experiment["spec"]["trainer"]
+    assert trainer["nodes"] * trainer["processesPerNode"] == ranks
+    assert any(f"{ranks} ranks instead of 32" in note for note in notes) == (batch % 32 != 0)
+
+
+def test_an_allocation_larger_than_the_cluster_raises_the_number_of_nodes() -> None:
+    data = with_change("actor.backend", "fsdp:d8", name="v10")
+    set_in(data, "cluster.n_nodes", 1)
+    set_in(data, "cluster.n_gpus_per_node", 8)
+    experiment, notes = convert(data)
+    assert get(experiment, "spec.config.cluster.n_nodes") == 2
+    assert any("cluster.n_nodes: raised from 1 to 2" in note for note in notes)
+
+
+def test_servers_that_share_gpus_with_the_trainer_get_their_own() -> None:
+    experiment, notes = convert(with_change("allocation_mode", "sglang:d4|fsdp:d4"))
+    assert (experiment["spec"]["servers"]["replicas"], experiment["spec"]["trainer"]["processesPerNode"]) == (4, 4)
+    assert "allocation_mode: servers and trainer have GPUs of their own instead of sharing them" in notes
+
+
+def test_requests_fit_the_context_of_the_servers() -> None:
+    data = with_change("sglang.context_length", 2048)
+    set_in(data, "gconfig.max_tokens", 4096)
+    experiment, notes = convert(data)
+    assert get(experiment, "spec.config.gconfig.max_tokens") == 2048
+    assert any(note.startswith("gconfig.max_tokens: set to 2048") for note in notes)
+
+
+@pytest.mark.parametrize("kinds", [("t", "tensor"), ("c", "context")])
+def test_the_trainer_shards_over_all_ranks_in_place_of_other_parallelism(kinds: tuple[str, str]) -> None:
+    letter, name = kinds
+    experiment, notes = convert(with_change("allocation_mode", f"sglang:d4+fsdp:d2{letter}2"))
+    assert experiment["spec"]["trainer"]["processesPerNode"] == 4
+    assert any(f"no {name} parallelism in the trainer" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -204,8 +244,7 @@ def test_ranks_are_spread_over_nodes() -> None:
     [
         ("actor.use_lora", True, "actor.use_lora is true: LoRA is not supported here; leave it out or set it to false"),
         ("actor.init_from_scratch", True, "actor.init_from_scratch is true: training starts from actor.path"),
-        ("critic", {"path": "x"}, "critic is {'path': 'x'}: GRPO has no critic; leave it out or set it to null"),
-        ("enable_offload", True, "enable_offload is true"),
+        ("critic", {"path": "x"}, "critic is set: this file trains by PPO with a critic; only GRPO"),
         ("actor.group_size", 3, "actor.group_size is 3, gconfig.n_samples 4; they are one setting here"),
         ("actor.max_new_tokens", 3, "actor.max_new_tokens is 3, gconfig.max_new_tokens 1024"),
         ("actor.behave_imp_weight_mode", "token_truncate", "only token_mask is supported"),
