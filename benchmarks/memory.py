@@ -76,10 +76,9 @@ def qwen25(name: str, *, layers: int | None = None) -> dict[str, Any]:
 
 
 def computed_bytes(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool) -> int:
-    """What ``grpo check`` computes, less the CUDA context, which the simulation does not have."""
+    """What ``grpo check`` computes."""
     actor = PPOActorConfig(path=".", gradient_checkpointing=checkpointing)
-    memory = trainer_memory(ModelShape.of_config(config), actor, ranks=ranks, tokens=tokens)
-    return memory.total - memory.cuda
+    return trainer_memory(ModelShape.of_config(config), actor, ranks=ranks, tokens=tokens).total
 
 
 def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool) -> int:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
+from areal_api.experiment import ExperimentSpec
 from areal_api.load import with_home_expanded
 from areal_api.paths import is_local_path
 from areal_api.render import experiment_yaml
-from areal_api.sizing.gpus import Gpu, gpu_named
-from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.disk import DiskUse
+from areal_api.sizing.gpus import Gpu, gpu_named, gpu_of_labels
 from areal_api.sizing.report import Report, Surroundings, gib, size_up
 from areal_launcher.console import console_for
+from areal_launcher.fit import model_for_check, needs_gpu, smallest_gpu
 from areal_launcher.request import Request
 
 FITS, PROBLEMS = 0, 1
-MIB = 2**20
 MAX_NODES = 4096
 
 
@@ -42,12 +39,14 @@ def check(request: Request, options: CheckOptions) -> int:
     experiment = with_home_expanded(request.load())
     if options.print_config:
         sys.stdout.write(experiment_yaml(experiment))
-    path = experiment.spec.config.actor.path
-    from_hub = not is_local_path(path)
-    shape = ModelShape.of_directory(cached_model(path) if from_hub else Path(path))
-    gpu = gpu_named(options.gpu) if options.gpu else smallest_gpu()
-    nodes = None if options.nodes is None else parse_nodes(options.nodes)
-    report = size_up(experiment.spec, shape, Surroundings(gpu=gpu, nodes=nodes, from_hub=from_hub))
+    spec = experiment.spec
+    gpu = gpu_named(options.gpu) if options.gpu else found_gpu(spec)
+    where = Surroundings(
+        gpu=gpu,
+        nodes=None if options.nodes is None else parse_nodes(options.nodes),
+        from_hub=not is_local_path(spec.config.actor.path),
+    )
+    report = size_up(spec, model_for_check(spec.config.actor.path), where)
     if options.as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:
@@ -68,32 +67,9 @@ def parse_nodes(text: str) -> list[int]:
     return found
 
 
-def cached_model(name: str) -> Path:
-    """The directory of a hub model's config.json, from the cache or the hub. Raises ``ValueError`` with the fix."""
-    advice = "set config.actor.path to a directory with the model's config.json; its weights are not needed"
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
-    except ModuleNotFoundError as error:
-        raise ValueError(f"actor.path {name!r} is on the hub, and {error.name} is not installed; {advice}") from error
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every retry
-    try:
-        return Path(hf_hub_download(name, "config.json", etag_timeout=10)).parent
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"actor.path {name!r} cannot be read from the hub: {reason}; {advice}") from error
-
-
-def smallest_gpu() -> Gpu | None:
-    """The GPU of this machine with the least memory, by nvidia-smi; None without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line] if done.returncode == 0 else []
-    gpus = [Gpu(name.strip(), int(size) * MIB) for name, size in rows if size.strip().isdecimal()]
-    return min(gpus, key=lambda gpu: gpu.bytes, default=None)
+def found_gpu(spec: ExperimentSpec) -> Gpu | None:
+    """The GPU that the trainer's node selector names, else this machine's; None if neither is known."""
+    return (gpu_of_labels(spec.trainer.node_selector) or smallest_gpu()) if needs_gpu(spec) else None
 
 
 def print_report(report: Report, gpu: Gpu | None) -> None:
@@ -111,18 +87,31 @@ def print_report(report: Report, gpu: Gpu | None) -> None:
         ]
         rows += [("KV cache tokens", f"{server.kv_tokens:,}"), ("longest sequences at once", f"{server.sequences:,}")]
         console.print(table("Server", rows))
-    disk = report.disk
-    rows = [("published weights", gib(disk.weights_bytes)), ("recovery checkpoints", gib(disk.recovery_bytes))]
-    rows += [("saved models", gib(disk.checkpoints_bytes)), ("total", gib(disk.total_bytes))]
-    console.print(table("Disk", rows))
+    if report.disk is not None:
+        console.print(table("Disk", disk_rows(report.disk)))
     if gpu is not None:
         console.print(f"Compared with {gpu.name}.", markup=False)
-    elif report.trainer is not None or report.server is not None:
-        console.print("No GPU was found here, so GPU memory was not compared; name one with --gpu.", markup=False)
+    for text in report.not_checked:
+        console.print(f"Not checked: {text}; name one with --gpu.", markup=False, soft_wrap=True)
+    for text in report.warnings:
+        console.print(f"! {text}", markup=False, soft_wrap=True)
     for problem in report.problems:
         console.print(f"✗ {problem}", markup=False, soft_wrap=True)
     if report.fits:
         console.print("✓ the experiment fits", markup=False)
+
+
+def disk_rows(disk: DiskUse) -> list[tuple[str, str]]:
+    """Sizes on disk by kind."""
+    parts = {
+        "published weights": disk.weights_bytes,
+        "recovery checkpoints": disk.recovery_bytes,
+        "saved models": disk.checkpoints_bytes,
+        "downloaded model": disk.model_cache_bytes,
+        "logs": disk.logs_bytes,
+        "total": disk.total_bytes,
+    }
+    return [(name, gib(size)) for name, size in parts.items() if size]
 
 
 def table(title: str, rows: Sequence[tuple[str, str]]) -> Table:

@@ -91,9 +91,10 @@ def run_parser() -> argparse.ArgumentParser:
         "--results",
         type=path,
         metavar="DIR",
-        help="where to store cluster results (default: the run directory)",
+        help="where to put results (default: the run directory)",
     )
     parser.add_argument("--checkpoint", action="store_true", help="also fetch the newest checkpoint from the cluster")
+    parser.add_argument("--force", action="store_true", help="run an experiment that grpo check says does not fit")
     add_port(parser)
     parser.set_defaults(action=run_action)
     return parser
@@ -107,14 +108,16 @@ def run_action(args: argparse.Namespace) -> int:
         refuse_without_cluster(**cluster_only)
         from areal_launcher.places.local.train import train
 
-        return train(request, args.port)
+        return train(request, args.port, force=args.force)
     if args.port is not None:
         raise ValueError("--port applies to local servers only; omit it with --on kubernetes")
     from areal_launcher.cluster import run as cluster_run
 
     if args.detach and args.checkpoint:
         raise ValueError("--checkpoint fetches when the run ends, but --detach does not wait for it; omit one")
-    return cluster_run.run(request, target, detach=args.detach, results=args.results, checkpoint=args.checkpoint)
+    return cluster_run.run(
+        request, target, detach=args.detach, results=args.results, checkpoint=args.checkpoint, force=args.force
+    )
 
 
 def check_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 PUBLISHED_VERSIONS = 3  # two are kept while a third is being written
 RECOVERY_BYTES = 12  # per parameter: float32 weight and Adam's two moments
 RECOVERY_BYTES_SGD = 4
-LOGS_BYTES = 2**30  # logs, statistics and dumps of an ordinary run
+LOGS_BYTES = 256 * 2**20  # logs, statistics and dumps of an ordinary run
 
 
 @dataclass(frozen=True)

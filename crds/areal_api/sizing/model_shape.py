@@ -53,7 +53,7 @@ class ModelShape:
             head_dim=_optional(config, "head_dim") or hidden // heads,
             vocabulary=_size(config, "vocab_size"),
             tied=bool(config.get("tie_word_embeddings", True)),
-            longest=_optional(config, "max_position_embeddings", "n_positions"),
+            longest=None if _scales_positions(config) else _optional(config, "max_position_embeddings", "n_positions"),
             experts=experts,
             expert_intermediate=(_optional(config, "moe_intermediate_size") or intermediate) if experts else 0,
             shared_intermediate=(_optional(config, "shared_expert_intermediate_size") or 0) if experts else 0,
@@ -107,6 +107,12 @@ class ModelShape:
     def parameters(self) -> int:
         """All parameters; a tied embedding counts once."""
         return self.layers * self.layer + self.outside_layers
+
+
+def _scales_positions(config: Mapping[str, Any]) -> bool:
+    """Whether the model takes longer sequences than it states."""
+    parameters = config.get("rope_parameters")
+    return bool(config.get("rope_scaling")) or (isinstance(parameters, Mapping) and "factor" in parameters)
 
 
 def _optional(config: Mapping[str, Any], *keys: str) -> int | None:

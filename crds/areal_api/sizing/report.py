@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from areal_api.actor import PPOActorConfig
 from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.quantities import quantity_bytes
+from areal_api.sizing.combinations import combination_problems, tensor_parallel_sizes, useless_settings
 from areal_api.sizing.disk import DiskUse, disk_use
+from areal_api.sizing.fixes import trainer_fix
 from areal_api.sizing.gpus import GPUS, Gpu
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.placement import pods_of, unplaced
@@ -21,8 +22,7 @@ from areal_api.sizing.server_memory import ServerMemory, server_memory
 from areal_api.sizing.trainer_memory import TrainerMemory, trainer_memory
 
 GIB = 2**30
-USABLE = 0.95  # of a GPU: the rest is lost to fragmentation
-MAX_RANKS_TRIED = 1024
+REFERENCE_GPU = "H100-80GB"  # for the servers' KV cache if the GPU is unknown
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,23 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
+class UnknownModel:
+    """A model whose config.json cannot be read here. It is not guessed."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The answer of ``grpo check``. ``problems`` is empty if and only if the experiment fits."""
 
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]  # settings without effect
+    not_checked: tuple[str, ...]  # what could not be compared, and why
     tokens_per_microbatch: int
     trainer: TrainerMemory | None
     server: ServerMemory | None
-    disk: DiskUse
+    disk: DiskUse | None
 
     @property
     def fits(self) -> bool:
@@ -56,44 +65,55 @@ class Report:
         trainer = None
         if self.trainer is not None:
             trainer = {"bytes_per_gpu": {**self.trainer.by_part(), "total": self.trainer.total}}
-        server = None
-        if self.server is not None:
-            server = asdict(self.server)
         return {
             "fits": self.fits,
             "problems": list(self.problems),
+            "warnings": list(self.warnings),
+            "not_checked": list(self.not_checked),
             "tokens_per_microbatch": self.tokens_per_microbatch,
             "trainer": trainer,
-            "server": server,
-            "disk_bytes": self.disk.total_bytes,
-            "disk": asdict(self.disk),
+            "server": None if self.server is None else asdict(self.server),
+            "disk_bytes": None if self.disk is None else self.disk.total_bytes,
+            "disk": None if self.disk is None else asdict(self.disk),
         }
 
 
-def size_up(spec: ExperimentSpec, shape: ModelShape, where: Surroundings) -> Report:
-    """Compute what ``spec`` needs with a model of ``shape``, and compare it with ``where``."""
+def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surroundings) -> Report:
+    """Compute what ``spec`` needs with ``model``, and compare it with ``where``."""
     config = spec.config
-    tokens = tokens_per_microbatch(config)
+    tokens = tokens_per_microbatch(spec)
+    if isinstance(model, UnknownModel):
+        problems = (
+            *microbatch_problems(config),
+            *disk_problems(spec, DiskUse(0, 0, 0, 0), where.free_disk_bytes),
+            *placement_problems(spec, where.nodes),
+        )
+        reason = f"memory, disk and the model's limits: {model.reason}"
+        return Report(problems, tuple(useless_settings(spec)), (reason,), tokens, None, None, None)
     trainer = server = None
     if spec.trainer.device == "cuda":
-        trainer = trainer_memory(shape, config.actor, ranks=spec.trainer.ranks, tokens=tokens)
+        trainer = trainer_memory(model, config.actor, ranks=spec.trainer.ranks, tokens=tokens)
     if spec.servers.device == "cuda":
         server = server_memory(
-            shape,
+            model,
             config.sglang,
-            gpu=where.gpu or GPUS["H100-80GB"],
+            gpu=where.gpu or GPUS[REFERENCE_GPU],
             tensor_parallel=spec.servers.tensor_parallel,
             longest=longest_sequence(config),
         )
-    disk = disk_use(shape, config, steps_per_epoch=where.steps_per_epoch, from_hub=where.from_hub)
+    disk = disk_use(model, config, steps_per_epoch=where.steps_per_epoch, from_hub=where.from_hub)
     problems = (
-        *length_problems(config, shape),
-        *trainer_problems(spec, shape, trainer, where.gpu, tokens),
-        *server_problems(spec, server, where.gpu),
+        *microbatch_problems(config),
+        *model_length_problems(config, model),
+        *combination_problems(spec, model),
+        *trainer_problems(spec, model, trainer, where.gpu, tokens),
+        *server_problems(spec, model, server, where.gpu),
         *disk_problems(spec, disk, where.free_disk_bytes),
         *placement_problems(spec, where.nodes),
     )
-    return Report(problems, tokens, trainer, server, disk)
+    compared = where.gpu is not None or (trainer is None and server is None)
+    not_checked = () if compared else ("GPU memory: the GPU is unknown",)
+    return Report(problems, tuple(useless_settings(spec)), not_checked, tokens, trainer, server, disk)
 
 
 def longest_sequence(config: GRPOConfig) -> int:
@@ -106,28 +126,33 @@ def longest_sequence(config: GRPOConfig) -> int:
     return min(config.gconfig.max_tokens, prompt + config.gconfig.max_new_tokens)
 
 
-def tokens_per_microbatch(config: GRPOConfig) -> int:
+def tokens_per_microbatch(spec: ExperimentSpec) -> int:
     """Most tokens of one forward and backward pass on one rank.
 
     Without ``max_tokens_per_mb`` a rank's whole share of a minibatch is one pass; a sequence is never split.
     """
+    config = spec.config
     longest = longest_sequence(config)
     if config.actor.mb_spec.max_tokens_per_mb is not None:
         return max(config.actor.mb_spec.max_tokens_per_mb, longest)
-    sequences = config.train_dataset.batch_size * config.gconfig.n_samples
+    sequences = -(-config.train_dataset.batch_size * config.gconfig.n_samples // spec.trainer.ranks)
     per_minibatch = -(-sequences // config.actor.ppo_n_minibatches)
     return -(-per_minibatch // config.actor.mb_spec.n_mbs) * longest
 
 
-def length_problems(config: GRPOConfig, shape: ModelShape) -> Iterator[str]:
-    """Sequences that a microbatch, the servers or the model cannot hold."""
+def microbatch_problems(config: GRPOConfig) -> Iterator[str]:
+    """Sequences that a microbatch cannot hold, which would end the run at the first of them."""
     longest, bound = longest_sequence(config), config.actor.mb_spec.max_tokens_per_mb
     if bound is not None and longest > bound:
         yield (
             f"actor.mb_spec.max_tokens_per_mb is {bound}, but a sequence can have {longest} tokens "
             f"({_length_keys(config)}); set actor.mb_spec.max_tokens_per_mb={longest} or lower gconfig.max_new_tokens"
         )
-    # A context_length that is too short is refused when the experiment is read.
+
+
+def model_length_problems(config: GRPOConfig, shape: ModelShape) -> Iterator[str]:
+    """Sequences that the model was not made for. A context_length that is too short is refused by the experiment."""
+    longest = longest_sequence(config)
     if config.sglang.context_length is None and shape.longest is not None and longest > shape.longest:
         yield (
             f"a sequence can have {longest} tokens ({_length_keys(config)}), but the model was made for "
@@ -145,56 +170,35 @@ def trainer_problems(
     spec: ExperimentSpec, shape: ModelShape, memory: TrainerMemory | None, gpu: Gpu | None, tokens: int
 ) -> Iterator[str]:
     """A trainer that needs more memory than the GPU has, and the smallest change with which it fits."""
-    if memory is None or gpu is None or memory.total <= USABLE * gpu.bytes:
+    if memory is None or gpu is None or memory.total <= gpu.usable_bytes:
         return
     largest = sorted(memory.by_part().items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {gib(size)}" for name, size in largest)
+    fix = trainer_fix(spec, shape, gpu, tokens=tokens, longest=longest_sequence(spec.config))
     yield (
-        f"the trainer needs {gib(memory.total)} per GPU ({parts}), but {gpu.name} has "
-        f"{gib(int(USABLE * gpu.bytes))} to use; {trainer_fix(spec, shape, gpu, tokens)}"
+        f"the trainer needs {gib(memory.total)} per GPU ({parts}), but {gpu.name} has {gib(gpu.usable_bytes)} to use; "
+        f"{fix}"
     )
 
 
-def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, tokens: int) -> str:
-    """The first change, from the cheapest to the costliest, with which the trainer fits."""
-    actor, trainer = spec.config.actor, spec.trainer
-    longest = longest_sequence(spec.config)
-
-    def fits(config: PPOActorConfig, *, ranks: int = trainer.ranks, tokens: int = tokens) -> bool:
-        return trainer_memory(shape, config, ranks=ranks, tokens=tokens).total <= USABLE * gpu.bytes
-
-    checkpointed = actor.model_copy(update={"gradient_checkpointing": True})
-    prefix = "" if actor.gradient_checkpointing else "config.actor.gradient_checkpointing=true "
-    if prefix and fits(checkpointed):
-        return f"set {prefix.strip()}"
-    if longest < tokens and fits(checkpointed, tokens=longest):
-        return f"set {prefix}config.actor.mb_spec.max_tokens_per_mb={longest}"
-    ranks = trainer.ranks * 2
-    while ranks <= MAX_RANKS_TRIED:
-        if fits(checkpointed, ranks=ranks, tokens=longest):
-            return (
-                f"set {prefix}config.actor.mb_spec.max_tokens_per_mb={longest} and use {ranks} ranks "
-                "(trainer.nodes × trainer.processesPerNode)"
-            )
-        ranks *= 2
-    offloaded = checkpointed.model_copy(update={"fsdp": actor.fsdp.model_copy(update={"offload_params": True})})
-    if fits(offloaded, tokens=longest):
-        return (
-            f"set {prefix}config.actor.mb_spec.max_tokens_per_mb={longest} and config.actor.fsdp.offload_params=true, "
-            "which keeps the optimizer in host memory"
-        )
-    return "shorten the sequences (gconfig.max_new_tokens) or take a smaller model or a larger GPU"
-
-
-def server_problems(spec: ExperimentSpec, memory: ServerMemory | None, gpu: Gpu | None) -> Iterator[str]:
+def server_problems(
+    spec: ExperimentSpec, shape: ModelShape, memory: ServerMemory | None, gpu: Gpu | None
+) -> Iterator[str]:
     """Servers whose KV cache cannot hold one sequence."""
     if memory is None or gpu is None or memory.sequences >= 1:
         return
-    longest, parallel = longest_sequence(spec.config), spec.servers.tensor_parallel
+    longest = longest_sequence(spec.config)
+    sizes = (n for n in tensor_parallel_sizes(shape.heads, shape.kv_heads) if n > spec.servers.tensor_parallel)
+    fitting = (
+        n
+        for n in sizes
+        if server_memory(shape, spec.config.sglang, gpu=gpu, tensor_parallel=n, longest=longest).sequences >= 1
+    )
+    larger = next(fitting, None)
+    fix = "lower gconfig.max_new_tokens" if larger is None else f"set servers.tensorParallel={larger}"
     yield (
         f"a server has {gib(memory.weights_bytes)} of weights per GPU and room for {memory.kv_tokens} tokens of KV "
-        f"cache on {gpu.name}, but a sequence can have {longest} tokens; set servers.tensorParallel={2 * parallel} or "
-        "lower gconfig.max_new_tokens"
+        f"cache on {gpu.name}, but a sequence can have {longest} tokens; {fix}"
     )
 
 
@@ -204,14 +208,14 @@ def disk_problems(spec: ExperimentSpec, disk: DiskUse, free_bytes: int | None) -
     if free_bytes is not None:
         if needed > free_bytes:
             yield (
-                f"the run writes up to {gib(needed)}, but the file system of cluster.fileroot has {gib(free_bytes)} "
+                f"the run needs {gib(needed)}, but the file system of cluster.fileroot has {gib(free_bytes)} "
                 "free; free some, set cluster.fileroot to another disk, or lower config.recover.keep"
             )
         return
     size = quantity_bytes(spec.storage.size)
     if needed > size:
         yield (
-            f"storage.size is {spec.storage.size}, but the run writes up to {gib(needed)}; "
+            f"storage.size is {spec.storage.size}, but the run needs {gib(needed)}; "
             f"set storage.size={-(-needed // GIB)}Gi or lower config.recover.keep"
         )
 

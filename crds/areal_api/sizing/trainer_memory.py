@@ -18,13 +18,12 @@ MASTER_BYTES = 4  # float32 weights and gradients
 ADAM_BYTES = 8  # two float32 moments
 LOGITS_CHUNK_BYTES = 256 * 2**20  # algo.logprobs.DEFAULT_CHUNK_BYTES
 LOGITS_CHUNKS = 2  # float32 chunks that live at the same time
-CUDA_BYTES = int(1.5 * 2**30)  # CUDA context, cuBLAS workspaces and NCCL buffers: not simulated
 BROADCAST_BUCKET_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class TrainerMemory:
-    """Bytes on one GPU at the peak of a step."""
+    """Bytes of tensors on one GPU at the peak of a step."""
 
     parameters: int
     gradients: int
@@ -34,7 +33,6 @@ class TrainerMemory:
     logits: int
     reference: int
     broadcast: int
-    cuda: int
 
     @property
     def total(self) -> int:
@@ -49,20 +47,23 @@ class TrainerMemory:
 def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tokens: int) -> TrainerMemory:
     """Memory of each of ``ranks`` GPUs for microbatches of at most ``tokens`` tokens.
 
-    A step has two peaks: the backward pass through the logits, and through a layer. The larger one is returned.
+    A step has three peaks: the backward pass through the logits, through a layer, and the broadcast of new weights. The
+    largest one is returned.
     """
     size = BYTES_OF_DTYPE[config.dtype]
     share = 0 if config.fsdp.offload_params else -(-shape.parameters // ranks)
     adam = ADAM_BYTES if config.optimizer.type == "adam" else 0
-    moments = (_logits_peak(shape, config, size, tokens), _layer_peak(shape, config, size, tokens))
+    moments = (
+        _logits_peak(shape, config, size, tokens),
+        _layer_peak(shape, config, size, tokens),
+        _broadcast_peak(shape, config, size),
+    )
     return TrainerMemory(
         parameters=share * MASTER_BYTES,
         gradients=share * MASTER_BYTES,
         optimizer=share * adam,
         **max(moments, key=lambda moment: sum(moment.values())),
         reference=share * MASTER_BYTES if config.kl_ctl > 0 else 0,
-        broadcast=BROADCAST_BUCKET_BYTES if config.weight_update_mode == "distributed" else 0,
-        cuda=CUDA_BYTES,
     )
 
 
@@ -75,6 +76,7 @@ def _logits_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: i
         "gathered": size * (shape.outside_layers + layers * shape.layer),
         "activations": tokens * (kept_bytes_per_token(shape, config, size=size) + norm),
         "logits": (MASTER_BYTES + size) * shape.embedding + LOGITS_CHUNKS * chunk,
+        "broadcast": 0,
     }
 
 
@@ -88,7 +90,14 @@ def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: in
         "gathered": size * (shape.outside_layers + layers * shape.layer) + MASTER_BYTES * shape.layer,
         "activations": tokens * (kept + recomputed + gradients),
         "logits": size * shape.embedding,
+        "broadcast": 0,
     }
+
+
+def _broadcast_peak(shape: ModelShape, config: PPOActorConfig, size: int) -> dict[str, int]:
+    """One tensor is gathered at a time, the embedding being the largest, while a bucket is sent."""
+    bucket = BROADCAST_BUCKET_BYTES if config.weight_update_mode == "distributed" else 0
+    return {"gathered": size * shape.embedding, "activations": 0, "logits": 0, "broadcast": bucket}
 
 
 def kept_bytes_per_token(shape: ModelShape, config: PPOActorConfig, *, size: int) -> int:

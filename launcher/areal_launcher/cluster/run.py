@@ -23,6 +23,7 @@ from areal_launcher.cluster.logs import failed_container_log
 from areal_launcher.console import console_for
 from areal_launcher.display import display_for
 from areal_launcher.errors import RunError
+from areal_launcher.fit import fit_in_cluster, require_fit
 from areal_launcher.plot import plot_run
 from areal_launcher.request import Request
 from areal_launcher.results_table import results_table
@@ -63,15 +64,29 @@ class Submitted:
         )
 
 
-def run(request: Request, target: ClusterTarget, *, detach: bool, results: Path | None, checkpoint: bool) -> int:
+def run(
+    request: Request,
+    target: ClusterTarget,
+    *,
+    detach: bool,
+    results: Path | None,
+    checkpoint: bool,
+    force: bool = False,
+) -> int:
     """Train in a cluster: 0 if the run Succeeded, 130 if Ctrl-C stopped following it.
 
-    ``checkpoint``: also fetch the newest checkpoint of a run that Succeeded.
+    ``checkpoint``: also fetch the newest checkpoint of a run that Succeeded. ``force``: run an experiment that does not
+    fit.
     """
     experiment = request.load()
     check_files(experiment.spec)
-    cluster = Cluster.connect(target)
     console = console_for()
+    require_fit(
+        fit_in_cluster(experiment.spec),
+        force=force,
+        notify=lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
+    cluster = Cluster.connect(target)
     namespace = namespace_of(experiment, target, cluster)
     directory = results or names.run_dir(with_home_expanded(experiment).spec.config)
     if not detach:

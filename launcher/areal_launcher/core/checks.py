@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
 from areal_launcher.bounded_files import read_object
@@ -16,7 +14,6 @@ from areal_launcher.core.server_checks import check_servers
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 FUNCTION = re.compile(r"^[\w.]+:[\w.]+$")
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
 # The keys of config.json that determine the shapes of a model's tensors.
 SHAPE_KEYS = (
     "model_type",
@@ -29,10 +26,6 @@ SHAPE_KEYS = (
     "vocab_size",
     "tie_word_embeddings",
 )
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-STATE_BYTES = 12  # per parameter in a recovery checkpoint: float32 weight and two Adam moments
-WEIGHTS_KEPT = 3  # published versions: two complete and one being written
-MIN_FREE_BYTES = 256 * 2**20
 
 
 def check_model(key: str, path: str) -> None:
@@ -76,26 +69,8 @@ def model_config(directory: Path) -> dict[str, Any]:
     return read_object(directory / "config.json") or {}
 
 
-def model_bytes(path: str) -> tuple[int, int]:
-    """Size in bytes of a local model's weights and its number of parameters; (0, 0) for a hub name."""
-    directory = Path(path)
-    if not (directory / "config.json").is_file():
-        return 0, 0
-    size = sum(file.stat().st_size for file in directory.iterdir() if file.suffix in WEIGHT_SUFFIXES)
-    config = model_config(directory)
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    return size, size // DTYPE_BYTES.get(dtype, 4)
-
-
-def required_bytes(config: GRPOConfig) -> int:
-    """Minimum disk space of a run: published weights, recovery checkpoints and one exported model."""
-    size, parameters = model_bytes(config.actor.path)
-    recovery = 0 if config.recover.mode == "disabled" else (config.recover.keep + 1) * STATE_BYTES * parameters
-    return MIN_FREE_BYTES + (WEIGHTS_KEPT + 1) * size + recovery
-
-
-def check_disk(config: GRPOConfig, run: Path) -> None:
-    """The run directory can be created and has enough space."""
+def check_run_directory(run: Path) -> None:
+    """The run directory can be created and written to."""
     try:
         str(run.absolute()).encode("utf-8")
         run.mkdir(parents=True, exist_ok=True)
@@ -106,12 +81,6 @@ def check_disk(config: GRPOConfig, run: Path) -> None:
     if not os.access(run, os.W_OK | os.X_OK):
         raise ValueError(
             f"cluster.fileroot: {run.absolute()} is not writable by this user; check its owner, mode and the umask"
-        )
-    free, required = shutil.disk_usage(run).free, required_bytes(config)
-    if free < required:
-        raise ValueError(
-            f"cluster.fileroot: {run.absolute()} has {free / 2**30:.1f} GiB free, the run needs {required / 2**30:.1f} "
-            "(weights, recovery checkpoints, model); free some space or set cluster.fileroot to another disk"
         )
 
 
@@ -131,7 +100,7 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, cores: int) -> None:
     check_dataset("train_dataset.path", config.train_dataset.path)
     if config.valid_dataset is not None:
         check_dataset("valid_dataset.path", config.valid_dataset.path)
-    check_disk(config, run)
+    check_run_directory(run)
 
 
 def check_script(script: str | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api.experiment import ExperimentSpec
+from areal_api.sizing.combinations import tensor_parallel_sizes
 from areal_launcher.bounded_files import read_object
 
 LONGER_CONTEXT = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"
@@ -46,7 +47,7 @@ def check_heads(model: dict[str, Any], tensor_parallel: int) -> None:
         return
     kv_heads = model.get("num_key_value_heads")
     kv_heads = kv_heads if isinstance(kv_heads, int) and kv_heads > 0 else heads
-    sizes = [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    sizes = tensor_parallel_sizes(heads, kv_heads)
     if tensor_parallel not in sizes:
         raise ValueError(
             f"servers.tensorParallel: {tensor_parallel} does not divide the model's {heads} attention heads and "

@@ -67,7 +67,7 @@ def test_the_resolved_configuration_is_an_experiment(experiment: Path, capsys: p
 def test_without_a_gpu_the_report_says_what_was_not_compared(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("areal_launcher.check.shutil.which", lambda name: None)
+    monkeypatch.setattr("areal_launcher.fit.shutil.which", lambda name: None)
     assert main(["check", str(experiment)]) == 0
     assert "name one with --gpu" in capsys.readouterr().out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from areal_api import names
@@ -21,9 +21,16 @@ MAX_PORT = 2**16 - 1
 
 @contextlib.contextmanager
 def prepared_run(
-    experiment: GRPOExperiment, *, run: Path, first_port: int | None
+    experiment: GRPOExperiment,
+    *,
+    run: Path,
+    first_port: int | None,
+    check_fit: Callable[[ExperimentSpec], None] | None = None,
 ) -> Iterator[tuple[RunPlan, LocalPlace]]:
-    """A run that is ready to start: checked, its directory locked and written, its ports reserved."""
+    """A run that is ready to start: checked, its directory locked and written, its ports reserved.
+
+    ``check_fit`` comes after the checks of this machine and raises ``ValueError`` if the experiment does not fit.
+    """
     spec = experiment.spec
     check_environment()
     gpus = visible_gpus(os.environ) if sum(required_gpus(spec)) else []
@@ -32,6 +39,8 @@ def prepared_run(
     check_gpus(spec, gpus)
     cores = len(os.sched_getaffinity(0))
     check_experiment(spec, run=run, cores=cores)
+    if check_fit is not None:
+        check_fit(spec)
     check_ports(first_port, spec.servers.replicas)
     with claimed_run(experiment, run) as key_file:
         plan = plan_run(

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from areal_api import names
+from areal_api.experiment import ExperimentSpec
 from areal_api.load import with_home_expanded
 from areal_launcher.commands import plot_if_possible
 from areal_launcher.console import console_for
 from areal_launcher.core.run import Run
 from areal_launcher.display import display_for
+from areal_launcher.fit import fit_here, require_fit
 from areal_launcher.places.local.prepare import prepared_run
 from areal_launcher.request import Request
 from areal_launcher.results_table import results_table
 
 
-def train(request: Request, port: int | None) -> int:
-    """Train on this machine; the exit status. ``port``: of the first server, None to choose free ports."""
+def train(request: Request, port: int | None, *, force: bool = False) -> int:
+    """Train on this machine; the exit status. ``port``: of the first server, None to choose free ports.
+
+    ``force``: run an experiment that does not fit.
+    """
     experiment = with_home_expanded(request.load())
     console = console_for()
     directory = names.run_dir(experiment.spec.config)
-    with prepared_run(experiment, run=directory, first_port=port) as (plan, place):
+
+    def check_fit(spec: ExperimentSpec) -> None:
+        require_fit(fit_here(spec), force=force, notify=lambda text: console.print(text, markup=False, soft_wrap=True))
+
+    with prepared_run(experiment, run=directory, first_port=port, check_fit=check_fit) as (plan, place):
         names.summary_file(directory).unlink(missing_ok=True)  # written by the previous start
         console.print(f"run directory {directory}", markup=False, soft_wrap=True)
         try:

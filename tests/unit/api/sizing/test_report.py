@@ -9,7 +9,7 @@ import pytest
 from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.gpus import GPUS
 from areal_api.sizing.model_shape import ModelShape
-from areal_api.sizing.report import Report, Surroundings, size_up, tokens_per_microbatch
+from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up, tokens_per_microbatch
 from benchmarks.memory import qwen25
 
 H100 = GPUS["H100-80GB"]
@@ -49,9 +49,8 @@ def test_seven_billion_parameters_do_not_fit_one_gpu_and_the_fix_does() -> None:
     (problem,) = report.problems
     assert "the trainer needs" in problem
     assert "optimizer 56.7 GiB" in problem
-    assert "use 2 ranks" in problem
-    fixed = spec(trainer={"processesPerNode": 2}, actor={"mb_spec": {"max_tokens_per_mb": 2048}})
-    assert checked(fixed, model="Qwen2.5-7B").fits
+    assert problem.endswith("use 2 ranks (trainer.nodes × trainer.processesPerNode)")
+    assert checked(spec(trainer={"processesPerNode": 2}), model="Qwen2.5-7B").fits
 
 
 def test_checkpointing_is_named_first_where_it_is_enough() -> None:
@@ -94,7 +93,9 @@ def test_a_server_without_room_for_one_sequence_is_named() -> None:
         ModelShape.of_config(qwen25("Qwen2.5-32B")),
         Surroundings(gpu=GPUS["L4-24GB"]),
     )
-    assert "set servers.tensorParallel=2" in report.problems[0]
+    assert "set servers.tensorParallel=4" in report.problems[0]
+    four = spec(trainer={"device": "cpu"}, servers={"tensorParallel": 4}, storage={"size": "2Ti"})
+    assert size_up(four, ModelShape.of_config(qwen25("Qwen2.5-32B")), Surroundings(gpu=GPUS["L4-24GB"])).fits
 
 
 def test_every_problem_is_reported_at_once() -> None:
@@ -107,7 +108,30 @@ def test_every_problem_is_reported_at_once() -> None:
 
 @pytest.mark.parametrize(("bound", "tokens"), [(10240, 10240), (None, 8 * 2048)])
 def test_without_a_bound_a_minibatch_is_one_microbatch(bound: int | None, tokens: int) -> None:
-    assert tokens_per_microbatch(spec(actor={"mb_spec": {"max_tokens_per_mb": bound}}).config) == tokens
+    assert tokens_per_microbatch(spec(actor={"mb_spec": {"max_tokens_per_mb": bound}})) == tokens
+
+
+def test_a_rank_has_its_share_of_a_minibatch() -> None:
+    two = spec(actor={"mb_spec": {"max_tokens_per_mb": None}}, trainer={"processesPerNode": 2})
+    assert tokens_per_microbatch(two) == 4 * 2048
+
+
+def test_a_model_that_cannot_be_read_is_not_guessed_and_the_rest_is_checked() -> None:
+    experiment = spec(actor={"mb_spec": {"max_tokens_per_mb": 2000}}, trainer={"processesPerNode": 8})
+    report = size_up(experiment, UnknownModel("it is on a volume"), Surroundings(gpu=H100, nodes=[4]))
+    assert report.not_checked == ("memory, disk and the model's limits: it is on a volume",)
+    lengths, placement = report.problems
+    assert "max_tokens_per_mb is 2000" in lengths
+    assert placement.startswith("no node has room")
+    assert (report.as_json()["trainer"], report.as_json()["disk_bytes"]) == (None, None)
+
+
+def test_the_fix_for_too_many_tokens_is_the_largest_microbatch_that_fits() -> None:
+    experiment = spec(actor={"mb_spec": {"max_tokens_per_mb": 400_000}})
+    (problem,) = checked(experiment).problems
+    tokens = int(problem.rsplit("max_tokens_per_mb=", 1)[1])
+    assert checked(spec(actor={"mb_spec": {"max_tokens_per_mb": tokens}})).fits
+    assert not checked(spec(actor={"mb_spec": {"max_tokens_per_mb": tokens + 1025}})).fits
 
 
 def test_the_json_form_has_the_documented_keys() -> None:

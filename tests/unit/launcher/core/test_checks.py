@@ -12,9 +12,11 @@ from areal_launcher import cli
 def test_too_little_disk_space_reports_both_sizes(
     experiment_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("areal_launcher.core.checks.MIN_FREE_BYTES", 2**60)
+    monkeypatch.setattr("areal_launcher.fit.free_bytes", lambda run: 2**20)
     assert cli.main(["run", str(experiment_path)]) == 2
-    assert "GiB free, the run needs 1073741824.0" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "the run needs 0.2 GiB, but the file system of cluster.fileroot has 0.0 GiB free" in error
+    assert "--force runs it anyway" in error
 
 
 def test_a_missing_script_in_the_file_is_refused(experiment_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,66 @@
+"""Combinations of settings and model that fail after the start, and those without an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from areal_api.experiment import ExperimentSpec
+from areal_api.sizing.model_shape import ModelShape
+
+VARLEN_MAX_HEAD_SIZE = 256
+VARLEN_HEAD_SIZE_MULTIPLE = 8
+
+
+def combination_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:
+    """What SGLang or the trainer refuses once it reads the model."""
+    sizes = tensor_parallel_sizes(shape.heads, shape.kv_heads)
+    parallel = spec.servers.tensor_parallel
+    if parallel not in sizes:
+        yield (
+            f"servers.tensorParallel is {parallel}, which does not divide the model's {shape.heads} attention heads "
+            f"and {shape.kv_heads} key-value heads; set it to one of {', '.join(map(str, sizes))}"
+        )
+    if shape.experts:
+        yield (
+            f"actor.path: the model has {shape.experts} experts in a layer, which the trainer does not support; "
+            "choose a dense model"
+        )
+    yield from _attention_problems(spec, shape)
+
+
+def tensor_parallel_sizes(heads: int, kv_heads: int) -> list[int]:
+    """The sizes for which SGLang can divide the heads over GPUs, and divide or replicate the key-value heads."""
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+
+
+def _attention_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:
+    actor, on_gpu = spec.config.actor, spec.trainer.device == "cuda"
+    chosen = actor.attn_impl
+    if chosen in ("varlen", "flash_attention_2") and not on_gpu:
+        yield (
+            f"actor.attn_impl is {chosen}, which needs a GPU, but trainer.device is cpu; "
+            "set config.actor.attn_impl=sdpa"
+        )
+        return
+    if chosen in ("varlen", "flash_attention_2") and actor.dtype == "float32":
+        yield f"actor.attn_impl is {chosen}, which has no float32; set config.actor.dtype=bfloat16"
+    varlen = chosen == "varlen" or (chosen is None and on_gpu and actor.dtype != "float32")
+    if varlen and (shape.head_dim > VARLEN_MAX_HEAD_SIZE or shape.head_dim % VARLEN_HEAD_SIZE_MULTIPLE):
+        yield (
+            f"the model's heads have size {shape.head_dim}; varlen, the default on cuda, takes multiples of "
+            f"{VARLEN_HEAD_SIZE_MULTIPLE} up to {VARLEN_MAX_HEAD_SIZE}; set config.actor.attn_impl=sdpa"
+        )
+
+
+def useless_settings(spec: ExperimentSpec) -> Iterator[str]:
+    """Settings that are valid and do nothing together with others."""
+    config, trainer = spec.config, spec.trainer
+    if config.actor.fsdp.offload_params and trainer.device == "cpu":
+        yield "actor.fsdp.offload_params has no effect with trainer.device cpu: parameters are in host memory already"
+    if not config.actor.fsdp.reshard_after_forward and trainer.ranks == 1:
+        yield "actor.fsdp.reshard_after_forward has no effect with one rank, which gathers nothing"
+    if config.ref is not None and config.actor.kl_ctl == 0:
+        yield "ref has no effect with actor.kl_ctl 0: no reference model is loaded"
+    evaluator = config.evaluator
+    if config.valid_dataset is None and (evaluator.freq_epochs or evaluator.freq_steps or evaluator.freq_secs):
+        yield "evaluator has no effect without valid_dataset"

@@ -1,0 +1,60 @@
+"""The smallest change with which a trainer fits its GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from areal_api.actor import PPOActorConfig
+from areal_api.experiment import ExperimentSpec
+from areal_api.sizing.gpus import Gpu
+from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.trainer_memory import trainer_memory
+
+MAX_RANKS_TRIED = 1024
+TOKENS_ROUNDED_TO = 1024
+
+
+def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: int, longest: int) -> str:
+    """The first change, from the cheapest to the costliest, with which the trainer fits.
+
+    ``tokens``: of a microbatch now; ``longest``: of the longest sequence, below which a microbatch cannot go.
+    """
+    actor, trainer = spec.config.actor, spec.trainer
+
+    def fits(config: PPOActorConfig, *, ranks: int = trainer.ranks, tokens: int = tokens) -> bool:
+        return trainer_memory(shape, config, ranks=ranks, tokens=tokens).total <= gpu.usable_bytes
+
+    def smaller(config: PPOActorConfig, ranks: int) -> str:
+        found = largest_that_fits(lambda n: fits(config, ranks=ranks, tokens=n), longest, tokens)
+        return "" if found == tokens else f" config.actor.mb_spec.max_tokens_per_mb={found}"
+
+    checkpointed = actor.model_copy(update={"gradient_checkpointing": True})
+    prefix = "" if actor.gradient_checkpointing else " config.actor.gradient_checkpointing=true"
+    if prefix and fits(checkpointed):
+        return f"set{prefix}"
+    if longest < tokens and fits(checkpointed, tokens=longest):
+        return f"set{prefix}{smaller(checkpointed, trainer.ranks)}"
+    batch = spec.config.train_dataset.batch_size
+    for ranks in range(trainer.ranks + 1, min(batch, MAX_RANKS_TRIED) + 1):
+        if batch % ranks == 0 and fits(checkpointed, ranks=ranks, tokens=longest):
+            changes = f"{prefix}{smaller(checkpointed, ranks)}"
+            use = f"use {ranks} ranks (trainer.nodes × trainer.processesPerNode)"
+            return f"set{changes} and {use}" if changes else use
+    offloaded = checkpointed.model_copy(update={"fsdp": actor.fsdp.model_copy(update={"offload_params": True})})
+    if fits(offloaded, tokens=longest):
+        return (
+            f"set{prefix}{smaller(offloaded, trainer.ranks)} config.actor.fsdp.offload_params=true, which keeps the "
+            "optimizer in host memory"
+        )
+    return "shorten the sequences (gconfig.max_new_tokens) or take a smaller model or a larger GPU"
+
+
+def largest_that_fits(fits: Callable[[int], bool], least: int, most: int) -> int:
+    """The largest number up to ``most`` that fits, rounded down if it stays above ``least``, which fits."""
+    if fits(most):
+        return most
+    low, high = least, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return max(least, low - low % TOKENS_ROUNDED_TO)

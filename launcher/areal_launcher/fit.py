@@ -1,0 +1,126 @@
+"""Whether an experiment fits, as seen from this machine: its model's config.json, its GPUs and its disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from areal_api import names
+from areal_api.experiment import ExperimentSpec
+from areal_api.paths import is_local_path
+from areal_api.sizing.gpus import Gpu, gpu_of_labels
+from areal_api.sizing.known_models import known_shape
+from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up
+
+MIB = 2**20
+NVIDIA_SMI_TIMEOUT_S = 60.0
+HUB_TIMEOUT_S = 10.0
+
+
+def require_fit(report: Report, *, force: bool, notify: Callable[[str], None]) -> None:
+    """Raise ``ValueError`` with every problem, unless ``force``; ``notify`` receives what does not prevent a run."""
+    for text in report.warnings:
+        notify(f"warning: {text}")
+    for text in report.not_checked:
+        notify(f"not checked: {text}")
+    if not report.problems:
+        return
+    if not force:
+        listed = "\n".join(f"  {problem}" for problem in report.problems)
+        raise ValueError(f"the experiment does not fit:\n{listed}\n--force runs it anyway")
+    for problem in report.problems:
+        notify(f"--force: running although {problem}")
+
+
+def fit_here(spec: ExperimentSpec) -> Report:
+    """The report for a run on this machine. Never asks the hub."""
+    where = Surroundings(
+        gpu=smallest_gpu() if needs_gpu(spec) else None,
+        free_disk_bytes=free_bytes(names.run_dir(spec.config)),
+    )
+    return size_up(spec, local_model(spec.config.actor.path), where)
+
+
+def fit_in_cluster(spec: ExperimentSpec) -> Report:
+    """The report for a run in a cluster, with the GPU that the trainer's node selector names. Never asks the hub."""
+    path = spec.config.actor.path
+    where = Surroundings(gpu=gpu_of_labels(spec.trainer.node_selector), from_hub=not is_local_path(path))
+    return size_up(spec, local_model(path), where)
+
+
+def needs_gpu(spec: ExperimentSpec) -> bool:
+    """Whether a process of the experiment runs on a GPU."""
+    return "cuda" in (spec.trainer.device, spec.servers.device)
+
+
+def local_model(path: str) -> ModelShape | UnknownModel:
+    """The model's shape from this machine's files and the table of known models."""
+    try:
+        return ModelShape.of_directory(Path(path) if is_local_path(path) else hub_config(path, offline=True))
+    except ValueError as error:
+        return known_shape(path) or UnknownModel(str(error))
+
+
+def model_for_check(path: str) -> ModelShape:
+    """The model's shape, from the hub if need be. Raises ``ValueError`` with the fix."""
+    if is_local_path(path):
+        return ModelShape.of_directory(Path(path))
+    model = local_model(path)
+    return ModelShape.of_directory(hub_config(path, offline=False)) if isinstance(model, UnknownModel) else model
+
+
+def hub_config(name: str, *, offline: bool) -> Path:
+    """The directory of a hub model's config.json, from the cache or the hub. Raises ``ValueError`` with the fix."""
+    advice = "set config.actor.path to a directory with the model's config.json; its weights are not needed"
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ModuleNotFoundError as error:
+        raise ValueError(f"actor.path {name!r} is on the hub, and {error.name} is not installed; {advice}") from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of every retry
+    try:
+        return Path(hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT_S, local_files_only=offline)).parent
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        if offline:
+            raise ValueError(f"actor.path {name!r} is on the hub and not in this machine's cache") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"actor.path {name!r} cannot be read from the hub: {reason}; {advice}") from error
+
+
+def smallest_gpu() -> Gpu | None:
+    """The GPU of this machine with the least memory, by nvidia-smi; None without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return None
+    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line] if done.returncode == 0 else []
+    gpus = [Gpu(name.strip(), int(size) * MIB) for name, size in rows if size.strip().isdecimal()]
+    return min(gpus, key=lambda gpu: gpu.bytes, default=None)
+
+
+def free_bytes(run: Path) -> int:
+    """Free space for ``run``: of its file system, and what an earlier start of the same run wrote."""
+    existing = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
+    parts = (names.weights_dir(run), names.recover_dir(run), names.checkpoints_dir(run))
+    return shutil.disk_usage(existing).free + sum(size_of(folder) for folder in parts)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below ``folder``; 0 if it does not exist."""
+    total = 0
+    for directory, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += os.lstat(os.path.join(directory, file)).st_size
+            except FileNotFoundError:
+                continue
+    return total

@@ -1,0 +1,80 @@
+"""Settings that a model forbids, and settings without effect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from areal_api.experiment import ExperimentSpec
+from areal_api.sizing.combinations import combination_problems, tensor_parallel_sizes, useless_settings
+from areal_api.sizing.model_shape import ModelShape
+from benchmarks.memory import qwen25
+
+SHAPE = ModelShape.of_config(qwen25("Qwen2.5-7B"))  # 28 heads, 4 key-value heads of size 128
+
+
+def spec(config: dict[str, Any] | None = None, **sections: Any) -> ExperimentSpec:
+    merged = {
+        "experiment_name": "e",
+        "actor": {"path": "m"},
+        "train_dataset": {"path": "d", "batch_size": 8},
+        "gconfig": {"n_samples": 4},
+        **(config or {}),
+    }
+    return ExperimentSpec.model_validate({"config": merged, **sections})
+
+
+def actor(**values: Any) -> dict[str, Any]:
+    return {"actor": {"path": "m", **values}}
+
+
+def test_an_ordinary_experiment_has_neither_problem_nor_useless_setting() -> None:
+    assert list(combination_problems(spec(), SHAPE)) == []
+    assert list(useless_settings(spec())) == []
+
+
+def test_heads_divide_over_gpus_and_key_value_heads_divide_or_are_replicated() -> None:
+    assert tensor_parallel_sizes(28, 4) == [1, 2, 4, 28]
+    (problem,) = combination_problems(spec(servers={"tensorParallel": 8}), SHAPE)
+    assert problem.endswith("set it to one of 1, 2, 4, 28")
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    (problem,) = combination_problems(spec(), replace(SHAPE, experts=128))
+    assert "128 experts" in problem
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "expected"),
+    [
+        ({"attn_impl": "varlen"}, "cpu", "set config.actor.attn_impl=sdpa"),
+        ({"attn_impl": "flash_attention_2", "dtype": "float32"}, "cuda", "set config.actor.dtype=bfloat16"),
+    ],
+)
+def test_attention_that_the_device_or_type_forbids_is_named(values: dict[str, Any], device: str, expected: str) -> None:
+    (problem,) = combination_problems(spec(actor(**values), trainer={"device": device}), SHAPE)
+    assert problem.endswith(expected)
+
+
+def test_heads_that_the_default_kernel_does_not_take_are_refused_on_cuda_alone() -> None:
+    odd = replace(SHAPE, head_dim=100)
+    (problem,) = combination_problems(spec(trainer={"device": "cuda"}), odd)
+    assert "heads have size 100" in problem
+    assert list(combination_problems(spec(trainer={"device": "cpu"}), odd)) == []
+    assert list(combination_problems(spec(actor(attn_impl="sdpa"), trainer={"device": "cuda"}), odd)) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "sections", "expected"),
+    [
+        (actor(fsdp={"offload_params": True}), {"trainer": {"device": "cpu"}}, "offload_params has no effect"),
+        (actor(fsdp={"reshard_after_forward": False}), {}, "reshard_after_forward has no effect"),
+        ({"ref": {"path": "r"}}, {}, "ref has no effect"),
+        ({"evaluator": {"freq_steps": 5}}, {}, "evaluator has no effect"),
+    ],
+)
+def test_a_setting_without_effect_is_named(config: dict[str, Any], sections: dict[str, Any], expected: str) -> None:
+    (warning,) = useless_settings(spec(config, **sections))
+    assert expected in warning

@@ -1,0 +1,54 @@
+"""What `grpo run` sees of an experiment before it starts anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.report import Report, UnknownModel
+from areal_launcher.fit import free_bytes, local_model, require_fit
+from benchmarks.memory import qwen25
+
+
+def report(*problems: str) -> Report:
+    return Report(problems, ("useless",), ("unknown",), 1, None, None, None)
+
+
+def test_every_problem_of_an_experiment_is_in_the_refusal() -> None:
+    with pytest.raises(ValueError, match=r"(?s)does not fit.*first.*second.*--force"):
+        require_fit(report("first", "second"), force=False, notify=lambda text: None)
+
+
+def test_force_runs_and_says_so() -> None:
+    said: list[str] = []
+    require_fit(report("first"), force=True, notify=said.append)
+    assert said == ["warning: useless", "not checked: unknown", "--force: running although first"]
+
+
+def test_a_local_model_is_read_from_its_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(qwen25("Qwen2.5-7B")))
+    assert isinstance(local_model(str(tmp_path)), ModelShape)
+
+
+def test_a_hub_model_that_is_not_here_is_known_or_unknown_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    assert isinstance(local_model("Qwen/Qwen2.5-72B"), ModelShape)
+    unknown = local_model("nobody/nothing-9d1")
+    assert isinstance(unknown, UnknownModel)
+    assert "not in this machine's cache" in unknown.reason
+
+
+def test_what_the_run_itself_wrote_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    run = tmp_path / "not" / "yet" / "there"
+    assert free_bytes(run) == 1000
+    (run / "recover" / "step1").mkdir(parents=True)
+    (run / "recover" / "step1" / "state").write_bytes(bytes(234))
+    assert free_bytes(run) == 1234
