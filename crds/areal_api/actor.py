@@ -75,11 +75,15 @@ class TrainEngineConfig(Section):
         description="Attention of the transformers model; null is varlen (PyTorch's own kernel) on cuda, and sdpa on "
         "cpu or in float32.",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass to save memory."
+    gradient_checkpointing: bool | None = Field(
+        None, description="Recompute activations in the backward pass to save memory; null is true on cuda."
     )
     mb_spec: MicroBatchSpec = Field(default_factory=MicroBatchSpec, description="Split into microbatches.")
     fsdp: FSDPConfig = Field(default_factory=FSDPConfig, description="Sharding of the model over ranks.")
+
+    def recomputes_activations(self, device: str) -> bool:
+        """Resolved ``gradient_checkpointing`` on a device, cuda or cpu."""
+        return device == "cuda" if self.gradient_checkpointing is None else self.gradient_checkpointing
 
 
 class CorrectionConfig(Section):

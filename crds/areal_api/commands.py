@@ -12,6 +12,11 @@ from typing import Any
 from areal_api import names
 from areal_api.experiment import GRPOExperiment
 
+# Both need memory that containers lack, and SGLang disables the former: the ends of a broadcast must agree.
+NCCL_ENV = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
+# The sizes of a trainer's tensors change with every microbatch, which fragments fixed segments.
+ALLOCATOR_ENV = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
 TORCHRUN_MODULE = "torch.distributed.run"
 TRAIN_MODULE = "areal_trainer.train"
 SERVER_MODULE = "areal_server.launch"
@@ -108,7 +113,8 @@ def trainer_env(
     }
     if api_key_file is not None:
         env[names.API_KEY_FILE] = str(api_key_file)
-    return {**env, **_device_env(trainer.device, threads, gpus), **literal_env(trainer.env)}
+    allocator = ALLOCATOR_ENV if trainer.device == "cuda" else {}
+    return {**env, **allocator, **_device_env(trainer.device, threads, gpus), **literal_env(trainer.env)}
 
 
 def script_arguments(script: str | None) -> list[str]:
@@ -134,6 +140,8 @@ def _device_env(device: str, threads: int, gpus: Sequence[int | str] | None) -> 
     env = {"PYTHONUNBUFFERED": "1"}
     if device == "cpu":
         env["OMP_NUM_THREADS"] = str(threads)
-    elif gpus is not None:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
+    else:
+        env |= NCCL_ENV
+        if gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
     return env

@@ -64,8 +64,26 @@ class RolloutConfig(Section):
         description="Weight versions a sample may lag behind the step that trains on it (η); 0 is synchronous.",
         json_schema_extra={"unit": "versions"},
     )
-    setup_timeout: float = Field(
-        300.0, gt=0, description="Longest wait until every server answers.", json_schema_extra={"unit": "s"}
+    setup_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="Longest wait of the trainer for a ready server, at its start and whenever none is ready; null is "
+        "7200 on cuda and 300 on cpu.",
+        json_schema_extra={"unit": "s"},
+    )
+    weight_load_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="Longest time in which a server loads new weights from files; null is 1800 on cuda and 300 on cpu. "
+        "A server that fails its health checks for that long is restarted.",
+        json_schema_extra={"unit": "s"},
+    )
+    broadcast_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="Longest time in which all servers join a broadcast of weights, and in which they receive 512 MiB "
+        "of it; after that it is aborted and the servers load files.",
+        json_schema_extra={"unit": "s"},
     )
     request_timeout: float = Field(
         3600.0, gt=0, description="Longest wait for one request to a server.", json_schema_extra={"unit": "s"}
@@ -102,7 +120,11 @@ class SGLangConfig(Section):
         None, ge=1, description="Longest sequence; null is the model's own.", json_schema_extra={"unit": "tokens"}
     )
     mem_fraction_static: float | None = Field(
-        0.9, gt=0, lt=1, description="Share of the device's memory for weights and KV cache."
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the device's memory for weights and KV cache; null is SGLang's choice, which depends on "
+        "the GPU.",
     )
     max_running_requests: int | None = Field(
         None, ge=1, description="Most requests decoded together; null is SGLang's choice."

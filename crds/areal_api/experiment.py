@@ -58,7 +58,8 @@ class ServersSpec(PodSettings):
         3600,
         ge=30,
         le=86400,
-        description="How long a server may load its model before it is restarted.",
+        description="How long the process of a server may take until it is ready, before it is restarted; in a cluster "
+        "the time to pull its image does not count.",
         json_schema_extra={"unit": "s"},
     )
     args: FreeForm = Field(

@@ -56,7 +56,8 @@ class PodSettings(CamelSection):
     )
     resources: Annotated[dict[str, Any], Shape(Resources)] = Field(
         default_factory=dict,
-        description="Requests and limits per pod; for device cuda the required GPUs are added unless listed here.",
+        description="Requests and limits per pod. On cuda the required GPUs, and per GPU requests of 3 CPUs and 12Gi "
+        "(servers) or 24Gi (trainer) of memory, are added unless listed here.",
     )
     pod_security: PodSecurity = Field(default_factory=PodSecurity, description="User and groups of the pods.")
     node_selector: dict[LabelKey, LabelValue] = Field(

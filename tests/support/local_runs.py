@@ -12,6 +12,7 @@ from areal_api.load import load_experiment
 from areal_launcher.core.place import PORT, ProcessSpec
 from areal_launcher.core.plan import RunPlan
 from areal_launcher.core.run import Run
+from areal_launcher.core.servers import ServerLimits
 from areal_launcher.display import Display
 from areal_launcher.places.local.place import LocalPlace
 from support.process_trees import DEADLINE_S, PROCESS_TREE, python
@@ -22,7 +23,8 @@ SERVER = (
 import http.server
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/ready" else 404)
+        hangs = self.path == "/health" and os.path.exists(sys.argv[1] + "-hangs")
+        self.send_response(200 if self.path in ("/ready", "/health") and not hangs else 404)
         self.end_headers()
     def log_message(self, *args):
         pass
@@ -80,7 +82,7 @@ def plan(tmp: Path, trainer: list[str], servers: list[list[str]]) -> RunPlan:
         run=tmp,
         servers=[ProcessSpec("server", i, argv, {}, logs / f"server-{i}.log") for i, argv in enumerate(servers)],
         trainer=[ProcessSpec("trainer", 0, trainer, {}, logs / "trainer.log")],
-        setup_timeout_s=DEADLINE_S,
+        limits=ServerLimits(startup_s=DEADLINE_S, unhealthy_s=DEADLINE_S),
         total_steps=None,
     )
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from areal_api import names
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
+from areal_api.time_limits import TimeLimits
 from areal_trainer.rollout.episode import Accept, Episode, Interrupted, Prompt, RolloutError
 from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.pacing import Pacer
@@ -105,6 +106,7 @@ class RemoteSGLangEngine:
         self._session = RolloutSession(
             self,
             self._config,
+            TimeLimits.of(self._config, _device()),
             self._executor,
             addresses=ServerAddresses.from_environment() if addrs is None else ServerAddresses(tuple(addrs)),
             target=Target(weights.version, weights.path) if weights else Target(),
@@ -339,6 +341,10 @@ def _try_to_take(session: RolloutSession, count: int) -> tuple[list[Episode] | N
         return session.take(count, feeding=True), None
     except Exception as error:  # noqa: BLE001  _agree raises it on every rank
         return None, error
+
+
+def _device() -> Literal["cuda", "cpu"]:
+    return "cpu" if os.environ.get(names.DEVICE) == "cpu" else "cuda"
 
 
 def _api_key() -> str | None:

@@ -29,7 +29,7 @@ def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: in
         return "" if found == tokens else f" config.actor.mb_spec.max_tokens_per_mb={found}"
 
     checkpointed = actor.model_copy(update={"gradient_checkpointing": True})
-    prefix = "" if actor.gradient_checkpointing else " config.actor.gradient_checkpointing=true"
+    prefix = "" if actor.recomputes_activations("cuda") else " config.actor.gradient_checkpointing=true"
     if prefix and fits(checkpointed):
         return f"set{prefix}"
     if longest < tokens and fits(checkpointed, tokens=longest):

@@ -84,7 +84,7 @@ def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: in
     """One layer goes backward while the next is gathered and the last one's gradient is reduced in float32."""
     layers = 2 if config.fsdp.reshard_after_forward else shape.layers
     gradients = size * (2 * _mlp_width(shape) + shape.hidden)
-    recomputed = layer_bytes_per_token(shape, size=size) if config.gradient_checkpointing else 0
+    recomputed = layer_bytes_per_token(shape, size=size) if config.recomputes_activations("cuda") else 0
     kept = kept_bytes_per_token(shape, config, size=size)
     return {
         "gathered": size * (shape.outside_layers + layers * shape.layer) + MASTER_BYTES * shape.layer,
@@ -102,7 +102,7 @@ def _broadcast_peak(shape: ModelShape, config: PPOActorConfig, size: int) -> dic
 
 def kept_bytes_per_token(shape: ModelShape, config: PPOActorConfig, *, size: int) -> int:
     """What all layers keep of a token after the forward pass: with checkpointing only their inputs."""
-    if config.gradient_checkpointing:
+    if config.recomputes_activations("cuda"):
         return shape.layers * size * shape.hidden
     return shape.layers * layer_bytes_per_token(shape, size=size)
 

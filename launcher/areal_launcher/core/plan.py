@@ -10,7 +10,9 @@ from typing import Any
 from areal_api import names
 from areal_api.commands import server_command, trainer_command
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
+from areal_api.time_limits import TimeLimits
 from areal_launcher.core.place import HOST, PORT, SERVERS, ProcessSpec
+from areal_launcher.core.servers import ServerLimits
 
 GRACE_S = 120.0  # for the trainer's recovery checkpoint after the first signal
 TORCHRUN = {names.TORCHRUN_SHUTDOWN_TIMEOUT: f"{GRACE_S - 10:.0f}"}
@@ -23,7 +25,7 @@ class RunPlan:
     run: Path
     servers: Sequence[ProcessSpec]
     trainer: Sequence[ProcessSpec]  # one per node
-    setup_timeout_s: float
+    limits: ServerLimits
     total_steps: int | None
     startup_phase: str = "starting the trainer, first step"
     phase: str = "training"
@@ -58,7 +60,10 @@ def plan_run(
             trainer_spec(experiment, node, run=run, key_file=key_file, threads=threads, python=trainer_python or python)
             for node in range(spec.trainer.nodes)
         ],
-        setup_timeout_s=config.rollout.setup_timeout,
+        limits=ServerLimits(
+            startup_s=spec.servers.startup_seconds,
+            unhealthy_s=TimeLimits.of(config.rollout, spec.servers.device).unhealthy_s,
+        ),
         total_steps=config.total_train_steps,
         # Without recovery checkpoints a restarted trainer would start over and overwrite its results.
         backoff_limit=0 if config.recover.mode == "disabled" else spec.run_policy.backoff_limit,

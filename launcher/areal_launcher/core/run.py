@@ -47,7 +47,7 @@ class Run:
                 fleet = ServerFleet(
                     self._place,
                     self._plan.servers,
-                    setup_timeout_s=self._plan.setup_timeout_s,
+                    limits=self._plan.limits,
                     notify=self._display.message,
                 )
                 return self._train(fleet)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import socket
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from areal_api.time_limits import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S
+from areal_launcher.core.health import HealthCheck, responds
 from areal_launcher.core.place import Place, ProcessSpec, kill_all
 from areal_launcher.errors import RunError
 
@@ -19,37 +21,35 @@ READY_TIMEOUT_S = 1.0  # unlike /health, /ready answers immediately
 State = Literal["starting", "ready", "backoff", "lost"]
 
 
-def is_ready(address: str) -> bool:
-    """Whether the server accepts requests, within ``READY_TIMEOUT_S``. Ignores proxies: the server is near."""
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    request = f"GET /ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    response = b""
-    try:
-        with socket.create_connection((host, int(port)), timeout=READY_TIMEOUT_S) as connection:
-            connection.sendall(request.encode())
-            while len(response) < len(b"HTTP/1.1 200"):
-                connection.settimeout(max(0.001, deadline - time.monotonic()))
-                if not (data := connection.recv(1024)):
-                    break
-                response += data
-    except OSError:
-        return False
-    return re.match(rb"HTTP/1\.[01] 200\b", response) is not None
+@dataclass(frozen=True)
+class ServerLimits:
+    """Time limits of a server process."""
+
+    startup_s: float  # until it is ready
+    unhealthy_s: float  # of failing health checks
+
+    @property
+    def period_s(self) -> float:
+        """Time between two health checks."""
+        return min(HEALTH_PERIOD_S, self.unhealthy_s / 2)
+
+    @property
+    def health_failures(self) -> int:
+        """Consecutive failed health checks after which it is restarted."""
+        return max(1, math.ceil(self.unhealthy_s / self.period_s))
 
 
 class Server:
     """One server across its restarts. ``notify`` prints a message to the user."""
 
-    def __init__(
-        self, place: Place, spec: ProcessSpec, *, setup_timeout_s: float, notify: Callable[[str], None]
-    ) -> None:
+    def __init__(self, place: Place, spec: ProcessSpec, *, limits: ServerLimits, notify: Callable[[str], None]) -> None:
         self._place = place
         self.spec = spec
         self.restarts = 0
         self._consecutive_deaths = 0
         self.was_ready = False
-        self._setup_timeout_s = setup_timeout_s
+        self._limits = limits
+        self._health: HealthCheck | None = None  # while ready
         self._notify = notify
         self._start_at = 0.0
         self.state: State = "starting"
@@ -70,13 +70,21 @@ class Server:
         status = self.process.poll()
         if status is not None:
             self._on_death(f"exit status {status}", any_served=any_served)
-        elif self.state == "starting" and self.address is not None and is_ready(self.address):
+        elif self.state == "starting" and self.address is not None and self._is_ready(self.address):
             self.state, self.was_ready = "ready", True
+            self._health = HealthCheck(self.address, period_s=self._limits.period_s, timeout_s=HEALTH_TIMEOUT_S)
             self._notify(f"{self.spec.name} ready after {self.process.seconds:.0f} s")
-        elif self.state == "starting" and self.process.seconds > self._setup_timeout_s:
+        elif self.state == "starting" and self.process.seconds > self._limits.startup_s:
             kill_all([self.process])
-            reason = f"not ready within rollout.setup_timeout = {self._setup_timeout_s:g} s"
+            reason = f"not ready within servers.startupSeconds = {self._limits.startup_s:g} s"
             self._on_death(reason, any_served=any_served)
+        elif self._health is not None and self._health.failures >= self._limits.health_failures:
+            kill_all([self.process])
+            reason = f"its health checks failed for {self._limits.unhealthy_s:g} s, rollout.weight_load_timeout"
+            self._on_death(reason, any_served=any_served)
+
+    def _is_ready(self, address: str) -> bool:
+        return responds(address, "/ready", timeout_s=READY_TIMEOUT_S)
 
     @property
     def address(self) -> str | None:
@@ -85,6 +93,9 @@ class Server:
 
     def _on_death(self, reason: str, *, any_served: bool) -> None:
         name = self.spec.name
+        if self._health is not None:
+            self._health.stop()
+            self._health = None
         if not any_served:
             raise RunError(f"{name} failed to start: {reason}", log=self.spec.log, lines=self.process.tail())
         self._consecutive_deaths = 1 if self.process.seconds > STABLE_S else self._consecutive_deaths + 1
@@ -104,9 +115,9 @@ class ServerFleet:
     """All servers of a run."""
 
     def __init__(
-        self, place: Place, specs: Sequence[ProcessSpec], *, setup_timeout_s: float, notify: Callable[[str], None]
+        self, place: Place, specs: Sequence[ProcessSpec], *, limits: ServerLimits, notify: Callable[[str], None]
     ) -> None:
-        self.servers = [Server(place, spec, setup_timeout_s=setup_timeout_s, notify=notify) for spec in specs]
+        self.servers = [Server(place, spec, limits=limits, notify=notify) for spec in specs]
 
     def tick(self) -> None:
         """Check all servers. Raises ``RunError`` if one failed before any was ready, or if all are lost."""

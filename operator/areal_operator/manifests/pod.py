@@ -19,7 +19,7 @@ TERMINATION_LOG = "/dev/termination-log"
 NODE_GONE_S = 60  # how long a pod stays bound to an unreachable node; the default of Kubernetes is 300
 MAX_CORES = 4096  # of one pod
 OWN_PREFIX = "areal-"
-GPU_ENV = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}  # both need memory that containers lack
+CPUS_PER_GPU = 3  # requested by default; with the memory, small enough for the smallest nodes that have a GPU
 
 
 def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, containers: Manifest) -> Manifest:
@@ -50,7 +50,7 @@ def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, conta
 
 
 def container(
-    settings: PodSettings, *, name: str, image: str, command: Sequence[str], env: Sequence[Manifest], gpus: int
+    settings: PodSettings, *, name: str, image: str, command: Sequence[str], env: Sequence[Manifest], amounts: Manifest
 ) -> Manifest:
     """A container without privileges and with a read-only root file system; writable paths are mounted."""
     result: Manifest = {
@@ -59,7 +59,7 @@ def container(
         "command": [argument.replace("$(", "$$(") for argument in command],
         "workingDir": str(names.IMAGE_ROOT),
         "env": list(env),
-        "resources": resources(settings, gpus),
+        "resources": amounts,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -95,7 +95,6 @@ def environment(
         "HF_HOME": str(build.fileroot / ".huggingface"),  # on the shared volume: a model is downloaded once
         names.TERMINATION_LOG: TERMINATION_LOG,
         **({names.LOG_FORMAT: "json"} if build.settings.json_logs else {}),
-        **(GPU_ENV if settings.device == "cuda" else {}),
     }
     entries: dict[str, Manifest] = {
         key: {"name": key, "value": value.replace("$(", "$$(")} for key, value in {**everywhere, **values}.items()
@@ -131,24 +130,27 @@ def limits_and_requests(settings: PodSettings) -> tuple[Manifest, Manifest]:
     return parts[0], parts[1]
 
 
-def resources(settings: PodSettings, gpus: int) -> Manifest:
-    """The user's resources, plus ``gpus`` GPUs on cuda unless they already name an accelerator."""
+def resources(settings: PodSettings, *, gpus: int, gib_per_gpu: int) -> Manifest:
+    """The user's resources. On cuda also requests of CPU and memory that are not listed, and ``gpus`` GPUs unless an
+    accelerator is listed."""
     limits, requests = limits_and_requests(settings)
-    if settings.device != "cuda" or gpus == 0 or settings.resources.get("claims"):
+    if settings.device != "cuda":
         return settings.resources
-    if any(is_accelerator(name) for name in {*limits, *requests}):
-        return settings.resources
-    return {**settings.resources, "limits": {**limits, GPU: str(gpus)}}
+    defaults = {"cpu": str(gpus * CPUS_PER_GPU), "memory": f"{gpus * gib_per_gpu}Gi"}
+    requests = {**{name: amount for name, amount in defaults.items() if name not in limits}, **requests}
+    result = {**settings.resources, "requests": requests}
+    if settings.resources.get("claims") or any(is_accelerator(name) for name in {*limits, *requests}):
+        return result
+    return {**result, "limits": {**limits, GPU: str(gpus)}}
 
 
-def resources_without_devices(settings: PodSettings) -> Manifest:
-    """The user's CPU, memory and storage, without extended resources: for a container that needs no device."""
-    limits, requests = limits_and_requests(settings)
+def without_devices(amounts: Manifest) -> Manifest:
+    """The CPU, memory and storage of ``resources``, without extended resources: for a container without devices."""
     parts = {
-        part: {name: value for name, value in amounts.items() if "/" not in name}
-        for part, amounts in (("limits", limits), ("requests", requests))
+        part: {name: value for name, value in listed.items() if "/" not in name}
+        for part, listed in ((part, amounts.get(part) or {}) for part in ("limits", "requests"))
     }
-    return {part: amounts for part, amounts in parts.items() if amounts}
+    return {part: listed for part, listed in parts.items() if listed}
 
 
 def is_accelerator(resource: str) -> bool:
@@ -202,11 +204,17 @@ def _node_tolerations(settings: PodSettings) -> list[Manifest]:
 
 
 def _affinity(build: Build, settings: PodSettings) -> Manifest:
-    """The user's affinity; a volume that only one node can mount also keeps all pods on one node."""
-    if "ReadWriteMany" in build.access_modes or "podAffinity" in settings.affinity:
+    """The user's affinity, else: a volume that only one node can mount keeps all pods on one node, and on cuda the pods
+    prefer nodes that the experiment uses already, so that others keep all of their GPUs free for a large pod."""
+    if "podAffinity" in settings.affinity:
         return settings.affinity
     term = {
         "labelSelector": {"matchLabels": resource_names.labels(build.name)},
         "topologyKey": "kubernetes.io/hostname",
     }
-    return {**settings.affinity, "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    if "ReadWriteMany" not in build.access_modes:
+        return {**settings.affinity, "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    if settings.device != "cuda":
+        return settings.affinity
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {**settings.affinity, "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}

@@ -7,6 +7,7 @@ from typing import Any
 
 from areal_api import names, resource_names
 from areal_api.commands import server_command
+from areal_api.time_limits import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, TimeLimits
 from areal_operator.manifests.base import Build, Manifest, owned
 from areal_operator.manifests.pod import (
     API_KEY_FILE,
@@ -16,10 +17,11 @@ from areal_operator.manifests.pod import (
     environment,
     mounts,
     pod_template,
+    resources,
 )
 
 PYTHON = "python3"
-UPDATE_S = 600  # how long a weight update may keep a server from answering
+MEMORY_PER_GPU_GIB = 12  # host memory requested by default
 
 
 def server_set(build: Build, replicas: int) -> Manifest:
@@ -97,18 +99,18 @@ def _server(build: Build) -> Manifest:
                 {"name": names.POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             ],
         ),
-        gpus=servers.tensor_parallel,
+        amounts=resources(servers, gpus=servers.tensor_parallel, gib_per_gpu=MEMORY_PER_GPU_GIB),
     )
     result["command"] = [index if word == f"${index}" else word for word in result["command"]]
     return {
         **result,
         "volumeMounts": mounts(build, servers),
         "ports": [{"name": "http", "containerPort": resource_names.SERVER_PORT, "protocol": "TCP"}],
-        **_probes(servers.startup_seconds),
+        **_probes(servers.startup_seconds, TimeLimits.of(build.experiment.spec.config.rollout, servers.device)),
     }
 
 
-def _probes(startup_s: int) -> dict[str, Any]:
+def _probes(startup_s: int, limits: TimeLimits) -> dict[str, Any]:
     """/ready answers at once. /health generates a token: it proves that the scheduler works, and waits for updates."""
 
     def get(path: str, *, period: int, timeout: int, failures: int) -> Manifest:
@@ -122,15 +124,17 @@ def _probes(startup_s: int) -> dict[str, Any]:
     return {
         "startupProbe": get("/ready", period=5, timeout=5, failures=max(1, startup_s // 5)),
         "readinessProbe": get("/ready", period=5, timeout=5, failures=3),
-        "livenessProbe": get("/health", period=30, timeout=25, failures=UPDATE_S // 30),
+        "livenessProbe": get(
+            "/health", period=HEALTH_PERIOD_S, timeout=HEALTH_TIMEOUT_S, failures=limits.health_failures
+        ),
     }
 
 
 def _spread(build: Build, template: Manifest) -> Manifest:
-    """Spread the servers over nodes if there is room, unless the user sets topologySpreadConstraints."""
+    """Spread servers on CPUs over nodes if there is room; on cuda they are packed. The user's constraints win."""
     servers = build.experiment.spec.servers
     spec: Manifest = {**template["spec"], "terminationGracePeriodSeconds": servers.termination_grace_period_seconds}
-    if not servers.topology_spread_constraints:
+    if servers.device == "cpu" and not servers.topology_spread_constraints:
         selector = {"matchLabels": resource_names.component_labels(build.name, resource_names.SERVER)}
         spec["topologySpreadConstraints"] = [
             {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from areal_api import names, resource_names
 from areal_api.commands import TORCHRUN_MODULE, script_arguments, trainer_env
+from areal_api.experiment import TrainerSpec
 from areal_operator.manifests.base import Build, Manifest, owned
 from areal_operator.manifests.pod import (
     API_KEY_FILE,
@@ -15,10 +16,12 @@ from areal_operator.manifests.pod import (
     environment,
     mounts,
     pod_template,
-    resources_without_devices,
+    resources,
+    without_devices,
 )
 from areal_operator.manifests.servers import PYTHON
 
+MEMORY_PER_GPU_GIB = 24  # host memory requested by default; for the copies of checkpoints among others
 TOKEN_DIR = "/var/run/areal"
 TOKEN_S = 3600  # the kubelet renews the token
 SERVERS = "areal.dev/servers"  # annotation: number of servers whose addresses the trainer was started with
@@ -99,9 +102,9 @@ def _prepare(build: Build) -> Manifest:
         image=build.image("trainer"),
         command=["/bin/sh", "-c", script, "prepare", str(build.run_dir)],
         env=[],
-        gpus=0,
+        amounts=without_devices(_resources(trainer)),
     )
-    return {**result, "resources": resources_without_devices(trainer), "volumeMounts": mounts(build, trainer)}
+    return {**result, "volumeMounts": mounts(build, trainer)}
 
 
 def _trainer(build: Build) -> Manifest:
@@ -128,7 +131,7 @@ def _trainer(build: Build) -> Manifest:
             {**_torchrun(build), **_progress(build), **env},
             [{"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": COMPLETION_INDEX}}}],
         ),
-        gpus=trainer.processes_per_node,
+        amounts=_resources(trainer),
     )
     mounted = mounts(build, trainer)
     if build.settings.progress_url is not None:
@@ -138,6 +141,10 @@ def _trainer(build: Build) -> Manifest:
         "volumeMounts": mounted,
         "ports": [{"name": "torchrun", "containerPort": resource_names.MASTER_PORT, "protocol": "TCP"}],
     }
+
+
+def _resources(trainer: TrainerSpec) -> Manifest:
+    return resources(trainer, gpus=trainer.processes_per_node, gib_per_gpu=MEMORY_PER_GPU_GIB)
 
 
 def _torchrun(build: Build) -> dict[str, str]:

@@ -29,7 +29,7 @@ def test_defaults_are_areals() -> None:
     assert (actor.optimizer.lr, actor.optimizer.weight_decay, actor.optimizer.beta2) == (1e-3, 0.01, 0.999)
     assert (gconfig.n_samples, gconfig.max_new_tokens, gconfig.top_k) == (1, 16384, 100_000_000)
     assert NormConfig() == NormConfig(mean_level="batch", std_level="batch", std_unbiased=True, eps=1e-5)
-    assert (config().rollout.setup_timeout, config().rollout.request_retries) == (300.0, 3)
+    assert (config().rollout.setup_timeout, config().rollout.request_retries) == (None, 3)
 
 
 @pytest.mark.parametrize(

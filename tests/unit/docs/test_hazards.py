@@ -108,14 +108,18 @@ def test_a_pod_that_loads_a_large_model_is_not_killed() -> None:
 
 
 def test_a_local_server_paused_for_an_update_is_not_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "is_ready", lambda address: True)
+    monkeypatch.setattr(servers, "responds", lambda address, path, timeout_s: True)
     spec = ProcessSpec("server", 0, ["sh", "-c", "sleep 60", PORT], {}, tmp_path / "log")
     place = LocalPlace()
-    server = Server(place, spec, setup_timeout_s=0.0, notify=lambda text: None)
+    server = Server(
+        place, spec, limits=servers.ServerLimits(startup_s=0.0, unhealthy_s=600.0), notify=lambda text: None
+    )
     try:
         server.tick(any_served=False)
         assert server.state == "ready"
-        monkeypatch.setattr(servers, "is_ready", lambda address: False)  # /ready is 503 while it is paused
+        monkeypatch.setattr(
+            servers, "responds", lambda address, path, timeout_s: False
+        )  # /ready is 503 while it is paused
         for _ in range(3):
             server.tick(any_served=False)
         assert (server.state, server.restarts) == ("ready", 0)

@@ -59,7 +59,7 @@ class LanguageModel(nn.Module):
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         if device.type == "cpu":
             use_faster_linear(self.causal_lm)
-        if config.gradient_checkpointing:
+        if config.recomputes_activations(device.type):
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.cost = self._cost() if self.attention in SEGMENT_ATTENTIONS else None
         # On a CPU all parameters are in host memory already.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api.config import RolloutConfig
+from areal_api.time_limits import TimeLimits
 from areal_trainer.rollout.dump import dump_samples
 from areal_trainer.rollout.episode import Episode, Interrupted, Prompt, RolloutError, run_prompts
 from areal_trainer.rollout.executor import Executor
@@ -38,6 +39,7 @@ class RolloutSession:
         self,
         engine: GenerationEngine,
         config: RolloutConfig,
+        limits: TimeLimits,
         executor: Executor,
         *,
         addresses: ServerAddresses,
@@ -57,8 +59,8 @@ class RolloutSession:
         self._batch_clock = BatchClock()
         self._loop = LoopThread("rollout")
         self._client = self._loop.call(lambda: Client(api_key=api_key))
-        self._fleet = Fleet(addresses.first, target=target, wait_s=config.setup_timeout)
-        control = ServerControl(self._client, load_timeout_s=config.setup_timeout, timings=timings)
+        self._fleet = Fleet(addresses.first, target=target, wait_s=limits.setup_s)
+        control = ServerControl(self._client, limits=limits, timings=timings)
         self._watcher = Watcher(self._fleet, control, addresses)
         self._updater = WeightUpdater(self._fleet, control)
         self._sampler = Sampler(

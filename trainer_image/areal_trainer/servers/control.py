@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api import names
+from areal_api.time_limits import TimeLimits
 from areal_trainer.servers.client import Client, ServerBusyError, ServerLostError, ServerRefusedError
 from areal_trainer.servers.fleet import Server, Target
 from areal_trainer.weights.disk import verify_published
@@ -34,10 +35,9 @@ class ServerTimings:
 class ServerControl:
     """Sends administrative requests. Use only on the engine's event loop."""
 
-    def __init__(self, client: Client, *, load_timeout_s: float, timings: ServerTimings) -> None:
-        """``load_timeout_s``: longest time of loading weights."""
+    def __init__(self, client: Client, *, limits: TimeLimits, timings: ServerTimings) -> None:
         self.client = client
-        self.load_timeout_s = load_timeout_s
+        self.limits = limits
         self.timings = timings
 
     async def post(
@@ -84,7 +84,7 @@ class ServerControl:
             # A path that does not exist here is a name on the Hugging Face hub.
             path = target.path.absolute() if target.path.exists() else target.path
             body = {"model_path": str(path), "weight_version": names.weight_version(target.version)}
-            await self.post(server, "/update_weights_from_disk", body, timeout_s=self.load_timeout_s)
+            await self.post(server, "/update_weights_from_disk", body, timeout_s=self.limits.weight_load_s)
             await self.check_version(server, target)
         finally:
             await self.post(server, "/continue_generation", {})

@@ -136,7 +136,7 @@ class WeightUpdater:
             self._control.client.post(
                 server.url("/init_weights_update_group"),
                 body | {"rank_offset": 1 + sum(sizes[:i])},
-                timeout_s=self._control.load_timeout_s,
+                timeout_s=self._control.limits.broadcast_s,
             )
             for i, server in enumerate(servers)
         ]
@@ -146,7 +146,7 @@ class WeightUpdater:
 
     async def _tp_size(self, server: Server) -> int:
         """Ranks of the server's tensor parallelism, each a member of the broadcast group."""
-        info = await self._control.client.get(server.url("/server_info"), timeout_s=self._control.load_timeout_s)
+        info = await self._control.client.get(server.url("/server_info"), timeout_s=self._control.limits.broadcast_s)
         return int(info.get("tp_size", 1))
 
     async def send(self, servers: list[Server], target: Target, broadcast: Broadcast) -> None:
@@ -171,7 +171,7 @@ class WeightUpdater:
         requests = {
             # No retry: a broadcast can be received only once.
             server: self._control.client.post(
-                server.url("/update_weights_from_distributed"), body, timeout_s=self._control.load_timeout_s
+                server.url("/update_weights_from_distributed"), body, timeout_s=self._control.limits.broadcast_s
             )
             for server in servers
         }

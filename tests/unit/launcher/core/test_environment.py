@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import tempfile
-import threading
 import urllib.request
 from pathlib import Path
 
@@ -14,51 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from areal_launcher.core.environment import check_environment, child_environment
-from areal_launcher.core.servers import is_ready
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 hosts = st.lists(st.sampled_from(["corp.example", ".lan", "10.0.0.0/8", "127.0.0.1", " ", "localhost"]), max_size=4)
-
-
-class Ready(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None: ...
-
-
-@pytest.fixture
-def address() -> str:
-    server = http.server.HTTPServer(("127.0.0.1", 0), Ready)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"127.0.0.1:{server.server_port}"
-
-
-def test_health_checks_bypass_a_proxy(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PROXIES:
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    assert is_ready(address)
-
-
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 x\r\n\r\n", b"HTTP/1.1 2000\r\n", b"\x00" * 3000])
-def test_only_status_200_is_ready(answer: bytes) -> None:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def reply() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(answer)
-
-        thread = threading.Thread(target=reply)
-        thread.start()
-        assert not is_ready(f"127.0.0.1:{listener.getsockname()[1]}")
-        thread.join()
 
 
 @settings(deadline=None)

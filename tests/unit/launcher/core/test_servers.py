@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from areal_launcher.core.place import PORT, SERVERS
+from areal_launcher.core.servers import ServerLimits
 from areal_launcher.errors import RunError
 from support.local_runs import SERVER, RecordingDisplay, execute, plan, serving
 from support.process_trees import SLEEPER, alive, pids, python
@@ -45,8 +46,8 @@ def test_a_server_that_cannot_start_is_reported_immediately_with_its_last_lines(
 
 def test_a_server_that_is_never_ready_is_reported_after_the_deadline(tmp_path: Path) -> None:
     deaf = plan(tmp_path, python(SLEEPER, tmp_path / "pids"), [python(SLEEPER, tmp_path / "pids")])
-    with pytest.raises(RunError, match=r"not ready within rollout.setup_timeout = 0.5 s"):
-        execute(replace(deaf, setup_timeout_s=0.5), RecordingDisplay())
+    with pytest.raises(RunError, match=r"not ready within servers.startupSeconds = 0.5 s"):
+        execute(replace(deaf, limits=ServerLimits(startup_s=0.5, unhealthy_s=60.0)), RecordingDisplay())
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
 
 
@@ -69,3 +70,18 @@ def test_a_server_that_fails_its_first_start_is_restarted_if_another_serves(tmp_
     )
     assert execute(plan(tmp_path, trainer, [serving(tmp_path), late]), log) == 0
     assert any("server-1 died (exit status 7); restart 1 of 5 in 1 s" in text for text in log.messages)
+
+
+def test_a_server_whose_health_checks_fail_is_restarted(tmp_path: Path) -> None:
+    hangs, hung, done = (tmp_path / name for name in ("pids-hangs", "hung", "done"))
+
+    def hang_once(text: str) -> None:
+        if "its health checks failed for 0.4 s, rollout.weight_load_timeout" in text:
+            hangs.rename(hung)
+        elif "server-0 ready" in text:
+            (done if hung.exists() else hangs).touch()
+
+    log = RecordingDisplay(hang_once)
+    trainer = python("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)", done)
+    run = plan(tmp_path, trainer, [serving(tmp_path)])
+    assert execute(replace(run, limits=ServerLimits(startup_s=60.0, unhealthy_s=0.4)), log) == 0

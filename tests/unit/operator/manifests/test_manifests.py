@@ -114,11 +114,11 @@ def test_the_job_never_retries_and_marks_disruptions() -> None:
 
 def test_a_process_on_cuda_gets_a_gpu_unless_gpus_are_named() -> None:
     server, trainer = pods(servers__tensorParallel=2, trainer__processesPerNode=4)
-    assert server["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
-    assert trainer["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": "4"}}
+    assert server["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert trainer["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "4"}
     other = {"limits": {"amd.com/gpu": "1"}}
     (server, _) = pods(servers__resources=other)
-    assert server["containers"][0]["resources"] == other
+    assert server["containers"][0]["resources"]["limits"] == other["limits"]
     (server, _) = pods(servers__device="cpu", trainer__device="cpu")
     assert server["containers"][0]["resources"] == {}
 
@@ -130,19 +130,33 @@ def test_a_process_on_cuda_gets_a_gpu_unless_gpus_are_named() -> None:
 def test_no_gpu_is_added_to_other_devices(resource: str) -> None:
     for part in ("limits", "requests"):
         (server, trainer) = pods(servers__resources={part: {resource: 1}}, trainer__resources={part: {resource: 1}})
-        assert server["containers"][0]["resources"] == {part: {resource: 1}}
-        assert trainer["containers"][0]["resources"] == {part: {resource: 1}}
+        for pod in (server, trainer):
+            assert pod["containers"][0]["resources"][part][resource] == 1
+            assert "nvidia.com/gpu" not in pod["containers"][0]["resources"].get("limits", {})
 
 
 @pytest.mark.parametrize("resource", ["rdma/hca_shared_devices_a", "vpc.amazonaws.com/efa", "hugepages-2Mi"])
 def test_a_gpu_is_added_to_network_devices(resource: str) -> None:
     (server, _) = pods(servers__resources={"limits": {resource: 1}})
-    assert server["containers"][0]["resources"] == {"limits": {resource: 1, "nvidia.com/gpu": "1"}}
+    assert server["containers"][0]["resources"]["limits"] == {resource: 1, "nvidia.com/gpu": "1"}
+
+
+def test_pods_on_cuda_request_cpu_and_memory_by_gpu_unless_they_are_listed() -> None:
+    server, trainer = pods(servers__tensorParallel=2, trainer__processesPerNode=4)
+    assert server["containers"][0]["resources"]["requests"] == {"cpu": "6", "memory": "24Gi"}
+    assert trainer["containers"][0]["resources"]["requests"] == {"cpu": "12", "memory": "96Gi"}
+    listed = {"requests": {"cpu": 1}, "limits": {"memory": "8Gi"}}
+    (server, _) = pods(servers__resources=listed)
+    assert server["containers"][0]["resources"] == {
+        "requests": {"cpu": 1},
+        "limits": {"memory": "8Gi", "nvidia.com/gpu": "1"},
+    }
 
 
 def test_no_gpu_is_added_to_dynamic_resource_claims() -> None:
     (server, _) = pods(servers__resources={"claims": [{"name": "gpu"}]})
-    assert server["containers"][0]["resources"] == {"claims": [{"name": "gpu"}]}
+    assert server["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    assert "limits" not in server["containers"][0]["resources"]
 
 
 def test_the_init_container_has_the_trainers_cpu_and_memory() -> None:
@@ -150,7 +164,7 @@ def test_the_init_container_has_the_trainers_cpu_and_memory() -> None:
     (_, trainer) = pods(trainer__resources={"limits": limits})
     assert trainer["initContainers"][0]["resources"] == {"limits": {"cpu": "4", "memory": "16Gi"}}
     (_, trainer) = pods()
-    assert trainer["initContainers"][0]["resources"] == {}
+    assert trainer["initContainers"][0]["resources"] == {"requests": {"cpu": "3", "memory": "24Gi"}}
 
 
 def test_user_and_groups_can_be_left_out() -> None:
@@ -210,8 +224,36 @@ def test_pods_share_a_node_if_only_one_node_can_mount_the_volume() -> None:
     for pod in pods(storage__accessModes=["ReadWriteOnce"]):
         (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         assert term["topologyKey"] == "kubernetes.io/hostname"
-    for pod in pods():
+    for pod in pods(servers__device="cpu", trainer__device="cpu"):
         assert "affinity" not in pod
+
+
+def test_pods_on_cuda_are_packed_and_servers_on_cpus_are_spread() -> None:
+    for pod in pods():
+        (term,) = pod["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert term["podAffinityTerm"] == {
+            "labelSelector": {"matchLabels": resource_names.labels("case")},
+            "topologyKey": "kubernetes.io/hostname",
+        }
+        assert "topologySpreadConstraints" not in pod
+    (server, _) = pods(servers__device="cpu", trainer__device="cpu")
+    assert len(server["topologySpreadConstraints"]) == 1
+
+
+def test_the_probes_follow_the_time_limits_of_the_configuration() -> None:
+    for device, failures in (("cuda", 60), ("cpu", 10)):
+        (server, _) = pods(servers__device=device, trainer__device=device)
+        probes = server["containers"][0]
+        assert (probes["livenessProbe"]["periodSeconds"], probes["livenessProbe"]["failureThreshold"]) == (30, failures)
+        assert probes["startupProbe"]["failureThreshold"] == 720
+    (server, _) = pods(config__rollout__weight_load_timeout=3000)
+    assert server["containers"][0]["livenessProbe"]["failureThreshold"] == 100
+
+
+def test_both_ends_of_a_broadcast_have_the_same_nccl_settings() -> None:
+    server, trainer = pods()
+    for name in ("NCCL_CUMEM_ENABLE", "NCCL_NVLS_ENABLE"):
+        assert env_of(server)[name] == env_of(trainer)[name] == "0"
 
 
 def test_the_progress_token_is_for_this_experiment_alone() -> None:
