@@ -200,6 +200,11 @@ class DatasetConfig(Section):
     instruction: str = Field(
         "Please put your final answer within \\boxed{}.", description="Line put under the question; empty adds none."
     )
+    apply_chat_template: bool = Field(
+        True,
+        description="Render the prompt with the tokenizer's chat template; false passes question and instruction as "
+        "plain text, for base models.",
+    )
 
 
 class ValidDatasetConfig(DatasetConfig):

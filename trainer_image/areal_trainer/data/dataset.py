@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 class PromptDataset(Dataset):
     """Rows as passed to a workflow: ``messages``, ``answer``, ``task_id`` and all other columns of the source.
 
+    Without ``apply_chat_template``, rows have the plain text ``prompt`` in place of ``messages``.
     ``dropped`` counts the prompts longer than ``max_length`` tokens. ``task_id`` is the row's ``task_id`` or ``id``,
     else ``<split>/<index>``.
     """
@@ -45,7 +46,10 @@ class PromptDataset(Dataset):
         if row.get("messages") is None:
             text = row.pop(config.question_column)
             content = f"{text}\n{config.instruction}" if config.instruction else text
-            row["messages"] = [{"role": "user", "content": content}]
+            if config.apply_chat_template:
+                row["messages"] = [{"role": "user", "content": content}]
+            else:
+                row["prompt"] = content
         if config.answer_column in row:
             row["answer"] = row.pop(config.answer_column)
         ids = (row.get("task_id"), row.get("id"), f"{self._split}/{number}")
@@ -58,15 +62,20 @@ class PromptDataset(Dataset):
     def drop_long(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, *, chat_template_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Drop prompts longer than ``max_length`` tokens, as rendered by ``render_prompt``."""
+        """Drop prompts longer than ``max_length`` tokens, as a workflow tokenizes them."""
         codec = Codec(tokenizer)
         kept: list[int] = []
         for index, number in enumerate(self._indices):
+            row = self[index]
             try:
-                prompt = render_prompt(tokenizer, self[index]["messages"], **(chat_template_kwargs or {}))
+                if "messages" in row:
+                    prompt = render_prompt(tokenizer, row["messages"], **(chat_template_kwargs or {}))
+                    ids = codec.encode(prompt, add_special_tokens=False)
+                else:
+                    ids = codec.encode(row["prompt"])
             except ValueError as error:
                 raise ValueError(f"{self._source.row_name(number)}: {error}") from error
-            if len(codec.encode(prompt, add_special_tokens=False)) <= max_length:
+            if len(ids) <= max_length:
                 kept.append(number)
         self.dropped += len(self._indices) - len(kept)
         self._indices = kept
@@ -114,7 +123,8 @@ def _load(
     split: str,
     section: str,
 ) -> PromptDataset:
-    require_chat_template(tokenizer)
+    if config.apply_chat_template:
+        require_chat_template(tokenizer, section=section)
     source = read_source(config, split=split, section=section, tokenizer=tokenizer)
     if not len(source.rows):
         raise ValueError(f"{section}.path is {config.path!r}: {source.name} has no rows")
@@ -141,6 +151,11 @@ def _load(
 
 def _check_columns(source: Source, config: DatasetConfig, *, section: str) -> None:
     """Require a question or messages in every row, and an answer unless a user's function returned the rows."""
+    if "messages" in source.columns and not config.apply_chat_template:
+        raise ValueError(
+            f"{source.name} has a column 'messages', which only a chat template turns into a prompt; set "
+            f"{section}.apply_chat_template=true, or rename the column"
+        )
     required = [] if "messages" in source.columns else [("question_column", config.question_column)]
     if not source.from_user_function:
         required.append(("answer_column", config.answer_column))

@@ -31,12 +31,12 @@ def load_hf_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ``ValueError`` if ``tokenizer`` has no chat template."""
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, *, section: str) -> None:
+    """Raise ``ValueError`` if ``tokenizer`` has no chat template for the rows of ``section``."""
     if not tokenizer.chat_template:
         raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template to render messages; set tokenizer_path to "
-            "the tokenizer of an instruction-tuned model, or add a chat_template to tokenizer_config.json"
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template to render messages; for plain prompts set "
+            f"{section}.apply_chat_template=false, or set tokenizer_path to the tokenizer of an instruction-tuned model"
         )
 
 

@@ -148,3 +148,21 @@ def test_messages_that_the_template_rejects_are_named(tmp_path: Path) -> None:
     tokenizer = word_tokenizer(chat_template="{{ raise_exception('roles must alternate') }}")
     with pytest.raises(ValueError, match=r"line 1 of .*chat template failed .*roles must alternate"):
         load_train_dataset(DatasetConfig(path=str(file), max_length=5), tokenizer)
+
+
+def test_a_base_model_gets_plain_prompts(tmp_path: Path) -> None:
+    file = save(tmp_path / "rows.jsonl", ROWS)
+    plain = DatasetConfig(path=str(file), apply_chat_template=False, instruction="Think.", max_length=20)
+    tokenizer = word_tokenizer(chat_template=None)
+    rows = list(load_train_dataset(plain, tokenizer))
+    assert [row["prompt"] for row in rows] == ["Two and three?\nThink.", "One?\nThink."]
+    assert all("messages" not in row for row in rows)
+    workflow = RLVRWorkflow(lambda *_, **__: 0.0, GenerationHyperparameters(), tokenizer)
+    prompt, ids = workflow.tokenize(rows[0])
+    assert (prompt, ids) == (rows[0]["prompt"], tokenizer.encode(rows[0]["prompt"]))
+
+
+def test_messages_without_a_template_are_refused(tmp_path: Path) -> None:
+    file = save(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "u"}], "answer": "1"}])
+    with pytest.raises(ValueError, match=r"set train_dataset\.apply_chat_template=true"):
+        load(file, apply_chat_template=False)

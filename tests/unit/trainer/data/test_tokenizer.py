@@ -84,5 +84,5 @@ def test_misspelt_directory_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypa
 
 
 def test_tokenizer_without_chat_template_is_rejected() -> None:
-    with pytest.raises(ValueError, match="no chat template"):
-        require_chat_template(word_tokenizer(chat_template=None))
+    with pytest.raises(ValueError, match=r"no chat template.* set valid_dataset\.apply_chat_template=false"):
+        require_chat_template(word_tokenizer(chat_template=None), section="valid_dataset")
