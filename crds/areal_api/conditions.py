@@ -15,6 +15,7 @@ SERVERS_READY: Final = "ServersReady"
 TRAINER_RUNNING: Final = "TrainerRunning"
 SUSPENDED: Final = "Suspended"
 SUCCEEDED: Final = "Succeeded"
+FITS: Final = "Fits"  # what grpo check finds, as far as the operator can see; it never stops a run
 CONTESTED: Final = "Contested"  # only present once another controller has fought over an object
 
 # In the order in which they depend on each other: all are True while a run is healthy.
@@ -73,6 +74,10 @@ JOB_DELETED: Final = "JobDeleted"
 OUTCOME_UNKNOWN: Final = "OutcomeUnknown"
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 PRE_RUNNING_DEADLINE_EXCEEDED: Final = "PreRunningDeadlineExceeded"
+
+# Reasons of Fits. "Fits" is also the reason of the condition of that name.
+DOES_NOT_FIT: Final = "DoesNotFit"
+NOT_CHECKED: Final = "NotChecked"
 
 # Reasons of Contested.
 CHANGED_BY_OTHERS: Final = "ChangedByOthers"

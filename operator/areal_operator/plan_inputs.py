@@ -12,6 +12,7 @@ from areal_api.status import AttemptOutcome, ExperimentStatus
 from areal_operator import status as report
 from areal_operator.clock import show
 from areal_operator.diagnosis import Reason
+from areal_operator.fit import fit
 from areal_operator.manifests.base import Build
 from areal_operator.observed import ExperimentState, Object, Observed
 from areal_operator.outcome import attempt_outcome
@@ -100,7 +101,7 @@ class PlanInputs:
         """The status with ``changes`` and condition ``updates``."""
         merged = report.updated_conditions(
             self.status.conditions,
-            [self.acceptance(), *self.contention(), *updates],
+            [self.acceptance(), fit(self.spec), *self.contention(), *updates],
             now=self.now,
             generation=self.state.generation,
         )

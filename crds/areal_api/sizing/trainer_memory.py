@@ -111,10 +111,12 @@ def layer_bytes_per_token(shape: ModelShape, *, size: int) -> int:
     """What one layer keeps of a token for its backward pass.
 
     Two norms (their input in float32, its normalised form and their output in the computation type), attention's
-    queries, keys, values and two forms of its output, and four tensors of the gated MLP.
+    queries, keys, values and two forms of its output, and four tensors of the gated MLP. Norms of queries and keys, in
+    families that have them, keep their input in float32 and its normalised form.
     """
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 2 * (MASTER_BYTES + 2 * size) * shape.hidden
+    norms += (MASTER_BYTES + size) * (queries + keys) * shape.qk_norm
     return norms + size * (3 * queries + 2 * keys + 4 * _mlp_width(shape))
 
 

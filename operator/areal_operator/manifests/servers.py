@@ -22,6 +22,7 @@ from areal_operator.manifests.pod import (
 
 PYTHON = "python3"
 MEMORY_PER_GPU_GIB = 12  # host memory requested by default
+NO_POD = "areal.dev/none"  # a label that no pod has
 
 
 def server_set(build: Build, replicas: int) -> Manifest:
@@ -41,7 +42,7 @@ def server_set(build: Build, replicas: int) -> Manifest:
                 "podManagementPolicy": "Parallel",
                 "updateStrategy": {"type": "OnDelete"},
                 "selector": {"matchLabels": labels},
-                "template": _spread(
+                "template": _placed(
                     build, pod_template(build, servers, labels=labels, containers={"containers": [_server(build)]})
                 ),
             }
@@ -134,14 +135,16 @@ def _spread(build: Build, template: Manifest) -> Manifest:
     """Spread servers on CPUs over nodes if there is room; on cuda they are packed. The user's constraints win."""
     servers = build.experiment.spec.servers
     spec: Manifest = {**template["spec"], "terminationGracePeriodSeconds": servers.termination_grace_period_seconds}
-    if servers.device == "cpu" and not servers.topology_spread_constraints:
-        selector = {"matchLabels": resource_names.component_labels(build.name, resource_names.SERVER)}
+    if not servers.topology_spread_constraints:
+        # The scheduler spreads the pods of a StatefulSet unless they have a constraint: on cuda it counts no pod.
+        packed = {NO_POD: ""}
+        spread = resource_names.component_labels(build.name, resource_names.SERVER)
         spec["topologySpreadConstraints"] = [
             {
                 "maxSkew": 1,
                 "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": selector,
+                "labelSelector": {"matchLabels": packed if servers.device == "cuda" else spread},
             }
         ]
     return {**template, "spec": spec}

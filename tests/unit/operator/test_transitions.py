@@ -55,6 +55,14 @@ def test_a_contested_object_and_unknown_fields_are_events_once() -> None:
     assert reasons(status(contested, unknown), status(contested, unknown)) == []
 
 
+def test_an_experiment_that_does_not_fit_is_a_warning_and_an_unchecked_one_is_not() -> None:
+    too_large = Condition(type="Fits", status="False", reason="DoesNotFit", message="the trainer needs 99 GiB")
+    unchecked = Condition(type="Fits", status="Unknown", reason="NotChecked")
+    assert reasons(status(), status(too_large)) == [("Warning", "DoesNotFit")]
+    assert reasons(status(too_large), status(too_large)) == []
+    assert reasons(status(), status(unchecked)) == []
+
+
 def test_an_event_names_the_experiment_and_has_a_bounded_message() -> None:
     body = event(state(), Transition("Warning", "CrashLoop", "x" * 5000), NOW)
     assert body["involvedObject"]["uid"] == "uid-1"

@@ -235,9 +235,11 @@ def test_pods_on_cuda_are_packed_and_servers_on_cpus_are_spread() -> None:
             "labelSelector": {"matchLabels": resource_names.labels("case")},
             "topologyKey": "kubernetes.io/hostname",
         }
-        assert "topologySpreadConstraints" not in pod
-    (server, _) = pods(servers__device="cpu", trainer__device="cpu")
-    assert len(server["topologySpreadConstraints"]) == 1
+    labels = resource_names.component_labels("case", resource_names.SERVER)
+    for device, counted in (("cuda", False), ("cpu", True)):
+        (server, _) = pods(servers__device=device, trainer__device=device)
+        (constraint,) = server["topologySpreadConstraints"]  # without one the scheduler spreads a StatefulSet's pods
+        assert (constraint["labelSelector"]["matchLabels"].items() <= labels.items()) is counted
 
 
 def test_the_probes_follow_the_time_limits_of_the_configuration() -> None:
