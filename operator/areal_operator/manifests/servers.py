@@ -42,7 +42,7 @@ def server_set(build: Build, replicas: int) -> Manifest:
                 "podManagementPolicy": "Parallel",
                 "updateStrategy": {"type": "OnDelete"},
                 "selector": {"matchLabels": labels},
-                "template": _placed(
+                "template": _spread(
                     build, pod_template(build, servers, labels=labels, containers={"containers": [_server(build)]})
                 ),
             }
