@@ -20,6 +20,7 @@ DEVICE = "AREAL_DEVICE"  # cuda or cpu: spec.trainer.device
 LOG_FORMAT = "AREAL_LOG_FORMAT"  # text (default) or json, for every process
 EXIT_STOPPED = 143  # of a rank that was asked to stop
 EXIT_LOST_RANK = 76  # of a rank that ended because another rank was lost
+SERVER_EXIT_PATH = "/areal/exit"  # POST ends a server at once, also if its scheduler hangs; needs the API key
 TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # Python interpreter of the trainer; unset: that of grpo
 
 IMAGE_ROOT = PurePosixPath("/opt/areal")  # working directory of the images; relative paths start here

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 LOGGING_FILE = "SGLANG_LOGGING_CONFIG_PATH"  # SGLang's variable for its logging configuration
 # Grace period after the last pre-SIGTERM request ends, for requests that arrived too late for SGLang to answer.
 SHUTDOWN_GRACE_S = 5
+EXIT_DELAY_S = 0.2  # for the response to the request to exit
+EXIT_ON_REQUEST = 75
 JSON_LOGGING = Path(__file__).with_name("json_logging.json")
 
 
@@ -143,6 +146,26 @@ def _limit_graceful_shutdown() -> None:
     uvicorn.Config.__init__ = bounded  # type: ignore[method-assign]
 
 
+def _add_exit_route() -> None:
+    """POST ``names.SERVER_EXIT_PATH`` ends this process and SGLang's, so that it is restarted.
+
+    The trainer uses it for a server whose scheduler waits in a collective for a lost member: nothing else ends that
+    before the group's timeout of 30 minutes. SGLang's check of the API key applies to it.
+    """
+    from sglang.srt.entrypoints.http_server import app
+    from sglang.srt.utils import kill_process_tree
+
+    async def exit_now() -> dict[str, str]:
+        def end() -> None:
+            kill_process_tree(os.getpid(), include_parent=False)
+            os._exit(EXIT_ON_REQUEST)  # SIGKILL has no effect on process 1 of a container
+
+        threading.Timer(EXIT_DELAY_S, end).start()
+        return {"status": "exiting"}
+
+    app.add_api_route(names.SERVER_EXIT_PATH, exit_now, methods=["POST"])
+
+
 def _prepare_sglang() -> argparse.ArgumentParser:
     from sglang.srt.plugins import load_plugins
 
@@ -164,6 +187,7 @@ def serve(argv: list[str], api_key: str | None) -> None:
         server_args.api_key = api_key
         _redact_from_logs(api_key)
     _limit_graceful_shutdown()
+    _add_exit_route()
     try:
         run_server(server_args)
     finally:

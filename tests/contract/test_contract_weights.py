@@ -176,15 +176,15 @@ def broadcast(other_model: Path) -> Broadcast:
     tied = "lm_head.weight"  # tied to the embedding: sent once
     return Broadcast(
         lambda: ((name, tensor) for name, tensor in weights.state_dict().items() if name != tied),
-        device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=30.0,
+        device=torch.device("cpu"), dtype=torch.float32, timeout_s=30.0,
     )  # fmt: skip
 
 
 async def join(server: Server, broadcast: Broadcast) -> None:
-    name, port = broadcast.plan_group()
+    plan = broadcast.plan_group(["127.0.0.1:1"])
     body = {
-        "master_address": "127.0.0.1", "master_port": port, "rank_offset": 1, "world_size": 2,
-        "group_name": name, "backend": "gloo",
+        "master_address": plan.address, "master_port": plan.port, "rank_offset": 1, "world_size": 2,
+        "group_name": plan.name, "backend": "gloo",
     }  # fmt: skip
     joined = asyncio.create_task(server.post("/init_weights_update_group", body))
     await asyncio.to_thread(broadcast.connect, 2)

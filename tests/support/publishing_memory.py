@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from areal_trainer.servers import weight_update
+from areal_trainer.servers import broadcast_update
 from areal_trainer.servers.fleet import Target
 from areal_trainer.weights import broadcast
 from areal_trainer.weights import disk as weights
@@ -48,10 +48,10 @@ def publish(mode: str, out: Path) -> None:
         weights.publish_to_disk(model, run=out, version=1, dtype=torch.float32, writes=True)
         return
     sender = DiscardingBroadcast(
-        model.named_full_tensors, device=torch.device("cpu"), dtype=torch.float32, address="127.0.0.1", timeout_s=9.0
+        model.named_full_tensors, device=torch.device("cpu"), dtype=torch.float32, timeout_s=9.0
     )
     nobody: Any = None
-    asyncio.run(weight_update.WeightUpdater(nobody, nobody).send([], Target(1), sender))
+    asyncio.run(broadcast_update.BroadcastUpdater(nobody).send([], Target(1), sender))
 
 
 def peak() -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -130,7 +128,7 @@ def make_publisher(
         run=run,
         dtype=getattr(torch, dtype),
         ranks=ranks,
-        address=_own_address(os.environ.get(names.SERVER_ADDRS, "")),
+        timeout_s=config.rollout.broadcast_timeout,
     )
 
 
@@ -152,16 +150,3 @@ def _stats_logger(config: GRPOConfig, run: Path) -> StatsLogger:
 
 def _has_signal(group: list[Trajectory]) -> bool:
     return rewards_differ([trajectory.reward for trajectory in group])
-
-
-def _own_address(server_addrs: str) -> str:
-    """This host's address on the interface that routes to the first server."""
-    host, _, port = server_addrs.split(",")[0].strip().rpartition(":")
-    if not host:
-        return "127.0.0.1"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
-        try:
-            probe.connect((host, int(port)))
-        except OSError:
-            return "127.0.0.1"  # the name does not resolve yet: the server's pod has not started
-        return str(probe.getsockname()[0])

@@ -46,10 +46,9 @@ class Publisher:
         run: Path,
         dtype: torch.dtype,
         ranks: Ranks,
-        address: str = "127.0.0.1",
         timeout_s: float = 120.0,
     ) -> None:
-        """``address``: rank 0's, as seen by the servers. ``timeout_s``: of each broadcast."""
+        """``timeout_s``: of each broadcast."""
         self._policy = policy
         self._engine = engine
         self._mode = mode
@@ -58,9 +57,7 @@ class Publisher:
         self._ranks = ranks
         self._pending: Future[None] | None = None
         self._tensors: Iterator[tuple[str, torch.Tensor]] = iter(())  # not yet gathered by the current broadcast
-        self._broadcast = Broadcast(
-            lambda: self._tensors, device=ranks.device, dtype=dtype, address=address, timeout_s=timeout_s
-        )
+        self._broadcast = Broadcast(lambda: self._tensors, device=ranks.device, dtype=dtype, timeout_s=timeout_s)
 
     def publish(self, version: int, *, wait: bool) -> None:
         """Bring the servers to the policy's weights as ``version``. Collective.

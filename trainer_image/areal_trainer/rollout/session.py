@@ -85,6 +85,7 @@ class RolloutSession:
     async def _shut_down(self) -> None:
         await self._executor.close()
         await self._watcher.close()
+        await self._updater.close()
         await self._client.close()
 
     # Generation

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from torch.distributed import distributed_c10d
 from areal_trainer.weights.finite import require_finite
 
 T = TypeVar("T")
+NCCL_FACTOR = 10
 BUCKET_BYTES = 512 << 20  # bounds the memory of an update on trainer and servers
 Tensors = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
@@ -48,22 +49,30 @@ class Bucket:
         }
 
 
+@dataclass(frozen=True)
+class GroupPlan:
+    """What a server needs to join a group."""
+
+    name: str
+    address: str  # of rank 0
+    port: int
+
+
 class Broadcast:
     """Rank 0's end of the group, for a whole run. Call ``connect`` again whenever the set of servers changes."""
 
-    def __init__(
-        self, tensors: Tensors, *, device: torch.device, dtype: torch.dtype, address: str, timeout_s: float
-    ) -> None:
-        """``address``: where servers reach this process. ``timeout_s``: limit for joining and for each broadcast."""
+    def __init__(self, tensors: Tensors, *, device: torch.device, dtype: torch.dtype, timeout_s: float) -> None:
+        """``timeout_s``: limit for joining and for each broadcast."""
         self.backend = "nccl" if device.type == "cuda" else "gloo"
-        self.address = address
         self._tensors = tensors
         self._device = device
         self._dtype = dtype
         self._timeout = timedelta(seconds=timeout_s)
+        # NCCL's own watchdog ends the process, so ours must come first.
+        self._group_timeout = self._timeout * (NCCL_FACTOR if self.backend == "nccl" else 1)
         self._group: Any = None
         self._listener: dist.TCPStore | None = None  # rendezvous of all ranks
-        self._port = 0
+        self._plan: GroupPlan | None = None
         self._waiting: Future[Any] = Future()  # the last call that waits for servers
         self._trainer = uuid.uuid4().hex[:8]
         self._generation = 0
@@ -78,30 +87,34 @@ class Broadcast:
         """Name of the current (or next) group. Servers refuse a name that was used before."""
         return f"areal-weights-{self._trainer}-{self._generation}"
 
-    def plan_group(self) -> tuple[str, int]:
-        """Start a new connection; return group name and port for the servers' requests. Call before ``connect``."""
+    def plan_group(self, peers: Sequence[str]) -> GroupPlan:
+        """Leave the old group and plan a new one with the servers at ``peers`` (host:port). Call before ``connect``.
+
+        Addresses are resolved here, since those of pods change. Raises ``RuntimeError`` if no peer can be reached.
+        """
         self.close()
         self._generation += 1
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            self._port = int(probe.getsockname()[1])
-        return self.group_name, self._port
+        address = own_address(peers)
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            probe.bind((address, 0))
+            self._plan = GroupPlan(self.group_name, address, int(probe.getsockname()[1]))
+        return self._plan
 
     def connect(self, world_size: int) -> None:
         """Join the group of ``world_size`` as rank 0 and wait for every server; raises ``RuntimeError`` on timeout."""
-        host = "127.0.0.1"
+        assert self._plan is not None
+        address, port = self._plan.address, self._plan.port
         self._listener = dist.TCPStore(
-            host if self.address in (host, "localhost") else "0.0.0.0",
-            self._port, world_size, is_master=True, timeout=self._timeout, wait_for_workers=False,
-        )  # fmt: skip
+            address, port, world_size, is_master=True, timeout=self._timeout, wait_for_workers=False
+        )
         # A separate connection: closing the listener breaks it, which ends the wait for other ranks.
-        store = dist.TCPStore(host, self._port, world_size, timeout=self._timeout, wait_for_workers=False)
+        store = dist.TCPStore(address, port, world_size, timeout=self._timeout, wait_for_workers=False)
         prefixed = dist.PrefixStore(self.group_name, store)
         name = self.group_name
         # torch offers no public way to join a group that is not a part of the default group, as every server is.
         self._group, _ = self._interruptible(
             lambda: distributed_c10d._new_process_group_helper(
-                world_size, 0, [], dist.Backend(self.backend), prefixed, group_name=name, timeout=self._timeout
+                world_size, 0, [], dist.Backend(self.backend), prefixed, group_name=name, timeout=self._group_timeout
             )
         )
         distributed_c10d._world.pg_group_ranks[self._group] = {rank: rank for rank in range(world_size)}
@@ -142,16 +155,17 @@ class Broadcast:
             distributed_c10d._abort_process_group(group)
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group. May block."""
         self._listener = None
         if self._group is not None:
             group, self._group = self._group, None
             dist.destroy_process_group(group)
 
     def _interruptible(self, call: Callable[[], T]) -> T:
-        """Return the result of ``call``, unless ``abort`` comes first.
+        """Return the result of ``call``, unless ``abort`` or the deadline comes first.
 
-        An aborted call keeps its thread: gloo cannot be interrupted and never frees a group with a pending broadcast.
+        An aborted call of gloo, which cannot be interrupted, keeps its thread and its group until gloo's own timeout;
+        NCCL's ends at once.
         """
         waiting: Future[T] = Future()
 
@@ -167,7 +181,31 @@ class Broadcast:
 
         self._waiting = waiting
         threading.Thread(target=run, name="broadcast", daemon=True).start()
-        return waiting.result()
+        try:
+            return waiting.result(self._timeout.total_seconds())
+        except TimeoutError:
+            self.abort()
+            seconds = self._timeout.total_seconds()
+            raise RuntimeError(f"not done within {seconds:g} s (rollout.broadcast_timeout)") from None
+
+
+def own_address(peers: Sequence[str]) -> str:
+    """This host's address on the interface that routes to the first of ``peers`` (host:port) that can be resolved.
+
+    Raises ``RuntimeError`` if there is none.
+    """
+    problems: list[str] = []
+    for peer in peers:
+        host, _, port = peer.rpartition(":")
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+            for family, kind, protocol, _, address in found:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.connect(address)  # connecting a datagram socket sends nothing
+                    return str(probe.getsockname()[0])
+        except (OSError, ValueError) as error:
+            problems.append(f"{peer}: {error}")
+    raise RuntimeError(f"no server has an address that this host can reach: {'; '.join(problems) or 'no servers'}")
 
 
 def _bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:

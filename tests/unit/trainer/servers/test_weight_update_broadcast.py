@@ -11,11 +11,12 @@ from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest
 from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.weight_update import BroadcastError, WeightUpdateError
-from areal_trainer.weights.broadcast import Bucket
+from areal_trainer.weights.broadcast import Bucket, GroupPlan
 from areal_trainer.weights.disk import WeightUpdate
 from support.engines import (
     engine_on,
     generate,
+    post,
     publish_ones,
 )
 from support.scripted_server import Fault, Script, ScriptedServer
@@ -26,7 +27,7 @@ UPDATE = "/update_weights_from_distributed"
 GROUP = ("/init_weights_update_group", "/begin_weight_update", UPDATE, "/end_weight_update")
 
 
-LEAVE = "/destroy_weights_update_group"
+LEAVE, EXIT = "/destroy_weights_update_group", "/areal/exit"
 
 
 TIMINGS = ServerTimings(probe_period_s=0.05, probe_timeout_s=0.5, abort_timeout_s=0.2)
@@ -40,13 +41,14 @@ def published(tmp_path):
 class FailingBroadcast:
     """A group that the scripted server, which has no route for it, never joins."""
 
-    backend, address, group_name, connected = "gloo", "127.0.0.1", "group-1", False
+    backend, group_name, connected = "gloo", "group-1", False
 
     def __init__(self):
         self.closed = 0
 
-    def plan_group(self):
-        return self.group_name, 12345
+    def plan_group(self, peers):
+        self.peers = peers
+        return GroupPlan(self.group_name, "127.0.0.1", 12345)
 
     def connect(self, world_size):
         self.world_size = world_size
@@ -120,7 +122,7 @@ class WaitingBroadcast(FailingBroadcast):
 
 def member(*faults):
     """A server that joins a group."""
-    return ScriptedServer(Script(more_routes=(*GROUP, LEAVE), faults=faults))
+    return ScriptedServer(Script(more_routes=(*GROUP, LEAVE, EXIT), faults=faults))
 
 
 @pytest.mark.parametrize("kind", ["status", "die", "hang"])
@@ -140,8 +142,7 @@ def test_a_server_that_refuses_a_broadcast_leaves_the_group_so_that_nobody_waits
     with receiving, refusing, engine_on(receiving, refusing, timings=TIMINGS) as engine:
         with pytest.raises(BroadcastError, match="scripted fault"):
             engine.update_weights(WeightUpdate(1, broadcast=WaitingBroadcast()))
-        assert refusing.counts[LEAVE] == 1
-        assert LEAVE not in receiving.counts  # it waits for the tensor
+        assert refusing.counts[LEAVE] >= 1
         assert receiving.counts["/continue_generation"] >= 1
 
 
@@ -160,3 +161,55 @@ def test_a_dead_server_is_left_out_of_the_group(published):
         broadcast = FailingBroadcast()
         engine.update_weights(WeightUpdate(1, path=published, broadcast=broadcast))
         assert broadcast.world_size == 2
+
+
+class WorkingBroadcast(FailingBroadcast):
+    """A group that every server joins and whose broadcasts arrive; its name tells the planned groups apart."""
+
+    planned = 0
+
+    def __init__(self, *members):
+        super().__init__()
+        self.members = members
+        self.version = 0
+
+    @property
+    def group_name(self):
+        return f"group-{self.planned}"
+
+    def plan_group(self, peers):
+        self.planned += 1
+        return super().plan_group(peers)
+
+    def connect(self, world_size):
+        self.connected = True
+
+    def buckets(self):
+        self.version += 1
+        yield Bucket(["a.weight"], ["float32"], [[1]], torch.zeros(4, dtype=torch.uint8))
+
+    def send(self, bucket):
+        for server in self.members:
+            post(server, "/update_weight_version", new_version=f"v{self.version}")
+
+
+def test_a_change_of_servers_destroys_the_old_group_on_those_that_stay():
+    with member() as stays, member() as dies, engine_on(stays, dies, timings=TIMINGS) as engine:
+        broadcast = WorkingBroadcast(stays, dies)
+        for version in (1, 2):
+            engine.update_weights(WeightUpdate(version, broadcast=broadcast))
+        assert (broadcast.planned, stays.counts.get(LEAVE)) == (1, None)
+        dies.kill()
+        broadcast.members = (stays,)
+        engine.update_weights(WeightUpdate(3, broadcast=broadcast))
+        assert (broadcast.planned, broadcast.peers) == (2, [stays.address])
+        assert stays.counts[LEAVE] == 1
+    assert stays.counts[LEAVE] == 2  # the servers outlive the trainer
+
+
+def test_a_server_that_does_not_answer_after_a_failed_broadcast_is_told_to_exit(published):
+    working, stuck = member(), member(Fault("hang", UPDATE), Fault("hang", "/end_weight_update"))
+    with working, stuck, engine_on(working, stuck, timings=TIMINGS, broadcast_timeout=0.5) as engine:
+        engine.update_weights(WeightUpdate(1, path=published, broadcast=WorkingBroadcast()))
+        assert (stuck.counts.get(EXIT), working.counts.get(EXIT)) == (1, None)
+        assert working.counts["/continue_generation"] >= 1
