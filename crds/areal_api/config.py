@@ -37,6 +37,42 @@ class ClusterConfig(Section):
     )
 
 
+class AgentConfig(Section):
+    """Agents: workflows that call the model by HTTP through the session gateway. Used if workflow.path is an agent."""
+
+    tool_call_parser: str | None = Field(
+        None,
+        min_length=1,
+        description="SGLang's parser of the model's tool calls, such as qwen25; null refuses requests with tools.",
+    )
+    reasoning_parser: str | None = Field(
+        None,
+        min_length=1,
+        description="SGLang's parser of the model's reasoning, such as qwen3; null leaves it in the content.",
+    )
+    turn_discount: float = Field(
+        1.0, ge=0, le=1, description="Factor on a later completion's reward in the reward of the one before it."
+    )
+    export_style: Literal["individual", "concat"] = Field(
+        "individual",
+        description="individual makes one sample of every completion; concat makes one of every conversation, and of "
+        "every branch of it.",
+    )
+    session_timeout_seconds: float = Field(
+        3600.0,
+        gt=0,
+        description="Longest time of a session; after it, the session is closed and its agent is cancelled.",
+        json_schema_extra={"unit": "s"},
+    )
+    max_calls: int = Field(256, ge=1, description="Most model calls of a session.")
+    max_concurrent_calls: int = Field(16, ge=1, description="Most model calls of a session at a time.")
+    unsupported_sampling: Literal["refuse", "ignore"] = Field(
+        "refuse",
+        description="What to do with a request's parameters that would sample from another distribution than the one "
+        "that is trained: answer with status 400, or sample as gconfig says.",
+    )
+
+
 class RolloutConfig(Section):
     """Asynchronous rollout: how many episodes run, and how far they may lag behind the weights."""
 
@@ -107,6 +143,7 @@ class RolloutConfig(Section):
         json_schema_extra={"unit": "batches"},
     )
     dump_to_file: bool = Field(False, description="Write every trained sample to rollouts/ as a JSON line.")
+    agent: AgentConfig = Field(default_factory=AgentConfig, description="Agents and their session gateway.")
 
 
 class SGLangConfig(Section):
@@ -306,7 +343,7 @@ class WorkflowConfig(Section):
     path: str = Field(
         "areal_trainer.rollout.workflow:RLVRWorkflow",
         pattern=r"^[\w.]+:[\w.]+$",
-        description="Workflow class, package.module:Class.",
+        description="Workflow or agent class, package.module:Class.",
     )
     kwargs: FreeForm = Field(default_factory=dict, description="More keyword arguments of its constructor.")
 

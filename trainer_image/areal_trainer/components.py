@@ -20,7 +20,7 @@ from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
 from areal_trainer.reward.pool import RewardPool
 from areal_trainer.rollout.episode import Accept
-from areal_trainer.rollout.make_workflow import make_workflow, vocabulary_size
+from areal_trainer.rollout.make_workflow import Workflows, vocabulary_size
 from areal_trainer.rollout.workflow import RolloutWorkflow
 from areal_trainer.stats.logger import StatsLogger
 from areal_trainer.trajectory import Trajectory
@@ -77,8 +77,11 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
         stack.callback(engine.destroy)
         pool = RewardPool.of(config.reward)
         stack.callback(pool.close)  # before the engine, whose event loop it uses
-        if ranks.is_first:
-            pool.start()  # its processes import modules while the model loads
+        workflows = Workflows(config, engine, tokenizer, pool)
+        stack.callback(workflows.close)
+        if ranks.is_first:  # their processes import modules while the model loads
+            pool.start()
+            workflows.start()
         policy = Policy(
             config.actor,
             device=ranks.device.type,
@@ -98,8 +101,8 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             engine=engine,
             publisher=publisher,
             loader=loader,
-            workflow=make_workflow(config, config.gconfig, tokenizer, pool),
-            eval_workflow=make_workflow(config, config.evaluation, tokenizer, pool),
+            workflow=workflows.training,
+            eval_workflow=workflows.evaluation,
             accept=_has_signal if config.actor.dynamic_sampling else None,
             valid_rows=valid_rows(config.valid_dataset, tokenizer, chat_template_kwargs=template_kwargs)
             if config.valid_dataset and ranks.is_first

@@ -141,6 +141,10 @@ class RemoteSGLangEngine:
         """``n`` completions of one prompt, from one server; see ``Sampler.sample`` for the errors."""
         return await self._first.sample(request, n)
 
+    async def apost(self, path: str, body: dict[str, Any]) -> Any:
+        """The response of any server to a request that does not depend on its weights; see ``Sampler.post``."""
+        return await self._first.post(path, body)
+
     def warm_up(self, prompts: list[list[int]], gconfig: GenerationHyperparameters, *, n: int) -> None:
         """Sample each prompt ``n`` times concurrently and discard the results: triggers the servers' lazy
         initialization. Counts as no episode."""

@@ -14,7 +14,7 @@ from areal_trainer.data.dataset import load_hf_tokenizer, valid_rows
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.ranks import joined
 from areal_trainer.reward.pool import RewardPool
-from areal_trainer.rollout.make_workflow import make_workflow, vocabulary_size
+from areal_trainer.rollout.make_workflow import Workflows, vocabulary_size
 from areal_trainer.rollout.workflow import RolloutWorkflow
 
 
@@ -42,8 +42,11 @@ def main(arguments: Sequence[str]) -> int:
         with joined("cpu"):
             engine.initialize(vocab_size=vocabulary_size(config.actor.path))
             try:
-                with closing(RewardPool.of(config.reward)) as pool:  # before the engine, whose event loop it uses
-                    reward = evaluate(engine, rows, make_workflow(config, config.evaluation, tokenizer, pool))
+                with (
+                    closing(RewardPool.of(config.reward)) as pool,  # before the engine, whose event loop it uses
+                    closing(Workflows(config, engine, tokenizer, pool)) as workflows,
+                ):
+                    reward = evaluate(engine, rows, workflows.evaluation)
             finally:
                 engine.destroy()
     except ValueError as error:

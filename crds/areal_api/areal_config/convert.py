@@ -235,6 +235,7 @@ def _leave_out_defaults(config: Tree) -> None:
         "sglang.model_path": lambda value: value in ("", model),
         "sglang.random_seed": lambda value: value == config.get("seed", 1),
         "rollout.consumer_batch_size": lambda value: value == get(config, "train_dataset.batch_size"),
+        "rollout.agent": lambda value: value is None,
         "actor.mb_spec.n_mbs": lambda value: value is None,
         "ref.mb_spec.n_mbs": lambda value: value is None,
         "stats_logger.wandb.tags": lambda value: value is None,

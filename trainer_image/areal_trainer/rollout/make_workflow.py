@@ -1,21 +1,74 @@
-"""Constructs the configured workflow."""
+"""Constructs the configured workflows: a workflow class, or an agent behind the session gateway."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from areal_api.config import GRPOConfig
-from areal_api.generation import GenerationHyperparameters
+from areal_trainer.gateway.settings import GatewaySettings, new_key
+from areal_trainer.import_path import load_object
 from areal_trainer.reward.pool import RewardPool
-from areal_trainer.rollout.workflow import RolloutWorkflow, load_workflow
+from areal_trainer.rollout.agent_workflow import AgentRunner, AgentWorkflow, is_agent, make_agent
+from areal_trainer.rollout.gateway_process import GatewayProcess
+from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, load_workflow, with_stop_tokens
 
 
-def make_workflow(
-    config: GRPOConfig, gconfig: GenerationHyperparameters, tokenizer: PreTrainedTokenizerBase, pool: RewardPool
-) -> RolloutWorkflow:
-    """The workflow named by ``config.workflow``; its reward function runs in ``pool``."""
-    return load_workflow(
-        config.workflow.path, reward_fn=pool.score, gconfig=gconfig, tokenizer=tokenizer, **config.workflow.kwargs
+class Workflows:
+    """The workflows of training and evaluation, and the gateway if they run an agent."""
+
+    def __init__(
+        self, config: GRPOConfig, engine: GenerationEngine, tokenizer: PreTrainedTokenizerBase, pool: RewardPool
+    ) -> None:
+        """``engine`` generates for an agent. Raises ``ValueError`` for a class that cannot be used."""
+        self.gateway: GatewayProcess | None = None
+        self._runner: AgentRunner | None = None
+        path = config.workflow.path
+        loaded = load_object(path, field="workflow.path")
+        if is_agent(loaded):
+            kwargs = dict(config.workflow.kwargs)
+            template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
+            agent = make_agent(loaded, path=path, kwargs=kwargs)
+            self.gateway = GatewayProcess(engine, gateway_settings(config, tokenizer, template_kwargs))
+            self._runner = AgentRunner(self.gateway, timeout_s=config.rollout.agent.session_timeout_seconds)
+            self.training: RolloutWorkflow = AgentWorkflow(
+                agent, self._runner, n_samples=config.gconfig.n_samples, evaluation=False
+            )
+            self.evaluation: RolloutWorkflow = AgentWorkflow(
+                agent, self._runner, n_samples=config.evaluation.n_samples, evaluation=True
+            )
+            return
+        arguments: Mapping[str, Any] = {"reward_fn": pool.score, "tokenizer": tokenizer, **config.workflow.kwargs}
+        self.training = load_workflow(path, gconfig=config.gconfig, **arguments)
+        self.evaluation = load_workflow(path, gconfig=config.evaluation, **arguments)
+
+    def start(self) -> None:
+        """Start the gateway, if there is one, without waiting for it."""
+        if self.gateway is not None:
+            self.gateway.start()
+
+    def close(self) -> None:
+        """End agents and gateway. The engine must be running."""
+        if self._runner is not None:
+            self._runner.close()
+        if self.gateway is not None:
+            self.gateway.close()
+
+
+def gateway_settings(
+    config: GRPOConfig, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any]
+) -> GatewaySettings:
+    """The settings of the gateway's process."""
+    return GatewaySettings(
+        tokenizer=config.tokenizer,
+        model=config.actor.path,
+        gconfig=with_stop_tokens(config.gconfig, tokenizer),
+        eval_gconfig=with_stop_tokens(config.evaluation, tokenizer),
+        agent=config.rollout.agent,
+        chat_template_kwargs=chat_template_kwargs,
+        admin_key=new_key(),
     )
 
 

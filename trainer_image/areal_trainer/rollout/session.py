@@ -96,6 +96,10 @@ class RolloutSession:
             return await self._sampler.sample(request, n)
         return await asyncio.wrap_future(self._loop.start(self._sampler.sample(request, n)))
 
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The response of a server; may be awaited on any event loop. See ``Sampler.post`` for the errors."""
+        return await asyncio.wrap_future(self._loop.start(self._sampler.post(path, body)))
+
     def sample_all(self, requests: Sequence[ModelRequest], n: int) -> None:
         """``n`` completions of each request, concurrently; the completions are discarded."""
 

@@ -30,6 +30,10 @@ class GenerationEngine(Protocol):
         """Several completions of one prompt, from one server."""
         ...
 
+    async def apost(self, path: str, body: dict[str, Any]) -> Any:
+        """The response of any server to a request that does not depend on its weights, such as a parser's."""
+        ...
+
 
 class RolloutWorkflow(ABC):
     """One instance serves all episodes, which run concurrently on one event loop: keep per-episode state in locals."""

@@ -63,6 +63,26 @@ class Sampler:
         latency_s = time.perf_counter() - started
         return [completion.response(request.input_ids, latency_s) for completion in completions]
 
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The response of the server with the least load to a request that does not depend on its weights.
+
+        Raises ``ServerRefusedError`` if it rejects the request, otherwise the errors of ``sample``.
+        """
+        tried: set[Server] = set()
+        last: ServerError | None = None
+        for attempt in range(self._retries):
+            server = await self._fleet.acquire(tried)
+            try:
+                return await self._client.post(server.url(path), body, timeout_s=self._timeout_s)
+            except ServerLostError as error:
+                self._fleet.mark_gone(server, error)
+                last = error
+            except ServerBusyError as error:
+                last = error
+                await asyncio.sleep(self._retry_wait_s * 2**attempt)
+            tried.add(server)
+        raise GenerationError(f"{path} failed {self._retries} times (rollout.request_retries), last: {last}") from last
+
     async def _continue(self, request: ModelRequest, completion: PartialCompletion) -> None:
         """Finish an aborted completion from the tokens it has."""
         without_progress = 0

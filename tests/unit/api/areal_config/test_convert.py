@@ -179,11 +179,21 @@ def test_all_problems_of_a_file_are_reported_at_once() -> None:
         assert part in text
 
 
-def test_an_agent_section_is_dropped_where_no_agent_serves_online() -> None:
-    agent = {"mode": "inline", "tool_call_parser": "qwen25", "turn_discount": 1.0}
-    assert any("rollout.agent" in note for note in convert(with_change("rollout.agent", agent))[1])
-    with pytest.raises(ConfigError, match=r"rollout\.agent\.mode is 'online'"):
-        convert(with_change("rollout.agent", {"mode": "online"}))
+def test_the_agent_section_is_kept_without_what_has_no_meaning_here() -> None:
+    agent = {"mode": "inline", "tool_call_parser": "qwen25", "turn_discount": 0.9, "export_style": "concat"}
+    dropped = {"subproc_max_workers": 4, "chat_template_type": "hf", "engine_max_tokens": None, "admin_api_key": "k"}
+    experiment, notes = convert(with_change("rollout.agent", agent | dropped))
+    kept = {key: value for key, value in agent.items() if key != "mode"}
+    assert experiment["spec"]["config"]["rollout"]["agent"] == kept
+    for key in ("mode", *dropped):
+        assert any(f"rollout.agent.{key}" in note for note in notes)
+    assert "agent" not in convert(with_change("rollout.agent", None))[0]["spec"]["config"]["rollout"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("mode", "online"), ("mode", "subproc"), ("engine_max_tokens", 5)])
+def test_an_agent_setting_that_would_change_the_run_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"rollout\.agent\.{key} is"):
+        convert(with_change("rollout.agent", {key: value}))
 
 
 def test_ranks_are_spread_over_nodes() -> None:

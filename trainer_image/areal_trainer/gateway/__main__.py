@@ -1,0 +1,77 @@
+"""The gateway's process: ``python -m areal_trainer.gateway FD``, started by the trainer.
+
+The file descriptor is a socket to the trainer, whose first frame holds the settings. The process ends with the trainer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from functools import partial
+
+import uvicorn
+import uvloop
+
+from areal_api import logs
+from areal_trainer.data.tokenizer import Codec, load_hf_tokenizer, render_prompt
+from areal_trainer.gateway.app import make_app
+from areal_trainer.gateway.channel import Listening, read_frame
+from areal_trainer.gateway.completer import Completer
+from areal_trainer.gateway.conversation import ConversationTree
+from areal_trainer.gateway.engine_client import EngineClient
+from areal_trainer.gateway.messages import Message
+from areal_trainer.gateway.sessions import Sessions
+from areal_trainer.gateway.settings import GatewaySettings
+
+CONNECTIONS_WAITING = 4096  # backlog of the listening socket
+
+
+async def run(channel: socket.socket) -> None:
+    """Serve until the trainer closes the channel."""
+    reader, writer = await asyncio.open_connection(sock=channel)
+    settings = GatewaySettings.model_validate_json(await read_frame(reader))
+    tokenizer = load_hf_tokenizer(settings.tokenizer)
+    codec = Codec(tokenizer)
+    engine = EngineClient(reader, writer)
+
+    def render(messages: list[Message], tools: list[Message]) -> str:
+        return render_prompt(tokenizer, messages, tools=tools or None, **settings.chat_template_kwargs)
+
+    new_tree = partial(ConversationTree, render, partial(codec.encode, add_special_tokens=False))
+    sessions = Sessions(settings.agent, admin_key=settings.admin_key, new_tree=new_tree)
+    completer = Completer(
+        engine, sessions, codec, settings.agent, gconfig=settings.gconfig, eval_gconfig=settings.eval_gconfig
+    )
+    app = make_app(sessions, completer, settings.agent, model=settings.model)
+    listener = listen(settings.host, settings.port)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    )
+    engine.send(Listening(listener.getsockname()[1]))
+    serving = asyncio.create_task(server.serve([listener]))
+    await engine.serve()
+    server.should_exit = True
+    await serving
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=CONNECTIONS_WAITING)
+    listener.set_inheritable(False)
+    return listener
+
+
+def main(arguments: list[str]) -> None:
+    """Run the process."""
+    logs.set_up()
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides when to end
+    uvloop.run(run(socket.socket(fileno=int(arguments[0]))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

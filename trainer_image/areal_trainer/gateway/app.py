@@ -1,0 +1,253 @@
+"""The gateway's routes.
+
+Agents use a session's key and OpenAI's routes; whoever opens sessions uses the admin key. SDKs disagree
+on whether a base URL ends in ``/v1``, so every route of a protocol exists with and without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from areal_api.config import AgentConfig
+from areal_trainer.gateway import chat
+from areal_trainer.gateway.completer import Completed, Completer
+from areal_trainer.gateway.errors import GatewayError, Protocol, error_body
+from areal_trainer.gateway.http import (
+    json_object,
+    json_response,
+    key_of,
+    server_sent_event,
+    stream,
+    unless_disconnected,
+)
+from areal_trainer.gateway.messages import invalid
+from areal_trainer.gateway.sampling import boolean
+from areal_trainer.gateway.sessions import Session, Sessions
+
+logger = logging.getLogger(__name__)
+DEFAULT_MODEL = "default"
+MAX_TASK_ID_LENGTH = 1024
+
+
+def make_app(sessions: Sessions, completer: Completer, config: AgentConfig, *, model: str) -> FastAPI:
+    """The application. ``model``: the model's name; requests may also call it ``default``."""
+    app = FastAPI(openapi_url=None)
+    app.add_exception_handler(GatewayError, _on_error(sessions))
+    app.add_exception_handler(HTTPException, _on_error(sessions))
+    app.add_exception_handler(Exception, _on_error(sessions))
+    Administration(sessions, config).add_routes(app)
+    Models(sessions, model).add_routes(app)
+    Chat(sessions, completer, config, model).add_routes(app)
+    return app
+
+
+def protocol_of(path: str) -> Protocol:
+    """The protocol that a path belongs to."""
+    return "anthropic" if path.startswith(("/v1/messages", "/messages")) else "openai"
+
+
+def _on_error(sessions: Sessions) -> Any:
+    async def respond(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            hint = "it is not a route of the gateway" if error.status_code == 404 else str(error.detail)
+            error = GatewayError(error.status_code, f"{request.method} {request.url.path[:200]}: {hint}")
+        elif not isinstance(error, GatewayError):
+            logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            error = GatewayError(500, f"internal error of the gateway: {type(error).__name__}")
+        if error.status < 500:
+            sessions.counters.refused += 1
+        else:
+            sessions.counters.failed += 1
+        return json_response(error_body(error, protocol_of(request.url.path)), status=error.status)
+
+    return respond
+
+
+class Administration:
+    """Sessions and rewards, in the form of AReaL's proxy."""
+
+    def __init__(self, sessions: Sessions, config: AgentConfig) -> None:
+        self._sessions = sessions
+        self._config = config
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Register the routes."""
+        app.get("/health")(self.health)
+        app.post("/rl/start_session")(self.start_session)
+        app.post("/rl/set_reward")(self.set_reward)
+        app.post("/rl/end_session")(self.end_session)
+        app.post("/export_trajectories")(self.export_trajectories)
+        app.get("/rl/statistics")(self.statistics)
+
+    async def health(self, request: Request) -> Response:
+        """Whether the gateway answers."""
+        return json_response({"status": "ok"})
+
+    async def start_session(self, request: Request) -> Response:
+        """Open a session: its ID and key."""
+        self._sessions.check_admin(key_of(request))
+        body = await json_object(request)
+        task_id = _text(body, "task_id", required=False)
+        if len(task_id) > MAX_TASK_ID_LENGTH:
+            raise invalid("task_id", f"has {len(task_id)} characters; at most {MAX_TASK_ID_LENGTH} are allowed")
+        session = self._sessions.start(
+            task_id,
+            key=_text(body, "api_key", required=False) or None,
+            evaluation=boolean(body, "evaluation"),
+            timeout_s=_number(body, "timeout_seconds", required=False),
+        )
+        return json_response({"session_id": session.id, "api_key": session.key})
+
+    async def set_reward(self, request: Request) -> Response:
+        """Set the reward of a completion of the session, by default of the last one."""
+        session = self._sessions.by_key(key_of(request))
+        body = await json_object(request)
+        reward = _number(body, "reward", required=True)
+        assert reward is not None
+        _set_reward(session, _text(body, "interaction_id", required=False) or None, reward)
+        return json_response({"message": "success"})
+
+    async def end_session(self, request: Request) -> Response:
+        """Accept no more calls and rewards from the session."""
+        session = self._sessions.by_key(key_of(request))
+        self._sessions.end(session)
+        return json_response(
+            {"message": "success", "session_id": session.id, "interaction_count": len(session.tree.interactions)}
+        )
+
+    async def export_trajectories(self, request: Request) -> Response:
+        """End a session, set ``rewards`` (a number or numbers by completion ID), and return and forget its samples."""
+        self._sessions.check_admin(key_of(request))
+        body = await json_object(request)
+        session = self._sessions.by_id(_text(body, "session_id", required=True))
+        discount = _number(body, "discount", required=False)
+        style = _text(body, "style", required=False) or self._config.export_style
+        if style not in ("individual", "concat"):
+            raise invalid("style", f"is {style!r:.80}; use individual or concat")
+        for interaction_id, reward in _rewards(body.get("rewards")).items():
+            if session.tree.interactions:
+                _set_reward(session, interaction_id, reward)
+        rewards = [one.reward for one in session.tree.interactions if one.reward is not None]
+        self._sessions.end(session)
+        self._sessions.remove(session)
+        samples = session.tree.export(
+            turn_discount=self._config.turn_discount if discount is None else discount, style=style
+        )
+        return json_response(
+            {"reward": sum(rewards) if rewards else None, "trajectories": [asdict(sample) for sample in samples]}
+        )
+
+    async def statistics(self, request: Request) -> Response:
+        """Counts of sessions and calls since the gateway started."""
+        self._sessions.check_admin(key_of(request))
+        return json_response(asdict(self._sessions.counters) | {"open": len(self._sessions)})
+
+
+class Models:
+    """The list of models: the one that is trained."""
+
+    def __init__(self, sessions: Sessions, model: str) -> None:
+        self._sessions = sessions
+        self._model = model
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Register the routes."""
+        for prefix in ("/v1", ""):
+            app.get(f"{prefix}/models")(self.models)
+
+    async def models(self, request: Request) -> Response:
+        """The names that requests may use."""
+        self._sessions.by_key(key_of(request))
+        names = dict.fromkeys([DEFAULT_MODEL, self._model])
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "areal"} for name in names]
+        return json_response({"object": "list", "data": models})
+
+
+class Chat:
+    """OpenAI's chat completions."""
+
+    def __init__(self, sessions: Sessions, completer: Completer, config: AgentConfig, model: str) -> None:
+        self._sessions = sessions
+        self._completer = completer
+        self._config = config
+        self._model = model
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Register the routes."""
+        for prefix in ("/v1", ""):
+            app.post(f"{prefix}/chat/completions")(self.completions)
+
+    async def completions(self, request: Request) -> Response:
+        """A completion, as JSON or as a stream of events."""
+        session = self._sessions.by_key(key_of(request))
+        body = await json_object(request)
+        check_model(body, self._model)
+        ignore = self._config.unsupported_sampling == "ignore" or session.evaluation
+        parsed = chat.parse(body, self._completer.gconfig(session), ignore_unsupported=ignore)
+        work = self._completer.complete(session, parsed.request)
+        model = str(body["model"])
+
+        def events(completed: Completed) -> list[bytes]:
+            chunks = chat.chunks(completed, parsed, self._completer, model=model)
+            return [*map(server_sent_event, chunks), b"data: [DONE]\n\n"]
+
+        if parsed.stream:
+            return await stream(request, work, events, protocol="openai")
+        completed = await unless_disconnected(request, work)
+        return json_response(chat.response(completed, parsed, self._completer, model=model))
+
+
+def check_model(body: dict[str, Any], model: str) -> None:
+    """Raise ``GatewayError`` unless the request names the model that is trained."""
+    name = body.get("model")
+    if name not in (DEFAULT_MODEL, model):
+        raise GatewayError(
+            404,
+            f"model is {name!r:.80}; use {DEFAULT_MODEL!r} or {model!r}",
+            field="model",
+            code="model_not_found",
+        )
+
+
+def _set_reward(session: Session, interaction_id: str | None, reward: float) -> None:
+    try:
+        session.tree.set_reward(interaction_id, reward)
+    except KeyError:
+        name = "a completion" if interaction_id is None else f"completion {interaction_id[:200]!r}"
+        raise GatewayError(
+            404, f"session {session.id} has no {name.removeprefix('a ')}", field="interaction_id"
+        ) from None
+
+
+def _rewards(value: Any) -> dict[str | None, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        value = {None: value}
+    return {key: _finite(reward, "rewards") for key, reward in value.items()}
+
+
+def _finite(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise invalid(field, f"is {value!r:.80}; use a finite number")
+    return float(value)
+
+
+def _number(body: dict[str, Any], field: str, *, required: bool) -> float | None:
+    value = body.get(field)
+    return None if value is None and not required else _finite(value, field)
+
+
+def _text(body: dict[str, Any], field: str, *, required: bool) -> str:
+    value = body.get(field)
+    if value is None and not required:
+        return ""
+    if not isinstance(value, str) or (required and not value):
+        raise invalid(field, f"is {value!r:.80}; use text")
+    return value

@@ -1,0 +1,221 @@
+"""Completes conversations: from messages to tokens, to the engine, and back to a message."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from areal_api.config import AgentConfig
+from areal_api.generation import GenerationHyperparameters
+from areal_trainer.gateway.channel import Sample
+from areal_trainer.gateway.errors import GatewayError
+from areal_trainer.gateway.messages import Message, parse_arguments
+from areal_trainer.gateway.sessions import Session, Sessions
+
+MAX_CHOICES = 64
+
+
+class Engine(Protocol):
+    """What generates: the trainer, on the other side of the channel."""
+
+    async def generate(
+        self, input_ids: list[int], *, n: int, max_new_tokens: int, stop: list[str], evaluation: bool, session: str
+    ) -> list[Sample]:
+        """``n`` completions of a prompt. Raises ``GatewayError``."""
+        ...
+
+    async def parse(self, path: str, body: dict[str, Any]) -> Any:
+        """The answer of a server's parser. Raises ``GatewayError``."""
+        ...
+
+
+class Codec(Protocol):
+    """The part of ``areal_trainer.data.tokenizer.Codec`` that is used."""
+
+    def decode(self, completions: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The text of each of ``completions``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call to the model, in every protocol. ``messages`` are normalized."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    parse_tools: bool = True  # False leaves tool calls in the content
+    n: int = 1
+    max_tokens: int | None = None
+    stop: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool; ``arguments`` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An answer of the model."""
+
+    sample: Sample
+    content: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+
+    @property
+    def finish_reason(self) -> str:
+        """OpenAI's name for why the answer ended."""
+        if self.sample.stop_reason == "length":
+            return "length"
+        return "tool_calls" if self.tool_calls else "stop"
+
+    @property
+    def message(self) -> Message:
+        """The answer as a normalized message, as it stands in later histories."""
+        message: Message = {"role": "assistant", "content": self.content}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": parse_arguments(call.arguments)},
+                }
+                for call in self.tool_calls
+            ]
+        return message
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The answers to a call."""
+
+    id: str
+    prompt_tokens: int
+    choices: list[Choice]
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(len(choice.sample.tokens) for choice in self.choices)
+
+
+class Completer:
+    """Answers the calls of all sessions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sessions: Sessions,
+        codec: Codec,
+        config: AgentConfig,
+        *,
+        gconfig: GenerationHyperparameters,
+        eval_gconfig: GenerationHyperparameters,
+    ) -> None:
+        """Both sampling sections include the tokenizer's stop tokens."""
+        self._engine = engine
+        self._sessions = sessions
+        self._codec = codec
+        self._config = config
+        self._gconfigs = {False: gconfig, True: eval_gconfig}
+
+    def gconfig(self, session: Session) -> GenerationHyperparameters:
+        """How the session's completions are sampled."""
+        return self._gconfigs[session.evaluation]
+
+    async def complete(self, session: Session, request: Request) -> Completed:
+        """The answers to ``request``, recorded in the session. Raises ``GatewayError``.
+
+        If the caller is cancelled, for example because the agent hung up, nothing is recorded.
+        """
+        gconfig = self.gconfig(session)
+        if request.tools and request.parse_tools and self._config.tool_call_parser is None:
+            raise GatewayError(
+                400, "tools need a parser for the model's tool calls; set rollout.agent.tool_call_parser", field="tools"
+            )
+        self._sessions.admit(session)
+        session.running += 1
+        try:
+            prompt = session.tree.prompt(request.messages, request.tools)
+            room = gconfig.max_tokens - len(prompt.input_ids)
+            if room < 1:
+                raise GatewayError(
+                    400,
+                    f"the messages have {len(prompt.input_ids)} tokens; gconfig.max_tokens allows {gconfig.max_tokens} "
+                    "for messages and completion",
+                    field="messages",
+                    code="context_length_exceeded",
+                )
+            samples = await self._engine.generate(
+                prompt.input_ids,
+                n=request.n,
+                max_new_tokens=min(request.max_tokens or gconfig.max_new_tokens, gconfig.max_new_tokens),
+                stop=request.stop,
+                evaluation=session.evaluation,
+                session=session.id,
+            )
+            choices = list(await asyncio.gather(*(self._choice(sample, request, gconfig) for sample in samples)))
+        except ValueError as error:  # the chat template rejects the messages
+            raise GatewayError(400, str(error), field="messages") from error
+        finally:
+            session.running -= 1
+        if session.state != "open":
+            raise GatewayError(401, f"session {session.id} ended during the call")
+        completion_id = f"chatcmpl-{uuid.uuid4().hex}"
+        session.tree.add(prompt, completion_id, [(c.sample, self._raw(c.sample, gconfig), c.message) for c in choices])
+        return Completed(completion_id, len(prompt.input_ids), choices)
+
+    def token_texts(self, sample: Sample) -> list[str]:
+        """The text of each token."""
+        return self._codec.decode([[token] for token in sample.tokens], skip_special_tokens=False)
+
+    def _raw(self, sample: Sample, gconfig: GenerationHyperparameters) -> str:
+        """The whole text with special tokens, but without the stop token."""
+        tokens = sample.tokens
+        if sample.stop_reason == "stop" and tokens and tokens[-1] in gconfig.stop_token_ids:
+            tokens = tokens[:-1]
+        return self._codec.decode([tokens], skip_special_tokens=False)[0]
+
+    async def _choice(self, sample: Sample, request: Request, gconfig: GenerationHyperparameters) -> Choice:
+        parses = bool(request.tools and request.parse_tools)
+        if parses or self._config.reasoning_parser is not None or not gconfig.skip_special_tokens:
+            text = self._raw(sample, gconfig)  # tool calls and reasoning may be delimited by special tokens
+        else:
+            text = self._codec.decode([sample.tokens], skip_special_tokens=True)[0]
+        text = _before_stop(text, [*request.stop, *(gconfig.stop or ())]) if sample.stop_reason == "stop" else text
+        reasoning, calls = "", []
+        if self._config.reasoning_parser is not None:
+            parsed = await self._engine.parse(
+                "/separate_reasoning", {"text": text, "reasoning_parser": self._config.reasoning_parser}
+            )
+            reasoning, text = parsed.get("reasoning_text") or "", parsed.get("text") or ""
+        if parses:
+            body: dict[str, Any] = {
+                "text": text,
+                "tools": request.tools,
+                "tool_call_parser": self._config.tool_call_parser,
+            }
+            parsed = await self._engine.parse("/parse_function_call", body)
+            text, calls = parsed.get("normal_text") or "", [_tool_call(call) for call in parsed.get("calls") or ()]
+        return Choice(sample, text, reasoning, calls)
+
+
+def _before_stop(text: str, stops: list[str]) -> str:
+    ends = [position for stop in stops if (position := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _tool_call(call: dict[str, Any]) -> ToolCall:
+    arguments = call.get("parameters")
+    if not isinstance(arguments, str):
+        arguments = msgspec.json.encode(arguments or {}).decode()
+    return ToolCall(f"call_{uuid.uuid4().hex[:24]}", str(call.get("name") or ""), arguments or "{}")

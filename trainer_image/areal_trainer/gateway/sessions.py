@@ -1,0 +1,165 @@
+"""Sessions: a session's key is a trajectory. Keys, limits and expiry."""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from areal_api.config import AgentConfig
+from areal_trainer.gateway.conversation import ConversationTree
+from areal_trainer.gateway.errors import GatewayError
+from areal_trainer.gateway.settings import new_key
+
+MAX_SESSIONS = 16384
+MAX_KEY_LENGTH = 256
+
+State = Literal["open", "ended"]
+
+
+@dataclass(eq=False)
+class Session:
+    """One session. It is open until its agent or the trainer ends it, or it expires."""
+
+    id: str
+    key: str
+    task_id: str
+    evaluation: bool
+    deadline: float  # on the clock of the ``Sessions``
+    tree: ConversationTree
+    state: State = "open"
+    calls: int = 0  # model calls that were admitted
+    running: int = 0  # model calls in progress
+
+
+@dataclass
+class Counters:
+    """Sessions and calls since the gateway started."""
+
+    started: int = 0
+    ended: int = 0
+    expired: int = 0
+    calls: int = 0
+    refused: int = 0  # requests that got an error status below 500
+    failed: int = 0  # requests that got another error status
+
+
+class Sessions:
+    """All sessions that were not exported yet."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        admin_key: str,
+        new_tree: Callable[[], ConversationTree],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._admin_key = admin_key
+        self._new_tree = new_tree
+        self._clock = clock
+        self._by_id: dict[str, Session] = {}
+        self._by_key: dict[str, Session] = {}
+        self._numbers = itertools.count()
+        self.counters = Counters()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def check_admin(self, key: str) -> None:
+        """Raise ``GatewayError`` unless ``key`` is the admin key."""
+        if not hmac.compare_digest(key.encode(), self._admin_key.encode()):
+            raise GatewayError(403, "this route needs the admin key, and the request has another one")
+
+    def start(self, task_id: str, *, key: str | None, evaluation: bool, timeout_s: float | None) -> Session:
+        """Open a session. ``key``: a key of the caller's choice; one whose session is open is refused."""
+        self._expire()
+        if len(self._by_id) >= MAX_SESSIONS:
+            raise GatewayError(429, f"{MAX_SESSIONS} sessions are open or wait for export; end and export some first")
+        key = self._chosen_key(key) if key is not None else new_key()
+        timeout_s = min(timeout_s or self._config.session_timeout_seconds, self._config.session_timeout_seconds)
+        session = Session(
+            f"{task_id[:200]}-{next(self._numbers)}",
+            key,
+            task_id,
+            evaluation,
+            self._clock() + timeout_s,
+            self._new_tree(),
+        )
+        self._by_id[session.id] = self._by_key[session.key] = session
+        self.counters.started += 1
+        return session
+
+    def _chosen_key(self, key: str) -> str:
+        if not 16 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
+            raise GatewayError(400, f"api_key must have 16 to {MAX_KEY_LENGTH} printable characters", field="api_key")
+        if key == self._admin_key:
+            raise GatewayError(400, "api_key is the admin key; choose another one", field="api_key")
+        if (session := self._by_key.get(key)) is not None and session.state == "open":
+            raise GatewayError(409, f"api_key belongs to session {session.id}, which is open", field="api_key")
+        return key
+
+    def by_key(self, key: str) -> Session:
+        """The open session of ``key``; raises ``GatewayError``."""
+        session = self._by_key.get(key)
+        if session is None:
+            hint = "this is the admin key; use the api_key that /rl/start_session returned"
+            raise GatewayError(401, hint if key == self._admin_key else "the key belongs to no session")
+        self._check_deadline(session)
+        if session.state != "open":
+            raise GatewayError(401, f"session {session.id} has ended")
+        return session
+
+    def by_id(self, session_id: str) -> Session:
+        """The session with this ID, open or ended; raises ``GatewayError``."""
+        session = self._by_id.get(session_id)
+        if session is None:
+            raise GatewayError(404, f"there is no session {session_id[:200]!r}, or it was exported or has expired")
+        return session
+
+    def admit(self, session: Session) -> None:
+        """Count a model call; raises ``GatewayError`` if the session may make no more."""
+        if session.calls >= self._config.max_calls:
+            raise GatewayError(
+                429,
+                f"session {session.id} made {session.calls} model calls, the most that rollout.agent.max_calls allows",
+            )
+        if session.running >= self._config.max_concurrent_calls:
+            raise GatewayError(
+                429,
+                f"session {session.id} has {session.running} model calls in progress, the most that "
+                "rollout.agent.max_concurrent_calls allows",
+            )
+        session.calls += 1
+        self.counters.calls += 1
+
+    def end(self, session: Session) -> None:
+        """Accept no more calls and rewards."""
+        if session.state == "open":
+            session.state = "ended"
+            self.counters.ended += 1
+
+    def remove(self, session: Session) -> None:
+        """Forget a session."""
+        self._by_id.pop(session.id, None)
+        if self._by_key.get(session.key) is session:
+            del self._by_key[session.key]
+
+    def _check_deadline(self, session: Session) -> None:
+        if session.state == "open" and self._clock() > session.deadline:
+            self.counters.expired += 1
+            self.remove(session)
+            raise GatewayError(401, f"session {session.id} has expired (rollout.agent.session_timeout_seconds)")
+
+    def _expire(self) -> None:
+        """Forget the sessions that passed their deadline: nobody will end or export them."""
+        now = self._clock()
+        for session in list(self._by_id.values()):
+            if now <= session.deadline:
+                break  # sessions are in the order of their start, and nearly all have the same timeout
+            self.counters.expired += session.state == "open"
+            self.remove(session)

@@ -1,0 +1,201 @@
+"""Runs agents as workflows: each sample is a session of the gateway, in which the agent calls the model by HTTP.
+
+An agent is any class with ``async def run(self, data, **extra_kwargs)``, AReaL's convention. ``extra_kwargs`` has
+``base_url``, ``api_key`` and ``http_client``, an ``httpx.AsyncClient``. It returns the reward of the last completion,
+or rewards by completion ID, or None if it set rewards by HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import httpx
+import msgspec
+
+from areal_trainer.rollout.gateway_process import GatewayError, GatewayProcess
+from areal_trainer.rollout.loop import LoopThread
+from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, task_id_of
+from areal_trainer.trajectory import Trajectory
+
+logger = logging.getLogger(__name__)
+_BLOCKED_S = 30.0  # beyond the session's timeout, before an agent is taken to block its event loop
+
+
+class Agent(Protocol):
+    """An agent; one instance serves all sessions, which run concurrently on one event loop."""
+
+    async def run(self, data: dict[str, Any], **extra_kwargs: Any) -> float | Mapping[str, float] | None:
+        """Work on the row ``data``."""
+        ...
+
+
+class ExportedSample(msgspec.Struct):
+    """A sample in the gateway's answer to /export_trajectories."""
+
+    interaction_id: str
+    input_ids: list[int]
+    loss_mask: list[bool]
+    logprobs: list[float]
+    versions: list[int]
+    reward: float
+    prompt_len: int
+    finish_reason: str
+    prompt: str
+    completion: str
+
+
+class ExportedSession(msgspec.Struct):
+    """The gateway's answer to /export_trajectories."""
+
+    reward: float | None  # sum of the rewards that were set
+    trajectories: list[ExportedSample]
+
+
+_EXPORTED = msgspec.json.Decoder(ExportedSession)
+
+
+class AgentError(Exception):
+    """An agent ended without a completion or a reward."""
+
+
+def is_agent(loaded: Any) -> bool:
+    """Whether the object at ``workflow.path`` is an agent class."""
+    return inspect.isclass(loaded) and inspect.iscoroutinefunction(getattr(loaded, "run", None))
+
+
+class AgentRunner:
+    """Runs agents on an event loop of their own, because an agent may block it."""
+
+    def __init__(self, gateway: GatewayProcess, *, timeout_s: float) -> None:
+        self._gateway = gateway
+        self._timeout_s = timeout_s
+        self._loop: LoopThread | None = None
+        self._client: httpx.AsyncClient | None = None
+
+    async def run(self, agent: Agent, data: dict[str, Any], *, evaluation: bool) -> list[Trajectory]:
+        """The samples of one session. Raises what the agent raises, and ``AgentError``."""
+        if self._loop is None:
+            self._loop = LoopThread("agents")
+            self._client = self._loop.call(self._make_client)
+        work = asyncio.wrap_future(self._loop.start(self._session(agent, data, evaluation=evaluation)))
+        try:
+            async with asyncio.timeout(self._timeout_s + _BLOCKED_S):
+                return await work
+        except TimeoutError:
+            raise AgentError(
+                f"a session did not end within rollout.agent.session_timeout_seconds = {self._timeout_s:g}: the agent "
+                "is too slow, or a blocking call in an agent stops the event loop that all agents share"
+            ) from None
+
+    def close(self) -> None:
+        """End the event loop; running agents are cancelled."""
+        if self._loop is not None:
+            assert self._client is not None
+            self._loop.run(self._shut_down(self._client))
+            self._loop.close()
+            self._loop = None
+
+    def _make_client(self) -> httpx.AsyncClient:
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line per request
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        return httpx.AsyncClient(timeout=self._timeout_s, limits=limits, trust_env=False)
+
+    async def _shut_down(self, client: httpx.AsyncClient) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await client.aclose()
+
+    async def _session(self, agent: Agent, data: dict[str, Any], *, evaluation: bool) -> list[Trajectory]:
+        url, task_id = await self._gateway.url(), task_id_of(data)
+        started = msgspec.json.decode(
+            await self._post(f"{url}/rl/start_session", {"task_id": task_id[:200], "evaluation": evaluation})
+        )
+        export = {"session_id": started["session_id"]}
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                returned = await agent.run(
+                    copy.deepcopy(data), base_url=url, api_key=started["api_key"], http_client=self._client
+                )
+            rewards = _rewards(returned, agent)
+        except BaseException:
+            with contextlib.suppress(GatewayError, httpx.HTTPError):  # the gateway has forgotten it, or has ended
+                await self._post(f"{url}/export_trajectories", export)
+            raise
+        exported = _EXPORTED.decode(await self._post(f"{url}/export_trajectories", {**export, "rewards": rewards}))
+        if not exported.trajectories:
+            raise AgentError(f"{type(agent).__name__}.run made no model call that succeeded")
+        if exported.reward is None:
+            raise AgentError(f"{type(agent).__name__}.run returned None and set no reward; return a reward")
+        if evaluation:  # each session counts once, with all its rewards
+            exported.trajectories = exported.trajectories[-1:]
+            exported.trajectories[0].reward = exported.reward
+        return [_trajectory(sample, task_id=task_id) for sample in exported.trajectories]
+
+    async def _post(self, url: str, body: dict[str, Any]) -> bytes:
+        assert self._client is not None
+        headers = {"Authorization": f"Bearer {self._gateway.admin_key}"}
+        response = await self._client.post(url, json=body, headers=headers)
+        if response.status_code != 200:
+            raise GatewayError(f"{url}: status {response.status_code}: {response.text[:500]}")
+        return response.content
+
+
+class AgentWorkflow(RolloutWorkflow):
+    """Runs ``n_samples`` sessions of an agent on each row; their samples are one group."""
+
+    def __init__(self, agent: Agent, runner: AgentRunner, *, n_samples: int, evaluation: bool) -> None:
+        self._agent = agent
+        self._runner = runner
+        self._n_samples = n_samples
+        self._evaluation = evaluation
+
+    async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
+        """The samples of all sessions that succeeded; raises the first error if none did."""
+        sessions = [self._runner.run(self._agent, data, evaluation=self._evaluation) for _ in range(self._n_samples)]
+        results = await asyncio.gather(*sessions, return_exceptions=True)
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if len(errors) == len(results):
+            raise errors[0]
+        for error in errors:
+            logger.warning("a session failed on %.300r and is left out of its group", data, exc_info=error)
+        return [trajectory for result in results if isinstance(result, list) for trajectory in result]
+
+
+def make_agent(loaded: Any, *, path: str, kwargs: Mapping[str, Any]) -> Agent:
+    """An instance of the agent class at ``path``; raises ``ValueError`` if it does not take ``kwargs``."""
+    try:
+        inspect.signature(loaded).bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"workflow.path is {path!r}, whose constructor does not take {sorted(kwargs)}: {error}; "
+            "change workflow.kwargs or the constructor"
+        ) from error
+    agent: Agent = loaded(**kwargs)
+    return agent
+
+
+def _trajectory(sample: ExportedSample, *, task_id: str) -> Trajectory:
+    values = msgspec.structs.asdict(sample)
+    del values["interaction_id"]
+    return Trajectory.of_lists(**values, task_id=task_id)
+
+
+def _rewards(returned: Any, agent: Agent) -> float | dict[str, float] | None:
+    if returned is None:
+        return None
+    if isinstance(returned, Mapping):
+        return {str(key): float(value) for key, value in returned.items()}
+    try:
+        return float(returned)
+    except (TypeError, ValueError):
+        raise AgentError(
+            f"{type(agent).__name__}.run returned {returned!r:.200}; return a number, or numbers by completion ID"
+        ) from None
