@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +51,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.device = device
         self.dtype = getattr(torch, config.dtype)
-        self.attention = _attention(config, section, device)
+        self.attention = attention_implementation(config, section, device)
         self.temperature = temperature
         self.causal_lm = _load(config.path, section, self.attention)
         self._generation_config = _generation_config(config.path)
@@ -186,7 +185,7 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _attention(config: TrainEngineConfig, section: str, device: torch.device) -> str:
+def attention_implementation(config: TrainEngineConfig, section: str, device: torch.device) -> str:
     """Name of the attention implementation in transformers."""
     on_gpu = device.type == "cuda"
     chosen = config.attn_impl or ("varlen" if on_gpu and config.dtype != "float32" else "sdpa")
@@ -195,21 +194,25 @@ def _attention(config: TrainEngineConfig, section: str, device: torch.device) ->
             raise ValueError(f"{section}.attn_impl is {chosen}, which needs a GPU; set attn_impl: sdpa")
         if config.dtype == "float32":
             raise ValueError(f"{section}.attn_impl {chosen} has no float32; set dtype: bfloat16 or attn_impl: sdpa")
-    # flash-attn-4, which SGLang installs, brings a namespace package flash_attn without the functions of version 2.
-    if chosen == "flash_attention_2" and not is_regular_package("flash_attn"):
-        raise ValueError(
-            f"{section}.attn_impl is flash_attention_2, but the package flash-attn 2 is not installed; leave attn_impl "
-            "out to use PyTorch's own kernel, or install flash-attn"
-        )
+    if chosen == "flash_attention_2":
+        require_flash_attention(section)
     if chosen == "sdpa" and on_gpu:
         torch.backends.cuda.enable_cudnn_sdp(False)  # it compiles a plan for every new shape
     return {"sdpa": attention.NAME, "varlen": varlen_attention.NAME}.get(chosen, chosen)
 
 
-def is_regular_package(name: str) -> bool:
-    """Whether ``name`` can be imported and is not just a namespace, a folder without ``__init__``."""
-    spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None
+def require_flash_attention(section: str) -> None:
+    """Raise ``ValueError`` unless flash-attn 2 can be imported.
+
+    flash-attn-4, which SGLang installs, brings a namespace package ``flash_attn`` without the functions of version 2.
+    """
+    try:
+        from flash_attn import flash_attn_varlen_func  # noqa: F401
+    except (ImportError, OSError) as error:
+        raise ValueError(
+            f"{section}.attn_impl is flash_attention_2, but flash-attn 2 cannot be imported ({error}); leave attn_impl "
+            "out to use PyTorch's own kernel, or install flash-attn"
+        ) from error
 
 
 def _load(path: str, section: str, implementation: str) -> PreTrainedModel:

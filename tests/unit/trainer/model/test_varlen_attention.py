@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from areal_api.actor import TrainEngineConfig
 from areal_trainer.batch import pack
 from areal_trainer.model import attention, language_model, varlen_attention
 from areal_trainer.model.attention import SegmentIndex, segment_attention
@@ -119,12 +121,47 @@ def test_kernels_of_gpus_are_refused_on_the_cpu(tmp_path: Path, implementation: 
         policy_of(save_tiny_model(tmp_path), attn_impl=implementation)
 
 
-def test_a_namespace_package_is_not_flash_attn_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "content", [None, "", "raise OSError('undefined symbol')"], ids=["namespace", "other", "broken"]
+)
+def test_a_package_that_is_not_flash_attn_2_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
     (tmp_path / "flash_attn").mkdir()
+    if content is not None:
+        (tmp_path / "flash_attn" / "__init__.py").write_text(content)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert not language_model.is_regular_package("flash_attn")
-    (tmp_path / "flash_attn" / "__init__.py").touch()
-    assert language_model.is_regular_package("flash_attn")
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    with pytest.raises(ValueError, match=r"flash-attn 2 cannot be imported .*install flash-attn"):
+        language_model.require_flash_attention("actor")
+
+
+def test_flash_attn_2_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("def flash_attn_varlen_func(): ...")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    language_model.require_flash_attention("actor")
+    monkeypatch.delitem(sys.modules, "flash_attn")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "dtype", "name"),
+    [
+        (None, "bfloat16", varlen_attention.NAME),
+        (None, "float32", attention.NAME),
+        ("sdpa", "bfloat16", attention.NAME),
+        ("eager", "bfloat16", "eager"),
+    ],
+)
+def test_a_gpu_uses_pytorchs_kernel_and_sdpa_on_it_never_cudnns(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, dtype: str, name: str
+) -> None:
+    switched: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
+    config = TrainEngineConfig.model_validate({"path": "m", "attn_impl": chosen, "dtype": dtype})
+    assert language_model.attention_implementation(config, "actor", torch.device("cuda")) == name
+    assert switched == ([False] if name == attention.NAME else [])  # cuDNN compiles a plan for every new shape
 
 
 def test_both_implementations_have_names_of_their_own() -> None:
