@@ -111,7 +111,7 @@ def test_what_the_kernel_cannot_compute_is_refused(size: int, options: dict[str,
 def test_a_model_has_the_same_logprobs_with_it(loop: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, batch = save_tiny_model(tmp_path), pack(random_trajectories())
     expected = policy_of(path, attn_impl="sdpa").logprobs(batch)
-    monkeypatch.setattr(language_model, "_attention", lambda *_: varlen_attention.NAME)
+    monkeypatch.setattr(language_model, "attention_implementation", lambda *_: varlen_attention.NAME)
     torch.testing.assert_close(policy_of(path).logprobs(batch), expected, atol=1e-5, rtol=1e-5)
 
 
