@@ -40,6 +40,20 @@ class PodSecurity(CamelSection):
     )
 
 
+class Fabric(CamelSection):
+    """What a pod needs beyond Pod Security "restricted" to use InfiniBand or RoCE. The cluster must allow it: see the
+    chart's fabric values. RDMA devices are listed in resources, Multus networks in podAnnotations, variables of NCCL in
+    env.
+    """
+
+    ipc_lock: bool = Field(
+        False, description="Add the capability IPC_LOCK, for memory that the network adapter reads and writes."
+    )
+    host_network: bool = Field(
+        False, description="Use the network of the node; one pod of a component per node, outside network policies."
+    )
+
+
 class PodSettings(CamelSection):
     """Pods of one component. ``device`` and ``env`` always apply, the rest only in Kubernetes."""
 
@@ -87,4 +101,5 @@ class PodSettings(CamelSection):
     volume_mounts: list[Annotated[dict[str, Any], Shape(VolumeMount)]] = Field(
         default_factory=list, max_length=64, description="Mounts of the additional volumes."
     )
+    fabric: Fabric = Field(default_factory=Fabric, description="Access to InfiniBand or RoCE.")
     shm_size: Size = Field("8Gi", description="Size of /dev/shm; it counts towards the memory limit.")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from areal_api.logs import is_json
 
 PEER_FIELDS = {"podSelector", "namespaceSelector", "ipBlock"}  # of a NetworkPolicyPeer
+FABRIC_KEYS = frozenset(("ipcLock", "hostNetwork"))
 Device = Literal["cuda", "cpu"]
 IMAGE_VARIABLES: dict[tuple[str, Device], str] = {
     ("trainer", "cuda"): "AREAL_TRAINER_IMAGE",
@@ -34,6 +35,7 @@ class Settings:
     waiting_s: float = 15.0  # how often pending experiments are reconciled
     json_logs: bool = False  # of this process and of the pods that it creates
     metrics_from: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicy peers that may read the servers' metrics
+    fabric: frozenset[str] = frozenset()  # keys of an experiment's fabric sections that the cluster allows
     retry_s: float = 10.0  # delay between a failure and the next attempt; it doubles every time
 
     @classmethod
@@ -46,6 +48,7 @@ class Settings:
             watched=tuple(name for name in env.get("AREAL_WATCH_NAMESPACES", "").replace(",", " ").split() if name),
             images=images,
             json_logs=is_json(env),
+            fabric=_fabric(env, "AREAL_FABRIC"),
             metrics_from=_peers(env, "AREAL_METRICS_FROM"),
             progress_url=(env.get("AREAL_OPERATOR_URL") or "").rstrip("/") or None,
             port=_number(env, "AREAL_OPERATOR_PORT", 8080),
@@ -65,6 +68,13 @@ class Settings:
                 f"or {IMAGE_VARIABLES[kind, device]} of the operator"
             )
         return image
+
+
+def _fabric(env: Mapping[str, str], name: str) -> frozenset[str]:
+    found = frozenset(word for word in env.get(name, "").replace(",", " ").split() if word)
+    if unknown := found - FABRIC_KEYS:
+        raise ValueError(f"{name} has {min(unknown)!r}; set a list of {', '.join(sorted(FABRIC_KEYS))}")
+    return found
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

@@ -44,6 +44,7 @@ def decide(
     now: datetime = NOW,
     warnings: tuple[WarningEvent, ...] = (),
     deleted: tuple[Object, ...] = (),
+    settings: Settings | None = None,
     **more: Any,
 ) -> Plan:
     """The plan for the observed ``objects``."""
@@ -51,7 +52,7 @@ def decide(
     for obj in objects:
         by_kind.setdefault(obj["kind"], []).append(obj)
     observed = Observed(by_kind, warnings, deleted)
-    return plan(state, observed, now, settings=SETTINGS, api_key="s3cret", **more)
+    return plan(state, observed, now, settings=settings or SETTINGS, api_key="s3cret", **more)
 
 
 def continued(state: ExperimentState, plan: Plan) -> ExperimentState:

@@ -6,6 +6,7 @@ servers, and PyTorch's own sharding use ``torch.distributed`` directly.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from areal_trainer import fabric
+
+logger = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # longer than any healthy wait of rank 0 for rollouts
 
@@ -97,6 +102,9 @@ def joined(device: str) -> Iterator[Ranks]:
         if not torch.cuda.is_available():
             raise ValueError("spec.trainer.device is cuda but torch sees no GPU here; set spec.trainer.device=cpu")
         torch.cuda.set_device(local_rank)
+        if local_rank == 0:
+            found = fabric.detect(fabric.Host.current(), os.environ)
+            logger.log(logging.WARNING if found.warnings else logging.INFO, "%s", found)
         place, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
     elif device == "cpu":
         place, backend = torch.device("cpu"), "gloo"

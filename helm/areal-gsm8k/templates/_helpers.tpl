@@ -144,3 +144,10 @@ secret volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !has(
 projected volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !has(v.projected) || !has(v.projected.sources) || v.projected.sources.all(s, !has(s.secret) || [s.secret.name].all(n, %s))))"
 csi volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !has(v.csi) || !has(v.csi.nodePublishSecretRef) || [v.csi.nodePublishSecretRef.name].all(n, %s)))"
 {{- end -}}
+
+{{/* Keys of fabric that are allowed, separated by commas. */}}
+{{- define "areal.fabric" -}}
+{{- $allowed := list -}}
+{{- range $key, $value := .Values.fabric }}{{ if $value }}{{ $allowed = append $allowed $key }}{{ end }}{{ end -}}
+{{- join "," $allowed -}}
+{{- end }}

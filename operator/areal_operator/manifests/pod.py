@@ -39,6 +39,7 @@ def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, conta
         "priorityClassName": settings.priority_class_name,
         "runtimeClassName": settings.runtime_class_name,
         "schedulerName": settings.scheduler_name,
+        **_host_network(build, settings),
     }
     return {
         "metadata": {
@@ -53,6 +54,7 @@ def container(
     settings: PodSettings, *, name: str, image: str, command: Sequence[str], env: Sequence[Manifest], amounts: Manifest
 ) -> Manifest:
     """A container without privileges and with a read-only root file system; writable paths are mounted."""
+    added = {"add": ["IPC_LOCK"]} if settings.fabric.ipc_lock else {}
     result: Manifest = {
         "name": name,
         "image": image,
@@ -63,7 +65,7 @@ def container(
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
+            "capabilities": {"drop": ["ALL"], **added},
         },
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -156,6 +158,20 @@ def without_devices(amounts: Manifest) -> Manifest:
 def is_accelerator(resource: str) -> bool:
     """Whether a resource is a device that computes (a GPU, a MIG slice, a TPU, …): extended, and no network device."""
     return "/" in resource and not any(word in resource.lower() for word in NETWORK_DEVICES)
+
+
+def _host_network(build: Build, settings: PodSettings) -> Manifest:
+    """The network of the node, if the experiment asks for it. Raises ``ValueError`` for what the cluster forbids."""
+    for key, wanted in (("ipcLock", settings.fabric.ipc_lock), ("hostNetwork", settings.fabric.host_network)):
+        if wanted and key not in build.settings.fabric:
+            raise ValueError(
+                f"fabric.{key} is true, which this cluster does not allow; remove it, or let its administrator set the "
+                f"chart's fabric.{key}"
+            )
+    if not settings.fabric.host_network:
+        return {}
+    # Without this policy a pod in the node's network would not resolve names of Services.
+    return {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
 
 
 def _security_context(settings: PodSettings) -> Manifest:

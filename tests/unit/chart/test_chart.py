@@ -205,6 +205,21 @@ def test_policies_deny_what_the_values_do_not_list(helm: Helm) -> None:
     assert not [kind for kind in kinds if kind.startswith("ValidatingAdmission")]
 
 
+def test_what_experiments_may_use_of_the_fabric_is_denied_until_the_values_allow_it(helm: Helm) -> None:
+    name = "areal.areal-gsm8k-operator"
+    for more, allowed in (
+        ((), set()),
+        (("fabric.ipcLock=true", "fabric.hostNetwork=true"), {"ipcLock", "hostNetwork"}),
+    ):
+        objects = helm.template(*more)
+        assert Settings.from_env(environment(operator_container(objects))).fabric == allowed
+        experiments = str(one(objects, "ValidatingAdmissionPolicy", f"{name}.experiments"))
+        assert set(re.findall(r"!p\.fabric\.(\w+)\)", experiments)) == {"ipcLock", "hostNetwork"} - allowed
+        operator = str(one(objects, "ValidatingAdmissionPolicy", f"{name}.operator"))
+        assert ("hostNetwork" in operator) is not bool(allowed)
+        assert "hostPID" in operator
+
+
 def test_only_pods_that_the_operator_created_in_watched_namespaces_reach_it(helm: Helm) -> None:
     spec = one(helm.template("operator.watchNamespaces={a}"), "NetworkPolicy")["spec"]
     peer = spec["ingress"][0]["from"][0]

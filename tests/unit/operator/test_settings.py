@@ -12,3 +12,10 @@ def test_settings_come_from_the_environment_or_are_refused() -> None:
     assert (settings.watched, settings.progress_url) == (("a", "b"), "http://x")
     with pytest.raises(ValueError, match="AREAL_OPERATOR_PORT is 'x'"):
         Settings.from_env({"AREAL_OPERATOR_PORT": "x"})
+
+
+def test_a_cluster_allows_known_parts_of_the_fabric() -> None:
+    assert Settings.from_env({"AREAL_FABRIC": "ipcLock,hostNetwork"}).fabric == {"ipcLock", "hostNetwork"}
+    assert Settings.from_env({"AREAL_FABRIC": ""}).fabric == frozenset()
+    with pytest.raises(ValueError, match="AREAL_FABRIC has 'root'; set a list of hostNetwork, ipcLock"):
+        Settings.from_env({"AREAL_FABRIC": "root"})

@@ -335,3 +335,24 @@ def test_children_are_owned_and_carry_the_labels() -> None:
             assert obj["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
             assert "blockOwnerDeletion" not in obj["metadata"]["ownerReferences"][0]
     assert len(set(named(plan))) == len(plan.objects)
+
+
+FABRIC = {"ipcLock": True, "hostNetwork": True}
+
+
+def test_the_fabric_is_added_to_the_pods_that_ask_for_it() -> None:
+    allowed = replace(operator_objects.SETTINGS, fabric=frozenset(FABRIC))
+    plan = decide(state(trainer={"fabric": FABRIC}), settings=allowed)
+    server, trainer = (manifest(plan, kind)["spec"]["template"]["spec"] for kind in ("StatefulSet", "Job"))
+    assert (trainer["hostNetwork"], trainer["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert trainer["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert "hostNetwork" not in server
+    assert server["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize("key", FABRIC)
+def test_a_cluster_that_does_not_allow_it_refuses_the_experiment(key: str) -> None:
+    plan = decide(state(servers={"fabric": {key: True}}))
+    (accepted,) = [condition for condition in plan.status.conditions if condition.type == "Accepted"]
+    assert accepted.status == "False"
+    assert f"fabric.{key} is true, which this cluster does not allow" in accepted.message
