@@ -206,10 +206,14 @@ class PPOActorConfig(TrainEngineConfig):
     dynamic_sampling: bool = Field(
         False, description="Reject groups whose rewards are all equal and sample others (DAPO)."
     )
-    on_collapse: Literal["warn", "stop"] = Field(
+    on_collapse: Literal["warn", "stop", "rollback"] = Field(
         "warn",
-        description="When the mean reward of 3 steps falls below a quarter of its best: warn, or stop the run. A run "
-        "that ends collapsed fails in either case.",
+        description="When the mean reward of 3 steps falls below a quarter of its best: warn, stop the run, or return "
+        "to the newest recovery checkpoint from before the first warning and train on with half the learning rate. A "
+        "run that ends collapsed fails in any case.",
+    )
+    max_rollbacks: int = Field(
+        2, ge=1, le=20, description="With on_collapse rollback: rollbacks after which another collapse stops the run."
     )
     weight_update_mode: Literal["disk", "distributed"] = Field("disk", description="How new weights reach the servers.")
     max_logprob_diff: float = Field(

@@ -16,6 +16,7 @@ TRAINER_RUNNING: Final = "TrainerRunning"
 SUSPENDED: Final = "Suspended"
 SUCCEEDED: Final = "Succeeded"
 FITS: Final = "Fits"  # what grpo check finds, as far as the operator can see; it never stops a run
+POLICY_HEALTHY: Final = "PolicyHealthy"  # only present once the trainer has reported on it
 CONTESTED: Final = "Contested"  # only present once another controller has fought over an object
 
 # In the order in which they depend on each other: all are True while a run is healthy.
@@ -78,6 +79,12 @@ PRE_RUNNING_DEADLINE_EXCEEDED: Final = "PreRunningDeadlineExceeded"
 # Reasons of Fits. "Fits" is also the reason of the condition of that name.
 DOES_NOT_FIT: Final = "DoesNotFit"
 NOT_CHECKED: Final = "NotChecked"
+
+POLICY_COLLAPSED: Final = "PolicyCollapsed"  # of PolicyHealthy, too
+
+# Reasons of PolicyHealthy.
+HEALTHY: Final = "Healthy"
+POLICY_WARNINGS: Final = "PolicyWarnings"
 
 # Reasons of Contested.
 CHANGED_BY_OTHERS: Final = "ChangedByOthers"

@@ -441,6 +441,28 @@ class GRPOConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rollback_has_checkpoints(self) -> Self:
+        recover = self.recover
+        if self.actor.on_collapse != "rollback":
+            return self
+        if recover.mode == "disabled":
+            raise ValueError(
+                "actor.on_collapse is rollback, which needs recovery checkpoints, but recover.mode is disabled; set "
+                "recover.mode=auto, or actor.on_collapse=stop"
+            )
+        if recover.freq_epochs is None and recover.freq_steps is None and recover.freq_secs is None:
+            raise ValueError(
+                "actor.on_collapse is rollback, which needs recovery checkpoints, but recover.freq_epochs, freq_steps "
+                "and freq_secs are all null; set recover.freq_steps"
+            )
+        return self
+
+    @property
+    def recovery_checkpoints(self) -> int:
+        """Most recovery checkpoints kept: an older one is left for a rollback."""
+        return self.recover.keep + (self.actor.on_collapse == "rollback")
+
     @property
     def consumer_batch_size(self) -> int:
         """Episodes of a training step."""

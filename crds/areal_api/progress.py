@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints
 
-from areal_api import stat_names
+from areal_api import health, stat_names
 from areal_api.section import CamelSection
 
 MAX_BODY_BYTES = 65536
+MAX_WARNINGS = 32
 INTERVAL_S = 3.0  # minimum time between two reports
+
+WarningName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z_]{0,39}$")]
 
 
 class ProgressReport(CamelSection):
@@ -28,6 +32,11 @@ class ProgressReport(CamelSection):
     tokens_per_second: float | None = Field(None, description="Trained tokens per second.")
     servers_current: int | None = Field(None, ge=0, le=2**31, description="Servers with the current weights.")
     servers_behind: int | None = Field(None, ge=0, le=2**31, description="Servers that respond but have other weights.")
+    health_warnings: list[WarningName] | None = Field(
+        None, max_length=MAX_WARNINGS, description="Warnings about the policy after the last step, by name."
+    )
+    collapsed: bool | None = Field(None, description="Whether the policy had collapsed after the last step.")
+    rollbacks: int | None = Field(None, ge=0, le=2**31, description="Rollbacks after a collapse.")
 
     @property
     def progress(self) -> str:
@@ -56,4 +65,7 @@ def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
         tokens_per_second=number(stat_names.TOKENS_PER_SECOND, 1),
         servers_current=count(stat_names.SERVERS_CURRENT),
         servers_behind=count(stat_names.SERVERS_BEHIND),
+        health_warnings=list(health.warnings_of(stats)) if health.COLLAPSED in stats else None,
+        collapsed=stats[health.COLLAPSED] == 1.0 if health.COLLAPSED in stats else None,
+        rollbacks=count(health.ROLLBACKS),
     )

@@ -13,6 +13,7 @@ EVAL_REWARD = "eval-rollout/reward"
 EVAL_REWARD_INITIAL = "eval-rollout/reward_initial"  # before the first step; written with that step
 STALENESS = "staleness"
 ENTROPY = "entropy"
+GROUPS_WITHOUT_SIGNAL = "groups_without_signal"  # share of groups whose rewards are all equal
 PROMPT_LENGTH = "prompt_len"
 SEQUENCE_LENGTH = "seq_len"
 TOKENS_PER_SECOND = "tokens_per_second"

@@ -90,4 +90,9 @@ class ExperimentStatus(StatusSection):
     servers_behind: int | None = Field(
         None, ge=0, description="Servers that were reachable then but held other weights; they receive no requests."
     )
+    health_warnings: list[str] | None = Field(
+        None, description="Warnings about the policy after the last step, by name; see condition PolicyHealthy."
+    )
+    collapsed: bool | None = Field(None, description="Whether the policy had collapsed after the last step.")
+    rollbacks: int | None = Field(None, ge=0, description="Rollbacks of the policy after a collapse.")
     servers: ServersStatus = Field(default_factory=ServersStatus, description="Servers of the run.")

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from areal_api import stat_names
+from areal_api import health, stat_names
 from areal_launcher import run_files
 from areal_launcher.bounded_files import number
 from areal_launcher.run_files import Stats
@@ -78,6 +78,36 @@ def step_metrics(stats: Stats, total: int | None) -> list[tuple[str, str]]:
     return shown
 
 
+class HealthNews:
+    """Reports each change of the warnings about the policy once."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._shown: tuple[tuple[str, ...], bool] = ((), False)
+        self._rollbacks = 0.0
+
+    def since(self, stats: Stats) -> list[str]:
+        """Lines about the steps that were added since the last call."""
+        if stats.lines and stats.lines[-1]["step"] < self._step:
+            self._step = 0  # the run was rolled back or resumed
+        news = [text for line in stats.lines if line["step"] > self._step for text in self._of(line)]
+        self._step = stats.lines[-1]["step"] if stats.lines else 0
+        return news
+
+    def _of(self, line: run_files.Line) -> list[str]:
+        news = []
+        rollbacks = line.get(health.ROLLBACKS, 0.0)
+        if rollbacks > self._rollbacks:
+            news.append(f"{health.COLLAPSE_MESSAGE} and was rolled back; training continues with step {line['step']}")
+        self._rollbacks = rollbacks
+        found = (health.warnings_of(line), line.get(health.COLLAPSED) == 1.0)
+        if found != self._shown and any(found):
+            text = f"{health.COLLAPSE_MESSAGE}: " if found[1] else "warning: "
+            news.append(f"step {line['step']}: {text}{health.describe(found[0])}")
+        self._shown = found
+        return news
+
+
 class Display(Protocol):
     """Shows the progress of a run."""
 
@@ -107,6 +137,7 @@ class PlainDisplay:
         self._printed_step: int | None = None
         self._printed_at = -PLAIN_INTERVAL_S
         self._pending: tuple[int, str] | None = None
+        self._health = HealthNews()
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +155,8 @@ class PlainDisplay:
             step = int(stats.lines[-1]["step"])
             text = "  ".join(f"{label} {shown}" for label, shown in step_metrics(stats, total))
             self._pending = (step, text) if step != self._printed_step else None
+        for text in self._health.since(stats):
+            self.message(text)
         if self._clock() - self._printed_at >= PLAIN_INTERVAL_S:
             self._flush()
 
@@ -148,6 +181,7 @@ class LiveDisplay:
         self._phase, self._phase_since = "", clock()
         self._metrics: list[tuple[str, str]] = []
         self._step, self._total = 0, 0
+        self._health = HealthNews()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
@@ -165,6 +199,8 @@ class LiveDisplay:
         self._metrics = step_metrics(stats, total)
         if stats.lines:
             self._step, self._total = int(stats.lines[-1]["step"]), total or 0
+        for text in self._health.since(stats):
+            self.message(text)
 
     def message(self, text: str) -> None:
         self._live.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

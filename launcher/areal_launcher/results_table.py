@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from areal_api import names, stat_names
+from areal_api import health, names, stat_names
 from areal_launcher import run_files
 from areal_launcher.bounded_files import DamagedFileError, number
 from areal_launcher.display import format_duration
@@ -52,9 +52,11 @@ def _rows(
     rate = first_number(summary.get("tokens_per_second"), stats.last(stat_names.TOKENS_PER_SECOND))
     mean = sum(staleness) / len(staleness) if staleness else None
     outcome = summary.get("outcome")
+    rollbacks = first_number(summary.get("rollbacks"), last.get(health.ROLLBACKS))
     return [
         ("outcome", outcome[:MAX_OUTCOME_LENGTH] if isinstance(outcome, str) else None),
         ("steps", f"{steps or 0:.0f}"),
+        ("rollbacks", f"{rollbacks:.0f}" if rollbacks else None),
         ("reward, first → last", first_and_last(summary, "reward", rewards)),
         ("evaluation, first → last", first_and_last(summary, "eval", evaluations)),
         ("time", format_duration(seconds) if seconds is not None else None),

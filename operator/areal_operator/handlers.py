@@ -17,7 +17,7 @@ from areal_operator.cluster import CHILD_KINDS, read_credentials
 from areal_operator.manifests.base import digest
 from areal_operator.metrics import Metrics
 from areal_operator.observed import Object
-from areal_operator.status import PROGRESS_FIELDS
+from areal_operator.status import HEALTH_FIELDS, PROGRESS_FIELDS
 from areal_operator.store import Key, Store
 from areal_operator.work_queue import WorkQueue
 
@@ -33,11 +33,13 @@ class Experiments:
         self._seen: dict[Key, str] = {}
 
     def put(self, obj: Object) -> bool:
-        """Add or update an experiment; returns whether it must be reconciled. Progress alone needs no reconcile."""
+        """Add or update an experiment; returns whether it must be reconciled. Progress alone needs none, unless it
+        changes the policy's health."""
         key = object_key(obj)
         metadata, status = obj["metadata"], obj.get("status") or {}
         self.bodies[key] = {"status": status}
-        relevant = {name: value for name, value in status.items() if name not in PROGRESS_FIELDS}
+        ignored = set(PROGRESS_FIELDS).difference(HEALTH_FIELDS)
+        relevant = {name: value for name, value in status.items() if name not in ignored}
         seen = digest([metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"), relevant])
         changed = self._seen.get(key) != seen
         self._seen[key] = seen

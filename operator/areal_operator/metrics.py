@@ -26,6 +26,8 @@ EXPERIMENT_GAUGES = {
         "serversCurrent",
     ),
     "areal_experiment_servers_behind": ("Servers that answer but hold other weights.", "serversBehind"),
+    "areal_experiment_collapsed": ("1 if the policy had collapsed after the last step.", "collapsed"),
+    "areal_experiment_rollbacks": ("Rollbacks of the policy after a collapse.", "rollbacks"),
     "areal_experiment_restarts": ("Restarts that count against backoffLimit.", "restarts"),
     "areal_experiment_disruptions": ("Restarts after disruptions, which do not count.", "disruptions"),
 }
@@ -88,6 +90,8 @@ class _State(Collector):
         yield phases
         for name, (text, field) in EXPERIMENT_GAUGES.items():
             yield self._family(name, text, {key: status.get(field) for key, status in experiments.items()})
+        warnings = {key: _length(status.get("healthWarnings")) for key, status in experiments.items()}
+        yield self._family("areal_experiment_health_warnings", "Warnings about the policy.", warnings)
         for part in ("ready", "desired"):
             values = {key: (status.get("servers") or {}).get(part) for key, status in experiments.items()}
             yield self._family(f"areal_experiment_servers_{part}", f"Servers that are {part}.", values)
@@ -98,3 +102,7 @@ class _State(Collector):
             if isinstance(value, int | float):
                 family.add_metric(list(key), value)
         return family
+
+
+def _length(values: object) -> int | None:
+    return len(values) if isinstance(values, list) else None

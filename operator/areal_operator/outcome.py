@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from areal_api import conditions, names
+from areal_api.health import COLLAPSE_MESSAGE
 from areal_api.status import AttemptOutcome
 from areal_operator.diagnosis import exit_problem, last_line, truncated
 from areal_operator.manifests.trainer import CONTAINER, DISRUPTED, INIT_CONTAINER
@@ -31,6 +32,7 @@ from areal_operator.observed import (
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # What the trainer prints about a user's mistake, or torchrun about a rank that ended because of one.
 USER_ERROR = re.compile(r"^error: |exitcode\s*: 2 ")
+COLLAPSE = re.compile(rf"^error: {COLLAPSE_MESSAGE}")
 ROOT_CAUSE = re.compile(r"Root Cause .*?exitcode\s*: (-?\d+) ", re.DOTALL)  # by torchrun: the first rank that failed
 SECONDARY_EXITS = (names.EXIT_LOST_RANK, names.EXIT_STOPPED)
 
@@ -128,7 +130,10 @@ def _pod_failure(pod: Object) -> AttemptOutcome:
         ended = (container.get("state") or {}).get("terminated")
         if ended is None or ended.get("exitCode") == 0:
             continue
-        if USER_ERROR.search(str(ended.get("message") or "")):
+        message = str(ended.get("message") or "")
+        if COLLAPSE.search(message):
+            return _failed(conditions.POLICY_COLLAPSED, f"pod {name}: {last_line(ended)}", final=True)
+        if USER_ERROR.search(message):
             return _failed(conditions.INVALID_CONFIGURATION, f"pod {name}: {last_line(ended)}", final=True)
         problem = exit_problem(container["name"], ended)
         return _failed(problem.code, f"pod {name}: {problem.message}")

@@ -216,7 +216,9 @@ def _running_plan(
     status = inputs.updated(
         updates,
         phase=phase,
-        message=_message([inputs.acceptance(), *updates], inputs.contested, phase),
+        message=_message(
+            [inputs.acceptance(), *updates, *report.policy_health(inputs.status)], inputs.contested, phase
+        ),
         servers=report.servers_status(state.experiment, observed, desired=inputs.spec.servers.replicas),
     )
     objects = _attempt_objects(inputs, job=job)

@@ -101,7 +101,13 @@ class PlanInputs:
         """The status with ``changes`` and condition ``updates``."""
         merged = report.updated_conditions(
             self.status.conditions,
-            [self.acceptance(), fit(self.spec), *self.contention(), *updates],
+            [
+                self.acceptance(),
+                fit(self.spec),
+                *self.contention(),
+                *report.policy_health(self.status),
+                *updates,
+            ],
             now=self.now,
             generation=self.state.generation,
         )

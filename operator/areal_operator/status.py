@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from areal_api import conditions, resource_names
+from areal_api import conditions, health, resource_names
 from areal_api.experiment import GRPOExperiment
 from areal_api.status import Condition, ExperimentStatus, ServersStatus
 from areal_operator.clock import show
@@ -21,7 +21,9 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 PROGRESS_FIELDS = (
     *("step", "totalSteps", "progress", "version", "reward", "evalReward", "staleness", "tokensPerSecond"),
     *("serversCurrent", "serversBehind"),
+    *("healthWarnings", "collapsed", "rollbacks"),
 )
+HEALTH_FIELDS = ("healthWarnings", "collapsed", "rollbacks")  # those that a condition depends on
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,23 @@ def updated_conditions(
             observed_generation=generation,
         )
     return list(result.values())
+
+
+def policy_health(status: ExperimentStatus) -> list[ConditionUpdate]:
+    """Whether the policy learns without warnings, as the trainer last reported; empty before it did."""
+    if status.collapsed is None and status.health_warnings is None:
+        return []
+    warnings = status.health_warnings or []
+    unknown = [name for name in warnings if name not in health.WARNINGS]
+    text = "; ".join(filter(None, [health.describe(warnings), ", ".join(unknown)]))
+    undone = f"; it was rolled back {status.rollbacks} times" if status.rollbacks else ""
+    if status.collapsed:
+        text = f"{health.COLLAPSE_MESSAGE}" + (f": {text}" if text else "") + undone
+        return [ConditionUpdate(conditions.POLICY_HEALTHY, "False", Reason(conditions.POLICY_COLLAPSED, text))]
+    if warnings:
+        return [ConditionUpdate(conditions.POLICY_HEALTHY, "False", Reason(conditions.POLICY_WARNINGS, text + undone))]
+    text = f"the trainer reports no warnings{undone}"
+    return [ConditionUpdate(conditions.POLICY_HEALTHY, "True", Reason(conditions.HEALTHY, text))]
 
 
 def storage(experiment: GRPOExperiment, observed: Observed, *, uid: str) -> ConditionUpdate:

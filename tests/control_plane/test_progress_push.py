@@ -10,6 +10,7 @@ import pytest
 
 from areal_trainer.stats.operator_sink import ProgressSink
 from hack.testbed.experiments import Experiment
+from hack.testbed.fake_kubelet import end
 from hack.testbed.kube_api import eventually
 from hack.testbed.operator_process import OperatorProcess
 from support.progress import post, token_of, url_of
@@ -62,6 +63,21 @@ def test_progress_and_the_operators_status_do_not_overwrite_each_other(
     running.edit(runPolicy__suspend=True)
     status = running.until_phase("Suspended")
     assert (status["step"], status["progress"]) == (3, "3/10")
+
+
+def test_a_collapse_is_a_condition_an_event_and_the_reason_of_the_end(
+    running: Experiment, operator: OperatorProcess
+) -> None:
+    url, token, healthy = url_of(running, operator), token_of(running), {"healthWarnings": [], "collapsed": False}
+    assert post(url, token, {**REPORT, **healthy}).status_code == 202
+    running.until_reason("PolicyHealthy", "Healthy")
+    assert post(url, token, {**REPORT, "step": 4, "healthWarnings": ["declined"], "collapsed": True}).status_code == 202
+    running.until_reason("PolicyHealthy", "PolicyCollapsed")
+    assert "the policy collapsed: the reward is far below its best" in running.status["message"]
+    running.namespace.behave("trainer", end(2, "error: the policy collapsed: after step 4 the reward is 0"))
+    running.until_phase("Failed")
+    assert running.condition("Succeeded")["reason"] == "PolicyCollapsed"
+    assert running.condition("PolicyHealthy")["reason"] == "PolicyCollapsed"
 
 
 def test_progress_causes_no_reconcile_and_is_written_at_most_every_three_seconds(

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from support.recovery_runs import configuration, environment, learned
+from support.recovery_runs import configuration, environment, learned, torchrun
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY
-
-TESTS = Path(__file__).parent.parent
-
-
-def torchrun(env: dict[str, str], *, ranks: int, log: Path) -> int:
-    """Run a trainer with that many ranks; return its exit status."""
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    with log.open("a") as output:
-        return subprocess.run(
-            [*command, "-m", "areal_trainer.train"],
-            env={**os.environ, **env, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-            timeout=240,
-            check=False,
-        ).returncode
 
 
 def test_two_ranks_train_like_one_and_one_resumes_from_two(tmp_path: Path) -> None:

@@ -250,6 +250,19 @@ CASES = [
         "kl_skip",
     ),
     Case("a budget alone", {f"{_ACTOR}.correction": {"kl_budget": 0.1}}),
+    Case("a rollback", {f"{_ACTOR}.on_collapse": "rollback"}),
+    Case(
+        "a rollback without recovery",
+        {f"{_ACTOR}.on_collapse": "rollback", f"{_CONFIG}.recover": {"mode": "disabled"}},
+        "recover.mode is disabled",
+        "on_collapse",
+    ),
+    Case(
+        "a rollback without recovery checkpoints",
+        {f"{_ACTOR}.on_collapse": "rollback", f"{_CONFIG}.recover": {"freq_epochs": None, "freq_secs": None}},
+        "freq_secs are all null",
+        "on_collapse",
+    ),
     Case(
         "M2PO without the trainer's log-probs",
         {f"{_ACTOR}.m2_threshold": 0.04, f"{_ACTOR}.use_decoupled_loss": False},

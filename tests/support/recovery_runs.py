@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +70,18 @@ def learned(where: Path) -> list[dict[str, object]]:
     """Statistics of every step, without those that depend on timing."""
     lines = [json.loads(line) for line in (where / "run" / "stats.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith(CLOCKS)} for line in lines]
+
+
+def torchrun(env: dict[str, str], *, ranks: int, log: Path) -> int:
+    """Run a trainer with that many ranks; return its exit status."""
+    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    with log.open("a") as output:
+        return subprocess.run(
+            [*command, "-m", "areal_trainer.train"],
+            env={**os.environ, **env, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+            timeout=240,
+            check=False,
+        ).returncode

@@ -15,6 +15,7 @@ def token_parity(prompt: str, completions: str, prompt_ids: list[int], completio
 _rewarded = itertools.count(1)
 
 
-def one_for_the_first_samples(prompt: str, completions: str, **rest: Any) -> float:
-    """1 for the first ``REWARD_SAMPLES`` samples of this process, else 0."""
-    return float(next(_rewarded) <= int(os.environ["REWARD_SAMPLES"]))
+def one_then_zero_then_one(prompt: str, completions: str, **rest: Any) -> float:
+    """0 for ``REWARD_ZEROS`` (first,last) of this process's samples, counted from 1, else 1."""
+    first, last = (int(number) for number in os.environ["REWARD_ZEROS"].split(","))
+    return float(not first <= next(_rewarded) <= last)

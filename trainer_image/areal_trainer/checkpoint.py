@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,7 +52,7 @@ class Checkpointable(Protocol):
 class RunState:
     """Progress of a run; part of every recovery checkpoint."""
 
-    step: int = 0  # completed steps, and the version of the weights
+    step: int = 0  # completed steps
     seconds: float = 0.0  # of training, without the time between an end and a resume
     tokens: int = 0  # trained tokens, including prompts
     reward_first: float | None = None
@@ -61,6 +61,13 @@ class RunState:
     eval_last: float | None = None
     reward_best: float | None = None  # best mean over ``health.WINDOW`` steps
     collapsed: bool = False  # after the last step
+    rollbacks: int = 0
+    version_offset: int = 0  # versions that were published before a rollback and are in no completed step
+
+    @property
+    def version(self) -> int:
+        """Version of the weights."""
+        return self.step + self.version_offset
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,13 @@ class LoopState:
             raise ValueError(f"the state of the loop is incomplete: {error}") from error
 
 
-def save_recovery(run: Path, *, step: int, policy: Checkpointable, loop: LoopState | None, keep: int) -> Path:
-    """Write ``recover/step<step>/`` and keep the newest ``keep``. Collective; ``loop`` is given on rank 0 only."""
+def save_recovery(
+    run: Path, *, step: int, policy: Checkpointable, loop: LoopState | None, keep: int, keep_from: int | None = None
+) -> Path:
+    """Write ``recover/step<step>/`` and keep the newest ``keep``. Collective; ``loop`` is given on rank 0 only.
+
+    ``keep_from``: also keep the newest checkpoint up to this step, or the oldest if there is none.
+    """
     ranks = Ranks.current()
     target = names.recover_step_dir(run, step)
     partial = target.with_name(f".{target.name}.partial")
@@ -107,8 +119,11 @@ def save_recovery(run: Path, *, step: int, policy: Checkpointable, loop: LoopSta
     ranks.barrier()
     if ranks.is_first:
         replace_directory(partial, target)
-        for _, old in recovery_checkpoints(run)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        complete = recovery_checkpoints(run)
+        protected = None if keep_from is None else newest_up_to(complete, keep_from) or complete[0]
+        for checkpoint in complete[:-keep]:
+            if checkpoint != protected:
+                shutil.rmtree(checkpoint[1], ignore_errors=True)
     ranks.barrier()
     return target
 
@@ -117,6 +132,11 @@ def recovery_checkpoints(run: Path) -> list[tuple[int, Path]]:
     """All complete checkpoints as (step, directory), oldest first."""
     steps = [(path.name.removeprefix("step"), path) for path in names.recover_dir(run).glob("step*")]
     return sorted((int(number), path) for number, path in steps if number.isdecimal())
+
+
+def newest_up_to(checkpoints: Sequence[tuple[int, Path]], step: int) -> tuple[int, Path] | None:
+    """The newest of ``checkpoints`` written after at most ``step`` steps."""
+    return max((checkpoint for checkpoint in checkpoints if checkpoint[0] <= step), default=None)
 
 
 def load_loop(checkpoint: Path) -> LoopState:

@@ -281,9 +281,22 @@ class RemoteSGLangEngine:
         state = self._first.state_dict()
         return {**state, "rows": state["rows"] + self._unconsumed_rows}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume, after ``initialize`` with the resumed weights: the next batches begin with ``state``'s rows."""
-        self._unconsumed_rows = self._first.load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any], *, total_batches: int | None = None) -> None:
+        """Resume once the servers hold the resumed weights: the next batches begin with ``state``'s rows.
+
+        ``total_batches`` replaces the constructor's: it counts versions, and a rollback skips some.
+        """
+        self._unconsumed_rows = self._first.load_state_dict(state, total_batches=total_batches)
+
+    def discard_episodes(self) -> None:
+        """On every rank: cancel all episodes and drop every row that was read, before an earlier state is loaded.
+
+        The next batch reads the loader from its own position.
+        """
+        self._unconsumed_rows = []
+        self._loader, self._rows = None, iter(())
+        if self._session is not None:
+            self._session.discard_episodes()
 
     # Internals
 

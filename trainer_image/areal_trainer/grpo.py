@@ -9,10 +9,10 @@ from torch import Tensor
 
 from areal_api.actor import NormConfig, PPOActorConfig
 from areal_api.generation import GenerationHyperparameters
-from areal_api.stat_names import ACTOR_PREFIX, PROMPT_LENGTH, SEQUENCE_LENGTH, TASK_REWARD
+from areal_api.stat_names import ACTOR_PREFIX, GROUPS_WITHOUT_SIGNAL, PROMPT_LENGTH, SEQUENCE_LENGTH, TASK_REWARD
 from areal_trainer.algo.advantages import gae, normalize_advantages
 from areal_trainer.algo.kl import token_rewards
-from areal_trainer.algo.norm import Norm
+from areal_trainer.algo.norm import Norm, groups_without_signal
 from areal_trainer.algo.rewards import normalize_rewards, overlong_penalty, shape_rewards
 from areal_trainer.algo.sequences import Reduce, last_response_tokens, response_counts
 from areal_trainer.algo.token_stats import report, summarize
@@ -61,7 +61,9 @@ def compute_advantages(
     if config.mask_no_eos_with_zero:
         cut_T = torch.repeat_interleave(_cut_off(batch), batch.cu_seqlens.diff().long())
         advantages_T = advantages_T.masked_fill(cut_T, 0.0)
-    return advantages_T, _statistics(batch, rewards_B, rewards_T, kl_rewards_T, advantages_T)
+    stats = _statistics(batch, rewards_B, rewards_T, kl_rewards_T, advantages_T)
+    without = groups_without_signal(batch.rewards_B, batch.group_B, groups=batch.n_groups, reduce=reduce)
+    return advantages_T, stats | {f"{ACTOR_PREFIX}{GROUPS_WITHOUT_SIGNAL}": without}
 
 
 def _sequence_rewards(

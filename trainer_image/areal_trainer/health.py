@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from areal_api.stat_names import ACTOR_PREFIX, TASK_REWARD, mean
+from areal_api import health
+from areal_api.stat_names import ACTOR_PREFIX, GROUPS_WITHOUT_SIGNAL, TASK_REWARD, mean
 
 WINDOW = 3  # steps
 COLLAPSED = 0.25  # reward ÷ best reward below which the policy has collapsed
@@ -22,15 +23,18 @@ MIN_TOKENS_KEPT = 0.5  # share of tokens that masks of stale samples leave in th
 MAX_LOGPROB_DIFF = 0.1  # nats per token between server and trainer under the same version
 MIN_ENTROPY = 0.05  # entropy ÷ entropy of the first step
 MIN_GRADIENT = 1e-6
+MAX_WITHOUT_SIGNAL = 0.95  # share of groups with equal rewards
+LOOK_BACK = 10  # most steps between a precursor and the collapse that it is traced back from
 
 
 @dataclass(frozen=True)
 class Health:
     """State of the policy after a step."""
 
-    warnings: tuple[str, ...]
+    warnings: Mapping[str, str]  # explanation by the name of the warning, one of ``areal_api.health.WARNINGS``
     collapsed: bool
     reward_best: float | None  # best mean reward over ``WINDOW`` steps
+    precursor_age: int  # steps since the first statistics that led to the present warnings; 0 is this step
     statistics: dict[str, float]
 
 
@@ -43,16 +47,36 @@ class HealthMonitor:
         self._samples: deque[float] = deque(maxlen=WINDOW)
         self._low, self._high = math.inf, -math.inf  # of the rewards of all samples
         self._entropy_first: float | None = None
+        self._absent: set[str] = set()  # warnings that some step did not have: others say nothing about a change
+        self._spans: deque[int] = deque(maxlen=LOOK_BACK)  # steps that the warnings of each last step depend on
 
     def observe(self, stats: Mapping[str, float]) -> Health:
         """Assess the policy after a step with these statistics, which are the same on every rank."""
         relative = self._relative_reward(stats)
         collapsed = relative < COLLAPSED
-        warnings = [*self._drift(stats), *self._signal(stats, relative)]
+        warnings = self._drift(stats) | self._signal(stats, relative)
         if relative < DECLINED:
-            warnings.append(f"the reward is {relative:.0%} of its best mean over {WINDOW} steps ({self._best:.3g})")
-        numbers = {"health/warnings": float(len(warnings)), "health/collapsed": float(collapsed)}
-        return Health(tuple(warnings), collapsed, self._best, numbers | {"health/relative_reward": relative})
+            text = f"the reward is {relative:.0%} of its best mean over {WINDOW} steps ({self._best:.3g})"
+            warnings[health.DECLINED] = text
+        changed = self._absent.intersection(warnings)
+        self._spans.append(WINDOW if health.DECLINED in changed else min(1, len(changed)))
+        self._absent.update(name for name in health.WARNINGS if name not in warnings)
+        numbers = {f"{health.PREFIX}{name}": float(name in warnings) for name in health.WARNINGS} | {
+            health.COUNT: float(len(warnings)),
+            health.COLLAPSED: float(collapsed),
+            health.RELATIVE_REWARD: relative,
+        }
+        return Health(warnings, collapsed, self._best, self._precursor_age(), numbers)
+
+    def _precursor_age(self) -> int:
+        """Warnings belong together unless ``WINDOW`` steps without any separate them."""
+        first = gap = 0
+        for age, span in enumerate(reversed(self._spans)):
+            gap = 0 if span else gap + 1
+            first = max(first, age + span - 1) if span else first
+            if gap == WINDOW:
+                break
+        return first
 
     def _relative_reward(self, stats: Mapping[str, float]) -> float:
         """Mean reward of the last steps ÷ the best such mean; 1 unless it is positive and the fall is significant."""
@@ -71,31 +95,38 @@ class HealthMonitor:
             return 1.0
         return recent / self._best
 
-    def _drift(self, stats: Mapping[str, float]) -> list[str]:
+    def _drift(self, stats: Mapping[str, float]) -> dict[str, str]:
         """Signs that samples and policy differ."""
-        warnings = []
+        warnings = {}
         kl = stats.get(f"{ACTOR_PREFIX}behave_kl/avg", 0.0)
         if kl > MAX_BEHAVIOUR_KL:
-            warnings.append(f"the KL from the behaviour policy is {kl:.2g} nats per token (above {MAX_BEHAVIOUR_KL})")
+            text = f"the KL from the behaviour policy is {kl:.2g} nats per token (above {MAX_BEHAVIOUR_KL})"
+            warnings[health.DRIFT] = text
         kept = stats.get(f"{ACTOR_PREFIX}unclipped_behave_tokens/avg", 1.0)
         if kept < MIN_TOKENS_KEPT:
-            warnings.append(f"masks of stale samples leave only {kept:.0%} of the tokens in the loss")
+            warnings[health.MASKED] = f"masks of stale samples leave only {kept:.0%} of the tokens in the loss"
         difference = stats.get(f"{ACTOR_PREFIX}rollout_logprob_diff_current/avg", 0.0)
         if difference > MAX_LOGPROB_DIFF:
-            warnings.append(f"servers and trainer differ by {difference:.2g} nats per token under the same weights")
+            text = f"servers and trainer differ by {difference:.2g} nats per token under the same weights"
+            warnings[health.MISMATCH] = text
         return warnings
 
-    def _signal(self, stats: Mapping[str, float], relative: float) -> list[str]:
+    def _signal(self, stats: Mapping[str, float], relative: float) -> dict[str, str]:
         """Signs that nothing is left to learn from, which is no fault of a policy at its best reward."""
+        warnings = {}
+        without = stats.get(f"{ACTOR_PREFIX}{GROUPS_WITHOUT_SIGNAL}", 0.0)
+        low = self._low < self._high and stats[mean(TASK_REWARD)] <= (self._low + self._high) / 2
+        if without > MAX_WITHOUT_SIGNAL and (low or self._high <= 0):
+            warnings[health.NO_SIGNAL] = f"{without:.0%} of the groups have equal rewards, most of them low"
         entropy = stats.get(f"{ACTOR_PREFIX}entropy/avg")
         if self._entropy_first is None:
             self._entropy_first = entropy
         if relative >= DECLINED:
-            return []
-        warnings = []
+            return warnings
         if entropy is not None and self._entropy_first and entropy < MIN_ENTROPY * self._entropy_first:
-            warnings.append(f"the entropy fell from {self._entropy_first:.3g} to {entropy:.3g} nats per token")
+            text = f"the entropy fell from {self._entropy_first:.3g} to {entropy:.3g} nats per token"
+            warnings[health.LOW_ENTROPY] = text
         norm = stats.get(f"{ACTOR_PREFIX}grad_norm", 1.0)
         if norm < MIN_GRADIENT:
-            warnings.append(f"the gradient norm is {norm:.2g}: the groups have equal rewards")
+            warnings[health.NO_GRADIENT] = f"the gradient norm is {norm:.2g}: the groups have equal rewards"
         return warnings

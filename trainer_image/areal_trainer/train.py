@@ -15,30 +15,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from areal_api import logs, names, stat_names
+from areal_api import health, logs, names, stat_names
 from areal_api.config import Frequency, GRPOConfig
 from areal_api.load import load_expr_config
 from areal_api.stat_names import ACTOR_PREFIX
 from areal_trainer.batch import PackedBatch, pack
-from areal_trainer.checkpoint import (
-    LoopState,
-    RunState,
-    Schedule,
-    load_loop,
-    load_state,
-    recovery_checkpoints,
-    save_recovery,
-)
+from areal_trainer.checkpoint import RunState, Schedule
 from areal_trainer.components import Components, build_components
 from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.health import Health, HealthMonitor
 from areal_trainer.ranks import Ranks, joined, lost_another
+from areal_trainer.recovery import CollapseError, collapse_message, resume, roll_back, save
 from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
 from areal_trainer.stats.operator_sink import write_termination_message
 from areal_trainer.stop import StopSignal
-from areal_trainer.warm_up import warm_up_policy, warm_up_servers
 from areal_trainer.weights.finite import NonFiniteWeightsError
 
 logger = logging.getLogger(__name__)
@@ -61,22 +53,28 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
         except Interrupted:
             break
         stats = train_step(parts, pack(trajectories), timings)
-        health = monitor.observe(stats)
-        state = _after_step(parts, state, schedules, stats | health.statistics, timings, began)
-        state = replace(state, reward_best=health.reward_best, collapsed=health.collapsed)
+        found = monitor.observe(stats)
+        state = _after_step(parts, state, schedules, stats | found.statistics, timings, began)
+        state = replace(state, reward_best=found.reward_best, collapsed=found.collapsed)
         yield state
-        _report_health(parts, state, health)  # before a checkpoint of a collapsed policy is written
+        _report_health(parts, state, found)  # before a checkpoint of a collapsed policy is written
         timings = Timings()
+        if found.collapsed and parts.config.actor.on_collapse == "rollback":
+            state = roll_back(parts, state, precursor_age=found.precursor_age)
+            yield state
+            monitor, timings = HealthMonitor(reward_best=state.reward_best), Timings()
+            schedules.recovered_at = state.step
+            continue
         if parts.config.recover.mode == "auto" and schedules.recover.at(state.step):
             # After the statistics are on disk, so that every checkpoint has the lines of all its steps.
             with timings.stage("checkpoint_for_recover"):
-                _save_recovery(parts, state)
+                save(parts, state)
             schedules.recovered_at = state.step
         if parts.ranks.any(stop.requested()):
             break
     parts.publisher.wait()
     if parts.config.recover.mode == "auto" and schedules.recovered_at != state.step:
-        _save_recovery(parts, state)
+        save(parts, state)
 
 
 def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[str, float]:
@@ -110,25 +108,13 @@ def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[
     return stats
 
 
-class CollapseError(RuntimeError):
-    """The policy collapsed: its reward fell far below its best."""
-
-
-def _report_health(parts: Components, state: RunState, health: Health) -> None:
+def _report_health(parts: Components, state: RunState, found: Health) -> None:
     """Log warnings. Raises ``CollapseError`` on every rank after a collapse with ``actor.on_collapse`` stop."""
     if parts.ranks.is_first:
-        for warning in health.warnings:
+        for warning in found.warnings.values():
             logger.warning("step %d: %s", state.step, warning)
-    if health.collapsed and parts.config.actor.on_collapse == "stop":
-        raise _collapse(state)
-
-
-def _collapse(state: RunState) -> CollapseError:
-    return CollapseError(
-        f"the policy collapsed: after step {state.step} the reward is {state.reward_last:.3g}, below a quarter of its "
-        f"best, {state.reward_best:.3g}. Resume from an earlier checkpoint with a lower actor.optimizer.lr, a smaller "
-        "rollout.max_head_offpolicyness or a smaller actor.correction.kl_budget, under a new trial_name"
-    )
+    if found.collapsed and parts.config.actor.on_collapse == "stop":
+        raise CollapseError(collapse_message(state))
 
 
 def _require_finite(parts: Components, stats: dict[str, float]) -> None:
@@ -173,7 +159,8 @@ def _after_step(
     step = state.step + 1
     last = step == parts.total_steps
     total = parts.total_steps
-    line: dict[str, float] = {stat_names.STEP: step, stat_names.VERSION: step, stat_names.TOTAL_STEPS: total}
+    line: dict[str, float] = {stat_names.STEP: step, stat_names.TOTAL_STEPS: total}
+    line |= {stat_names.VERSION: step + state.version_offset, health.ROLLBACKS: state.rollbacks}
     # Save before evaluating, so that a failed evaluation does not lose the weights.
     if schedules.save.at(step) or last:
         with timings.stage("save"):
@@ -215,56 +202,6 @@ def _evaluate(parts: Components) -> float:
     return float(parts.ranks.from_first(reward))
 
 
-def _save_recovery(parts: Components, state: RunState) -> None:
-    loader, loop = parts.loader.state_dict(), None
-    if parts.ranks.is_first:
-        loop = LoopState(state, loader, parts.engine.state_dict())
-    save_recovery(parts.run, step=state.step, policy=parts.policy, loop=loop, keep=parts.config.recover.keep)
-
-
-def resume(parts: Components) -> RunState:
-    """Connect the engine and restore the newest recovery checkpoint, if any, on all ranks and servers.
-
-    Raises ``ValueError`` for a checkpoint that is damaged, not finite, or of other data.
-    """
-    recovers = parts.config.recover.mode == "auto"
-    checkpoints = parts.ranks.from_first(recovery_checkpoints(parts.run) if recovers else [])
-    step, checkpoint = checkpoints[-1] if checkpoints else (0, None)
-    if recovers:
-        parts.loader.state_dict()  # refuses rows that no checkpoint can store before the first step
-    if checkpoint is None:
-        _require_usable(parts, f"actor.path {parts.config.actor.path!r}")
-        if parts.stats is not None:
-            parts.stats.rewind(0)
-        # The servers start with these weights, but one that outlived an earlier trainer holds newer ones.
-        weights = parts.publisher.write(0)
-        warm_up_policy(parts)
-        parts.engine.initialize(vocab_size=parts.vocab_size, weights=weights)
-        if parts.ranks.is_first and parts.config.valid_dataset is None:  # else the first evaluation warms them up
-            warm_up_servers(parts)
-        return RunState()
-    loop = load_loop(checkpoint)
-    parts.loader.load_state_dict(loop.loader)
-    load_state(checkpoint, parts.policy)
-    _require_usable(parts, f"recovery checkpoint {checkpoint}")
-    if parts.stats is not None:
-        parts.stats.rewind(step)
-    parts.policy.version = step
-    parts.engine.initialize(vocab_size=parts.vocab_size, weights=parts.publisher.write(step))
-    if parts.ranks.is_first:
-        parts.engine.load_state_dict(loop.executor)
-    logger.info("resumed from %s: step %d of %d", checkpoint, step, parts.total_steps)
-    return loop.run
-
-
-def _require_usable(parts: Components, source: str) -> None:
-    """Raise ``ValueError`` if the weights loaded from ``source`` are not finite. Collective."""
-    try:
-        parts.policy.require_finite()
-    except NonFiniteWeightsError as error:
-        raise ValueError(f"{source} cannot be trained: {error}; choose other weights") from error
-
-
 def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSignal) -> str:
     """Train and write ``summary.json``; returns the outcome: succeeded, or stopped by a signal.
 
@@ -285,9 +222,9 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
                 raise RuntimeError(f"after step {state.step}: {error}") from error
             raise
         if state.step >= parts.total_steps and state.collapsed:
-            collapse = _collapse(state)
-            _summarise(run, ranks, state, outcome="collapsed", error=str(collapse))
-            raise collapse
+            message = collapse_message(state)
+            _summarise(run, ranks, state, outcome="collapsed", error=message)
+            raise CollapseError(message)
         outcome = "succeeded" if state.step >= parts.total_steps else "stopped"
         _summarise(run, ranks, state, outcome=outcome)
     return outcome
@@ -296,7 +233,7 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
 def _summarise(run: Path, ranks: Ranks, state: RunState, **rest: str) -> None:
     if ranks.is_first:
         figures = asdict(state)
-        tokens, steps = figures.pop("tokens"), figures.pop("step")
+        tokens, steps, _ = (figures.pop(name) for name in ("tokens", "step", "version_offset"))
         speed = tokens / state.seconds if state.seconds else 0.0
         write_summary(run, {**rest, "steps": steps, **figures, stat_names.TOKENS_PER_SECOND: speed})
 

@@ -182,4 +182,11 @@ RULES = (
         "self.actor.correction.kl_skip > self.actor.correction.kl_budget",
         "actor.correction.kl_skip is not above kl_budget; raise it",
     ),
+    Rule(
+        "spec.config",
+        "self.actor.on_collapse != 'rollback' || (self.recover.mode == 'auto' && ("
+        + " || ".join(_is_set(f"self.recover.{key}") for key in ("freq_epochs", "freq_steps", "freq_secs"))
+        + "))",
+        "actor.on_collapse rollback needs recovery checkpoints; set recover.mode to auto and recover.freq_steps",
+    ),
 )

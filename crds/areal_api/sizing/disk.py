@@ -42,7 +42,7 @@ def disk_use(shape: ModelShape, config: GRPOConfig, *, steps_per_epoch: int | No
     per_parameter = RECOVERY_BYTES if config.actor.optimizer.type == "adam" else RECOVERY_BYTES_SGD
     recovery = 0
     if config.recover.mode != "disabled":
-        recovery = (config.recover.keep + 1) * per_parameter * shape.parameters
+        recovery = (config.recovery_checkpoints + 1) * per_parameter * shape.parameters
     saved = saved_models(config.saver, config, steps_per_epoch=steps_per_epoch)
     return DiskUse(published, recovery, saved * model, model if from_hub else 0)
 

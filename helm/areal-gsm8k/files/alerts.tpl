@@ -44,3 +44,18 @@
   labels: {severity: warning}
   annotations:
     summary: "{{ "{{ $labels.namespace }}/{{ $labels.name }}" }} has failed; see its status for the reason."
+- alert: ArealPolicyWarnings
+  expr: |-
+    max by (namespace, name) (areal_experiment_health_warnings) > 0
+      and on (namespace, name) max by (namespace, name) (areal_experiment_phase{phase="Running"}) == 1
+  for: 10m
+  labels: {severity: warning}
+  annotations:
+    summary: "{{ "{{ $labels.namespace }}/{{ $labels.name }}" }} learns with warnings, which often come before a collapse; see its condition PolicyHealthy."
+- alert: ArealPolicyCollapsed
+  expr: |-
+    max by (namespace, name) (areal_experiment_collapsed) == 1
+      and on (namespace, name) max by (namespace, name) (areal_experiment_phase{phase="Running"}) == 1
+  labels: {severity: critical}
+  annotations:
+    summary: "The policy of {{ "{{ $labels.namespace }}/{{ $labels.name }}" }} has collapsed, and the run continues without learning."

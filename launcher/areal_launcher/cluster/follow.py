@@ -31,7 +31,11 @@ def status_of(body: Object) -> ExperimentStatus:
 def open_condition(status: ExperimentStatus) -> Condition | None:
     """The condition to show: the first with a problem, else the last that is still pending."""
     by_type = {condition.type: condition for condition in status.conditions}
-    pending = [by_type[name] for name in conditions.HEALTH if name in by_type and by_type[name].status != "True"]
+    pending = [
+        by_type[name]
+        for name in (*conditions.HEALTH, conditions.POLICY_HEALTHY)
+        if name in by_type and by_type[name].status != "True"
+    ]
     problems = [condition for condition in pending if condition.reason not in conditions.BENIGN]
     return next(iter([*problems, *reversed(pending)]), None)
 

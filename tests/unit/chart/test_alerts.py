@@ -15,6 +15,7 @@ RUN = 'namespace="ns",name="x"'
 RUNNING = f'areal_experiment_phase{{{RUN},phase="Running"}}'
 STEP = f"areal_experiment_step{{{RUN}}}"
 CURRENT, READY, DESIRED = (f"areal_experiment_servers_{part}{{{RUN}}}" for part in ("current", "ready", "desired"))
+WARNINGS, COLLAPSED = (f"areal_experiment_{part}{{{RUN}}}" for part in ("health_warnings", "collapsed"))
 EVENT_AGE = 'areal_operator_last_watch_event_age_seconds{pod="a"}'
 LEADERS = 'areal_operator_leader{pod="a"}', 'areal_operator_leader{pod="b"}'
 ERRORS = 'areal_operator_reconciles_total{pod="a",outcome="error"}'
@@ -25,6 +26,8 @@ HEALTHY = {
     CURRENT: "2x120",
     READY: "2x120",
     DESIRED: "2x120",
+    WARNINGS: "0x120",
+    COLLAPSED: "0x120",
     EVENT_AGE: "30x120",
     LEADERS[0]: "1x120",
     LEADERS[1]: "0x120",
@@ -42,12 +45,22 @@ FAULTS: list[tuple[str, Changes, int, int]] = [  # alert, changes, silent at (mi
     ("ArealServersBehind", {CURRENT: ABSENT, READY: "2x10 0x110"}, 24, 27),
     ("ArealServersBehind", {DESIRED: "2x10 3x110"}, 24, 27),
     ("ArealRunFailed", {**NO_RUN, f'areal_experiment_phase{{{RUN},phase="Failed"}}': "_x10 1x110"}, 9, 12),
+    ("ArealPolicyWarnings", {WARNINGS: "0x10 2x110"}, 19, 22),
+    ("ArealPolicyCollapsed", {COLLAPSED: "0x10 1x110"}, 9, 12),
     ("ArealNobodyOperates", {LEADERS[0]: "1x10 0x110"}, 14, 17),
     ("ArealNobodyOperates", {LEADERS[0]: ABSENT, LEADERS[1]: ABSENT}, 4, 6),
     ("ArealReconcilesFail", {ERRORS: "0x10 0+2x110"}, 15, 25),
 ]
 HARMLESS: dict[str, Changes] = {
     "everything is healthy": {},
+    "the reward dips for a few minutes": {WARNINGS: "0x10 1x5 0x100"},
+    "a run has ended with a collapsed policy": {
+        **NO_RUN,
+        f'areal_experiment_phase{{{RUN},phase="Succeeded"}}': "1x120",
+        WARNINGS: "2x120",
+        COLLAPSED: "1x120",
+    },
+    "the trainer does not report on the policy": {WARNINGS: ABSENT, COLLAPSED: ABSENT},
     "a step takes 25 minutes": {STEP: " ".join(f"{step}x24" for step in range(5))},
     "a run is suspended": {**NO_RUN, f'areal_experiment_phase{{{RUN},phase="Suspended"}}': "1x120", STEP: "5x120"},
     "the cluster is idle": {**NO_RUN, EVENT_AGE: "0+60x120"},
@@ -87,7 +100,7 @@ def check(rules: Path, changes: Changes, firing: dict[int, list[str]]) -> None:
 
 
 def test_prometheus_accepts_the_alerts(rules: Path) -> None:
-    assert "6 rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yml", folder=rules)
+    assert "8 rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yml", folder=rules)
 
 
 @pytest.mark.parametrize(("alert", "changes", "silent", "firing"), FAULTS)

@@ -109,3 +109,21 @@ def test_the_step_time_is_right_when_steps_are_missing(tmp_path: Path) -> None:
     for step, time_s in ((2, 10.0), (5, 16.0), (8, 22.0)):
         stats.add({"step": step, "time": time_s})
     assert seconds_per_step(stats) == pytest.approx(2.0)
+
+
+def test_each_change_of_the_policys_health_is_reported_once(stats: Stats) -> None:
+    display, output = plain(Clock())
+    drift, collapse = {"health/drift": 1.0}, {"health/declined": 1.0, "health/collapsed": 1.0}
+    append(stats.path, line(1), line(2, **drift), line(3, **drift), line(4, **collapse))
+    for _ in range(2):
+        stats.poll()
+        display.update(stats, 9)
+    found = [text for text in output.getvalue().splitlines() if "policy" in text]
+    assert found == [
+        "step 2: warning: the KL from the policy that generated the samples is high",
+        "step 4: the policy collapsed: the reward is far below its best",
+    ]
+    append(stats.path, line(2, **{"health/rollbacks": 1.0}))
+    stats.poll()
+    display.update(stats, 9)
+    assert "the policy collapsed and was rolled back; training continues with step 2" in output.getvalue()

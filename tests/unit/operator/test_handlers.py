@@ -44,6 +44,13 @@ def test_progress_needs_no_reconcile_and_an_edit_does() -> None:
     assert experiments.put(experiment(2, phase="Failed", step=3))
 
 
+def test_a_change_of_the_policys_health_needs_a_reconcile() -> None:
+    experiments = Experiments()
+    assert experiments.put(experiment(phase="Running", step=1, healthWarnings=[], collapsed=False, rollbacks=0))
+    assert not experiments.put(experiment(phase="Running", step=2, healthWarnings=[], collapsed=False, rollbacks=0))
+    assert experiments.put(experiment(phase="Running", step=3, healthWarnings=["drift"], collapsed=False, rollbacks=0))
+
+
 def child(version: int, **metadata: Any) -> Object:
     labels = resource_names.labels("exp")
     base = {"name": "exp-server", "namespace": "ns", "uid": "c", "resourceVersion": str(version), "labels": labels}

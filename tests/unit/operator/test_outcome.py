@@ -102,6 +102,12 @@ def test_a_configuration_that_cannot_work_is_final(message: str) -> None:
     assert (ended.final, ended.reason) == (True, "InvalidConfiguration")
 
 
+def test_a_collapsed_policy_is_final_and_no_configuration_error() -> None:
+    ended = outcome(job(1, "Failed"), pod(TRAINER, **exited(2, message="error: the policy collapsed: after step 9 …")))
+    assert ended is not None
+    assert (ended.result, ended.final, ended.reason) == ("Failed", True, "PolicyCollapsed")
+
+
 @pytest.mark.parametrize("end", ["Complete", "Failed"])
 def test_the_outcome_of_a_job_that_was_collected_is_its_last_state(end: str) -> None:
     gone = (deleted(job(1, end)), deleted(pod(TRAINER, **exited(0 if end == "Complete" else 3))))

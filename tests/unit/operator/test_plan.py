@@ -153,6 +153,32 @@ def test_a_users_mistake_is_never_retried() -> None:
     assert (plan.status.phase, condition(plan.status, "Succeeded").reason) == ("Failed", "InvalidConfiguration")
 
 
+@pytest.mark.parametrize(
+    ("reported", "status", "reason", "message"),
+    [
+        ({"health_warnings": [], "collapsed": False}, "True", "Healthy", "no warnings"),
+        ({"health_warnings": [], "collapsed": False, "rollbacks": 1}, "True", "Healthy", "rolled back 1 times"),
+        ({"health_warnings": ["drift"], "collapsed": False}, "False", "PolicyWarnings", "the KL from the policy"),
+        ({"health_warnings": ["from_a_newer_version"]}, "False", "PolicyWarnings", "from_a_newer_version"),
+        ({"health_warnings": ["declined"], "collapsed": True}, "False", "PolicyCollapsed", "the policy collapsed: the"),
+    ],
+)
+def test_the_trainers_report_on_the_policy_is_a_condition(
+    reported: dict[str, Any], status: str, reason: str, message: str
+) -> None:
+    begun = running()
+    plan = decide(replace(begun, status=begun.status.model_copy(update=reported)), *RUNNING)
+    found = condition(plan.status, "PolicyHealthy")
+    assert (found.status, found.reason) == (status, reason)
+    assert message in found.message
+    assert plan.status.message == ("" if status == "True" else found.message)
+    assert plan.requeue_after_s is None  # the next report causes a reconcile
+
+
+def test_before_the_first_report_nothing_is_known_about_the_policy() -> None:
+    assert find(decide(running(), *RUNNING).status.conditions, "PolicyHealthy") is None
+
+
 def test_without_recovery_checkpoints_only_disruptions_are_retried() -> None:
     own = decide(running(config__recover__mode="disabled"), job(1, "Failed"), pod(TRAINER, **exited(1)))
     assert own.status.phase == "Failed"

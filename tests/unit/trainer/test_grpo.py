@@ -111,4 +111,11 @@ def test_statistics_describe_the_raw_batch() -> None:
 def test_no_samples_give_no_advantages() -> None:
     advantages, numbers = advantages_of(pack([]), adv_norm={}, reward_norm={"mean_level": "group"})
     assert advantages == []
-    assert numbers == {"n_tokens": 0.0, "n_seqs": 0.0}
+    assert numbers == {"n_tokens": 0.0, "n_seqs": 0.0, "grpo_actor/groups_without_signal": 0.0}
+
+
+def test_groups_with_equal_rewards_have_no_signal() -> None:
+    batch = pack([sample(reward, group=group) for group in (2, 5, 7, 9) for reward in (0.1 * group, 0.1 * group)])
+    assert advantages_of(batch)[1]["grpo_actor/groups_without_signal"] == 1.0
+    batch.rewards_B[0] += 0.5
+    assert advantages_of(batch)[1]["grpo_actor/groups_without_signal"] == 0.75

@@ -77,6 +77,20 @@ def normalize(
     return torch.where(comparable_G[group_N], result_N, 0.0).to(dtype)
 
 
+def groups_without_signal(rewards_B: Tensor, group_B: Tensor, *, groups: int, reduce: Reduce) -> float:
+    """Share of the groups whose rewards are all equal, which teach nothing if rewards are compared within a group."""
+    rewards_B = rewards_B.double()
+    ones_B = torch.ones_like(rewards_B)
+    count_G, sum_G = reduce(
+        torch.zeros(2, groups, dtype=torch.float64).index_add_(1, group_B, torch.stack([ones_B, rewards_B]))
+    )
+    mean_G = sum_G / count_G.clamp(min=1)
+    square_B = (rewards_B - mean_G[group_B]).square()
+    square_G = reduce(torch.zeros_like(mean_G).index_add_(0, group_B, square_B))
+    equal_G = square_G <= count_G * (1e-9 * (1 + mean_G.abs())).square()  # differences by rounding alone
+    return float((equal_G & (count_G > 0)).sum() / (count_G > 0).sum().clamp(min=1))
+
+
 def _std(
     values_N: Tensor, group_N: Tensor, count_G: Tensor, sum_G: Tensor, norm: Norm, reduce: Reduce
 ) -> tuple[Tensor, Tensor]:

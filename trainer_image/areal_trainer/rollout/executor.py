@@ -323,9 +323,15 @@ class Executor:
         first = min((episode.number for episode in unconsumed), default=self._next_number)
         return {"consumed": self._consumed, "next_number": first, "rows": rows}
 
-    def load_state_dict(self, state: dict[str, Any], *, version: int) -> list[dict[str, Any]]:
-        """Resume at ``version``. Returns the rows to use before the loader's next ones."""
+    def load_state_dict(
+        self, state: dict[str, Any], *, version: int, total_batches: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Resume at ``version``. Returns the rows to use before the loader's next ones.
+
+        ``total_batches``, if given, replaces the constructor's.
+        """
         self.start_at(version)
+        self._total_batches = self._total_batches if total_batches is None else total_batches
         self._next_number = state["next_number"]
         return list(state["rows"])
 
@@ -345,9 +351,22 @@ class Executor:
         self._error = self._error or error
         self._changed.set()
 
+    async def discard(self) -> None:
+        """Cancel all episodes, and drop finished ones and all prompts."""
+        self._prompts.clear()
+        self._finished.clear()
+        await self._cancel()
+        for _ in range(len(self._running)):
+            self.gate.finished(accepted=False)
+        self._running.clear()
+        self._tasks.clear()
+
     async def close(self) -> None:
         """Cancel all episodes."""
         self.stop(RolloutError("the engine is destroyed"))
+        await self._cancel()
+
+    async def _cancel(self) -> None:
         tasks = list(self._tasks)
         for task in tasks:
             task.remove_done_callback(self._ended)

@@ -160,9 +160,14 @@ class RolloutSession:
         """See ``Executor.state_dict``."""
         return self._loop.call(self._executor.state_dict)
 
-    def load_state_dict(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+    def load_state_dict(self, state: dict[str, Any], *, total_batches: int | None) -> list[dict[str, Any]]:
         """See ``Executor.load_state_dict``."""
-        return self._loop.call(lambda: self._executor.load_state_dict(state, version=self._version))
+        load = self._executor.load_state_dict
+        return self._loop.call(lambda: load(state, version=self._version, total_batches=total_batches))
+
+    def discard_episodes(self) -> None:
+        """See ``Executor.discard``."""
+        self._loop.run(self._executor.discard())
 
     # Weights
 

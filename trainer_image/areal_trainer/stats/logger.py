@@ -45,7 +45,9 @@ class StatsLogger:
 
         Returns the step of the last remaining line, or 0.
         """
-        assert self._file is None, "call rewind before the first commit"
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         kept = list(_whole_lines(self._path, up_to=step))
         if self._path.exists():
             replace_file(self._path, "".join(kept))

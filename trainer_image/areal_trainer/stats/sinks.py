@@ -106,13 +106,17 @@ class SwanLab:
 
 
 class TensorBoard:
-    """TensorBoard event files. Steps repeated by a resumed run replace the earlier points."""
+    """TensorBoard event files. Steps that a resume or a rollback repeats replace the earlier points."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._writer: Any = None
+        self._last_step = -1
 
     def log(self, step: int, stats: Stats) -> None:
+        if step <= self._last_step:  # the run was rolled back
+            self.close()
+        self._last_step = step
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -124,6 +128,7 @@ class TensorBoard:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
 
 def _kept_id(file: Path) -> str:
