@@ -75,12 +75,11 @@ JOB_DELETED: Final = "JobDeleted"
 OUTCOME_UNKNOWN: Final = "OutcomeUnknown"
 DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 PRE_RUNNING_DEADLINE_EXCEEDED: Final = "PreRunningDeadlineExceeded"
+POLICY_COLLAPSED: Final = "PolicyCollapsed"  # of PolicyHealthy, too
 
 # Reasons of Fits. "Fits" is also the reason of the condition of that name.
 DOES_NOT_FIT: Final = "DoesNotFit"
 NOT_CHECKED: Final = "NotChecked"
-
-POLICY_COLLAPSED: Final = "PolicyCollapsed"  # of PolicyHealthy, too
 
 # Reasons of PolicyHealthy.
 HEALTHY: Final = "Healthy"
