@@ -7,7 +7,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from benchmarks.learning_options import FOLDER, MODES, PEERS, SETTINGS, TASKS, Options
 from benchmarks.measure import machine
 
 NAMES = ("rollout", "rewards", "trainer", "weights", "memory", "executor", "freshness", "peers", "learning")
@@ -25,14 +28,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--trl", action="store_true", help="peers: compare with TRL as well; installs it into .bin/trl-env"
     )
+    of_learning = parser.add_argument_group("learning")
+    of_learning.add_argument("--seeds", type=int, default=10, help="runs of each combination (default 10)")
+    for name, known_values in (("tasks", TASKS), ("modes", MODES), ("settings", SETTINGS)):
+        text = f"of {', '.join(known_values)}; default all"
+        of_learning.add_argument(f"--{name}", nargs="+", choices=known_values, default=known_values, help=text)
+    of_learning.add_argument("--peers", nargs="+", choices=list(PEERS), default=[], help="also train with these")
+    of_learning.add_argument("--folder", type=Path, default=FOLDER, help=f"results (default {FOLDER.name} in .bin)")
     options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; give at least 1")
     for name in options.names:
         if name not in NAMES + NAMED:
             parser.error(f"{name!r} is not a benchmark; choose from {known}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported by a benchmark
     print(machine(), flush=True)
     for name in options.names or NAMES:
-        more = {"trl": options.trl} if name == "peers" else {}
+        more: dict[str, Any] = {"trl": options.trl} if name == "peers" else {}
+        if name == "learning":
+            chosen = (options.seeds, options.tasks, options.modes, options.settings, options.peers)
+            more = {"options": Options(*chosen, options.folder.absolute())}
         module = importlib.import_module(f"benchmarks.{name}")
         for comparison in module.run(small=options.small, rounds=options.rounds, **more):
             print(comparison.report(), flush=True)

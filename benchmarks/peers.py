@@ -11,10 +11,11 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from benchmarks import trl_peer
 from benchmarks.measure import Comparison
 from benchmarks.parts import Parts, measure_parts
+from benchmarks.peer import PeerTask
 from benchmarks.runs import LAST_STEPS, TINY, Run, grpo_run
-from benchmarks.trl_peer import trl_run
 
 TASK = (
     "config.valid_dataset=null",
@@ -46,8 +47,15 @@ def run(*, small: bool, rounds: int, trl: bool = False) -> list[Comparison]:
             synchronous.append(grpo_run(root / "tiny" / f"sync{number}", *task, "config.async_training=false"))
             parts.append(measure_parts(path, batches=2 if small else 8))
             if trl:
-                seconds, rewards = trl_run(TINY / "model", TINY / "data" / "train.jsonl", steps=steps, work=root)
-                peers.append(Run(seconds, statistics.mean(rewards[-LAST_STEPS:])))
+                problem = PeerTask(
+                    *(TINY / "model", TINY / "data" / "train.jsonl"),
+                    steps=steps,
+                    learning_rate=3e-4,
+                    warmup_steps=steps // 10,
+                    epsilon=0.4,
+                )
+                record = trl_peer.train(problem, root)
+                peers.append(Run(record.seconds, statistics.mean(record.rewards[-LAST_STEPS:])))
     work = f"{steps} steps of 32 × 8 samples, 0.8 M parameters, SGLang and trainer with one thread each"
     return _comparisons(work, asynchronous, synchronous, parts, peers)
 

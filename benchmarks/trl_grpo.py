@@ -1,4 +1,7 @@
-"""``trl_grpo.py MODEL DATA.jsonl RESULT.json STEPS``, run in TRL's environment: seconds and reward of each step."""
+"""``trl_grpo.py TASK RESULT.json``, run in TRL's environment: seconds and reward of each step.
+
+TASK is a ``benchmarks.peer.PeerTask`` as JSON.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +51,9 @@ def _number(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def main(model: str, data: str, result: str, steps: int) -> None:
-    """The peers' task: 32 prompts × 8 samples of at most 20 tokens per step, fp32, one update per batch."""
-    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+def main(task: dict[str, Any], result: Path) -> None:
+    """Train with 32 prompts × 8 samples of at most 20 tokens per step, fp32, one update per batch."""
+    rows = [json.loads(line) for line in Path(task["data"]).read_text().splitlines()]
     dataset = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]} for row in rows]
     )
@@ -60,13 +63,13 @@ def main(model: str, data: str, result: str, steps: int) -> None:
             per_device_train_batch_size=256,
             num_generations=8,
             max_completion_length=20,
-            max_steps=steps,
-            learning_rate=3e-4,
+            max_steps=task["steps"],
+            learning_rate=task["learning_rate"],
             lr_scheduler_type="constant_with_warmup",
-            warmup_steps=steps // 10,
+            warmup_steps=task["warmup_steps"],
             adam_beta2=0.99,
             max_grad_norm=1.0,
-            epsilon=0.4,
+            epsilon=task["epsilon"],
             beta=0.0,
             temperature=1.0,
             gradient_checkpointing=False,
@@ -77,20 +80,20 @@ def main(model: str, data: str, result: str, steps: int) -> None:
             report_to=[],
             disable_tqdm=True,
             model_init_kwargs={"dtype": torch.float32},
-            seed=1,
+            seed=task["seed"],
         )
         clock = Clock()
         trainer = GRPOTrainer(
-            model=model,
+            model=task["model"],
             reward_funcs=reward,
             args=config,
             train_dataset=dataset,
-            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+            processing_class=AutoTokenizer.from_pretrained(task["model"], padding_side="left"),
             callbacks=[clock],
         )
         trainer.train()
-    Path(result).write_text(json.dumps({"seconds": clock.seconds, "rewards": clock.rewards}))
+    result.write_text(json.dumps({"seconds": clock.seconds, "rewards": clock.rewards}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -84,7 +84,8 @@ def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[
     """
     config, policy = parts.config.actor, parts.policy
     prox_logp_T = ref_logp_T = None
-    if config.use_decoupled_loss or config.recompute_logprob:
+    recomputes = config.use_decoupled_loss or config.recompute_logprob
+    if policy.needs_logprobs or (recomputes and parts.reference is not None):  # of the KL penalty
         with timings.stage("recompute_logp"):
             prox_logp_T = policy.logprobs(batch)
     if parts.reference is not None:

@@ -185,6 +185,13 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a forward pass in training mode is random."""
+    names = ("p", "attention_dropout", "dropout", "dropout_p")
+    found = (getattr(module, name, None) for module in model.modules() for name in names)
+    return any(isinstance(probability, float) and probability > 0 for probability in found)
+
+
 def attention_implementation(config: TrainEngineConfig, section: str, device: torch.device) -> str:
     """Name of the attention implementation in transformers."""
     on_gpu = device.type == "cuda"

@@ -34,7 +34,7 @@ from areal_trainer.algo.m2po import second_moment_mask
 from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
 from areal_trainer.batch import PackedBatch
 from areal_trainer.data.tokenizer import load_hf_tokenizer
-from areal_trainer.model.language_model import LanguageModel, disable_dropout
+from areal_trainer.model.language_model import LanguageModel, disable_dropout, has_dropout
 from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
 from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches
 from areal_trainer.model.optimizer import learning_rate, make_optimizer
@@ -125,12 +125,26 @@ class Policy(LogprobModel):
         self._steps_done = 0  # calls of update, counted by the schedule
         self._optimizer = make_optimizer(config.optimizer, self.model.parameters())
 
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether ``update`` needs the result of ``logprobs``.
+
+        With a single minibatch the proximal policy is the one whose gradient is computed, so the forward pass of the
+        update gives its log-probs too, unless dropout makes that pass random or a mask needs them before it.
+        """
+        config = self.config
+        if not (config.use_decoupled_loss or config.recompute_logprob):
+            return False
+        return config.ppo_n_minibatches > 1 or config.m2_threshold is not None or has_dropout(self.model)
+
     def update(
         self, batch: PackedBatch, *, advantages_T: Tensor, prox_logp_T: Tensor | None = None
     ) -> dict[str, float]:
         """Run ``ppo_n_minibatches`` optimizer steps and one schedule step; return statistics. Collective.
 
-        ``prox_logp_T`` is the result of ``logprobs`` for this batch; None uses the server's log-probs as the old ones.
+        ``prox_logp_T`` is the result of ``logprobs`` for this batch. None, if not ``needs_logprobs``, takes the old
+        log-probs from the update's own forward pass, or from the server if neither ``use_decoupled_loss`` nor
+        ``recompute_logprob`` is set.
         The loss of a minibatch is the mean over its trained tokens on all ranks. A minibatch without trained tokens, or
         with a non-finite gradient, does not change the parameters. Raises ``RuntimeError`` on every rank if server and
         trainer disagree by more than ``max_logprob_diff``.
@@ -138,7 +152,7 @@ class Policy(LogprobModel):
         Above ``kl_budget`` the learning rate is scaled down, and above ``correction.kl_skip`` the parameters stay as
         they are; see ``corrections.trust_region_scale``.
         """
-        if prox_logp_T is None and (self.config.use_decoupled_loss or self.config.recompute_logprob):
+        if prox_logp_T is None and self.needs_logprobs:
             raise ValueError("actor.use_decoupled_loss and actor.recompute_logprob need prox_logp_T from logprobs()")
         parts: list[Stats] = []
         if prox_logp_T is not None:
@@ -304,7 +318,11 @@ class Policy(LogprobModel):
         """Sum of the token losses of a pass."""
         config, token_N, device = self.config, layout.token_N, logp_N.device
         behav_logp_N = batch.behav_logp_T[token_N].to(device)
-        old_logp_N = behav_logp_N if prox_logp_T is None else prox_logp_T[token_N].to(device)
+        if prox_logp_T is not None:
+            old_logp_N = prox_logp_T[token_N].to(device)
+        else:
+            recomputes = config.use_decoupled_loss or config.recompute_logprob
+            old_logp_N = logp_N.detach() if recomputes else behav_logp_N
         advantages_N = advantages_T[token_N].to(device)
         kept_N = kept_T[token_N].to(device)
         cu_seqlens = torch.searchsorted(token_N, batch.cu_seqlens.long()).to(device)

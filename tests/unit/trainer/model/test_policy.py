@@ -199,11 +199,43 @@ def test_decoupled_dropped_tokens_stay_in_the_denominator(tmp_path: Path) -> Non
     assert numbers["grpo_actor/importance_weight/avg"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_the_decoupled_loss_needs_the_proximal_logprobs(tmp_path: Path) -> None:
-    policy = policy_of(save_tiny_model(tmp_path), use_decoupled_loss=True)
+@pytest.mark.parametrize("changes", [{"ppo_n_minibatches": 2}, {"m2_threshold": 0.04}], ids=["minibatches", "M2PO"])
+def test_the_proximal_logprobs_must_be_given_if_the_update_cannot_compute_them(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    policy = policy_of(save_tiny_model(tmp_path), use_decoupled_loss=True, **changes)
     batch = pack(random_trajectories())
+    assert policy.needs_logprobs
     with pytest.raises(ValueError, match="need prox_logp_T"):
         policy.update(batch, advantages_T=random_advantages(batch))
+
+
+def test_dropout_makes_the_updates_own_logprobs_random(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path, attention_dropout=0.1)
+    assert policy_of(path, use_decoupled_loss=True).needs_logprobs
+    assert not policy_of(path, use_decoupled_loss=True, disable_dropout=True).needs_logprobs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_decoupled_loss": True, "correction": {"max_sequence_weight": 3.0, "min_weight": 0.2}},
+        {"recompute_logprob": True, "importance_sampling_level": "sequence"},
+    ],
+    ids=["decoupled", "sequence level"],
+)
+def test_with_one_minibatch_the_update_computes_the_proximal_logprobs_itself(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = save_tiny_model(tmp_path)
+    batch = pack(random_trajectories())
+    advantages_T = random_advantages(batch)
+    common: dict[str, Any] = {"optimizer": SGD, "max_logprob_diff": 1e6, "mb_spec": {"max_tokens_per_mb": 40}}
+    alone, given = policy_of(path, **common, **changes), policy_of(path, **common, **changes)
+    assert not alone.needs_logprobs
+    expected = given.update(batch, advantages_T=advantages_T, prox_logp_T=given.logprobs(batch))
+    assert alone.update(batch, advantages_T=advantages_T) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert_same(weights(alone), weights(given), 1e-6)
 
 
 @pytest.mark.parametrize("recomputed", [True, False])

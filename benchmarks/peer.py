@@ -1,0 +1,64 @@
+"""What another trainer needs to train on a task, each in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.scripted import REPOSITORY
+
+
+class PeerError(RuntimeError):
+    """A peer cannot be installed or run here."""
+
+
+@dataclass(frozen=True)
+class PeerTask:
+    """Files and settings of a run: 32 × 8 samples of at most 20 tokens, one update per batch."""
+
+    model: Path
+    data: Path
+    steps: int
+    seed: int = 1
+    learning_rate: float = 5e-4
+    warmup_steps: int = 0
+    epsilon: float = 0.2
+
+
+def install(name: str, requirements: Sequence[str]) -> Path:
+    """The interpreter of the environment ``.bin/<name>``, created on first use. Raises ``PeerError``."""
+    environment = REPOSITORY / ".bin" / name
+    python, ready = environment / "bin" / "python", environment / ".ready"
+    wanted = "\n".join(requirements)
+    if ready.exists() and ready.read_text() == wanted:
+        return python
+    local = REPOSITORY / ".bin" / "uv" / "bin" / "uv"
+    uv = str(local) if local.exists() else shutil.which("uv")
+    if uv is None:
+        raise PeerError(f"installing {requirements[0]} needs uv: run make setup, or add uv to PATH")
+    for argv in (
+        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment)],
+        [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *requirements],
+    ):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise PeerError(f"{requirements[0]} cannot be installed: {lines[-1]}")
+    ready.write_text(wanted)
+    return python
+
+
+def run_script(python: Path, script: Path, *arguments: str, work: Path) -> None:
+    """Run a script of a peer. Raises ``PeerError`` with the end of its output."""
+    # A single process does everything, so it uses all cores.
+    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count()), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTHONPATH", None)
+    argv = [str(python), str(script), *arguments]
+    done = subprocess.run(argv, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PeerError(f"{script.name} exited with status {done.returncode}: {done.stderr.strip()[-2000:]}")
