@@ -79,7 +79,7 @@ class Task:
 
 
 def task_files(name: str, folder: Path) -> Task:
-    """The files of a task; those of ``rows`` are made on first use (about three minutes)."""
+    """The files of a task; those of ``rows`` are made on first use."""
     if name == "tiny":
         return Task(name, TINY / "model", TINY / "data" / "train.jsonl")
     made = folder / name

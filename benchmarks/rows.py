@@ -34,7 +34,7 @@ ROWS, DIGITS = 4, 10
 ANSWER = 2  # the row to repeat
 PROBLEMS = 2048
 FLAWED = 0.09  # probability of a wrong digit: 0.91 ** 10 = 0.39 of the answers are right
-CORRECT_STEPS, FLAWED_STEPS, BATCH = 800, 200, 32
+CORRECT_STEPS, FLAWED_STEPS, BATCH = 150, 150, 32
 RATE = 3e-3
 IGNORED = -100
 
@@ -131,7 +131,7 @@ def learn(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 25 == 0:
+        if (step + 1) % 50 == 0:
             print(f"  step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
 
 
