@@ -12,6 +12,7 @@ from areal_api.pods import PodSettings
 from areal_api.quantities import Size
 from areal_api.section import CamelSection
 from areal_api.server_rules import server_problems
+from areal_api.slurm import SlurmSpec
 from areal_api.status import ExperimentStatus
 
 API_VERSION: Literal["areal.dev/v1alpha1"] = "areal.dev/v1alpha1"
@@ -151,6 +152,7 @@ class ExperimentSpec(CamelSection):
     trainer: TrainerSpec = Field(default_factory=TrainerSpec, description="The trainer.")
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Shared volume in a cluster.")
     run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Suspension, retries and clean-up.")
+    slurm: SlurmSpec = Field(default_factory=SlurmSpec, description="The job of grpo run --on slurm.")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

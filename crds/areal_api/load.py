@@ -39,7 +39,7 @@ _PATHS = (
     ("valid_dataset", "path"),
     ("cluster", "fileroot"),
 )
-_SPEC_SECTIONS = ("servers", "trainer", "storage", "runPolicy")
+_SPEC_SECTIONS = ("servers", "trainer", "storage", "runPolicy", "slurm")
 
 
 def load_experiment(
@@ -48,7 +48,7 @@ def load_experiment(
     """Load an experiment.yaml, or a configuration file of AReaL.
 
     Overrides of an experiment file start at ``spec``. Those of an AReaL file start at its configuration, where
-    ``servers.``, ``trainer.``, ``storage.`` and ``runPolicy.`` reach the experiment. ``script`` replaces
+    ``servers.``, ``trainer.``, ``storage.``, ``runPolicy.`` and ``slurm.`` reach the experiment. ``script`` replaces
     ``spec.trainer.script``. A warning is logged for each key of AReaL's file that has no meaning here.
     """
     read = _read(path, overrides, GRPOConfig)

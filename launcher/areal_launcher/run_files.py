@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,6 +236,28 @@ def launcher_pid(run: Path) -> int | None:
     except FileNotFoundError:
         pass
     return None
+
+
+def scale_file(run: Path) -> Path:
+    """A request of `grpo scale` to the launcher, which removes it."""
+    return run / "scale.json"
+
+
+def request_scale(run: Path, replicas: int) -> None:
+    """Ask the launcher of the run for ``replicas`` servers."""
+    write_atomic(scale_file(run), json.dumps({"replicas": replicas}))
+
+
+def take_scale_request(run: Path) -> int | None:
+    """The number of servers that `grpo scale` asks for; None without a request. A damaged request is dropped."""
+    try:
+        request = read_object(scale_file(run))
+        if request is not None:
+            scale_file(run).unlink(missing_ok=True)
+    except (DamagedFileError, OSError):
+        return None
+    replicas = (request or {}).get("replicas")
+    return replicas if isinstance(replicas, int) and not isinstance(replicas, bool) else None
 
 
 class RunLock:

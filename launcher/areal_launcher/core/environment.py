@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NO_PROXY_NAMES = ("no_proxy", "NO_PROXY")
@@ -12,17 +12,19 @@ MAX_SOCKET_PATH = 107  # bytes of a UNIX socket's path (unix(7)), without the fi
 LONGEST_SOCKET_NAME = "/pymp-12345678/listener-12345678"  # that multiprocessing creates below TMPDIR
 
 
-def child_environment(environ: Mapping[str, str], additions: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` with ``additions``, for a server or trainer.
+def child_environment(
+    environ: Mapping[str, str], additions: Mapping[str, str], *, nodes: Sequence[str] = ()
+) -> dict[str, str]:
+    """``environ`` with ``additions``, for a server or trainer. ``nodes``: hosts of the run other than loopback.
 
-    Requests to this machine bypass a proxy (SGLang checks its own health by HTTP), and Python processes write UTF-8 to
+    Requests to the run's own hosts bypass a proxy (SGLang checks its own health by HTTP), and Python processes write UTF-8 to
     their logs whatever the terminal's encoding is, unless the user has set PYTHONUTF8.
     """
-    return {"PYTHONUTF8": "1", **bypassing_proxy({**environ, **additions})}
+    return {"PYTHONUTF8": "1", **bypassing_proxy({**environ, **additions}, [*LOOPBACK, *nodes])}
 
 
-def bypassing_proxy(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` with this machine's addresses in no_proxy, if it sets a proxy."""
+def bypassing_proxy(environ: Mapping[str, str], own: Sequence[str]) -> dict[str, str]:
+    """``environ`` with the hosts ``own`` in no_proxy, if it sets a proxy."""
     result = dict(environ)
     if not any(name.lower().endswith("_proxy") and name not in NO_PROXY_NAMES for name in environ):
         return result
@@ -30,7 +32,7 @@ def bypassing_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     for name in set_names or NO_PROXY_NAMES:
         hosts = [host.strip() for host in environ.get(name, "").split(",") if host.strip()]
         if "*" not in hosts:
-            result[name] = ",".join([*hosts, *(host for host in LOOPBACK if host not in hosts)])
+            result[name] = ",".join([*hosts, *(host for host in own if host not in hosts)])
     return result
 
 

@@ -23,7 +23,7 @@ class RunPlan:
     """All processes of a run, and when to restart or end them."""
 
     run: Path
-    servers: Sequence[ProcessSpec]
+    servers: Sequence[ProcessSpec]  # all that may run, of which the first ``replicas`` start
     trainer: Sequence[ProcessSpec]  # one per node
     limits: ServerLimits
     total_steps: int | None
@@ -31,6 +31,8 @@ class RunPlan:
     phase: str = "training"
     backoff_limit: int = 0  # restarts of a trainer that has finished a step
     active_deadline_s: float | None = None
+    replicas: int | None = None  # None: all
+    drain_s: float = 120.0  # how long a server that is no longer wanted may finish its requests
 
 
 def plan_run(
@@ -54,7 +56,7 @@ def plan_run(
         run=run,
         servers=[
             server_spec(experiment, index, run=run, key_file=key_file, threads=threads, python=python)
-            for index in range(spec.servers.replicas)
+            for index in range(spec.max_replicas)
         ],
         trainer=[
             trainer_spec(experiment, node, run=run, key_file=key_file, threads=threads, python=trainer_python or python)
@@ -68,6 +70,8 @@ def plan_run(
         # Without recovery checkpoints a restarted trainer would start over and overwrite its results.
         backoff_limit=0 if config.recover.mode == "disabled" else spec.run_policy.backoff_limit,
         active_deadline_s=spec.run_policy.active_deadline_seconds,
+        replicas=spec.servers.replicas,
+        drain_s=spec.servers.termination_grace_period_seconds,
     )
 
 
@@ -106,7 +110,10 @@ def trainer_spec(
     )
     log = names.logs_dir(run) / ("trainer.log" if node == 0 else f"trainer-{node}.log")
     gpus = gpus_per_trainer_node(experiment.spec)
-    return ProcessSpec("trainer", node, command.argv, {**TORCHRUN, **command.env}, log, gpus=gpus)
+    env = {**TORCHRUN, **command.env}
+    if env[names.SERVER_ADDRS] == SERVERS:  # otherwise the user has set other addresses
+        env[names.SERVER_ADDRS_FILE] = str(names.server_addresses_file(run))
+    return ProcessSpec("trainer", node, command.argv, env, log, gpus=gpus)
 
 
 def gpus_per_server(spec: ExperimentSpec) -> int:

@@ -14,14 +14,17 @@ from pathlib import Path
 
 from areal_launcher.core import supervisor
 
-SUPERVISOR = Path(supervisor.__file__)
+SUPERVISOR = (sys.executable, "-I", "-S", supervisor.__file__)
 TAIL_BYTES = 64 * 1024
 
 
 class SupervisedProcess:
     """A running command that logs to ``log``. It and its descendants never outlive this process."""
 
-    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, env: Mapping[str, str], log: Path, supervisor: Sequence[str] = SUPERVISOR
+    ) -> None:
+        """``supervisor``: command that runs ``argv`` and follows the protocol of ``supervisor.py``."""
         self.log = log
         self.started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +33,7 @@ class SupervisedProcess:
             output.flush()
             self._log_start = output.tell()
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SUPERVISOR), *argv],
+                [*supervisor, *argv],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,

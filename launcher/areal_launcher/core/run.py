@@ -34,6 +34,7 @@ class Run:
         self._started = time.monotonic()
         self._kill_at: float | None = None
         self._written_state = ""
+        self._written_addresses: list[str] = []
         self._stats_problem = False
         self._poll_stats()
 
@@ -49,6 +50,8 @@ class Run:
                     self._plan.servers,
                     limits=self._plan.limits,
                     notify=self._display.message,
+                    replicas=self._plan.replicas,
+                    drain_s=self._plan.drain_s,
                 )
                 return self._train(fleet)
             finally:
@@ -84,8 +87,11 @@ class Run:
         """
         trainer: Trainer | None = None
         while True:
-            if trainer is None and self._kill_at is None and (addresses := fleet.addresses) is not None:
-                trainer = Trainer(self._place, self._plan.trainer, servers=addresses)
+            self._write_addresses(fleet)
+            if trainer is None and self._kill_at is None and fleet.placed:
+                trainer = Trainer(
+                    self._place, self._plan.trainer, servers=[address for address in fleet.addresses if address]
+                )
             status = None if trainer is None else trainer.poll()
             self._trained = bool(self._poll_stats()) or self._trained
             if self._kill_at is None:
@@ -99,6 +105,8 @@ class Run:
                     trainer.kill()
                 return trainer, 128 + signal.SIGKILL
             if self._kill_at is None:
+                if (replicas := run_files.take_scale_request(self._plan.run)) is not None:
+                    fleet.scale(replicas)
                 fleet.tick()
             self._write_state(fleet)
             time.sleep(POLL_S)
@@ -135,6 +143,12 @@ class Run:
         if fleet.ready < len(fleet.servers) and not self._stats.by_step:
             return f"starting servers, {fleet.ready} of {len(fleet.servers)} ready"
         return self._plan.phase if self._trained else self._plan.startup_phase
+
+    def _write_addresses(self, fleet: ServerFleet) -> None:
+        """Tell the trainer where the servers are."""
+        if (addresses := fleet.addresses) != self._written_addresses:
+            run_files.write_atomic(names.server_addresses_file(self._plan.run), json.dumps(addresses))
+            self._written_addresses = addresses
 
     def _write_state(self, fleet: ServerFleet) -> None:
         """Write the servers' state for ``grpo status``. A failed write does not end the run."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from areal_api.time_limits import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S
 from areal_launcher.core.health import HealthCheck, responds
-from areal_launcher.core.place import Place, ProcessSpec, kill_all
+from areal_launcher.core.place import Place, Process, ProcessSpec, kill_all
 from areal_launcher.errors import RunError
 
 MAX_RESTARTS = 5  # consecutive; the count restarts after a server has run for STABLE_S
@@ -115,12 +115,43 @@ class ServerFleet:
     """All servers of a run."""
 
     def __init__(
-        self, place: Place, specs: Sequence[ProcessSpec], *, limits: ServerLimits, notify: Callable[[str], None]
+        self,
+        place: Place,
+        specs: Sequence[ProcessSpec],
+        *,
+        limits: ServerLimits,
+        notify: Callable[[str], None],
+        replicas: int | None = None,
+        drain_s: float = 0.0,
     ) -> None:
-        self.servers = [Server(place, spec, limits=limits, notify=notify) for spec in specs]
+        """``specs``: of all servers that may run, of which the first ``replicas`` start (None: all)."""
+        self._place = place
+        self._specs = specs
+        self._limits = limits
+        self._notify = notify
+        self._drain_s = drain_s
+        self._replicas = len(specs) if replicas is None else replicas
+        self._draining: list[tuple[Process, float]] = []  # with the time when it is killed
+        self.servers = [self._new(spec) for spec in specs[: self._replicas]]
+
+    def scale(self, replicas: int) -> None:
+        """Set the number of servers. Surplus servers finish their requests and exit; new ones start with ``tick``."""
+        if not 1 <= replicas <= len(self._specs):
+            self._notify(f"cannot scale to {replicas} servers: the run was started with at most {len(self._specs)}")
+            return
+        if replicas == self._replicas:
+            return
+        self._notify(f"scaling from {self._replicas} to {replicas} servers")
+        self._replicas = replicas
+        for server in self.servers[replicas:]:
+            server.process.terminate()
+            self._draining.append((server.process, time.monotonic() + self._drain_s))
+        del self.servers[replicas:]
 
     def tick(self) -> None:
         """Check all servers. Raises ``RunError`` if one failed before any was ready, or if all are lost."""
+        self._drain()
+        self._start_missing()
         for server in self.servers:
             server.tick(any_served=any(other.was_ready for other in self.servers))
         if self.servers and all(server.state == "lost" for server in self.servers):
@@ -133,7 +164,33 @@ class ServerFleet:
         return sum(server.state == "ready" for server in self.servers)
 
     @property
-    def addresses(self) -> list[str] | None:
-        """``host:port`` of every server; None until all are known."""
-        known = [server.address for server in self.servers]
-        return [address for address in known if address is not None] if None not in known else None
+    def addresses(self) -> list[str]:
+        """``host:port`` of every server that may run; an empty text where it is unknown."""
+        known = [server.address or "" for server in self.servers]
+        return known + [""] * (len(self._specs) - len(known))
+
+    @property
+    def placed(self) -> bool:
+        """Whether every server has an address."""
+        return all(server.address is not None for server in self.servers)
+
+    def _new(self, spec: ProcessSpec) -> Server:
+        return Server(self._place, spec, limits=self._limits, notify=self._notify)
+
+    def _drain(self) -> None:
+        for process, kill_at in self._draining:
+            if time.monotonic() > kill_at:
+                process.kill()
+        self._draining = [(process, kill_at) for process, kill_at in self._draining if process.poll() is None]
+
+    def _start_missing(self) -> None:
+        draining = {process.spec.name for process, _ in self._draining}
+        for spec in self._specs[len(self.servers) : self._replicas]:
+            if spec.name in draining:
+                return
+            try:
+                self.servers.append(self._new(spec))
+            except RunError as error:  # the place has no room for it; the run continues with the servers it has
+                self._notify(f"{spec.name} was not started: {error}")
+                self._replicas = len(self.servers)
+                return

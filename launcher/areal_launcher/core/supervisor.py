@@ -1,6 +1,6 @@
 """Runs one command so that none of its processes outlives the launcher. Started by path; standard library only.
 
-Standard input is a pipe from the launcher. A ``T`` sends SIGTERM to the command; end of file (the launcher closed it or
+Standard input is a pipe from the launcher. A ``T`` sends SIGTERM to the command, once; end of file (the launcher closed it or
 died) kills the command and all its descendants, even in other process groups and sessions: Linux reparents orphans to
 the nearest subreaper, which is this process. Exits with the command's status, or 128 + n if signal n killed it.
 """
@@ -121,8 +121,9 @@ def start(argv: list[str]) -> int:
     os._exit(CANNOT_START)
 
 
-def wait(pid: int, wakeup: int) -> int:
+def wait(pid: int, wakeup: int, *, forward_signals: bool) -> int:
     """Wait for ``pid`` to exit or for the launcher to close the pipe; the exit status."""
+    terminated = False
     while True:
         ready, _, _ = select.select([0, wakeup], [], [])
         signals = os.read(wakeup, 64) if wakeup in ready else b""
@@ -130,18 +131,23 @@ def wait(pid: int, wakeup: int) -> int:
         if pid in statuses:
             status = os.waitstatus_to_exitcode(statuses[pid])
             return status if status >= 0 else 128 - status
-        terminate = signal.SIGTERM in signals or signal.SIGINT in signals
+        signalled = signal.SIGTERM in signals or signal.SIGINT in signals
+        asked = False
         if 0 in ready:
             data = os.read(0, 64)
             if not data:
                 return 128 + signal.SIGKILL
-            terminate = terminate or TERMINATE in data
-        if terminate:
+            asked = TERMINATE in data
+        if not terminated and (asked or (signalled and forward_signals)):
             kill_all([pid], signal.SIGTERM)
+        terminated = terminated or asked or signalled
 
 
-def main(argv: list[str]) -> int:
-    """Run ``argv`` until it exits, then kill all its descendants."""
+def main(argv: list[str], *, forward_signals: bool = True) -> int:
+    """Run ``argv`` until it exits, then kill all its descendants.
+
+    ``forward_signals``: False if whoever signals this process also signals the command, as Slurm does for a step.
+    """
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     wakeup, wakeup_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
@@ -149,7 +155,7 @@ def main(argv: list[str]) -> int:
     signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
     pid = start(argv)
     try:
-        return wait(pid, wakeup)
+        return wait(pid, wakeup, forward_signals=forward_signals)
     finally:
         if left := kill_tree(os.getpid()):
             os.write(2, f"processes {left} did not exit within {KILL_TIMEOUT_S:.0f} s of SIGKILL\n".encode())
