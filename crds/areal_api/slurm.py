@@ -29,7 +29,7 @@ class SlurmSpec(CamelSection):
     partition: Text | None = Field(None, description="Partition; null is the cluster's default.")
     account: Text | None = Field(None, description="Account that is charged; null is the user's default.")
     qos: Text | None = Field(None, description="Quality of service; null is the default.")
-    time: Text | None = Field(None, description="Time limit as in sbatch: 30, 12:00:00 or 2-00; null is the partition's.")
+    time: Text | None = Field(None, description="Time limit, as in sbatch: 12:00:00 or 2-00; null is the partition's.")
     constraint: Text | None = Field(None, description="Required features of the nodes; null is none.")
     nodes: int | None = Field(
         None,

@@ -176,7 +176,8 @@ PPO with a critic, distillation) are refused, and so are files with LoRA. All pr
 Overrides follow the file: `actor.path=Qwen/Qwen3-1.7B`. With an experiment file they are relative to `spec`
 (`config.actor.path=…`, `servers.replicas=2`). With AReaL's file they are relative to its configuration, and
 `servers.`, `trainer.`, `storage.`, `runPolicy.` and `slurm.` set keys of the experiment. An unknown key is an error.
-The only exception is `+sglang.KEY=VALUE`, which sets any argument of SGLang's `ServerArgs`, like `servers.args.KEY=VALUE`.
+The only exception is `+sglang.KEY=VALUE`, which sets any argument of SGLang's `ServerArgs`, like
+`servers.args.KEY=VALUE`.
 
 The type of the key decides how the text of an override is read. Text is literal: `trial_name=001` is `001`, and
 `train_dataset.instruction=` is the empty text. Quotes around the whole value are removed. Numbers are decimal. Lists

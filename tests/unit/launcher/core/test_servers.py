@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from areal_api.names import server_addresses_file
 from areal_launcher.core.place import PORT, SERVERS
 from areal_launcher.core.servers import ServerLimits
 from areal_launcher.errors import RunError
+from areal_launcher.run_files import request_scale
 from support.local_runs import SERVER, RecordingDisplay, execute, plan, serving
-from support.process_trees import SLEEPER, alive, pids, python
+from support.process_trees import DEADLINE_S, SLEEPER, alive, pids, python
 
 
 def test_a_dead_server_restarts_on_its_port(tmp_path: Path) -> None:
@@ -85,3 +87,40 @@ def test_a_server_whose_health_checks_fail_is_restarted(tmp_path: Path) -> None:
     trainer = python("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)", done)
     run = plan(tmp_path, trainer, [serving(tmp_path)])
     assert execute(replace(run, limits=ServerLimits(startup_s=60.0, unhealthy_s=0.4)), log) == 0
+
+
+# Succeeds once the launcher has listed two servers and then one.
+WAITS_FOR_SCALING = """
+import json, sys, time
+for wanted in (2, 1):
+    while sum(map(bool, json.load(open(sys.argv[1])))) != wanted:
+        time.sleep(0.02)
+"""
+
+
+def test_a_run_is_scaled_up_and_down_while_it_trains(tmp_path: Path) -> None:
+    def ask(text: str) -> None:
+        if " ready" in text:
+            request_scale(tmp_path, 2 if "server-0" in text else 1)
+
+    trainer = python(WAITS_FOR_SCALING, server_addresses_file(tmp_path))
+    log = RecordingDisplay(ask)
+    run = plan(tmp_path, trainer, [serving(tmp_path), serving(tmp_path)])
+    assert execute(replace(run, replicas=1, drain_s=DEADLINE_S), log) == 0
+    assert [text for text in log.messages if "scaling" in text] == [
+        "scaling from 1 to 2 servers",
+        "scaling from 2 to 1 servers",
+    ]
+
+
+def test_more_servers_than_the_run_was_started_for_are_refused(tmp_path: Path) -> None:
+    def ask(text: str) -> None:
+        if "ready" in text:
+            request_scale(tmp_path, 3)
+        elif "cannot scale" in text:
+            (tmp_path / "done").touch()
+
+    trainer = python("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)", tmp_path / "done")
+    log = RecordingDisplay(ask)
+    assert execute(plan(tmp_path, trainer, [serving(tmp_path)]), log) == 0
+    assert "cannot scale to 3 servers: the run was started with at most 1" in log.messages

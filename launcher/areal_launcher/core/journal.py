@@ -1,0 +1,132 @@
+"""What a run reports, as a file: for a launcher without a terminal, and for those who follow it from elsewhere.
+
+``launcher.jsonl`` in the run directory has one JSON object per line: ``{"start": …}``, ``{"phase": text}``,
+``{"message": text}``, and at the end ``{"end": status}`` or
+``{"error": text, "status": n, "log": path, "lines": […]}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from areal_launcher.bounded_files import opened, parse_json
+from areal_launcher.display import Display
+from areal_launcher.errors import RunError
+from areal_launcher.run_files import Stats
+
+MAX_LINE_BYTES = 2**16
+MAX_READ_BYTES = 2**20
+MAX_LINES_SHOWN = 40
+
+
+def journal_file(run: Path) -> Path:
+    """The journal of the run's launcher."""
+    return run / "launcher.jsonl"
+
+
+class Journal:
+    """A display that writes. Use as a context; append-only, so that a reader keeps its place."""
+
+    def __init__(self, run: Path, **start: Any) -> None:
+        """``start`` is recorded first: what identifies this start of the launcher."""
+        self._path = journal_file(run)
+        self._phase = ""
+        self._write({"start": {"time": time.time(), **start}})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def phase(self, text: str) -> None:
+        """Record a new phase."""
+        if text != self._phase:
+            self._phase = text
+            self._write({"phase": text})
+
+    def update(self, stats: Stats, total: int | None) -> None:
+        """Readers have the statistics."""
+
+    def message(self, text: str) -> None:
+        """Record a message."""
+        self._write({"message": text})
+
+    def end(self, status: int) -> None:
+        """Record the exit status of a run that was not stopped by an error."""
+        self._write({"end": status})
+
+    def fail(self, error: RunError) -> None:
+        """Record the error that stopped the run."""
+        log = None if error.log is None else str(error.log)
+        lines = error.lines[-MAX_LINES_SHOWN:]
+        self._write({"error": str(error), "status": error.status, "log": log, "lines": lines})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        data = json.dumps(entry).encode() + b"\n"
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+
+class JournalReader:
+    """Reads a growing journal from ``offset`` and repeats it on a display."""
+
+    def __init__(self, run: Path, *, offset: int = 0) -> None:
+        self._path = journal_file(run)
+        self._offset = offset
+        self.ended: int | RunError | None = None  # how the last start ended; None while it runs
+
+    def replay(self, display: Display) -> None:
+        """Show what was added since the last call."""
+        for entry in self._entries():
+            if "start" in entry:
+                self.ended = None
+            elif isinstance(text := entry.get("phase"), str):
+                display.phase(text)
+            elif isinstance(text := entry.get("message"), str):
+                display.message(text)
+            elif isinstance(status := entry.get("end"), int):
+                self.ended = status
+            elif isinstance(text := entry.get("error"), str):
+                self.ended = _error(text, entry)
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        try:
+            with opened(self._path) as file:
+                data = os.pread(file.fileno(), MAX_READ_BYTES, self._offset)
+        except FileNotFoundError:
+            return
+        end = data.rfind(b"\n") + 1
+        self._offset += end or (len(data) if len(data) == MAX_READ_BYTES else 0)
+        for line in data[:end].splitlines():
+            try:
+                entry = parse_json(line) if len(line) <= MAX_LINE_BYTES else None
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+
+def journal_size(run: Path) -> int:
+    """Size of the journal in bytes; a reader that starts there sees only later entries."""
+    try:
+        return journal_file(run).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _error(text: str, entry: dict[str, Any]) -> RunError:
+    log, lines, status = entry.get("log"), entry.get("lines"), entry.get("status")
+    return RunError(
+        text,
+        log=Path(log) if isinstance(log, str) else None,
+        lines=[str(line) for line in lines] if isinstance(lines, list) else [],
+        status=status if isinstance(status, int) else 1,
+    )
