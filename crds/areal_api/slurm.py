@@ -37,6 +37,9 @@ class SlurmSpec(CamelSection):
         le=1024,
         description="Nodes of the allocation; null is cluster.n_nodes, else as few as hold servers and trainer.",
     )
+    cpus_per_node: int | None = Field(
+        None, ge=1, le=4096, description="CPUs on each node; null is one per process on cpu and four per GPU on cuda."
+    )
     args: list[Argument] = Field([], max_length=MAX_ARGS, description="Additional arguments of sbatch.")
     requeue: bool = Field(
         True, description="Queue the job again after preemption, a lost node or the time limit; it continues by itself."

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from areal_api import logs
 from areal_api.paths import expand_home
 from areal_launcher import commands
+from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LOGS, RUN, RUN_DIR, SCALE, STATUS, STOP
+from areal_launcher.cli_slurm import add_slurm, refuse_without_slurm, run_on_slurm, slurm_request
 from areal_launcher.console import console_for, discard_output, prepare_standard_streams
 from areal_launcher.errors import RunError
 from areal_launcher.request import Request
@@ -24,68 +26,13 @@ if TYPE_CHECKING:
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
-RUN = """\
-Train. EXPERIMENT.yaml is an experiment (kind: GRPOExperiment) or AReaL's gsm8k_grpo.yaml; --config also accepts it.
-SCRIPT.py replaces the built-in training loop. key=value overrides a key, relative to spec in an experiment and to the
-top level in AReaL's file; +sglang.x=y passes SGLang an argument that has no key.
-
-  grpo run examples/tiny/experiment.yaml config.total_train_steps=20
-  grpo run gsm8k_grpo.py --config gsm8k_grpo.yaml actor.path=Qwen/Qwen3-1.7B +sglang.attention_backend=triton
-
-Running the same command again continues from the last recovery checkpoint. Ctrl-C lets the trainer write one and exit;
-a second Ctrl-C kills everything immediately.
-
-With --on kubernetes the operator trains the experiment in a cluster. grpo follows it and finally fetches stats.jsonl,
-summary.json, config.yaml and reward.png into the local run directory, and the newest checkpoint with --checkpoint. All
-files remain on the volume. After Ctrl-C the run continues in the cluster, and the same command follows it again.
-
-  grpo run --on kubernetes examples/tiny/experiment.yaml --namespace team-a --checkpoint"""
-
-EVAL = """\
-Evaluate a Hugging Face checkpoint on valid_dataset with a local server and print its mean reward.
-CHECKPOINT is a directory, a hub name, or a run directory (its newest checkpoint). Without EXPERIMENT.yaml, the
-experiment of the run that contains CHECKPOINT is used.
-
-  grpo eval runs/tiny/trial0
-  grpo eval Qwen/Qwen3-1.7B --config gsm8k_grpo.yaml"""
-
-RUN_DIR = "<fileroot>/<experiment_name>/<trial_name>"
-
-STATUS = """\
-Show the state of a run: of a run directory, or with --on kubernetes of an experiment in a cluster; without RUN of all
-experiments there.
-
-  grpo status runs/tiny/trial0
-  grpo status --on kubernetes
-  grpo status tiny --on kubernetes --namespace team-a"""
-
-LOGS = """\
-Print the logs of a run: of its local processes, or with --on kubernetes of its pods. For a crashed container that has
-not restarted yet, print the log of its previous run.
-
-  grpo logs runs/tiny/trial0 trainer
-  grpo logs tiny --on kubernetes --component servers -f"""
-
-CONVERT = """\
-Convert AReaL's configuration file to an experiment.yaml. Keys without a counterpart are listed on standard error.
-
-  grpo convert gsm8k_grpo.yaml -o experiment.yaml"""
-
-
-CHECK = """\
-Check whether an experiment fits, without a GPU: memory of the trainer's and the servers' GPUs, disk space against
-storage.size, sequence lengths, and with --nodes the placement. Only the config.json of the model is read. The exit
-status is 0 if the experiment fits and 1 if it does not.
-
-  grpo check experiment.yaml --gpu H100-80GB --nodes 2x8
-  grpo check experiment.yaml config.gconfig.max_new_tokens=32768 --gpu H200-141GB --json"""
-
 
 def run_parser() -> argparse.ArgumentParser:
     """``grpo run``."""
     parser = command_parser("run", RUN)
     add_experiment(parser, "SCRIPT.py, EXPERIMENT.yaml and key=value, in any order")
-    add_target(parser, "where to run: local (this machine, default) or kubernetes")
+    add_target(parser, "where to run: local (this machine, default), kubernetes or slurm")
+    add_slurm(parser)
     parser.add_argument("--detach", action="store_true", help="submit to the cluster without following the run")
     parser.add_argument(
         "--results",
@@ -102,6 +49,9 @@ def run_parser() -> argparse.ArgumentParser:
 
 def run_action(args: argparse.Namespace) -> int:
     """Train locally or in a cluster."""
+    if args.on == "slurm":
+        return run_on_slurm(args)
+    refuse_without_slurm(args)
     request, target = Request.parse(args.items, args.config), cluster_target(args)
     if target is None:
         cluster_only = {"--detach": args.detach, "--results": args.results, "--checkpoint": args.checkpoint}
@@ -130,12 +80,19 @@ def check_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", metavar="GPUS", help="free GPUs of each node: 8,8 or 2x8 (default: not checked)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--print-config", action="store_true", help="print the resolved experiment first")
+    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="slurm: ask the cluster for nodes")
+    add_slurm(parser)
     parser.set_defaults(action=check_action)
     return parser
 
 
 def check_action(args: argparse.Namespace) -> int:
     """Check whether an experiment fits."""
+    if args.on == "slurm":
+        from areal_launcher.places.slurm import inspect_run
+
+        return inspect_run.check(slurm_request(args))
+    refuse_without_slurm(args)
     from areal_launcher.check import CheckOptions, check
 
     if args.json and args.print_config:
@@ -157,7 +114,7 @@ def eval_parser() -> argparse.ArgumentParser:
 
 def eval_action(args: argparse.Namespace) -> int:
     """Evaluate locally."""
-    if args.on == "kubernetes":
+    if args.on != "local":
         raise ValueError(
             "grpo eval runs only on this machine; in a cluster the run itself evaluates: "
             "set config.valid_dataset and config.evaluator.freq_steps"
@@ -187,9 +144,9 @@ def plot_parser() -> argparse.ArgumentParser:
 
 def plot_action(args: argparse.Namespace) -> int:
     """Plot a local run directory."""
-    if args.on == "kubernetes":
+    if args.on != "local":
         raise ValueError(
-            "grpo plot reads a local run directory; grpo run --on kubernetes fetches one when the run ends"
+            "grpo plot reads a run directory, without --on; grpo run --on kubernetes fetches one when the run ends"
         )
     return commands.plot(args.run_dir)
 
@@ -198,13 +155,17 @@ def status_parser() -> argparse.ArgumentParser:
     """``grpo status``."""
     parser = command_parser("status", STATUS)
     add_run(parser, nargs="?")
-    add_target(parser, "where the run is: local (default) or kubernetes")
+    add_target(parser, "where the run is: local (default), kubernetes or slurm")
     parser.set_defaults(action=status_action)
     return parser
 
 
 def status_action(args: argparse.Namespace) -> int:
     """Show a run directory or experiments in a cluster."""
+    if args.on == "slurm":
+        from areal_launcher.places.slurm import inspect_run
+
+        return inspect_run.status(path(args.run) if args.run is not None else None)
     target = cluster_target(args)
     if target is None:
         if args.run is None:
@@ -233,14 +194,14 @@ def logs_parser() -> argparse.ArgumentParser:
         help="number of last lines per log (default: 50)",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
-    add_target(parser, "where the run is: local (default) or kubernetes")
+    add_target(parser, "where the run is: local (default), kubernetes or slurm")
     parser.set_defaults(action=logs_action)
     return parser
 
 
 def logs_action(args: argparse.Namespace) -> int:
-    """Print logs of local processes or of pods."""
-    target = cluster_target(args)
+    """Print logs of local processes, of a job's steps or of pods."""
+    target = None if args.on == "slurm" else cluster_target(args)
     options = {"component": args.component, "process": args.process, "lines": args.lines, "follow": args.follow}
     if target is None:
         from areal_launcher.core.logs import logs as local_logs
@@ -249,6 +210,34 @@ def logs_action(args: argparse.Namespace) -> int:
     from areal_launcher.cluster import logs as cluster_logs
 
     return cluster_logs.logs(args.run, target, **options)
+
+
+def stop_parser() -> argparse.ArgumentParser:
+    """``grpo stop``."""
+    parser = command_parser("stop", STOP)
+    add_run_dir(parser)
+    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="where the run is: local (default)")
+    parser.add_argument("--now", action="store_true", help="do not wait for a recovery checkpoint")
+    parser.set_defaults(action=stop_action)
+    return parser
+
+
+def stop_action(args: argparse.Namespace) -> int:
+    """End a run."""
+    if args.on == "slurm":
+        from areal_launcher.places.slurm import inspect_run
+
+        return inspect_run.stop(args.run_dir, now=args.now)
+    return commands.stop(args.run_dir, now=args.now)
+
+
+def scale_parser() -> argparse.ArgumentParser:
+    """``grpo scale``."""
+    parser = command_parser("scale", SCALE)
+    add_run_dir(parser)
+    parser.add_argument("servers", metavar="N", type=server_count, help="number of servers")
+    parser.set_defaults(action=lambda args: commands.scale(args.run_dir, args.servers))
+    return parser
 
 
 def crd_parser() -> argparse.ArgumentParser:
@@ -264,6 +253,8 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "eval": (eval_parser, "evaluate a checkpoint"),
     "status": (status_parser, "show the state of a run"),
     "logs": (logs_parser, "print the logs of a run"),
+    "stop": (stop_parser, "end a run after a recovery checkpoint"),
+    "scale": (scale_parser, "change the number of servers of a run"),
     "plot": (plot_parser, "plot the statistics of a run"),
     "convert": (convert_parser, "convert AReaL's configuration file to an experiment.yaml"),
     "crd": (crd_parser, "print the custom resource definition"),
@@ -307,7 +298,7 @@ def add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
 
 def add_target(parser: argparse.ArgumentParser, description: str) -> None:
     """Add --on and the options that select a cluster."""
-    parser.add_argument("--on", choices=["local", "kubernetes"], default="local", help=description)
+    parser.add_argument("--on", choices=["local", "kubernetes", "slurm"], default="local", help=description)
     parser.add_argument("--namespace", metavar="NAME", help="namespace in the cluster (default: the context's)")
     parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
     parser.add_argument(
@@ -317,7 +308,7 @@ def add_target(parser: argparse.ArgumentParser, description: str) -> None:
 
 def add_local_only(parser: argparse.ArgumentParser) -> None:
     """Accept --on for a local-only command, so that it can explain itself."""
-    parser.add_argument("--on", choices=["local", "kubernetes"], default="local", help=argparse.SUPPRESS)
+    parser.add_argument("--on", choices=["local", "kubernetes", "slurm"], default="local", help=argparse.SUPPRESS)
 
 
 def cluster_target(args: argparse.Namespace) -> ClusterTarget | None:
@@ -342,6 +333,13 @@ def line_count(text: str) -> int:
     """A number of lines."""
     if not text.isdecimal() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"{text} is not a number of lines; give 0 or more")
+    return int(text)
+
+
+def server_count(text: str) -> int:
+    """A number of servers."""
+    if not text.isdecimal() or not 0 < int(text[:6]) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of servers; give 1 to 1024")
     return int(text)
 
 

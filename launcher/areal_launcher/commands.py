@@ -1,10 +1,12 @@
-"""The commands that do not depend on where a run executes: convert, plot, crd.
+"""The commands that do not depend on where a run executes: convert, plot, stop, scale, crd.
 
 They raise ``ValueError`` for user errors.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -48,6 +50,27 @@ def plot_if_possible(directory: Path, console: Console) -> None:
             plot_run(directory)
     except (OSError, DamagedFileError) as error:
         console.print(f"reward.png was not drawn: {error}", markup=False, soft_wrap=True)
+
+
+def stop(directory: Path, *, now: bool) -> int:
+    """End a run of this machine: after a recovery checkpoint, or at once with ``now``."""
+    pid = run_files.launcher_pid(run_files.require_run(directory))
+    if not pid:
+        raise ValueError(f"{directory}: no grpo run of this machine uses it")
+    os.kill(pid, signal.SIGTERM)
+    if now:
+        os.kill(pid, signal.SIGINT)
+    print(f"process {pid} {'ends' if now else 'writes a recovery checkpoint and ends; --now ends it at once'}")
+    return 0
+
+
+def scale(directory: Path, servers: int) -> int:
+    """Ask a running launcher for another number of servers."""
+    if run_files.launcher_pid(run_files.require_run(directory)) is None:
+        raise ValueError(f"{directory}: no grpo run uses it; set servers.replicas and start it")
+    run_files.request_scale(directory, servers)
+    print(f"asked for {servers} servers; grpo status {directory} shows them")
+    return 0
 
 
 def crd() -> int:

@@ -17,8 +17,8 @@ def child_environment(
 ) -> dict[str, str]:
     """``environ`` with ``additions``, for a server or trainer. ``nodes``: hosts of the run other than loopback.
 
-    Requests to the run's own hosts bypass a proxy (SGLang checks its own health by HTTP), and Python processes write UTF-8 to
-    their logs whatever the terminal's encoding is, unless the user has set PYTHONUTF8.
+    Requests to the run's own hosts bypass a proxy (SGLang checks its own health by HTTP), and Python processes write
+    UTF-8 to their logs whatever the terminal's encoding is, unless the user has set PYTHONUTF8.
     """
     return {"PYTHONUTF8": "1", **bypassing_proxy({**environ, **additions}, [*LOOPBACK, *nodes])}
 

@@ -47,7 +47,7 @@ def visible(gpus: list[int]) -> str:
     ids = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if gpus and max(gpus) >= len(ids):
         raise SystemExit(
-            f"this node gives the job {len(ids)} GPUs (CUDA_VISIBLE_DEVICES={','.join(ids)}), {max(gpus) + 1} are needed"
+            f"this node gives the job {len(ids)} GPUs (CUDA_VISIBLE_DEVICES={','.join(ids)}), not {max(gpus) + 1}"
         )
     return ",".join(ids[index] for index in gpus)
 
@@ -66,10 +66,10 @@ def main(path: str) -> int:
     if spec["gpus"] is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible(spec["gpus"])
     os.environ.update(env)
-    import supervisor  # beside this file
+    import supervisor  # type: ignore[import-not-found]  # beside this file
 
     try:
-        return int(supervisor.main(argv))
+        return int(supervisor.main(argv, forward_signals="SLURM_STEP_ID" not in os.environ))
     finally:
         if held is not None:
             held.close()

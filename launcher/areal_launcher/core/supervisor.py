@@ -1,8 +1,9 @@
 """Runs one command so that none of its processes outlives the launcher. Started by path; standard library only.
 
-Standard input is a pipe from the launcher. A ``T`` sends SIGTERM to the command, once; end of file (the launcher closed it or
-died) kills the command and all its descendants, even in other process groups and sessions: Linux reparents orphans to
-the nearest subreaper, which is this process. Exits with the command's status, or 128 + n if signal n killed it.
+Standard input is a pipe from the launcher. A ``T`` sends SIGTERM to the command, once; end of file (the launcher closed
+it or died) kills the command and all its descendants, even in other process groups and sessions: Linux reparents
+orphans to the nearest subreaper, which is this process. Exits with the command's status, or 128 + n if signal n killed
+it.
 """
 
 from __future__ import annotations

@@ -44,3 +44,33 @@ def prepared_run(
     if check_fit is not None:
         check_fit(spec)
     check_ports(first_port, spec.max_replicas)
+    with claimed_run(experiment, run) as key_file:
+        plan = plan_run(
+            experiment,
+            run=run,
+            key_file=key_file,
+            threads=compute_threads(spec, cores),
+            trainer_python=os.environ.get(names.TRAINER_PYTHON),
+        )
+        place = LocalPlace(gpus=gpus, first_port=first_port, servers=spec.max_replicas)
+        try:
+            yield plan, place
+        finally:
+            place.close()
+
+
+def compute_threads(spec: ExperimentSpec, cores: int) -> int:
+    """CPU threads per process: servers and ranks run concurrently, or in turns if training is synchronous."""
+    servers = spec.servers.replicas * spec.servers.tensor_parallel if spec.servers.device == "cpu" else 0
+    ranks = spec.trainer.processes_per_node if spec.trainer.device == "cpu" else 0
+    concurrent = servers + ranks if spec.config.max_staleness else max(servers, ranks)
+    return max(1, cores // max(1, concurrent))
+
+
+def check_ports(first_port: int | None, count: int) -> None:
+    """Raise ``ValueError`` if ``count`` ports from ``first_port`` exceed the largest port."""
+    if first_port is not None and first_port + count - 1 > MAX_PORT:
+        raise ValueError(
+            f"--port {first_port} with {count} servers needs ports up to {first_port + count - 1}, more "
+            f"than {MAX_PORT}; choose at most {MAX_PORT - count + 1}"
+        )

@@ -1,0 +1,78 @@
+"""Descriptions of the commands, as ``grpo COMMAND --help`` prints them."""
+
+from __future__ import annotations
+
+RUN = """\
+Train. EXPERIMENT.yaml is an experiment (kind: GRPOExperiment) or AReaL's gsm8k_grpo.yaml; --config also accepts it.
+SCRIPT.py replaces the built-in training loop. key=value overrides a key, relative to spec in an experiment and to the
+top level in AReaL's file; +sglang.x=y passes SGLang an argument that has no key.
+
+  grpo run examples/tiny/experiment.yaml config.total_train_steps=20
+  grpo run gsm8k_grpo.py --config gsm8k_grpo.yaml actor.path=Qwen/Qwen3-1.7B +sglang.attention_backend=triton
+
+Running the same command again continues from the last recovery checkpoint. Ctrl-C lets the trainer write one and exit;
+a second Ctrl-C kills everything immediately.
+
+With --on kubernetes the operator trains the experiment in a cluster. grpo follows it and finally fetches stats.jsonl,
+summary.json, config.yaml and reward.png into the local run directory, and the newest checkpoint with --checkpoint. All
+files remain on the volume. After Ctrl-C the run continues in the cluster, and the same command follows it again.
+
+  grpo run --on kubernetes examples/tiny/experiment.yaml --namespace team-a --checkpoint
+
+With --on slurm grpo submits a job and follows it. After Ctrl-C, or if the terminal is lost, the job continues, and the
+same command follows it again. cluster.fileroot must be a directory that all nodes share.
+
+  grpo run --on slurm examples/tiny/experiment.yaml --partition gpu --time 8:00:00"""
+
+EVAL = """\
+Evaluate a Hugging Face checkpoint on valid_dataset with a local server and print its mean reward.
+CHECKPOINT is a directory, a hub name, or a run directory (its newest checkpoint). Without EXPERIMENT.yaml, the
+experiment of the run that contains CHECKPOINT is used.
+
+  grpo eval runs/tiny/trial0
+  grpo eval Qwen/Qwen3-1.7B --config gsm8k_grpo.yaml"""
+
+RUN_DIR = "<fileroot>/<experiment_name>/<trial_name>"
+
+STATUS = """\
+Show the state of a run: of a run directory, or with --on kubernetes of an experiment in a cluster; without RUN of all
+experiments there.
+
+  grpo status runs/tiny/trial0
+  grpo status --on kubernetes
+  grpo status tiny --on kubernetes --namespace team-a
+  grpo status --on slurm"""
+
+LOGS = """\
+Print the logs of a run: of its local processes, or with --on kubernetes of its pods. For a crashed container that has
+not restarted yet, print the log of its previous run.
+
+  grpo logs runs/tiny/trial0 trainer
+  grpo logs tiny --on kubernetes --component servers -f"""
+
+STOP = """\
+End a run on this machine or on Slurm. The trainer finishes its step and writes a recovery checkpoint; the command that
+started the run continues it. In Kubernetes, set spec.runPolicy.suspend instead.
+
+  grpo stop runs/tiny/trial0
+  grpo stop runs/tiny/trial0 --on slurm --now"""
+
+SCALE = """\
+Change the number of servers of a run on this machine or on Slurm while it trains, up to servers.maxReplicas. In
+Kubernetes, use kubectl scale grpoexperiment NAME --replicas N instead.
+
+  grpo scale runs/tiny/trial0 3"""
+
+CONVERT = """\
+Convert AReaL's configuration file to an experiment.yaml. Keys without a counterpart are listed on standard error.
+
+  grpo convert gsm8k_grpo.yaml -o experiment.yaml"""
+
+
+CHECK = """\
+Check whether an experiment fits, without a GPU: memory of the trainer's and the servers' GPUs, disk space against
+storage.size, sequence lengths, and with --nodes the placement. Only the config.json of the model is read. The exit
+status is 0 if the experiment fits and 1 if it does not.
+
+  grpo check experiment.yaml --gpu H100-80GB --nodes 2x8
+  grpo check experiment.yaml config.gconfig.max_new_tokens=32768 --gpu H200-141GB --json"""

@@ -1,0 +1,94 @@
+"""The launcher of a run inside its job: ``python -m areal_launcher.places.slurm.controller RUN``.
+
+The batch script becomes this process, so Slurm's warning before the time limit reaches it. It executes the run in the
+allocation and writes the journal, which ``grpo run --on slurm`` follows from anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from areal_api import logs, names
+from areal_api.load import load_experiment
+from areal_launcher.commands import plot_if_possible
+from areal_launcher.console import console_for
+from areal_launcher.core.journal import Journal
+from areal_launcher.core.plan import plan_run
+from areal_launcher.core.prepare import claimed_run
+from areal_launcher.core.run import Run
+from areal_launcher.errors import RunError
+from areal_launcher.places.slurm import commands
+from areal_launcher.places.slurm.job import layout_file, probe_file, read_job, submitted_experiment
+from areal_launcher.places.slurm.layout import Layout
+from areal_launcher.places.slurm.place import SlurmPlace
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+def main(directory: Path) -> int:
+    """Execute the run; the exit status of the job."""
+    job_id = os.environ["SLURM_JOB_ID"]
+    journal = Journal(directory, job=job_id, restarts=os.environ.get("SLURM_RESTART_COUNT", "0"))
+    try:
+        status = execute(directory, journal)
+    except RunError as error:
+        journal.fail(error)
+        return error.status
+    except (ValueError, OSError, commands.SlurmError) as error:
+        journal.fail(RunError(str(error)))
+        return 1
+    finally:
+        plot_if_possible(directory, console_for(stderr=True))
+    if status == EXIT_TERMINATED and load_experiment(submitted_experiment(directory)).spec.slurm.requeue:
+        requeue(job_id, journal)
+    journal.end(status)
+    return status
+
+
+def execute(directory: Path, journal: Journal) -> int:
+    """Check the nodes, then run."""
+    experiment = load_experiment(submitted_experiment(directory))
+    slurm = experiment.spec.slurm
+    components = [Layout(**layout) for layout in json.loads(layout_file(directory).read_text(encoding="utf-8"))]
+    submitted = read_job(directory)
+    place = SlurmPlace(directory, slurm, components, environ=os.environ)
+    place.check_shared(submitted.nonce if submitted else "", probe_file(directory))
+    journal.message(f"job {os.environ['SLURM_JOB_ID']} runs on {', '.join(node.name for node in place.nodes)}")
+    inside = "python3" if slurm.container_image is not None else None
+    with claimed_run(experiment, directory) as key_file:
+        names.summary_file(directory).unlink(missing_ok=True)  # written by the previous start
+        plan = plan_run(
+            experiment,
+            run=directory,
+            key_file=key_file,
+            threads=threads_per_process(components),
+            python=slurm.python or inside,
+            trainer_python=None if inside else os.environ.get(names.TRAINER_PYTHON),
+        )
+        return Run(plan, place, journal).run()
+
+
+def threads_per_process(components: list[Layout]) -> int:
+    """CPU threads of a process on cpu: a node's CPUs are shared by the processes on it."""
+    layout = components[0]
+    busiest = max(list(layout.servers).count(node) + list(layout.trainer).count(node) for node in range(layout.nodes))
+    return max(1, layout.cpus_per_node // max(1, busiest))
+
+
+def requeue(job_id: str, journal: Journal) -> None:
+    """Queue the job again, unless a user has cancelled it: after preemption or a warning before the time limit."""
+    with contextlib.suppress(commands.SlurmError):
+        job = commands.find_job(job_id)
+        if job is not None and job.state == "RUNNING":
+            commands.run("scontrol", "requeue", job_id)
+            journal.message(f"job {job_id} is queued again and continues from its last checkpoint")
+
+
+if __name__ == "__main__":
+    logs.set_up(text_format="%(levelname)s: %(message)s")
+    sys.exit(main(Path(sys.argv[1])))

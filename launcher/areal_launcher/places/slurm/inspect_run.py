@@ -1,0 +1,92 @@
+"""`grpo status`, `grpo stop` and `grpo check` for runs on Slurm."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+
+from areal_api import names
+from areal_api.load import with_home_expanded
+from areal_launcher.console import console_for
+from areal_launcher.core import status as run_directory
+from areal_launcher.places.slurm import commands
+from areal_launcher.places.slurm.job import JOB_PREFIX, read_job
+from areal_launcher.places.slurm.submit import estimate, plan_job
+from areal_launcher.request import Request
+
+COLUMNS = "%i|%T|%M|%l|%D|%j|%r"
+
+
+def status(directory: Path | None) -> int:
+    """Print the state of a run and of its job; without a directory the user's jobs of grpo."""
+    console = console_for()
+    if directory is None:
+        for line in squeue(f"--user={getpass.getuser()}"):
+            if line[5].startswith(JOB_PREFIX):
+                console.print(describe(line), markup=False, soft_wrap=True)
+        return 0
+    submitted = read_job(directory)
+    if submitted is None:
+        raise ValueError(f"{directory}: no job of Slurm was submitted for this directory")
+    lines = squeue(f"--jobs={submitted.id}")
+    for line in lines:
+        console.print(describe(line), markup=False, soft_wrap=True)
+    if not lines:
+        job = commands.find_job(submitted.id)
+        console.print(f"job {submitted.id}  {job.state if job else 'ended'}", markup=False)
+    if not names.config_file(directory).exists():
+        return 0  # the job has not started yet
+    return run_directory.status(directory)
+
+
+def stop(directory: Path, *, now: bool) -> int:
+    """End the job of a run: after a recovery checkpoint, or at once with ``now``."""
+    console = console_for()
+    submitted = read_job(directory)
+    job = commands.find_job(submitted.id) if submitted is not None else None
+    if submitted is None or job is None or not job.active:
+        raise ValueError(f"{directory}: no job of this run is queued or runs")
+    if now or job.state in commands.QUEUED:
+        commands.run("scancel", submitted.id)
+        console.print(f"job {submitted.id} is cancelled", markup=False)
+        return 0
+    # To the controller alone, which asks the trainer for a checkpoint. SIGTERM would queue the job again.
+    commands.run("scancel", "--batch", "--signal=INT", submitted.id)
+    console.print(f"job {submitted.id} writes a recovery checkpoint and ends; --now ends it at once", markup=False)
+    return 0
+
+
+def check(request: Request) -> int:
+    """Print how the cluster would hold the run, and when. Raises ``ValueError`` if it cannot."""
+    experiment = with_home_expanded(request.load())
+    directory = names.run_dir(experiment.spec.config).absolute()
+    components = plan_job(experiment)
+    console = console_for()
+    for layout in components:
+        parts = [f"server-{i} on node {node}" for i, node in enumerate(layout.servers)]
+        parts += [f"trainer node {i} on node {node}" for i, node in enumerate(layout.trainer)]
+        console.print(
+            f"{layout.nodes} nodes of {layout.gpus_per_node} GPUs and {layout.cpus_per_node} CPUs: {', '.join(parts)}",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print(f"sbatch --test-only: {estimate(experiment, directory, components)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def squeue(*selection: str) -> list[list[str]]:
+    """Jobs in the queue, by ``COLUMNS``. Empty for a job that the queue no longer has."""
+    try:
+        output = commands.run("squeue", "--noheader", "--states=all", f"--format={COLUMNS}", *selection)
+    except commands.SlurmError as error:
+        if "Invalid job id" in str(error):
+            return []
+        raise ValueError(f"squeue failed: {error}") from error
+    return [line.split("|", 6) for line in output.splitlines() if line.count("|") >= 6]
+
+
+def describe(line: list[str]) -> str:
+    """One job in words."""
+    job, state, elapsed, limit, nodes, name, reason = line
+    why = f" ({reason})" if reason not in ("None", "") else ""
+    return f"job {job}  {name}  {state}{why}  {elapsed} of {limit}  {nodes} nodes"

@@ -1,0 +1,114 @@
+"""The job of a run: its options, its batch script, and the file that remembers it in the run directory."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from areal_api import names
+from areal_api.experiment import GRPOExperiment
+from areal_launcher.bounded_files import DamagedFileError, read_object
+from areal_launcher.places.slurm.layout import Layout
+from areal_launcher.run_files import write_atomic
+
+CONTROLLER = "areal_launcher.places.slurm.controller"
+JOB_PREFIX = "grpo-"
+EXIT_NOT_SHARED = 66
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job that was submitted for a run."""
+
+    id: str
+    nonce: str  # content of the probe file
+
+
+def job_dir(run: Path) -> Path:
+    """Files of the job: what was submitted, and the addresses that its nodes publish."""
+    return run / "slurm"
+
+
+def probe_file(run: Path) -> Path:
+    """Written before the job is submitted; every node must see it."""
+    return job_dir(run) / "probe"
+
+
+def submitted_experiment(run: Path) -> Path:
+    """The experiment that the job runs."""
+    return job_dir(run) / "experiment.yaml"
+
+
+def layout_file(run: Path) -> Path:
+    """The layout that the job runs with."""
+    return job_dir(run) / "layout.json"
+
+
+def output_file(run: Path) -> Path:
+    """Output of the batch script."""
+    return names.logs_dir(run) / "slurm-job.log"
+
+
+def write_job(run: Path, job: SubmittedJob) -> None:
+    """Remember the job of a run."""
+    write_atomic(job_dir(run) / "job.json", json.dumps({"id": job.id, "nonce": job.nonce}))
+
+
+def read_job(run: Path) -> SubmittedJob | None:
+    """The last job of a run; None if none was submitted."""
+    try:
+        found = read_object(job_dir(run) / "job.json")
+    except DamagedFileError:
+        return None
+    if not found or not str(found.get("id", "")).isdecimal():
+        return None
+    return SubmittedJob(str(found["id"]), str(found.get("nonce", "")))
+
+
+def sbatch_arguments(experiment: GRPOExperiment, run: Path, components: Sequence[Layout]) -> list[str]:
+    """Arguments of sbatch for one allocation, or for a heterogeneous job if there are two layouts."""
+    config, slurm = experiment.spec.config, experiment.spec.slurm
+    common = [
+        f"--job-name={JOB_PREFIX}{config.experiment_name}-{config.trial_name}",
+        f"--output={output_file(run)}",
+        "--open-mode=append",
+        f"--signal=B:TERM@{slurm.stop_seconds}",
+        "--requeue" if slurm.requeue else "--no-requeue",
+        "--export=ALL",
+    ]
+    common += [f"--{name}={value}" for name in ("account", "qos", "time") if (value := getattr(slurm, name))]
+    first = [*common, *_component(components[0], slurm.partition, slurm.constraint), *slurm.args]
+    if slurm.servers is None:
+        return first
+    servers = slurm.servers
+    second = _component(components[1], servers.partition or slurm.partition, servers.constraint)
+    charged = [f"--{name}={value}" for name in ("account", "qos") if (value := getattr(slurm, name))]
+    return [*first, ":", *charged, *second, *servers.args]
+
+
+def _component(layout: Layout, partition: str | None, constraint: str | None) -> list[str]:
+    arguments = [f"--nodes={layout.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={layout.cpus_per_node}"]
+    if layout.gpus_per_node:
+        arguments.append(f"--gres=gpu:{layout.gpus_per_node}")
+    if partition is not None:
+        arguments.append(f"--partition={partition}")
+    if constraint is not None:
+        arguments.append(f"--constraint={constraint}")
+    return arguments
+
+
+def batch_script(run: Path, nonce: str) -> str:
+    """The script of the job. It becomes the controller, so that a signal to the batch step reaches that."""
+    probe = shlex.quote(str(probe_file(run)))
+    controller = shlex.join([sys.executable, "-m", CONTROLLER, str(run)])
+    return f"""#!/bin/sh
+if [ "$(cat {probe})" != {nonce} ]; then
+  echo "$SLURMD_NODENAME does not see the run directory of the submit host: cluster.fileroot must be shared" >&2
+  exit {EXIT_NOT_SHARED}
+fi
+exec {controller}
+"""

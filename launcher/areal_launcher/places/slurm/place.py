@@ -1,0 +1,246 @@
+"""The allocation of a Slurm job as a place: each process is a step of its own, started with srun."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from areal_api.slurm import SlurmSpec
+from areal_launcher.core import on_node, supervisor
+from areal_launcher.core.environment import child_environment
+from areal_launcher.core.place import ProcessSpec, kill_all
+from areal_launcher.core.processes import SupervisedProcess
+from areal_launcher.errors import RunError
+from areal_launcher.places.slurm import commands
+from areal_launcher.places.slurm.job import job_dir
+from areal_launcher.places.slurm.layout import Layout
+from areal_launcher.run_files import write_atomic
+
+STEP_GONE_S = 60.0
+SRUN_EXIT_S = 10.0
+
+
+class Node:
+    """A node of the allocation: its component of the job, its address, and its GPUs that no process has."""
+
+    def __init__(self, name: str, component: int, address: str, gpus: int) -> None:
+        self.name = name
+        self.component = component
+        self.address = address
+        self.free_gpus = list(range(gpus))
+        self.processes = 0
+
+
+class Step(SupervisedProcess):
+    """A process on a node. srun carries its standard input, so that it ends if srun or this process does."""
+
+    def __init__(
+        self, spec: ProcessSpec, srun: Sequence[str], *, env: Mapping[str, str], address_file: Path | None
+    ) -> None:
+        self.spec = spec
+        self._address_file = address_file
+        self._address: str | None = None
+        super().__init__([], env=env, log=spec.log, supervisor=srun)
+
+    @property
+    def address(self) -> str | None:
+        """``host:port`` as the node has published it."""
+        if self._address is None and self._address_file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._address = self._address_file.read_text(encoding="utf-8").strip() or None
+        return self._address
+
+    def kill_srun(self) -> None:
+        """Kill srun itself, if its node does not answer."""
+        self._process.kill()
+        self._process.wait(SRUN_EXIT_S)
+
+
+class SlurmPlace:
+    """The allocation of the job that this process runs in."""
+
+    def __init__(
+        self, run: Path, options: SlurmSpec, components: Sequence[Layout], *, environ: Mapping[str, str]
+    ) -> None:
+        self._files = job_dir(run)
+        self._run = run
+        self._options = options
+        self._environ = environ
+        self._job = environ["SLURM_JOB_ID"]
+        self._heterogeneous = len(components) > 1
+        self.nodes = allocated_nodes(components, environ)
+        self._node_of: dict[str, Node] = {}
+        self._gpus: dict[str, list[int]] = {}
+        self._ports: dict[str, int] = {}
+        self._steps: dict[str, Step] = {}
+        self._tools = self._copy_tools()
+        first = 0
+        for layout in components:
+            for kind, indices in (("server", layout.servers), ("trainer", layout.trainer)):
+                for index, node in enumerate(indices):
+                    self._node_of[name_of(kind, index)] = self.nodes[first + node]
+            first += layout.nodes
+        self._server_nodes = self.nodes[-components[-1].nodes :]
+
+    def check_shared(self, content: str, file: Path) -> None:
+        """Raise ``RunError`` if some node does not see ``file`` with ``content``."""
+        script = '[ "$(cat "$0" 2>/dev/null)" = "$1" ] || echo "$SLURMD_NODENAME"'
+        blind: list[str] = []
+        for component in sorted({node.component for node in self.nodes}):
+            nodes = [node.name for node in self.nodes if node.component == component]
+            argv = [*self._srun(component), f"--nodes={len(nodes)}", "--ntasks-per-node=1", "--chdir=/"]
+            try:
+                blind += commands.run(argv[0], *argv[1:], "sh", "-c", script, str(file), content).split()
+            except commands.SlurmError as error:
+                raise RunError(f"cannot start a step on {', '.join(nodes)}: {error}") from error
+        if blind:
+            raise RunError(
+                f"cluster.fileroot: {self._run} is not shared: {', '.join(sorted(blind))} cannot see a file that the "
+                "submit host wrote there; set cluster.fileroot to a directory that all nodes share"
+            )
+
+    def start(self, spec: ProcessSpec) -> Step:
+        """Start a step on the node of the process; a server beyond the layout gets the node with the most room."""
+        before = self._steps.get(spec.name)
+        if before is not None:
+            if before.address is not None:
+                self._ports[spec.name] = int(before.address.rpartition(":")[2])
+            if before.supervisor_killed:
+                self._end_step(spec.name)
+        node = self._node(spec)
+        address_file = self._files / f"{spec.name}.address"
+        address_file.unlink(missing_ok=True)
+        port = self._ports.get(spec.name, 0) if spec.needs_port else None
+        write_private(
+            self._files / f"{spec.name}.json",
+            json.dumps(
+                {
+                    "argv": list(spec.argv),
+                    "env": dict(spec.env),
+                    "host": node.address,
+                    "port": port,
+                    "address_file": str(address_file),
+                    "gpus": self._gpus.get(spec.name) if spec.gpus else None,
+                }
+            ),
+        )
+        step = Step(
+            spec,
+            self._step_command(spec, node),
+            env=child_environment(self._environ, {}, nodes=sorted({one.address for one in self.nodes})),
+            address_file=address_file if spec.needs_port else None,
+        )
+        self._steps[spec.name] = step
+        return step
+
+    def close(self) -> None:
+        """Kill every step and wait."""
+        steps = list(self._steps.values())
+        kill_all(steps)
+        for step in steps:
+            if step.poll() is None:
+                step.kill_srun()
+        for file in self._files.glob("*.json"):
+            if file.stem in self._steps:
+                file.unlink(missing_ok=True)
+
+    def _node(self, spec: ProcessSpec) -> Node:
+        node = self._node_of.get(spec.name)
+        if node is None:
+            node = max(self._server_nodes, key=lambda one: (len(one.free_gpus), -one.processes))
+        if spec.name not in self._gpus:
+            if len(node.free_gpus) < spec.gpus:
+                raise RunError(f"{spec.name} needs {spec.gpus} GPUs, no node of job {self._job} has as many left")
+            self._gpus[spec.name] = [node.free_gpus.pop(0) for _ in range(spec.gpus)]
+            node.processes += 1
+        self._node_of[spec.name] = node
+        return node
+
+    def _srun(self, component: int) -> list[str]:
+        srun = ["srun", f"--jobid={self._job}", "--overlap", "--cpu-bind=none", "--export=ALL", "--kill-on-bad-exit=0"]
+        return [*srun, f"--het-group={component}"] if self._heterogeneous else srun
+
+    def _step_command(self, spec: ProcessSpec, node: Node) -> list[str]:
+        options = self._options
+        srun = [*self._srun(node.component), "--nodes=1", "--ntasks=1", f"--nodelist={node.name}"]
+        srun.append(f"--job-name={spec.name}")
+        inside = [options.python or spec.argv[0], "-I", "-S", str(self._tools / "on_node.py")]
+        inside.append(str(self._files / f"{spec.name}.json"))
+        image = options.container_image
+        if image is None:
+            return [*srun, *inside]
+        if options.container_runtime == "pyxis":
+            mounts = f"--container-mounts={self._run}:{self._run}"
+            return [*srun, f"--container-image={image}", mounts, *options.container_args, *inside]
+        gpus = ["--nv"] if spec.gpus else []
+        return [*srun, "apptainer", "exec", *gpus, f"--bind={self._run}", *options.container_args, image, *inside]
+
+    def _copy_tools(self) -> Path:
+        """Copies of the files that run on nodes, at a path that exists there, also in a container."""
+        directory = self._files / "tools"
+        directory.mkdir(parents=True, exist_ok=True)
+        for module in (on_node, supervisor):
+            source = Path(str(module.__file__))
+            write_atomic(directory / source.name, source.read_bytes())
+        return directory
+
+    def _end_step(self, name: str) -> None:
+        """End what is left of a step whose srun was killed."""
+        deadline = time.monotonic() + STEP_GONE_S
+        while True:
+            shown = commands.run("squeue", "--noheader", "--steps", f"--jobs={self._job}", "--format=%i|%j")
+            left = [line.split("|")[0] for line in shown.splitlines() if line.strip().endswith(f"|{name}")]
+            if not left:
+                return
+            if time.monotonic() > deadline:
+                raise RunError(f"step {', '.join(left)} of {name} did not end within {STEP_GONE_S:.0f} s")
+            with contextlib.suppress(commands.SlurmError):
+                commands.run("scancel", "--signal=KILL", *left)
+            time.sleep(0.5)
+
+
+def name_of(kind: str, index: int) -> str:
+    """The name of a process, as in ``ProcessSpec.name``."""
+    return kind if kind == "trainer" and index == 0 else f"{kind}-{index}"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read: variables may hold secrets."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def allocated_nodes(components: Sequence[Layout], environ: Mapping[str, str]) -> list[Node]:
+    """The nodes of the job, component by component."""
+    names: list[tuple[str, int, int]] = []
+    for component, layout in enumerate(components):
+        variable = f"SLURM_JOB_NODELIST_HET_GROUP_{component}" if len(components) > 1 else "SLURM_JOB_NODELIST"
+        hosts = commands.host_names(environ[variable])
+        names += [(host, component, layout.gpus_per_node) for host in hosts[: layout.nodes]]
+    addresses = resolve(commands.node_addresses([name for name, _, _ in names]))
+    return [Node(name, component, addresses[name], gpus) for name, component, gpus in names]
+
+
+def resolve(addresses: Mapping[str, str]) -> dict[str, str]:
+    """IP addresses of nodes. A node whose own name is loopback there gets its address towards the others."""
+    found: dict[str, str] = {}
+    for name, address in addresses.items():
+        try:
+            found[name] = str(socket.getaddrinfo(address, None, socket.AF_INET)[0][4][0])
+        except OSError as error:
+            raise RunError(f"node {name}: its address {address} cannot be resolved: {error.strerror}") from error
+    others = [ip for ip in found.values() if not ip.startswith("127.")]
+    for name, ip in found.items():
+        if ip.startswith("127.") and others:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((others[0], 9))
+                found[name] = probe.getsockname()[0]
+    return found

@@ -1,0 +1,117 @@
+"""Submits the job of a run: checks, layout, files, sbatch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from areal_api import names
+from areal_api.experiment import ExperimentSpec, GRPOExperiment
+from areal_api.render import experiment_yaml
+from areal_launcher.core.checks import check_experiment
+from areal_launcher.core.plan import gpus_per_server, gpus_per_trainer_node, plan_run
+from areal_launcher.core.resume import check_resume
+from areal_launcher.places.slurm import commands
+from areal_launcher.places.slurm.job import (
+    SubmittedJob,
+    batch_script,
+    job_dir,
+    layout_file,
+    probe_file,
+    sbatch_arguments,
+    submitted_experiment,
+    write_job,
+)
+from areal_launcher.places.slurm.layout import Layout, layouts
+from areal_launcher.run_files import write_atomic
+
+Check = Callable[[ExperimentSpec], None]
+
+
+def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
+    """Check everything that can be checked here, and submit. Raises ``ValueError``, with nothing queued."""
+    check_experiment(experiment.spec, run=run, cores=experiment.spec.slurm.cpus_per_node or 2**16)
+    check_resume(experiment.spec.config, run)
+    plan_run(experiment, run=run, key_file=run / "api-key", threads=1)  # refuses variables that cannot be set
+    components = plan_job(experiment)
+    arguments = sbatch_arguments(experiment, run, components)
+    job_dir(run).mkdir(parents=True, exist_ok=True)
+    names.logs_dir(run).mkdir(parents=True, exist_ok=True)
+    nonce = secrets.token_hex(16)
+    write_atomic(probe_file(run), nonce)
+    write_atomic(submitted_experiment(run), experiment_yaml(experiment))
+    write_atomic(layout_file(run), json.dumps([dataclasses.asdict(layout) for layout in components]))
+    try:
+        # Held until the job is recorded, so that it cannot start and read an older record.
+        output = commands.run("sbatch", "--parsable", "--hold", *arguments, stdin=batch_script(run, nonce))
+    except commands.SlurmError as error:
+        raise ValueError(f"sbatch refused the job: {error}{advice(str(error))}") from error
+    job = SubmittedJob(output.strip().splitlines()[-1].partition(";")[0], nonce)
+    write_job(run, job)
+    commands.run("scontrol", "release", job.id)
+    return job
+
+
+def plan_job(experiment: GRPOExperiment) -> list[Layout]:
+    """The layout of each component of the job. Raises ``ValueError`` if the partitions cannot hold it."""
+    spec, slurm = experiment.spec, experiment.spec.slurm
+    trainer = partition_named(slurm.partition)
+    servers = partition_named(slurm.servers.partition or slurm.partition) if slurm.servers else trainer
+    for needed, key, partition in (
+        (gpus_per_trainer_node(spec), "trainer", trainer),
+        (gpus_per_server(spec), "servers", servers),
+    ):
+        if needed and not partition.gpus:
+            raise ValueError(
+                f"{key}.device is cuda, but no node of partition {partition.name} that can run jobs has a GPU; choose "
+                f"another --partition, or set {key}.device=cpu"
+            )
+    found = layouts(spec, gpus=trainer.gpus, server_gpus=servers.gpus)
+    for layout, partition in zip(found, [trainer, servers], strict=False):
+        if layout.nodes > partition.nodes:
+            raise ValueError(
+                f"the run needs {layout.nodes} nodes, partition {partition.name} has {partition.nodes} that can run "
+                "jobs; lower slurm.nodes, servers.replicas or trainer.nodes"
+            )
+    return found
+
+
+def partition_named(name: str | None) -> commands.Partition:
+    """A partition, or the default one. Raises ``ValueError`` if there is none, naming those that exist."""
+    try:
+        found = commands.partitions(name)
+        if found:
+            return found[0]
+        known = commands.run("sinfo", "--noheader", "--format=%R").split()
+    except commands.SlurmError as error:
+        raise ValueError(f"sinfo failed: {error}") from error
+    shown = ", ".join(sorted(set(known))) or "none"
+    if name is None:
+        raise ValueError(f"the cluster has no default partition; give --partition: {shown}")
+    raise ValueError(f"slurm.partition: no partition {name}; the cluster has {shown}")
+
+
+def estimate(experiment: GRPOExperiment, run: Path, components: Sequence[Layout]) -> str:
+    """When Slurm would start the job, in its own words. Raises ``ValueError`` if it never would."""
+    status, text = commands.run_for_error(
+        "sbatch", "--test-only", *sbatch_arguments(experiment, run, components), stdin=batch_script(run, "probe")
+    )
+    if status:
+        raise ValueError(f"sbatch would refuse the job: {commands.clean(text)}{advice(text)}")
+    return commands.clean(text)
+
+
+def advice(message: str) -> str:
+    """What to change, for the refusals that users meet most."""
+    hints = {
+        "partition": "; choose another --partition (slurm.partition)",
+        "account": "; choose another --account (slurm.account) or --qos (slurm.qos)",
+        "qos": "; choose another --qos (slurm.qos)",
+        "node configuration": "; lower slurm.nodes, cluster.n_gpus_per_node or slurm.cpusPerNode",
+        "time limit": "; lower --time (slurm.time)",
+        "feature": "; choose another --constraint (slurm.constraint)",
+    }
+    return next((hint for word, hint in hints.items() if word in message.lower()), "")
