@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 FAULTS ?=
 SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
-SERIAL_TESTS := tests/local tests/faults tests/e2e
+SERIAL_TESTS := tests/local tests/slurm tests/faults tests/e2e
 PARALLEL_TESTS := tests $(SERIAL_TESTS:%=--ignore=%)
 
 VENV := .venv
@@ -70,6 +70,7 @@ check: setup ## Check lint, formatting, types, import contracts and generated fi
 # Tests that need a whole machine run one at a time; the others run in two workers. One summary covers both sessions.
 test: setup aworld ## Run all tests except the scenarios of make e2e; tests that cannot run here are listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
+	@hack/slurm/install.sh || [ $$? -eq 3 ]
 	@reports=$$(mktemp); trap 'rm -f $$reports' EXIT; status=0; \
 	$(VENV)/bin/pytest --numprocesses=2 $(PARALLEL_TESTS) -r N --save-reports=$$reports || status=$$?; \
 	$(VENV)/bin/pytest -m "not scenario" $(SERIAL_TESTS) --durations=10 --add-reports=$$reports && exit $$status

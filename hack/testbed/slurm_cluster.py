@@ -21,7 +21,7 @@ from hack.cluster.control_plane import die_with_parent, free_ports
 
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-START_S = 60.0
+START_S = 120.0
 NODE_CPUS = 8
 NODE_GPUS = 4
 CONFIG = """\

@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from areal_launcher.errors import RunError
+
 TIMEOUT_S = 60.0
 ACTIVE = frozenset(
     {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD", "SIGNALING",
@@ -17,7 +19,7 @@ QUEUED = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECI
 GPU = re.compile(r"\bgpu:(?:[^:,()]+:)?(\d+)")
 
 
-class SlurmError(Exception):
+class SlurmError(RunError):
     """A command of Slurm failed; the text is what it printed."""
 
 

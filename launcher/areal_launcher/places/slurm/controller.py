@@ -1,4 +1,4 @@
-"""The launcher of a run inside its job: ``python -m areal_launcher.places.slurm.controller RUN``.
+"""The launcher of a run inside its job: ``python -m areal_launcher.places.slurm.controller RUN NONCE``.
 
 The batch script becomes this process, so Slurm's warning before the time limit reaches it. It executes the run in the
 allocation and writes the journal, which ``grpo run --on slurm`` follows from anywhere.
@@ -23,23 +23,23 @@ from areal_launcher.core.prepare import claimed_run
 from areal_launcher.core.run import Run
 from areal_launcher.errors import RunError
 from areal_launcher.places.slurm import commands
-from areal_launcher.places.slurm.job import layout_file, probe_file, read_job, submitted_experiment
+from areal_launcher.places.slurm.job import layout_file, probe_file, submitted_experiment
 from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.places.slurm.place import SlurmPlace
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
-def main(directory: Path) -> int:
+def main(directory: Path, nonce: str) -> int:
     """Execute the run; the exit status of the job."""
     job_id = os.environ["SLURM_JOB_ID"]
     journal = Journal(directory, job=job_id, restarts=os.environ.get("SLURM_RESTART_COUNT", "0"))
     try:
-        status = execute(directory, journal)
+        status = execute(directory, nonce, journal)
     except RunError as error:
         journal.fail(error)
         return error.status
-    except (ValueError, OSError, commands.SlurmError) as error:
+    except (ValueError, OSError) as error:
         journal.fail(RunError(str(error)))
         return 1
     finally:
@@ -50,14 +50,13 @@ def main(directory: Path) -> int:
     return status
 
 
-def execute(directory: Path, journal: Journal) -> int:
+def execute(directory: Path, nonce: str, journal: Journal) -> int:
     """Check the nodes, then run."""
     experiment = load_experiment(submitted_experiment(directory))
     slurm = experiment.spec.slurm
     components = [Layout(**layout) for layout in json.loads(layout_file(directory).read_text(encoding="utf-8"))]
-    submitted = read_job(directory)
     place = SlurmPlace(directory, slurm, components, environ=os.environ)
-    place.check_shared(submitted.nonce if submitted else "", probe_file(directory))
+    place.check_shared(nonce, probe_file(directory))
     journal.message(f"job {os.environ['SLURM_JOB_ID']} runs on {', '.join(node.name for node in place.nodes)}")
     inside = "python3" if slurm.container_image is not None else None
     with claimed_run(experiment, directory) as key_file:
@@ -91,4 +90,4 @@ def requeue(job_id: str, journal: Journal) -> None:
 
 if __name__ == "__main__":
     logs.set_up(text_format="%(levelname)s: %(message)s")
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -10,7 +10,7 @@ from areal_api.load import with_home_expanded
 from areal_launcher.console import console_for
 from areal_launcher.core import status as run_directory
 from areal_launcher.places.slurm import commands
-from areal_launcher.places.slurm.job import JOB_PREFIX, read_job
+from areal_launcher.places.slurm.job import JOB_PREFIX, read_job, sbatch_arguments
 from areal_launcher.places.slurm.submit import estimate, plan_job
 from areal_launcher.request import Request
 
@@ -70,7 +70,11 @@ def check(request: Request) -> int:
             markup=False,
             soft_wrap=True,
         )
-    console.print(f"sbatch --test-only: {estimate(experiment, directory, components)}", markup=False, soft_wrap=True)
+    console.print(
+        f"sbatch --test-only: {estimate(sbatch_arguments(experiment, directory, components))}",
+        markup=False,
+        soft_wrap=True,
+    )
     return 0
 
 

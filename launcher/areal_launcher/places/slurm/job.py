@@ -25,7 +25,6 @@ class SubmittedJob:
     """A job that was submitted for a run."""
 
     id: str
-    nonce: str  # content of the probe file
 
 
 def job_dir(run: Path) -> Path:
@@ -55,7 +54,7 @@ def output_file(run: Path) -> Path:
 
 def write_job(run: Path, job: SubmittedJob) -> None:
     """Remember the job of a run."""
-    write_atomic(job_dir(run) / "job.json", json.dumps({"id": job.id, "nonce": job.nonce}))
+    write_atomic(job_dir(run) / "job.json", json.dumps({"id": job.id}))
 
 
 def read_job(run: Path) -> SubmittedJob | None:
@@ -66,7 +65,7 @@ def read_job(run: Path) -> SubmittedJob | None:
         return None
     if not found or not str(found.get("id", "")).isdecimal():
         return None
-    return SubmittedJob(str(found["id"]), str(found.get("nonce", "")))
+    return SubmittedJob(str(found["id"]))
 
 
 def sbatch_arguments(experiment: GRPOExperiment, run: Path, components: Sequence[Layout]) -> list[str]:
@@ -102,9 +101,12 @@ def _component(layout: Layout, partition: str | None, constraint: str | None) ->
 
 
 def batch_script(run: Path, nonce: str) -> str:
-    """The script of the job. It becomes the controller, so that a signal to the batch step reaches that."""
+    """The script of the job; ``nonce`` is the content of the probe file.
+
+    It becomes the controller, so that a signal to the batch step reaches that.
+    """
     probe = shlex.quote(str(probe_file(run)))
-    controller = shlex.join([sys.executable, "-m", CONTROLLER, str(run)])
+    controller = shlex.join([sys.executable, "-m", CONTROLLER, str(run), nonce])
     return f"""#!/bin/sh
 if [ "$(cat {probe})" != {nonce} ]; then
   echo "$SLURMD_NODENAME does not see the run directory of the submit host: cluster.fileroot must be shared" >&2

@@ -71,14 +71,20 @@ def _layout(spec: ExperimentSpec, nodes: int | None, gpus: int, *, trainer: bool
 def _place(
     nodes: int, ranks: int, replicas: int, gpus: int, trainer_gpus: int, server_gpus: int
 ) -> tuple[int, ...] | None:
-    """The node of each server: the one with the most free GPUs, then with the fewest processes. None: no room."""
+    """The node of each server; None if there is no room.
+
+    It is the one with the most free GPUs, then with the fewest processes, then with the fewest servers.
+    """
     if ranks > nodes:
         return None
     free = [gpus - trainer_gpus if node < ranks else gpus for node in range(nodes)]
     load = [1 if node < ranks else 0 for node in range(nodes)]
     placed: list[int] = []
     for _ in range(replicas):
-        node = min(range(nodes), key=lambda index: (-free[index] if server_gpus else 0, load[index], -index))
+        node = min(
+            range(nodes),
+            key=lambda index: (-free[index] if server_gpus else 0, load[index], placed.count(index), -index),
+        )
         if free[node] < server_gpus:
             return None
         free[node] -= server_gpus

@@ -85,10 +85,7 @@ def active_job(directory: Path) -> SubmittedJob | None:
     submitted = read_job(directory)
     if submitted is None:
         return None
-    try:
-        job = commands.find_job(submitted.id)
-    except commands.SlurmError as error:
-        raise ValueError(f"scontrol failed: {error}") from error
+    job = commands.find_job(submitted.id)
     return submitted if job is not None and job.active else None
 
 

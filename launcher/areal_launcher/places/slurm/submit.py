@@ -40,18 +40,17 @@ def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
     arguments = sbatch_arguments(experiment, run, components)
     job_dir(run).mkdir(parents=True, exist_ok=True)
     names.logs_dir(run).mkdir(parents=True, exist_ok=True)
+    estimate(arguments)  # sbatch alone would queue a job that can never start
     nonce = secrets.token_hex(16)
     write_atomic(probe_file(run), nonce)
     write_atomic(submitted_experiment(run), experiment_yaml(experiment))
     write_atomic(layout_file(run), json.dumps([dataclasses.asdict(layout) for layout in components]))
     try:
-        # Held until the job is recorded, so that it cannot start and read an older record.
-        output = commands.run("sbatch", "--parsable", "--hold", *arguments, stdin=batch_script(run, nonce))
+        output = commands.run("sbatch", "--parsable", *arguments, stdin=batch_script(run, nonce))
     except commands.SlurmError as error:
-        raise ValueError(f"sbatch refused the job: {error}{advice(str(error))}") from error
-    job = SubmittedJob(output.strip().splitlines()[-1].partition(";")[0], nonce)
+        raise ValueError(f"sbatch refuses the job: {error}{advice(str(error))}") from error
+    job = SubmittedJob(output.strip().splitlines()[-1].partition(";")[0])
     write_job(run, job)
-    commands.run("scontrol", "release", job.id)
     return job
 
 
@@ -94,13 +93,11 @@ def partition_named(name: str | None) -> commands.Partition:
     raise ValueError(f"slurm.partition: no partition {name}; the cluster has {shown}")
 
 
-def estimate(experiment: GRPOExperiment, run: Path, components: Sequence[Layout]) -> str:
-    """When Slurm would start the job, in its own words. Raises ``ValueError`` if it never would."""
-    status, text = commands.run_for_error(
-        "sbatch", "--test-only", *sbatch_arguments(experiment, run, components), stdin=batch_script(run, "probe")
-    )
+def estimate(arguments: Sequence[str]) -> str:
+    """When Slurm would start a job with these arguments, in its own words. Raises ``ValueError`` if it never would."""
+    status, text = commands.run_for_error("sbatch", "--test-only", *arguments, stdin="#!/bin/sh\n")
     if status:
-        raise ValueError(f"sbatch would refuse the job: {commands.clean(text)}{advice(text)}")
+        raise ValueError(f"sbatch refuses the job: {commands.clean(text)}{advice(text)}")
     return commands.clean(text)
 
 

@@ -1,0 +1,190 @@
+"""What a run does on Slurm, with stand-in servers and trainer on a real cluster of three nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from hack.testbed.slurm_cluster import SlurmCluster, command_lines, wait_until
+from support.slurm_runs import SlurmRun
+
+
+def test_servers_and_trainer_nodes_run_on_different_nodes_and_leave_nothing_behind(run: SlurmRun) -> None:
+    status, output = run.finish(run.start())
+    assert status == 0, output
+    assert "succeeded" in output
+    assert run.steps == list(range(1, 21))
+    nodes = [re.search(r"serving \d+ (n\d)", run.log(name))[1] for name in ("server-0", "server-1")]  # type: ignore[index]
+    ranks = [re.search(r"training on (n\d)", run.log(name))[1] for name in ("trainer", "trainer-1")]  # type: ignore[index]
+    assert len(set(nodes)) == 2
+    assert len(set(ranks)) == 2
+    assert not run.processes("")
+    assert not [job for job in run.cluster.jobs() if job.startswith(run.job)]
+    assert not (run.directory / "api-key").exists()
+
+
+def test_secrets_are_on_no_command_line_and_in_no_file_that_others_read(run: SlurmRun) -> None:
+    run.hold()
+    run.change("trainer", env=[{"name": "STEPS", "value": "20"}, {"name": "WANDB_API_KEY", "value": "hidden-key"}])
+    run.start()
+    wait_until(lambda: "starting after" in run.log("trainer"), "the trainer runs")
+    key = (run.directory / "api-key").read_text()
+    shown = "\n".join(text for _, text in command_lines()) + run.cluster.command("scontrol", "show", "job", run.job)
+    assert key not in shown
+    assert "hidden-key" not in shown
+    readable = [path for path in run.directory.rglob("*") if path.is_file() and path.stat().st_mode & 0o044]
+    assert not [path for path in readable if key in path.read_text(errors="replace")]
+
+
+def test_a_killed_server_restarts_alone_at_its_port(run: SlurmRun) -> None:
+    run.hold()
+    follower = run.start()
+    wait_until(lambda: "starting after" in run.log("trainer"), "the trainer runs")
+    (server,) = run.processes("--index 1 ")
+    port = re.findall(r"serving (\d+)", run.log("server-1"))
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: run.log("server-1").count("serving") == 2, "the server restarts")
+    run.resume()
+    status, output = run.finish(follower)
+    assert status == 0, output
+    assert "server-1 died (exit status 137); restart 1 of 5" in output
+    assert re.findall(r"serving (\d+)", run.log("server-1")) == port * 2
+    assert run.log("server-0").count("serving") == run.log("trainer").count("starting after") == 1
+
+
+def test_a_server_whose_port_was_taken_meanwhile_gets_another_that_the_trainer_learns(run: SlurmRun) -> None:
+    run.hold()
+    follower = run.start()
+    wait_until(lambda: "starting after" in run.log("trainer"), "the trainer runs")
+    addresses = run.directory / "server-addresses.json"
+    before = json.loads(addresses.read_text())
+    (server,) = run.processes("--index 0 ")
+    (supervisor,) = run.python_processes(f"{run.directory}/slurm/server-0.json")
+    host, _, port = before[0].rpartition(":")
+    with socket.socket() as stranger:
+        os.kill(supervisor, signal.SIGKILL)
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until(lambda: server not in run.processes("--index 0 "), "the server is gone")
+        stranger.bind((host, int(port)))
+        stranger.listen()
+        wait_until(lambda: json.loads(addresses.read_text())[0] not in ("", before[0]), "the new address is published")
+        assert json.loads(addresses.read_text())[1:] == before[1:]
+    run.resume()
+    assert run.finish(follower)[0] == 0
+
+
+def test_a_failed_trainer_continues_from_its_checkpoint_up_to_the_backoff_limit(run: SlurmRun) -> None:
+    follower = run.start("runPolicy.backoffLimit=1")
+    wait_until(lambda: len(run.steps) >= 7, "seven steps")
+    (run.directory / "fail").touch()
+    wait_until(lambda: run.log("trainer").count("starting after") == 2, "the trainer restarts")
+    assert "starting after step 0" not in run.log("trainer").rpartition("starting after step 0")[2]
+    (run.directory / "fail").touch()
+    status, output = run.finish(follower)
+    assert status == 9, output
+    assert "restart 1 of 1" in output
+    assert "grpo: the trainer failed with exit status 9" in output
+    assert not run.processes("")
+    again, output = run.finish(run.start("runPolicy.backoffLimit=1"))
+    assert again == 0, output
+    assert run.steps == list(range(1, 21))
+
+
+def test_a_follower_that_dies_is_replaced_by_the_same_command(run: SlurmRun) -> None:
+    run.hold()
+    follower = run.start()
+    wait_until(lambda: "starting after" in run.log("trainer"), "the trainer runs")
+    follower.kill()
+    job = run.job
+    assert run.grpo("status", "--on", "slurm", str(run.directory))[1].count("RUNNING") == 1
+    assert f"job {job}  grpo-words-trial0  RUNNING" in run.grpo("status", "--on", "slurm")[1]
+    other = run.start("config.seed=8")
+    assert "with another configuration" in run.finish(other)[1]
+    status, output = run.finish(run.start("--detach"))
+    assert (status, f"following job {job}" in output) == (0, True)
+    second = run.start()
+    run.resume()
+    status, output = run.finish(second)
+    assert status == 0, output
+    assert run.log("trainer").count("starting after") == 1
+
+
+def test_stop_writes_a_checkpoint_and_the_same_command_continues(run: SlurmRun) -> None:
+    follower = run.start("trainer.env=[{name: STEPS, value: 1000}]")
+    wait_until(lambda: len(run.steps) >= 3, "three steps")
+    status, output = run.grpo("stop", "--on", "slurm", str(run.directory))
+    assert status == 0, output
+    status, output = run.finish(follower)
+    assert status == 130, output
+    assert "received 1 signals" in run.log("trainer")
+    last = run.steps[-1]
+    assert (run.directory / "recover" / f"step{last}").exists()
+    following = run.start("trainer.env=[{name: STEPS, value: 1000}]")
+    wait_until(lambda: f"starting after step {last}\n" in run.log("trainer"), "the run continues")
+    run.grpo("stop", "--on", "slurm", "--now", str(run.directory))
+    status, output = run.finish(following)
+    assert (status, "ended as CANCELLED; run the same command to continue" in output) == (1, True)
+    wait_until(lambda: not run.processes(""), "every process is gone")
+
+
+def test_a_killed_launcher_ends_the_job_and_the_same_command_continues(run: SlurmRun) -> None:
+    run.hold()
+    follower = run.start()
+    wait_until(lambda: "starting after" in run.log("trainer"), "the trainer runs")
+    (launcher,) = run.python_processes(f"slurm.controller {run.directory}")
+    os.kill(launcher, signal.SIGKILL)
+    status, output = run.finish(follower)
+    assert status == 1, output
+    assert "ended as FAILED" in output
+    wait_until(lambda: not run.processes(""), "every process is gone")
+    run.resume()
+    assert run.finish(run.start())[0] == 0
+
+
+def test_servers_are_scaled_while_the_run_trains(run: SlurmRun) -> None:
+    run.hold()
+    follower = run.start()
+    wait_until(lambda: "starting after" in run.log("trainer"), "the trainer runs")
+    assert run.grpo("scale", str(run.directory), "3")[0] == 0
+    wait_until(lambda: "serving" in run.log("server-2"), "a third server serves")
+    addresses = run.directory / "server-addresses.json"
+    wait_until(lambda: all(json.loads(addresses.read_text())), "its address is published")
+    run.resume()
+    assert run.finish(follower)[0] == 0
+
+
+def test_two_runs_share_the_nodes(run: SlurmRun, cluster: SlurmCluster, tmp_path: Path) -> None:
+    other = SlurmRun(cluster, tmp_path, "other")
+    processes = [run.start(), other.start()]
+    assert [run.finish(processes[0])[0], other.finish(processes[1])[0]] == [0, 0]
+    assert run.steps == other.steps == list(range(1, 21))
+    other.end()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--partition", "nope"], "slurm.partition: no partition nope; the cluster has main, urgent"),
+        (["slurm.nodes=4"], "the run needs 4 nodes, partition main has 3"),
+        (["slurm.cpusPerNode=64"], "Requested node configuration is not available"),
+        (["--constraint", "h100"], "choose another --constraint"),
+        (["--time", "soon"], "time"),
+        (["--sbatch=--no-such-option"], "sbatch refuses the job: "),
+        (["servers.device=cuda", "servers.tensorParallel=8"], "servers.tensorParallel is 8, but a node has 4 GPUs"),
+    ],
+)
+def test_what_the_cluster_cannot_hold_is_one_error_and_nothing_is_queued(
+    run: SlurmRun, arguments: list[str], message: str
+) -> None:
+    before = run.cluster.jobs()
+    status, output = run.finish(run.start(*arguments))
+    assert status == 2, output
+    assert message in output
+    assert "Traceback" not in output
+    assert [job for job in run.cluster.jobs() if job not in before] == []
