@@ -14,7 +14,7 @@ from areal_launcher.core.place import PORT
 from support.process_trees import DEADLINE_S, python
 
 SHOW = python(
-    "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES'], os.environ['A']]))"
+    "import json, os, sys; env = os.environ; print(json.dumps([sys.argv[1:], env['CUDA_VISIBLE_DEVICES'], env['A']]))"
 )
 
 
