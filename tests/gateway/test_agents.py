@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from areal_api.config import GRPOConfig
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.reward.pool import RewardPool
-from areal_trainer.rollout.agent_workflow import AgentError
+from areal_trainer.rollout.agent_workflow import AgentError, AgentRunner
 from areal_trainer.rollout.make_workflow import Workflows
 from areal_trainer.trajectory import Trajectory
 from support.engines import engine_on
@@ -153,17 +153,17 @@ def test_a_dead_gateway_is_replaced(trainer: Trainer) -> None:
     assert len(trainer.episode("number")) == 4
 
 
-def test_an_agent_that_never_ends_is_cancelled_and_its_session_forgotten(engine: RemoteSGLangEngine) -> None:
-    trainer = Trainer(engine, configuration(session_timeout_seconds=0.5))
+def test_an_agent_that_never_ends_is_cancelled_and_its_session_forgotten(trainer: Trainer) -> None:
+    gateway = trainer.workflows.gateway
+    assert gateway is not None
+    runner = AgentRunner(gateway, timeout_s=0.5)
     try:
-        with pytest.raises(TimeoutError):
-            trainer.episode("never ends")
-        assert trainer.workflows.gateway is not None
-        url = asyncio.run(trainer.workflows.gateway.url())
-        headers = {"Authorization": f"Bearer {trainer.workflows.gateway.admin_key}"}
-        assert httpx.get(f"{url}/rl/statistics", headers=headers).json()["open"] == 0
+        with pytest.raises(AgentError, match="did not end within"):
+            asyncio.run(runner.run(TwoTurns(), {**ROW, "outcome": "never ends"}, evaluation=False))
     finally:
-        trainer.workflows.close()
+        runner.close()
+    headers = {"Authorization": f"Bearer {gateway.admin_key}"}
+    assert httpx.get(f"{asyncio.run(gateway.url())}/rl/statistics", headers=headers).json()["open"] == 0
 
 
 def test_an_agent_that_does_not_take_the_arguments_is_refused(engine: RemoteSGLangEngine) -> None:

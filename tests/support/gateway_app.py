@@ -73,6 +73,7 @@ class Gateway:
     client: httpx.AsyncClient
     engine: SpeakingEngine
     sessions: Sessions
+    app: Any
 
     async def start(self, **body: Any) -> tuple[str, dict[str, str]]:
         """A new session: its ID and the headers of its agent."""
@@ -115,7 +116,7 @@ async def gateway_of(
     app = make_app(sessions, completer, config, model="org/model")
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        yield Gateway(client, speaking, sessions)
+        yield Gateway(client, speaking, sessions, app)
 
 
 def text_of(trajectory: dict[str, Any]) -> str:

@@ -1,28 +1,30 @@
 """The gateway's routes.
 
-Agents use a session's key and OpenAI's routes; whoever opens sessions uses the admin key. SDKs disagree
-on whether a base URL ends in ``/v1``, so every route of a protocol exists with and without it.
+Agents use a session's key and the routes of OpenAI or Anthropic; whoever opens sessions uses the admin key. SDKs
+disagree on whether a base URL ends in ``/v1``, so every route of a protocol exists with and without it.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from areal_api.config import AgentConfig
-from areal_trainer.gateway import chat
+from areal_trainer.gateway import anthropic, chat, responses
 from areal_trainer.gateway.completer import Completed, Completer
-from areal_trainer.gateway.errors import GatewayError, Protocol, error_body
+from areal_trainer.gateway.completer import Request as ModelRequest
+from areal_trainer.gateway.errors import Dialect, GatewayError, error_body
 from areal_trainer.gateway.http import (
     json_object,
     json_response,
     key_of,
-    server_sent_event,
     stream,
     unless_disconnected,
 )
@@ -43,11 +45,11 @@ def make_app(sessions: Sessions, completer: Completer, config: AgentConfig, *, m
     app.add_exception_handler(Exception, _on_error(sessions))
     Administration(sessions, config).add_routes(app)
     Models(sessions, model).add_routes(app)
-    Chat(sessions, completer, config, model).add_routes(app)
+    Completions(sessions, completer, config, model).add_routes(app)
     return app
 
 
-def protocol_of(path: str) -> Protocol:
+def protocol_of(path: str) -> Dialect:
     """The protocol that a path belongs to."""
     return "anthropic" if path.startswith(("/v1/messages", "/messages")) else "openai"
 
@@ -169,8 +171,26 @@ class Models:
         return json_response({"object": "list", "data": models})
 
 
-class Chat:
-    """OpenAI's chat completions."""
+class Call(Protocol):
+    """A parsed request of a protocol, and the form of its answer."""
+
+    @property
+    def request(self) -> ModelRequest:
+        """What to complete."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether the answer is a stream of events."""
+
+    def response(self, completed: Completed) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+
+    def events(self, completed: Completed) -> Iterable[bytes]:
+        """The events of a streamed response."""
+
+
+class Completions:
+    """The routes that complete conversations: chat completions, responses, and Anthropic's messages."""
 
     def __init__(self, sessions: Sessions, completer: Completer, config: AgentConfig, model: str) -> None:
         self._sessions = sessions
@@ -181,26 +201,31 @@ class Chat:
     def add_routes(self, app: FastAPI) -> None:
         """Register the routes."""
         for prefix in ("/v1", ""):
-            app.post(f"{prefix}/chat/completions")(self.completions)
+            app.add_route(f"{prefix}/chat/completions", partial(self._complete, chat.parse), methods=["POST"])
+            app.add_route(f"{prefix}/responses", partial(self._complete, responses.parse), methods=["POST"])
+            app.add_route(f"{prefix}/messages", partial(self._complete, anthropic.parse), methods=["POST"])
+            app.post(f"{prefix}/messages/count_tokens")(self.count_tokens)
 
-    async def completions(self, request: Request) -> Response:
-        """A completion, as JSON or as a stream of events."""
+    async def _complete(self, parse: Callable[..., Call], request: Request) -> Response:
         session = self._sessions.by_key(key_of(request))
         body = await json_object(request)
         check_model(body, self._model)
-        ignore = self._config.unsupported_sampling == "ignore" or session.evaluation
-        parsed = chat.parse(body, self._completer.gconfig(session), ignore_unsupported=ignore)
-        work = self._completer.complete(session, parsed.request)
-        model = str(body["model"])
+        call = parse(body, session, self._completer, ignore_unsupported=self._ignores(session))
+        work = self._completer.complete(session, call.request)
+        if call.stream:
+            return await stream(request, work, call.events, protocol=protocol_of(request.url.path))
+        return json_response(call.response(await unless_disconnected(request, work)))
 
-        def events(completed: Completed) -> list[bytes]:
-            chunks = chat.chunks(completed, parsed, self._completer, model=model)
-            return [*map(server_sent_event, chunks), b"data: [DONE]\n\n"]
+    async def count_tokens(self, request: Request) -> Response:
+        """Anthropic's count of a prompt's tokens."""
+        session = self._sessions.by_key(key_of(request))
+        body = await json_object(request)
+        check_model(body, self._model)
+        parsed = anthropic.conversation_of(body, ignore_unsupported=self._ignores(session))
+        return json_response({"input_tokens": self._completer.count_tokens(session, parsed)})
 
-        if parsed.stream:
-            return await stream(request, work, events, protocol="openai")
-        completed = await unless_disconnected(request, work)
-        return json_response(chat.response(completed, parsed, self._completer, model=model))
+    def _ignores(self, session: Session) -> bool:
+        return self._config.unsupported_sampling == "ignore" or session.evaluation
 
 
 def check_model(body: dict[str, Any], model: str) -> None:

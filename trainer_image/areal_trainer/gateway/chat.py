@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from areal_api.generation import GenerationHyperparameters
+from areal_trainer.gateway.channel import Sample
 from areal_trainer.gateway.completer import MAX_CHOICES, Choice, Completed, Completer, Request
 from areal_trainer.gateway.errors import GatewayError
+from areal_trainer.gateway.http import server_sent_event
 from areal_trainer.gateway.messages import invalid, normalize
 from areal_trainer.gateway.sampling import boolean, check_sampling, integer, stop_texts
+from areal_trainer.gateway.sessions import Session
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
@@ -25,19 +27,71 @@ _WITHOUT_EFFECT = frozenset(
 
 
 @dataclass(frozen=True)
-class ChatRequest:
-    """A request and how to answer it."""
+class ChatCall:
+    """A request and how to answer it. ``token_texts`` gives the text of each token of a sample."""
 
     request: Request
     logprobs: bool
     stream: bool
     include_usage: bool
+    model: str
+    token_texts: Callable[[Sample], list[str]]
+
+    def response(self, completed: Completed) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+        choices = [
+            {
+                "index": index,
+                "message": _message(choice),
+                "finish_reason": choice.finish_reason,
+                "logprobs": self._logprobs(choice),
+            }
+            for index, choice in enumerate(completed.choices)
+        ]
+        return self._head(completed, "chat.completion") | {"choices": choices, "usage": _usage(completed)}
+
+    def events(self, completed: Completed) -> Iterator[bytes]:
+        """The events of a streamed response."""
+        yield from map(server_sent_event, self._chunks(completed))
+        yield b"data: [DONE]\n\n"
+
+    def _chunks(self, completed: Completed) -> Iterator[dict[str, Any]]:
+        head = self._head(completed, "chat.completion.chunk")
+
+        def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+            choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+            return head | {"choices": [choice]}
+
+        for index, choice in enumerate(completed.choices):
+            yield chunk(index, {"role": "assistant", "content": ""})
+            if choice.reasoning:
+                yield chunk(index, {"reasoning_content": choice.reasoning})
+            logprobs = self._logprobs(choice)
+            if choice.content or logprobs is not None:
+                yield chunk(index, {"content": choice.content}, logprobs=logprobs)
+            for number, call in enumerate(_tool_calls(choice)):
+                yield chunk(index, {"tool_calls": [{"index": number, **call}]})
+            yield chunk(index, {}, choice.finish_reason)
+        if self.include_usage:
+            yield head | {"choices": [], "usage": _usage(completed)}
+
+    def _head(self, completed: Completed, kind: str) -> dict[str, Any]:
+        return {"id": completed.id, "object": kind, "created": int(time.time()), "model": self.model}
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        content = [
+            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+            for text, logprob in zip(self.token_texts(choice.sample), choice.sample.logprobs, strict=True)
+        ]
+        return {"content": content, "refusal": None}
 
 
-def parse(body: dict[str, Any], gconfig: GenerationHyperparameters, *, ignore_unsupported: bool) -> ChatRequest:
+def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignore_unsupported: bool) -> ChatCall:
     """The request; raises ``GatewayError`` naming the field at fault."""
     if not ignore_unsupported:
-        check_sampling(body, gconfig, known=_HONOURED | _WITHOUT_EFFECT)
+        check_sampling(body, completer.gconfig(session), known=_HONOURED | _WITHOUT_EFFECT)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise invalid("messages", "is missing or empty; send a list of messages")
@@ -50,12 +104,19 @@ def parse(body: dict[str, Any], gconfig: GenerationHyperparameters, *, ignore_un
     request = Request(
         [normalize(message, field=f"messages[{number}]") for number, message in enumerate(messages)],
         tools=tools_of(body),
-        parse_tools=_parses_tools(body.get("tool_choice"), ignore_unsupported=ignore_unsupported),
+        parse_tools=parses_tools(body.get("tool_choice"), ignore_unsupported=ignore_unsupported),
         n=integer(body, "n", low=1, high=MAX_CHOICES) or 1,
         max_tokens=min((limit for limit in limits if limit is not None), default=None),
         stop=stop_texts(body, "stop"),
     )
-    return ChatRequest(request, boolean(body, "logprobs"), boolean(body, "stream"), boolean(options, "include_usage"))
+    return ChatCall(
+        request,
+        logprobs=boolean(body, "logprobs"),
+        stream=boolean(body, "stream"),
+        include_usage=boolean(options, "include_usage"),
+        model=str(body["model"]),
+        token_texts=completer.token_texts,
+    )
 
 
 def tools_of(body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -72,7 +133,8 @@ def tools_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     return tools
 
 
-def _parses_tools(choice: Any, *, ignore_unsupported: bool) -> bool:
+def parses_tools(choice: Any, *, ignore_unsupported: bool) -> bool:
+    """Whether tool calls are looked for; raises ``GatewayError`` for a choice that forces a call."""
     if choice in (None, "auto") or choice == "none":
         return choice != "none"
     if ignore_unsupported:
@@ -84,46 +146,6 @@ def _parses_tools(choice: Any, *, ignore_unsupported: bool) -> bool:
         field="tool_choice",
         code="unsupported_value",
     )
-
-
-def response(completed: Completed, chat: ChatRequest, completer: Completer, *, model: str) -> dict[str, Any]:
-    """The body of a response that is not streamed."""
-    choices = [
-        {
-            "index": index,
-            "message": _message(choice),
-            "finish_reason": choice.finish_reason,
-            "logprobs": _logprobs(choice, completer) if chat.logprobs else None,
-        }
-        for index, choice in enumerate(completed.choices)
-    ]
-    return _head(completed, "chat.completion", model) | {"choices": choices, "usage": _usage(completed)}
-
-
-def chunks(completed: Completed, chat: ChatRequest, completer: Completer, *, model: str) -> Iterator[dict[str, Any]]:
-    """The chunks of a streamed response."""
-    head = _head(completed, "chat.completion.chunk", model)
-
-    def chunk(index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return head | {"choices": [choice]}
-
-    for index, choice in enumerate(completed.choices):
-        yield chunk(index, {"role": "assistant", "content": ""})
-        if choice.reasoning:
-            yield chunk(index, {"reasoning_content": choice.reasoning})
-        logprobs = _logprobs(choice, completer) if chat.logprobs else None
-        if choice.content or logprobs is not None:
-            yield chunk(index, {"content": choice.content}, logprobs=logprobs)
-        for number, call in enumerate(_tool_calls(choice)):
-            yield chunk(index, {"tool_calls": [{"index": number, **call}]})
-        yield chunk(index, {}, choice.finish_reason)
-    if chat.include_usage:
-        yield head | {"choices": [], "usage": _usage(completed)}
-
-
-def _head(completed: Completed, kind: str, model: str) -> dict[str, Any]:
-    return {"id": completed.id, "object": kind, "created": int(time.time()), "model": model}
 
 
 def _message(choice: Choice) -> dict[str, Any]:
@@ -140,15 +162,6 @@ def _tool_calls(choice: Choice) -> list[dict[str, Any]]:
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in choice.tool_calls
     ]
-
-
-def _logprobs(choice: Choice, completer: Completer) -> dict[str, Any]:
-    texts = completer.token_texts(choice.sample)
-    content = [
-        {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-        for text, logprob in zip(texts, choice.sample.logprobs, strict=True)
-    ]
-    return {"content": content, "refusal": None}
 
 
 def _usage(completed: Completed) -> dict[str, int]:

@@ -50,6 +50,7 @@ class Request:
     parse_tools: bool = True  # False leaves tool calls in the content
     n: int = 1
     max_tokens: int | None = None
+    id_prefix: str = "chatcmpl"
     stop: list[str] = field(default_factory=list)
 
 
@@ -70,6 +71,7 @@ class Choice:
     content: str
     reasoning: str
     tool_calls: list[ToolCall]
+    stop_text: str | None  # the stop text that ended it
 
     @property
     def finish_reason(self) -> str:
@@ -132,6 +134,13 @@ class Completer:
         """How the session's completions are sampled."""
         return self._gconfigs[session.evaluation]
 
+    def count_tokens(self, session: Session, request: Request) -> int:
+        """Number of tokens of the prompt for ``request``. Raises ``GatewayError``."""
+        try:
+            return len(session.tree.prompt(request.messages, request.tools).input_ids)
+        except ValueError as error:
+            raise GatewayError(400, str(error), field="messages") from error
+
     async def complete(self, session: Session, request: Request) -> Completed:
         """The answers to ``request``, recorded in the session. Raises ``GatewayError``.
 
@@ -170,7 +179,7 @@ class Completer:
             session.running -= 1
         if session.state != "open":
             raise GatewayError(401, f"session {session.id} ended during the call")
-        completion_id = f"chatcmpl-{uuid.uuid4().hex}"
+        completion_id = f"{request.id_prefix}-{uuid.uuid4().hex}"
         session.tree.add(prompt, completion_id, [(c.sample, self._raw(c.sample, gconfig), c.message) for c in choices])
         return Completed(completion_id, len(prompt.input_ids), choices)
 
@@ -191,7 +200,9 @@ class Completer:
             text = self._raw(sample, gconfig)  # tool calls and reasoning may be delimited by special tokens
         else:
             text = self._codec.decode([sample.tokens], skip_special_tokens=True)[0]
-        text = _before_stop(text, [*request.stop, *(gconfig.stop or ())]) if sample.stop_reason == "stop" else text
+        stop_text = None
+        if sample.stop_reason == "stop":
+            text, stop_text = _before_stop(text, [*request.stop, *(gconfig.stop or ())])
         reasoning, calls = "", []
         if self._config.reasoning_parser is not None:
             parsed = await self._engine.parse(
@@ -206,12 +217,16 @@ class Completer:
             }
             parsed = await self._engine.parse("/parse_function_call", body)
             text, calls = parsed.get("normal_text") or "", [_tool_call(call) for call in parsed.get("calls") or ()]
-        return Choice(sample, text, reasoning, calls)
+        return Choice(sample, text, reasoning, calls, stop_text)
 
 
-def _before_stop(text: str, stops: list[str]) -> str:
-    ends = [position for stop in stops if (position := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
+def _before_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
+    """The text before the first of ``stops``, and which one it is."""
+    ends = [(position, stop) for stop in stops if (position := text.find(stop)) >= 0]
+    if not ends:
+        return text, None
+    position, stop = min(ends)
+    return text[:position], stop
 
 
 def _tool_call(call: dict[str, Any]) -> ToolCall:

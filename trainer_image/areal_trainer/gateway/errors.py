@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Protocol = Literal["openai", "anthropic"]
+Dialect = Literal["openai", "anthropic"]
 
 _OPENAI_TYPES = {
     400: "invalid_request_error",
@@ -29,7 +29,7 @@ class GatewayError(Exception):
         self.code = code
 
 
-def error_body(error: GatewayError, protocol: Protocol) -> dict[str, Any]:
+def error_body(error: GatewayError, protocol: Dialect) -> dict[str, Any]:
     """The body of the response, as the protocol's own SDK expects it."""
     if protocol == "anthropic":
         kind = _ANTHROPIC_TYPES.get(error.status, "api_error")

@@ -10,7 +10,7 @@ import msgspec
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from areal_trainer.gateway.errors import GatewayError, Protocol, error_body
+from areal_trainer.gateway.errors import Dialect, GatewayError, error_body
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 16 << 20
@@ -74,7 +74,7 @@ def json_response(body: Any, *, status: int = 200) -> Response:
 
 
 async def stream(
-    request: Request, work: Coroutine[Any, Any, T], events: Callable[[T], Iterable[bytes]], *, protocol: Protocol
+    request: Request, work: Coroutine[Any, Any, T], events: Callable[[T], Iterable[bytes]], *, protocol: Dialect
 ) -> Response:
     """The events of the result of ``work``, which starts at once. An early error is an ordinary response."""
     task = asyncio.create_task(unless_disconnected(request, work))

@@ -6,12 +6,13 @@ import hmac
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from areal_api.config import AgentConfig
 from areal_trainer.gateway.conversation import ConversationTree
 from areal_trainer.gateway.errors import GatewayError
+from areal_trainer.gateway.messages import Message
 from areal_trainer.gateway.settings import new_key
 
 MAX_SESSIONS = 16384
@@ -33,6 +34,7 @@ class Session:
     state: State = "open"
     calls: int = 0  # model calls that were admitted
     running: int = 0  # model calls in progress
+    responses: dict[str, list[Message]] = field(default_factory=dict)  # histories by ID, for previous_response_id
 
 
 @dataclass

@@ -83,14 +83,17 @@ class AgentRunner:
         if self._loop is None:
             self._loop = LoopThread("agents")
             self._client = self._loop.call(self._make_client)
-        work = asyncio.wrap_future(self._loop.start(self._session(agent, data, evaluation=evaluation)))
+        url = await self._gateway.url()  # starting the gateway is not the agent's time
+        work = asyncio.wrap_future(self._loop.start(self._session(agent, data, url=url, evaluation=evaluation)))
         try:
-            async with asyncio.timeout(self._timeout_s + _BLOCKED_S):
+            async with asyncio.timeout(self._timeout_s + _BLOCKED_S) as deadline:
                 return await work
         except TimeoutError:
+            if not deadline.expired():
+                raise
             raise AgentError(
-                f"a session did not end within rollout.agent.session_timeout_seconds = {self._timeout_s:g}: the agent "
-                "is too slow, or a blocking call in an agent stops the event loop that all agents share"
+                f"a session did not end within rollout.agent.session_timeout_seconds = {self._timeout_s:g} and could "
+                "not be cancelled: a blocking call in an agent stops the event loop that all agents share"
             ) from None
 
     def close(self) -> None:
@@ -113,17 +116,14 @@ class AgentRunner:
         await asyncio.gather(*tasks, return_exceptions=True)
         await client.aclose()
 
-    async def _session(self, agent: Agent, data: dict[str, Any], *, evaluation: bool) -> list[Trajectory]:
-        url, task_id = await self._gateway.url(), task_id_of(data)
+    async def _session(self, agent: Agent, data: dict[str, Any], *, url: str, evaluation: bool) -> list[Trajectory]:
+        task_id = task_id_of(data)
         started = msgspec.json.decode(
             await self._post(f"{url}/rl/start_session", {"task_id": task_id[:200], "evaluation": evaluation})
         )
         export = {"session_id": started["session_id"]}
         try:
-            async with asyncio.timeout(self._timeout_s):
-                returned = await agent.run(
-                    copy.deepcopy(data), base_url=url, api_key=started["api_key"], http_client=self._client
-                )
+            returned = await self._run_agent(agent, copy.deepcopy(data), base_url=url, api_key=started["api_key"])
             rewards = _rewards(returned, agent)
         except BaseException:
             with contextlib.suppress(GatewayError, httpx.HTTPError):  # the gateway has forgotten it, or has ended
@@ -138,6 +138,18 @@ class AgentRunner:
             exported.trajectories = exported.trajectories[-1:]
             exported.trajectories[0].reward = exported.reward
         return [_trajectory(sample, task_id=task_id) for sample in exported.trajectories]
+
+    async def _run_agent(self, agent: Agent, data: dict[str, Any], **access: str) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                return await agent.run(data, http_client=self._client, **access)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise AgentError(
+                f"{type(agent).__name__}.run did not end within rollout.agent.session_timeout_seconds = "
+                f"{self._timeout_s:g}"
+            ) from None
 
     async def _post(self, url: str, body: dict[str, Any]) -> bytes:
         assert self._client is not None

@@ -1,0 +1,214 @@
+"""OpenAI's responses: requests, responses and events."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from areal_trainer.gateway.chat import MAX_MESSAGES, parses_tools, tools_of
+from areal_trainer.gateway.completer import Choice, Completed, Completer, Request
+from areal_trainer.gateway.errors import GatewayError
+from areal_trainer.gateway.http import server_sent_event
+from areal_trainer.gateway.messages import Message, invalid, normalize
+from areal_trainer.gateway.sampling import boolean, check_sampling, integer
+from areal_trainer.gateway.sessions import Session
+
+_HONOURED = frozenset(
+    {"model", "input", "instructions", "previous_response_id", "tools", "tool_choice", "max_output_tokens", "stream"}
+)
+# They affect billing, storage or caching at OpenAI, and nothing here.
+_WITHOUT_EFFECT = frozenset(
+    ("user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier")
+) | {"stream_options"}
+# Values that mean the same as leaving the parameter out.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "include": ([],),
+    "truncation": ("disabled",),
+    "background": (False,),
+    "text": ({}, {"format": {"type": "text"}}),
+    "reasoning": ({},),
+}
+
+
+@dataclass(frozen=True)
+class ResponsesCall:
+    """A request and how to answer it."""
+
+    request: Request
+    stream: bool
+    model: str
+    settings: dict[str, Any]  # fields of the request that stand in the response
+    session: Session
+
+    def response(self, completed: Completed) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+        [choice] = completed.choices
+        self._remember(completed, choice)
+        cut = choice.finish_reason == "length"
+        usage = {
+            "input_tokens": completed.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": completed.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": completed.prompt_tokens + completed.completion_tokens,
+        }
+        return self._head(completed) | {
+            "status": "incomplete" if cut else "completed",
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "output": _items(choice),
+            "usage": usage,
+        }
+
+    def events(self, completed: Completed) -> Iterator[bytes]:
+        """The events of a streamed response."""
+        numbers = itertools.count()
+        for event in self._events(completed):
+            yield server_sent_event({**event, "sequence_number": next(numbers)}, name=event["type"])
+
+    def _events(self, completed: Completed) -> Iterator[dict[str, Any]]:
+        done = self.response(completed)
+        begun = self._head(completed) | {"status": "in_progress", "output": [], "usage": None}
+        yield {"type": "response.created", "response": begun}
+        yield {"type": "response.in_progress", "response": begun}
+        for index, item in enumerate(done["output"]):
+            place = {"output_index": index, "item_id": item["id"]}
+            empty: dict[str, Any] = {"content": []} if item["type"] == "message" else {"arguments": ""}
+            if item["type"] == "reasoning":
+                empty = {}
+            yield {"type": "response.output_item.added", "output_index": index, "item": {**item, **empty}}
+            if item["type"] == "message":
+                yield from _text_events(item["content"][0], place)
+            elif item["type"] == "function_call":
+                arguments = item["arguments"]
+                yield {"type": "response.function_call_arguments.delta", "delta": arguments, **place}
+                yield {"type": "response.function_call_arguments.done", "arguments": arguments, **place}
+            yield {"type": "response.output_item.done", "output_index": index, "item": item}
+        kind = "response.incomplete" if done["status"] == "incomplete" else "response.completed"
+        yield {"type": kind, "response": done}
+
+    def _head(self, completed: Completed) -> dict[str, Any]:
+        head = {"id": completed.id, "object": "response", "created_at": int(time.time()), "model": self.model}
+        return head | {"error": None, "incomplete_details": None, "metadata": {}, **self.settings}
+
+    def _remember(self, completed: Completed, choice: Choice) -> None:
+        self.session.responses[completed.id] = [*self.request.messages, choice.message]
+
+
+def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignore_unsupported: bool) -> ResponsesCall:
+    """The request; raises ``GatewayError`` naming the field at fault."""
+    if not ignore_unsupported:
+        changed = {name: value for name, value in body.items() if value not in _PLAIN.get(name, ())}
+        check_sampling(changed, completer.gconfig(session), known=_HONOURED | _WITHOUT_EFFECT)
+    messages = _instructions(body.get("instructions")) + _earlier(body, session) + _input(body.get("input"))
+    if len(messages) > MAX_MESSAGES:
+        raise invalid("input", f"has {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
+    choice = body.get("tool_choice")
+    request = Request(
+        messages,
+        tools=tools_of({"tools": _tools(body.get("tools"))}),
+        parse_tools=parses_tools(choice, ignore_unsupported=ignore_unsupported),
+        max_tokens=integer(body, "max_output_tokens", low=1, high=1 << 31),
+        id_prefix="resp",
+    )
+    settings = {
+        "instructions": body.get("instructions"),
+        "previous_response_id": body.get("previous_response_id"),
+        "tools": body.get("tools") or [],
+        "tool_choice": choice or "auto",
+        "parallel_tool_calls": True,
+    }
+    return ResponsesCall(request, boolean(body, "stream"), str(body["model"]), settings, session)
+
+
+def _instructions(text: Any) -> list[Message]:
+    return [normalize({"role": "system", "content": text}, field="instructions")] if text else []
+
+
+def _earlier(body: dict[str, Any], session: Session) -> list[Message]:
+    """The messages of the previous response, without its instructions, which do not carry over."""
+    previous = body.get("previous_response_id")
+    if previous is None:
+        return []
+    messages = session.responses.get(previous) if isinstance(previous, str) else None
+    if messages is None:
+        raise GatewayError(
+            404,
+            f"previous_response_id is {previous!r:.80}, which is no response of this session",
+            field="previous_response_id",
+        )
+    return messages[1:] if messages[0]["role"] == "system" else messages
+
+
+def _input(items: Any) -> list[Message]:
+    if isinstance(items, str):
+        return [normalize({"role": "user", "content": items}, field="input")]
+    if not isinstance(items, list) or not items:
+        raise invalid("input", "is missing or empty; send text or a list of items")
+    messages: list[Message] = []
+    for number, item in enumerate(items):
+        field = f"input[{number}]"
+        kind = item.get("type", "message") if isinstance(item, dict) else None
+        if kind == "message":
+            messages.append(normalize(item, field=field))
+        elif kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"role": "assistant", "tool_calls": [{"id": item.get("call_id", ""), "function": function}]}
+            _append_call(messages, normalize(call, field=field))
+        elif kind == "function_call_output":
+            result = {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+            messages.append(normalize(result, field=field))
+        elif kind != "reasoning":
+            raise invalid(f"{field}.type", f"is {kind!r:.80}, which is not supported")
+    return messages
+
+
+def _append_call(messages: list[Message], call: Message) -> None:
+    """Add a tool call to the assistant's message that it belongs to."""
+    if messages and messages[-1]["role"] == "assistant":
+        last = messages[-1]
+        messages[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), *call["tool_calls"]]}
+    else:
+        messages.append(call)
+
+
+def _tools(tools: Any) -> list[Any]:
+    if not isinstance(tools or [], list):
+        raise invalid("tools", f"is {tools!r:.80}, not a list")
+    converted = []
+    for number, tool in enumerate(tools or []):
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            raise invalid(f"tools[{number}]", "is no tool of type function; other types are not supported")
+        function = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
+        converted.append({"type": "function", "function": function})
+    return converted
+
+
+def _items(choice: Choice) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = []
+    if choice.reasoning:
+        content = [{"type": "reasoning_text", "text": choice.reasoning}]
+        items.append({"type": "reasoning", "id": _id("rs"), "summary": [], "content": content})
+    if choice.content or not choice.tool_calls:
+        part = {"type": "output_text", "text": choice.content, "annotations": [], "logprobs": []}
+        message = {"type": "message", "id": _id("msg"), "role": "assistant", "status": "completed", "content": [part]}
+        items.append(message)
+    for call in choice.tool_calls:
+        function = {"call_id": call.id, "name": call.name, "arguments": call.arguments, "status": "completed"}
+        items.append({"type": "function_call", "id": _id("fc"), **function})
+    return items
+
+
+def _text_events(part: dict[str, Any], place: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    place = {**place, "content_index": 0}
+    yield {"type": "response.content_part.added", "part": {**part, "text": ""}, **place}
+    yield {"type": "response.output_text.delta", "delta": part["text"], "logprobs": [], **place}
+    yield {"type": "response.output_text.done", "text": part["text"], "logprobs": [], **place}
+    yield {"type": "response.content_part.done", "part": part, **place}
+
+
+def _id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex}"
