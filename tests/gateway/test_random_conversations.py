@@ -30,6 +30,7 @@ from support.scripted_server import Fault, Script, ScriptedServer
 
 MODEL = Path(__file__).parents[2] / "examples/tiny/model"
 VOCABULARY, CONTEXT = 256, 128
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 WORDS = ["Tom has 4 jars", "3 + 4 = 7", "How many keys does Tom have ?", "sells 2", "Lou buys 8 coins"]
 
 
@@ -93,7 +94,7 @@ def chain_on(port: int, server: ScriptedServer | None) -> Iterator[Chain]:
         model="tiny",
         gconfig=gconfig,
         eval_gconfig=gconfig,
-        agent=AgentConfig(),
+        agent=AgentConfig(tool_call_parser="qwen25"),
         admin_key=new_key(),
     )
     with ExitStack() as stack:
@@ -232,3 +233,15 @@ def test_trained_tokens_are_those_that_a_real_server_generated(tmp_path: Path) -
             asyncio.run(check(chain, steps))
 
         examples()
+        asyncio.run(check_tools(chain))
+
+
+async def check_tools(chain: Chain) -> None:
+    """The real server's parser is asked, and an answer without a call is left as it is."""
+    async with httpx.AsyncClient(base_url=chain.url, timeout=120.0) as client:
+        session = Session(chain, client)
+        await session.play([])
+        body = {"model": "default", "messages": [{"role": "user", "content": WORDS[0]}], "tools": [TOOL]}
+        response = await client.post("/v1/chat/completions", json=body, headers=session.headers)
+        assert response.status_code == 200, response.text
+        assert "tool_calls" not in response.json()["choices"][0]["message"]

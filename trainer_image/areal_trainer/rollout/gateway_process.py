@@ -159,7 +159,7 @@ class GatewayProcess:
         changes["min_new_tokens"] = min(gconfig.min_new_tokens, changes["max_new_tokens"])
         if call.stop:
             changes["stop"] = [*(gconfig.stop or ()), *call.stop]
-        request = ModelRequest(input_ids=call.input_ids, gconfig=gconfig.model_copy(update=changes))
+        request = ModelRequest(call.input_ids, gconfig.model_copy(update=changes), conversation=call.session)
         responses = await self._engine.agenerate_n(request, call.n)
         return [
             Sample(response.output_tokens, response.output_logprobs, response.output_versions, response.stop_reason)

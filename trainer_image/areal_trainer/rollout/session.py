@@ -138,11 +138,15 @@ class RolloutSession:
 
     def record_batch(self, trajectories: Sequence[Trajectory], *, started: float) -> dict[str, float]:
         """Statistics of a batch the trainer has taken; also dumps its samples. ``started``: when it was asked for."""
-        (counters, step), servers = self._loop.call(lambda: (self._executor.take_counters(), self._fleet.statistics()))
+        (counters, step), servers = self._loop.call(lambda: (self._executor.take_counters(), self._server_statistics()))
         if self._dump_dir is not None:
             dump_samples(trajectories, self._dump_dir, step=step)
         waited_s = time.perf_counter() - started
         return servers | self._batch_clock.statistics(trajectories, counters, step=step, waited_s=waited_s)
+
+    def _server_statistics(self) -> dict[str, float]:
+        rate = self._sampler.take_cache_hit_rate()
+        return self._fleet.statistics() | ({} if rate is None else {"rollout/cache_hit_rate": rate})
 
     def interrupt(self) -> None:
         """Make ``take`` raise ``Interrupted`` from now on. Safe to call from a signal handler."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,11 @@ from areal_trainer.servers.client import ServerLostError
 logger = logging.getLogger(__name__)
 
 State = Literal["unknown", "current", "behind", "gone"]
+
+
+MAX_CONVERSATIONS = 65536  # whose server is remembered
+# A conversation leaves a server with more than LOAD_FACTOR times the samples of the least loaded one plus LOAD_SLACK.
+LOAD_FACTOR, LOAD_SLACK = 1.5, 4
 
 
 class NoServerError(Exception):
@@ -100,6 +106,7 @@ class Fleet:
         self._wait_s = wait_s
         self._changed = asyncio.Event()
         self._turn = 0
+        self._homes: OrderedDict[str, Server] = OrderedDict()  # by conversation, the most recent last
 
     @property
     def target(self) -> Target:
@@ -108,14 +115,27 @@ class Fleet:
 
     # Dispatch
 
-    async def acquire(self, avoid: set[Server]) -> Server:
-        """The current server with the least load, preferably outside ``avoid``. Waits for one."""
-        if (server := self._least_loaded(avoid)) is not None:
-            return server
-        await self.wait_until(lambda: self._least_loaded(avoid) is not None)
+    async def acquire(self, avoid: set[Server], conversation: str | None = None) -> Server:
+        """The current server with the least load, preferably outside ``avoid``. Waits for one.
+
+        Requests of one ``conversation`` get the same server while it is current and not much more loaded than another:
+        its prefix cache holds the conversation.
+        """
         server = self._least_loaded(avoid)
+        if server is None:
+            await self.wait_until(lambda: self._least_loaded(avoid) is not None)
+            server = self._least_loaded(avoid)
         assert server is not None
-        return server
+        return server if conversation is None else self._home(conversation, server, avoid)
+
+    def _home(self, conversation: str, least_loaded: Server, avoid: set[Server]) -> Server:
+        home = self._homes.pop(conversation, least_loaded)
+        if not home.ready or home in avoid or home.load > LOAD_FACTOR * least_loaded.load + LOAD_SLACK:
+            home = least_loaded
+        self._homes[conversation] = home
+        if len(self._homes) > MAX_CONVERSATIONS:
+            self._homes.popitem(last=False)
+        return home
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds, checked after every change; ``NoServerError`` after the deadline."""
@@ -161,6 +181,8 @@ class Fleet:
 
     def set_target(self, target: Target) -> None:
         """Set the weights that all servers should hold. Servers that are updating keep their state."""
+        if target.version != self._target.version:
+            self._homes.clear()  # new weights empty the prefix caches
         self._target = target
         for server in self.servers:
             if not server.updating and server.version != target.version:

@@ -21,6 +21,7 @@ class ModelRequest:
     input_ids: list[int]
     gconfig: GenerationHyperparameters = field(default_factory=GenerationHyperparameters)
     rid: str | None = None
+    conversation: str | None = None  # requests of one conversation stay on a server, for its prefix cache
 
 
 class ModelResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -69,6 +70,8 @@ class MetaInfo(msgspec.Struct):
     """The fields of ``meta_info`` that are used."""
 
     finish_reason: FinishReason
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
     weight_version: str = ""
     weight_versions: list[Span] | None = None
     output_token_logprobs: list[TokenLogprob] | None = None

@@ -27,7 +27,7 @@ class GenerationError(Exception):
 
 
 class Sampler:
-    """Samples completions from the current server with the least load."""
+    """Samples completions from current servers: the least loaded one, or the one that has the conversation's cache."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Sampler:
         self._retries = retries
         self._vocab_size = vocab_size
         self._attempts = itertools.count()
+        self._prompt_tokens = self._cached_tokens = 0
 
     async def sample(self, request: ModelRequest, n: int) -> list[ModelResponse]:
         """``n`` completions of one prompt, requested from one server at once; aborted ones are continued one by one.
@@ -83,6 +84,12 @@ class Sampler:
             tried.add(server)
         raise GenerationError(f"{path} failed {self._retries} times (rollout.request_retries), last: {last}") from last
 
+    def take_cache_hit_rate(self) -> float | None:
+        """Share of prompt tokens since the last call that servers found in their prefix caches; None without any."""
+        prompt, cached = self._prompt_tokens, self._cached_tokens
+        self._prompt_tokens = self._cached_tokens = 0
+        return cached / prompt if prompt else None
+
     async def _continue(self, request: ModelRequest, completion: PartialCompletion) -> None:
         """Finish an aborted completion from the tokens it has."""
         without_progress = 0
@@ -109,7 +116,7 @@ class Sampler:
         tried: set[Server] = set()
         last: Exception | None = None
         for attempt in range(self._retries):
-            server = await self._fleet.acquire(tried)
+            server = await self._fleet.acquire(tried, request.conversation)
             if request.rid is not None:
                 body["rid"] = f"{request.rid}-{next(self._attempts)}"  # servers reject an id that is in use
             try:
@@ -142,6 +149,9 @@ class Sampler:
             server.load -= n
         if len(completions) != n:
             raise ServerError(f"{server.address} returned {len(completions)} samples for {n}")
+        for completion in completions:
+            self._prompt_tokens += completion.meta_info.prompt_tokens
+            self._cached_tokens += completion.meta_info.cached_tokens
         # Weights loaded while the request ran are valid too.
         limit, newest = body["sampling_params"]["max_new_tokens"], max(version_before, self._fleet.target.version)
         return [

@@ -4,7 +4,7 @@
 
 import pytest
 
-from areal_trainer.servers.fleet import NoServerError
+from areal_trainer.servers.fleet import Fleet, NoServerError, Target
 from areal_trainer.weights.disk import WeightUpdate
 from support.engines import (
     TIMEOUT_S,
@@ -56,3 +56,44 @@ def test_with_no_server_left_the_error_says_the_state_of_each():
         server.kill()
         with pytest.raises(NoServerError, match=f"{server.address} is gone"):
             generate(engine)
+
+
+async def fleet_of(*loads: int) -> Fleet:
+    """A fleet of current servers with these samples in flight."""
+    fleet = Fleet([f"s{number}:1" for number in range(len(loads))], target=Target(), wait_s=1.0)
+    for server, load in zip(fleet.servers, loads, strict=True):
+        server.state, server.load = "current", load
+    return fleet
+
+
+async def test_a_conversation_stays_on_its_server_while_others_have_less_work():
+    fleet = await fleet_of(0, 1)
+    home = await fleet.acquire(set(), "talk")
+    assert home is fleet.servers[0]
+    home.load = 5
+    assert await fleet.acquire(set(), "talk") is home
+    assert await fleet.acquire(set(), "other") is fleet.servers[1]
+
+
+async def test_a_conversation_leaves_a_server_that_is_overloaded_gone_or_failed_it():
+    fleet = await fleet_of(0, 1)
+    home, other = fleet.servers
+    assert await fleet.acquire(set(), "talk") is home
+    home.load = 7  # above 1.5 · 1 + 4
+    assert await fleet.acquire(set(), "talk") is other
+    home.load = 0
+    assert await fleet.acquire(set(), "talk") is other
+    assert await fleet.acquire({other}, "talk") is home
+    home.state = "gone"
+    assert await fleet.acquire(set(), "talk") is other
+
+
+async def test_new_weights_free_a_conversation_for_the_least_loaded_server():
+    fleet = await fleet_of(0, 1)
+    home, other = fleet.servers
+    assert await fleet.acquire(set(), "talk") is home
+    home.load = 3
+    fleet.set_target(Target(1))
+    for server in fleet.servers:
+        server.state = "current"
+    assert await fleet.acquire(set(), "talk") is other
