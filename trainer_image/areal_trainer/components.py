@@ -90,6 +90,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             tokenizer_path=config.tokenizer,
             kl_budget=config.kl_budget,
         )
+        policy.check_exactness()
         publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)
         stack.callback(publisher.close)
         yield Components(
@@ -138,7 +139,11 @@ def make_publisher(
 def _reference(config: GRPOConfig, ranks: Ranks) -> ReferenceModel | None:
     if config.actor.kl_ctl == 0:
         return None
-    return ReferenceModel(config.ref or config.actor, temperature=config.actor.temperature, device=ranks.device.type)
+    reference = ReferenceModel(
+        config.ref or config.actor, temperature=config.actor.temperature, device=ranks.device.type
+    )
+    reference.check_exactness()
+    return reference
 
 
 def _stats_logger(config: GRPOConfig, run: Path) -> StatsLogger:

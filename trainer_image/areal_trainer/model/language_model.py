@@ -55,6 +55,7 @@ class LanguageModel(nn.Module):
         self.temperature = temperature
         self.causal_lm = _load(config.path, section, self.attention)
         self._generation_config = _generation_config(config.path)
+        self._longest = _longest_exact(self.causal_lm.config)
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         if device.type == "cpu":
             use_faster_linear(self.causal_lm)
@@ -70,8 +71,24 @@ class LanguageModel(nn.Module):
         else:
             self.causal_lm.to(device)
 
-    def forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Log-prob and entropy (without gradient) of the N trained tokens, float32."""
+    @property
+    def name(self) -> str:
+        """Class of the transformers model."""
+        return type(self.causal_lm).__name__
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.causal_lm.get_input_embeddings().num_embeddings)
+
+    def forward(self, layout: Layout, *, plain: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-prob and entropy (without gradient) of the N trained tokens, float32.
+
+        With ``plain`` the logits are those of transformers, one sequence at a time; the entropy is 0.
+        """
+        self._check_lengths(layout)
+        if plain:
+            return self._plain_logprobs(layout)
         source_N, target_N = layout.source_N.to(self.device), layout.target_N.to(self.device)
         hidden_NH = self._hidden(layout)[source_N]
         weight_VH = self.causal_lm.get_output_embeddings().weight
@@ -128,6 +145,29 @@ class LanguageModel(nn.Module):
             **extra,
         )
         return states.last_hidden_state[0]
+
+    def _plain_logprobs(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Log-probs by transformers' own forward pass and eager attention. The layout must not share prompts."""
+        self.causal_lm.set_attn_implementation("eager")
+        try:
+            rows = [layout.input_ids_P[s.start : s.start + s.length].to(self.device) for s in layout.segments]
+            logits = [self.causal_lm(input_ids=row[None], use_cache=False).logits[0] for row in rows]
+        finally:
+            self.causal_lm.set_attn_implementation(self.attention)
+        logits_NV = torch.cat(logits)[layout.source_N.to(self.device)].float() / self.temperature
+        logp_N = logits_NV.log_softmax(-1).gather(1, layout.target_N.to(self.device)[:, None]).squeeze(1)
+        return logp_N, torch.zeros_like(logp_N)
+
+    def _check_lengths(self, layout: Layout) -> None:
+        """Refuse sequences beyond the length at which the rotary embedding depends on the longest of a pass."""
+        if self._longest is None:
+            return
+        longest = int(layout.position_ids_P.max()) + 1
+        if longest > self._longest:
+            raise ValueError(
+                f"a sequence has {longest} tokens; beyond {self._longest} the rotary embedding of {self.name} depends "
+                "on the longest sequence of a pass, which would change the others; lower gconfig.max_tokens to that"
+            )
 
     def _padded_hidden(self, layout: Layout) -> Tensor:
         """Hidden states of right-padded rows, one per sequence. The causal mask hides the padding from all tokens."""
@@ -245,17 +285,32 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{section}.path is {path!r}, but no model can be loaded from it: {reason}") from error
-    if implementation in SEGMENT_ATTENTIONS and not model._supports_attention_backend:
-        raise ValueError(
-            f"{section}.path: {type(model).__name__} implements its own attention; set {section}.attn_impl: eager"
-        )
+    except KeyError as error:
+        if error.args != (implementation,):
+            raise
+        model = None  # it looks implementations up in a table of its own
+    if implementation in SEGMENT_ATTENTIONS and (model is None or not model._supports_attention_backend):
+        kind = config.model_type if model is None else type(model).__name__
+        raise ValueError(f"{section}.path: {kind} implements its own attention; set {section}.attn_impl: eager")
     head = model.get_output_embeddings()
-    changes = [key for key in _LOGIT_CHANGES if getattr(config, key, None) not in (None, 1, 1.0)]
+    text = config.get_text_config()  # of a model with several parts
+    changes = [key for key in _LOGIT_CHANGES if getattr(text, key, None) not in (None, 1, 1.0)]
     if getattr(head, "bias", None) is not None or changes:
         what = ", ".join(changes) or "a bias of the output embedding"
         raise ValueError(f"{section}.path: {type(model).__name__} has {what}, which the trainer does not compute")
     _check_names(model, section)
     return model
+
+
+def _longest_exact(config: Any) -> int | None:
+    """Tokens up to which rotary embeddings do not depend on the longest sequence of a pass; None without a limit."""
+    text = config.get_text_config()
+    found = getattr(text, "rope_parameters", None) or {}
+    limits: list[int] = []
+    for rope in (found, *found.values()):  # of all layers, or by type of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+            limits.append(int(rope.get("original_max_position_embeddings") or text.max_position_embeddings))
+    return min(limits, default=None)
 
 
 def _generation_config(path: str) -> bytes | None:

@@ -35,6 +35,8 @@ from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
 from areal_trainer.batch import PackedBatch
 from areal_trainer.data.tokenizer import load_hf_tokenizer
 from areal_trainer.model.language_model import LanguageModel, disable_dropout, has_dropout
+from areal_trainer.model.exactness import check_exactness
+from areal_trainer.model.language_model import LanguageModel, disable_dropout
 from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
 from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches
 from areal_trainer.model.optimizer import learning_rate, make_optimizer
@@ -78,6 +80,10 @@ class LogprobModel:
                 logp_N, _ = self.model(layout)
                 logp_T[layout.token_N] = logp_N.cpu()
         return logp_T
+
+    def check_exactness(self) -> None:
+        """Raise ``ValueError`` if the model does not compute packed sequences exactly. Collective."""
+        check_exactness(self.model, section=self._section)
 
     def _passes(self, batch: PackedBatch, units: list[PrefixGroup]) -> list[Layout]:
         return microbatches(batch, units, self._mb_spec, field=f"{self._section}.mb_spec")
