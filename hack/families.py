@@ -128,7 +128,8 @@ def general(reason: str) -> str:
         "a bias of the output embedding",
         "the model's attention uses s_aux",
     )
-    return next((text for text in known if text in reason), reason.partition(" has ")[2] or "cannot compute log-probs")
+    computed = reason.partition(" has ")[2] if "does not compute" in reason else "cannot compute log-probs"
+    return next((text for text in known if text in reason), computed)
 
 
 def table(
