@@ -34,9 +34,8 @@ from areal_trainer.algo.m2po import second_moment_mask
 from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
 from areal_trainer.batch import PackedBatch
 from areal_trainer.data.tokenizer import load_hf_tokenizer
-from areal_trainer.model.language_model import LanguageModel, disable_dropout, has_dropout
 from areal_trainer.model.exactness import check_exactness
-from areal_trainer.model.language_model import LanguageModel, disable_dropout
+from areal_trainer.model.language_model import LanguageModel, disable_dropout, has_dropout
 from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
 from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches
 from areal_trainer.model.optimizer import learning_rate, make_optimizer
