@@ -11,7 +11,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 MAX_TEXT = 16_384  # characters of a text
+MAX_STATUS_TEXT = 4_096  # characters of a text in the status
 MAX_ITEMS = 256  # items of a list
+MAX_KEY = 1_024  # characters of a key of a mapping
 MAX_ENTRIES = 128  # keys of a mapping
 MAX_INTEGER = 2**53 - 1  # the largest that JSON parsers agree on
 MAX_FREE_FORM_DEPTH = 4  # nested mappings and lists below a free-form mapping
@@ -48,6 +50,8 @@ def problem_of_value(value: Any) -> str | None:
     """Why the value of one key breaks a general limit; None if it does not."""
     if isinstance(value, str) and len(value) > MAX_TEXT:
         return f"has {len(value)} characters, above {MAX_TEXT}; shorten it"
+    if isinstance(value, str) and "\x00" in value:
+        return "contains a NUL character, which no argument, variable or path can have; remove it"
     if isinstance(value, list | tuple):
         if len(value) > MAX_ITEMS:
             return f"has {len(value)} items, above {MAX_ITEMS}; remove some"

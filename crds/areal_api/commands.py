@@ -125,14 +125,14 @@ def script_arguments(script: str | None) -> list[str]:
 
 
 def literal_env(env: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Variables with a value. Those with ``valueFrom`` are left to the pod."""
+    """Variables with a value; null is empty, as in a pod. Those with ``valueFrom`` are left to the pod."""
     values: dict[str, str] = {}
     for entry in env:
         name = entry.get("name")
         if not isinstance(name, str) or not name:
             raise ValueError(f"env: {dict(entry)} has no name; write {{name: …, value: …}}")
         if "value" in entry:
-            values[name] = str(entry["value"])
+            values[name] = str(entry["value"] or "")
     return values
 
 

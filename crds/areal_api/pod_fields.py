@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, ValidatorFunctionWrapHandler
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidatorFunctionWrapHandler,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from areal_api.quantities import MAX_LENGTH, PATTERN, parse_quantity
 from areal_api.section import CamelSection
 
+ENV_NAME = "^[ -<>-~]+$"  # printable ASCII but "="
 SCALAR = "scalar"  # key in a field's JSON schema extra: a number or a text
 
 Name = Annotated[str, Field(min_length=1, max_length=253)]
@@ -22,6 +30,12 @@ Path = Annotated[str, Field(max_length=4096)]
 Mode = Annotated[int, Field(ge=0, le=0o777)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
 ItemList = Field(None, max_length=64)
+
+
+class PodSection(CamelSection):
+    """A part of a pod. A number is no text here, as for the API server: ``value: 1`` is refused."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=False)
 
 
 class Shape:
@@ -48,22 +62,27 @@ def _check_quantity(text: str) -> str:
     return text
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 Quantity = Annotated[
     str,
     Field(max_length=MAX_LENGTH, pattern=PATTERN, json_schema_extra={SCALAR: True}),
+    BeforeValidator(_as_text),
     AfterValidator(_check_quantity),
 ]
 Quantities = Annotated[dict[Name, Quantity], Field(max_length=32)]
 
 
-class FieldRef(CamelSection):
+class FieldRef(PodSection):
     """A field of the pod."""
 
     field_path: Name
     api_version: Name | None = None
 
 
-class ResourceFieldRef(CamelSection):
+class ResourceFieldRef(PodSection):
     """A resource of a container."""
 
     resource: Name
@@ -71,7 +90,7 @@ class ResourceFieldRef(CamelSection):
     divisor: Quantity | None = None
 
 
-class KeyRef(CamelSection):
+class KeyRef(PodSection):
     """A key of a ConfigMap or Secret."""
 
     name: Name
@@ -79,7 +98,7 @@ class KeyRef(CamelSection):
     optional: bool | None = None
 
 
-class EnvVarSource(CamelSection):
+class EnvVarSource(PodSection):
     """Where the value of a variable comes from."""
 
     field_ref: Annotated[dict[str, Any], Shape(FieldRef)] | None = None
@@ -88,28 +107,28 @@ class EnvVarSource(CamelSection):
     secret_key_ref: Annotated[dict[str, Any], Shape(KeyRef)] | None = None
 
 
-class EnvVar(CamelSection):
+class EnvVar(PodSection):
     """An environment variable."""
 
-    name: Name
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=ENV_NAME)]
     value: str | None = Field(None, max_length=16_384)
     value_from: Annotated[dict[str, Any], Shape(EnvVarSource)] | None = None
 
 
-class Reference(CamelSection):
+class Reference(PodSection):
     """An object of the same namespace."""
 
     name: Name
 
 
-class ResourceClaim(CamelSection):
+class ResourceClaim(PodSection):
     """A claim of dynamic resource allocation."""
 
     name: Name
     request: Name | None = None
 
 
-class Resources(CamelSection):
+class Resources(PodSection):
     """Requests and limits."""
 
     limits: Quantities | None = None
@@ -117,7 +136,7 @@ class Resources(CamelSection):
     claims: list[Annotated[dict[str, Any], Shape(ResourceClaim)]] | None = Field(None, max_length=16)
 
 
-class Toleration(CamelSection):
+class Toleration(PodSection):
     """A tolerated taint."""
 
     key: LabelKey | None = None
@@ -127,7 +146,7 @@ class Toleration(CamelSection):
     toleration_seconds: int | None = Field(None, ge=-(2**31), le=2**31 - 1)
 
 
-class Requirement(CamelSection):
+class Requirement(PodSection):
     """A requirement on a label."""
 
     key: LabelKey
@@ -135,34 +154,34 @@ class Requirement(CamelSection):
     values: list[LabelValue] | None = ItemList
 
 
-class LabelSelector(CamelSection):
+class LabelSelector(PodSection):
     """A selector of labels."""
 
     match_labels: Labels | None = None
     match_expressions: list[Annotated[dict[str, Any], Shape(Requirement)]] | None = ItemList
 
 
-class NodeSelectorTerm(CamelSection):
+class NodeSelectorTerm(PodSection):
     """Requirements on one node."""
 
     match_expressions: list[Annotated[dict[str, Any], Shape(Requirement)]] | None = ItemList
     match_fields: list[Annotated[dict[str, Any], Shape(Requirement)]] | None = ItemList
 
 
-class NodeSelector(CamelSection):
+class NodeSelector(PodSection):
     """Alternatives, one of which a node must meet."""
 
     node_selector_terms: list[Annotated[dict[str, Any], Shape(NodeSelectorTerm)]] = Field(max_length=64)
 
 
-class PreferredNode(CamelSection):
+class PreferredNode(PodSection):
     """A preferred node."""
 
     weight: int = Field(ge=1, le=100)
     preference: Annotated[dict[str, Any], Shape(NodeSelectorTerm)]
 
 
-class NodeAffinity(CamelSection):
+class NodeAffinity(PodSection):
     """Affinity to nodes."""
 
     required_during_scheduling_ignored_during_execution: Annotated[dict[str, Any], Shape(NodeSelector)] | None = None
@@ -171,7 +190,7 @@ class NodeAffinity(CamelSection):
     ) = ItemList
 
 
-class PodAffinityTerm(CamelSection):
+class PodAffinityTerm(PodSection):
     """Pods to be near to, or away from."""
 
     topology_key: LabelKey
@@ -182,14 +201,14 @@ class PodAffinityTerm(CamelSection):
     mismatch_label_keys: list[LabelKey] | None = ItemList
 
 
-class PreferredPod(CamelSection):
+class PreferredPod(PodSection):
     """A preferred term."""
 
     weight: int = Field(ge=1, le=100)
     pod_affinity_term: Annotated[dict[str, Any], Shape(PodAffinityTerm)]
 
 
-class PodAffinity(CamelSection):
+class PodAffinity(PodSection):
     """Affinity or anti-affinity to pods."""
 
     required_during_scheduling_ignored_during_execution: (
@@ -200,7 +219,7 @@ class PodAffinity(CamelSection):
     ) = ItemList
 
 
-class Affinity(CamelSection):
+class Affinity(PodSection):
     """Affinity to nodes and pods."""
 
     node_affinity: Annotated[dict[str, Any], Shape(NodeAffinity)] | None = None
@@ -208,7 +227,7 @@ class Affinity(CamelSection):
     pod_anti_affinity: Annotated[dict[str, Any], Shape(PodAffinity)] | None = None
 
 
-class TopologySpread(CamelSection):
+class TopologySpread(PodSection):
     """Spreads pods over nodes or zones."""
 
     max_skew: int = Field(ge=1, le=2**31 - 1)
@@ -221,7 +240,7 @@ class TopologySpread(CamelSection):
     node_taints_policy: Literal["Honor", "Ignore"] | None = None
 
 
-class VolumeMount(CamelSection):
+class VolumeMount(PodSection):
     """Where a volume is mounted."""
 
     name: Name

@@ -14,16 +14,16 @@ from areal_api.pod_fields import (
     Mode,
     Name,
     Path,
+    PodSection,
     Quantity,
     Reference,
     ResourceFieldRef,
     Resources,
     Shape,
 )
-from areal_api.section import CamelSection
 
 
-class KeyToPath(CamelSection):
+class KeyToPath(PodSection):
     """A key and the file it becomes."""
 
     key: Name
@@ -31,7 +31,7 @@ class KeyToPath(CamelSection):
     mode: Mode | None = None
 
 
-class ConfigMapVolume(CamelSection):
+class ConfigMapVolume(PodSection):
     """Files from a ConfigMap."""
 
     name: Name
@@ -40,7 +40,7 @@ class ConfigMapVolume(CamelSection):
     optional: bool | None = None
 
 
-class SecretVolume(CamelSection):
+class SecretVolume(PodSection):
     """Files from a Secret."""
 
     secret_name: Name
@@ -49,21 +49,21 @@ class SecretVolume(CamelSection):
     optional: bool | None = None
 
 
-class EmptyDir(CamelSection):
+class EmptyDir(PodSection):
     """An empty directory."""
 
     medium: Literal["", "Memory", "HugePages", "HugePages-2Mi", "HugePages-1Gi"] | None = None
     size_limit: Quantity | None = None
 
 
-class ClaimVolume(CamelSection):
+class ClaimVolume(PodSection):
     """A volume claim."""
 
     claim_name: Name
     read_only: bool | None = None
 
 
-class DownwardFile(CamelSection):
+class DownwardFile(PodSection):
     """A file with a field of the pod."""
 
     path: Path
@@ -72,14 +72,14 @@ class DownwardFile(CamelSection):
     mode: Mode | None = None
 
 
-class DownwardVolume(CamelSection):
+class DownwardVolume(PodSection):
     """Files with fields of the pod."""
 
     items: list[Annotated[dict[str, Any], Shape(DownwardFile)]] | None = ItemList
     default_mode: Mode | None = None
 
 
-class ProjectedKeys(CamelSection):
+class ProjectedKeys(PodSection):
     """Keys of a ConfigMap or Secret, in a projected volume."""
 
     name: Name
@@ -87,7 +87,7 @@ class ProjectedKeys(CamelSection):
     optional: bool | None = None
 
 
-class ProjectedToken(CamelSection):
+class ProjectedToken(PodSection):
     """A token of the pod's service account."""
 
     path: Path
@@ -95,7 +95,7 @@ class ProjectedToken(CamelSection):
     expiration_seconds: int | None = Field(None, ge=600, le=2**32)
 
 
-class TrustBundle(CamelSection):
+class TrustBundle(PodSection):
     """Certificates of a ClusterTrustBundle."""
 
     path: Path
@@ -105,7 +105,7 @@ class TrustBundle(CamelSection):
     optional: bool | None = None
 
 
-class ProjectedSource(CamelSection):
+class ProjectedSource(PodSection):
     """One source of a projected volume."""
 
     config_map: Annotated[dict[str, Any], Shape(ProjectedKeys)] | None = None
@@ -115,14 +115,14 @@ class ProjectedSource(CamelSection):
     cluster_trust_bundle: Annotated[dict[str, Any], Shape(TrustBundle)] | None = None
 
 
-class ProjectedVolume(CamelSection):
+class ProjectedVolume(PodSection):
     """Files from several sources."""
 
     sources: list[Annotated[dict[str, Any], Shape(ProjectedSource)]] | None = ItemList
     default_mode: Mode | None = None
 
 
-class TypedReference(CamelSection):
+class TypedReference(PodSection):
     """An object to copy a volume from."""
 
     kind: Name
@@ -131,7 +131,7 @@ class TypedReference(CamelSection):
     namespace: Name | None = None
 
 
-class ClaimSpec(CamelSection):
+class ClaimSpec(PodSection):
     """Specification of a volume claim."""
 
     access_modes: list[Name] | None = Field(None, max_length=4)
@@ -145,27 +145,27 @@ class ClaimSpec(CamelSection):
     data_source_ref: Annotated[dict[str, Any], Shape(TypedReference)] | None = None
 
 
-class ClaimMetadata(CamelSection):
+class ClaimMetadata(PodSection):
     """Metadata of a volume claim."""
 
     labels: Labels | None = None
     annotations: dict[Name, str] | None = Field(None, max_length=64)
 
 
-class ClaimTemplate(CamelSection):
+class ClaimTemplate(PodSection):
     """A claim to create for each pod."""
 
     spec: Annotated[dict[str, Any], Shape(ClaimSpec)]
     metadata: Annotated[dict[str, Any], Shape(ClaimMetadata)] | None = None
 
 
-class Ephemeral(CamelSection):
+class Ephemeral(PodSection):
     """A volume that lives as long as its pod."""
 
     volume_claim_template: Annotated[dict[str, Any], Shape(ClaimTemplate)] | None = None
 
 
-class CsiVolume(CamelSection):
+class CsiVolume(PodSection):
     """A volume of a CSI driver."""
 
     driver: Name
@@ -175,7 +175,7 @@ class CsiVolume(CamelSection):
     node_publish_secret_ref: Annotated[dict[str, Any], Shape(Reference)] | None = None
 
 
-class NfsVolume(CamelSection):
+class NfsVolume(PodSection):
     """A directory of an NFS server."""
 
     server: Name
@@ -183,21 +183,21 @@ class NfsVolume(CamelSection):
     read_only: bool | None = None
 
 
-class HostPath(CamelSection):
+class HostPath(PodSection):
     """A path of the node."""
 
     path: Path
     type: Name | None = None
 
 
-class ImageVolume(CamelSection):
+class ImageVolume(PodSection):
     """The content of an image."""
 
     reference: Path
     pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
 
 
-class Volume(CamelSection):
+class Volume(PodSection):
     """A volume: a name and one type."""
 
     name: Name

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints
 
 from areal_api import health, stat_names
+from areal_api.bounds import MAX_INTEGER
 from areal_api.section import CamelSection
 
 MAX_BODY_BYTES = 65536
@@ -23,9 +24,9 @@ class ProgressReport(CamelSection):
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
-    step: int = Field(ge=0, le=2**53, description="Training steps done.")
-    total_steps: int | None = Field(None, ge=0, le=2**53, description="Training steps of the run.")
-    version: int | None = Field(None, ge=0, le=2**53, description="Version of the published weights.")
+    step: int = Field(ge=0, le=MAX_INTEGER, description="Training steps done.")
+    total_steps: int | None = Field(None, ge=0, le=MAX_INTEGER, description="Training steps of the run.")
+    version: int | None = Field(None, ge=0, le=MAX_INTEGER, description="Version of the published weights.")
     reward: float | None = Field(None, description="Mean task reward of the last step.")
     eval_reward: float | None = Field(None, description="Mean task reward of the last evaluation.")
     staleness: float | None = Field(None, description="Mean weight versions that the last batch lagged.")

@@ -59,9 +59,9 @@ def config_map(experiment: str, digest: str) -> str:
     return f"{experiment}-config-{digest}"
 
 
-def api_key_secret(experiment: str) -> str:
-    """Secret with the servers' API key."""
-    return f"{experiment}-api-key"
+def api_key_secret(experiment: str, uid: str) -> str:
+    """Secret with the servers' API key. The UID tells it from that of an earlier experiment of the same name."""
+    return f"{experiment}-{uid[:8]}-api-key"
 
 
 def volume_claim(experiment: str) -> str:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from areal_api.bounds import MAX_STATUS_TEXT
 from areal_api.section import CamelSection
 
 Phase = Literal["Pending", "Starting", "Running", "Suspended", "Succeeded", "Failed"]
 TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed")
+
+
+def shortened(text: Any) -> Any:
+    """``text`` with at most ``MAX_STATUS_TEXT`` characters: the API server refuses a status with a longer one."""
+    is_too_long = isinstance(text, str) and len(text) > MAX_STATUS_TEXT
+    return f"{text[: MAX_STATUS_TEXT - 1]}…" if is_too_long else text
+
+
+Text = Annotated[str, BeforeValidator(shortened), Field(max_length=MAX_STATUS_TEXT)]
 
 
 class StatusSection(CamelSection):
@@ -21,11 +31,11 @@ class StatusSection(CamelSection):
 class Condition(StatusSection):
     """A condition, as usual in Kubernetes."""
 
-    type: str = Field(description="Type of the condition.")
+    type: Text = Field(description="Type of the condition.")
     status: Literal["True", "False", "Unknown"] = Field(description="Status of the condition.")
-    reason: str = Field("", description="Reason, as one CamelCase word.")
-    message: str = Field("", description="Explanation as a sentence.")
-    last_transition_time: str | None = Field(None, description="Time of the last change of status.")
+    reason: Text = Field("", description="Reason, as one CamelCase word.")
+    message: Text = Field("", description="Explanation as a sentence.")
+    last_transition_time: Text | None = Field(None, description="Time of the last change of status.")
     observed_generation: int | None = Field(None, description="Generation of the spec that was last processed.")
 
 
@@ -34,8 +44,8 @@ class ServersStatus(StatusSection):
 
     ready: int = Field(0, ge=0, description="Servers that accept requests.")
     desired: int = Field(0, ge=0, description="Desired number of servers.")
-    summary: str = Field("", description="ready/desired.")
-    selector: str = Field("", description="Label selector of the server pods, for autoscalers.")
+    summary: Text = Field("", description="ready/desired.")
+    selector: Text = Field("", description="Label selector of the server pods, for autoscalers.")
 
 
 class AttemptOutcome(StatusSection):
@@ -44,9 +54,9 @@ class AttemptOutcome(StatusSection):
     result: Literal["Succeeded", "Failed", "Disrupted"] = Field(
         description="Failed counts against runPolicy.backoffLimit, Disrupted does not."
     )
-    reason: str = Field("", description="Machine-readable reason.")
-    message: str = Field("", description="What happened.")
-    time: str | None = Field(None, description="When the operator first saw the outcome, by its own clock.")
+    reason: Text = Field("", description="Machine-readable reason.")
+    message: Text = Field("", description="What happened.")
+    time: Text | None = Field(None, description="When the operator first saw the outcome, by its own clock.")
     final: bool = Field(False, description="Whether another attempt would end the same way.")
 
 
@@ -56,25 +66,25 @@ class ExperimentStatus(StatusSection):
     phase: Phase = Field("Pending", description="Phase; Succeeded and Failed are final.")
     conditions: list[Condition] = Field(default_factory=list, description="Conditions, by type.")
     observed_generation: int | None = Field(None, description="Generation of the spec that was last processed.")
-    message: str = Field("", description="What the run is waiting for, or why it ended.")
+    message: Text = Field("", description="What the run is waiting for, or why it ended.")
     attempt: int = Field(0, ge=0, description="Number of the current attempt; every restart starts a new one.")
     restarts: int = Field(0, ge=0, description="Restarts that count towards runPolicy.backoffLimit.")
     disruptions: int = Field(
         0, ge=0, description="Restarts after disruptions (preemption, lost node, deleted pod); they do not count."
     )
-    job_uid: str | None = Field(
+    job_uid: Text | None = Field(
         None, description="UID of the current attempt's Job, once it was created; it is never created twice."
     )
     outcome: AttemptOutcome | None = Field(None, description="How the current attempt ended; null while it runs.")
-    attempt_since: str | None = Field(None, description="Start time of the current attempt.")
-    active_since: str | None = Field(
+    attempt_since: Text | None = Field(None, description="Start time of the current attempt.")
+    active_since: Text | None = Field(
         None, description="Time when the run started or was resumed; runPolicy.activeDeadlineSeconds counts from it."
     )
-    start_time: str | None = Field(None, description="Start time of the first attempt.")
-    completion_time: str | None = Field(None, description="Time when the run succeeded or failed.")
+    start_time: Text | None = Field(None, description="Start time of the first attempt.")
+    completion_time: Text | None = Field(None, description="Time when the run succeeded or failed.")
     step: int | None = Field(None, ge=0, description="Completed training steps.")
     total_steps: int | None = Field(None, ge=0, description="Total training steps of the run.")
-    progress: str = Field("", description="step/totalSteps.")
+    progress: Text = Field("", description="step/totalSteps.")
     version: int | None = Field(None, ge=0, description="Version of the published weights.")
     reward: float | None = Field(None, description="Mean task reward of the last step.")
     eval_reward: float | None = Field(None, description="Mean task reward of the last evaluation.")

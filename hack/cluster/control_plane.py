@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -21,6 +22,19 @@ ADMIN = "admin"
 START_S = 60.0
 PR_SET_PDEATHSIG = 1  # prctl(2): killed tests leave no processes behind
 _LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Addresses of one IP version: of the API server in a URL, the one that pods would use, and those of Services."""
+
+    host: str
+    advertised: str
+    services: str
+
+
+IPV4 = Network("127.0.0.1", "192.0.2.1", "10.96.0.0/16")
+IPV6 = Network("[::1]", "2001:db8::1", "fd00:10:96::/112")
 
 
 class BuildError(Exception):
@@ -38,14 +52,15 @@ def binaries(build: Path = BUILD) -> Path:
 class ControlPlane:
     """Starts and stops the components; ``kubeconfig`` and ``token`` give access to the API server."""
 
-    def __init__(self, folder: Path, bin_dir: Path) -> None:
+    def __init__(self, folder: Path, bin_dir: Path, *, ipv6: bool = False) -> None:
         self._folder = folder
         self._bin = bin_dir
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, list[str]] = {}
         self._tokens: dict[str, str] = {ADMIN: secrets.token_hex(16)}
         self._etcd_port, self._etcd_peer_port, self._port = free_ports(3)
-        self.url = f"https://127.0.0.1:{self._port}"
+        self._network = IPV6 if ipv6 else IPV4
+        self.url = f"https://{self._network.host}:{self._port}"
 
     @property
     def ca(self) -> Path:
@@ -78,16 +93,18 @@ class ControlPlane:
             ],
             "kube-apiserver": [
                 f"--etcd-servers={client}",
-                "--bind-address=127.0.0.1",
+                f"--bind-address={self._network.host.strip('[]')}",
+                f"--advertise-address={self._network.advertised}",
                 f"--secure-port={self._port}",
                 f"--cert-dir={self._folder}",
                 f"--token-auth-file={self._folder / 'tokens.csv'}",
                 "--authorization-mode=RBAC",
-                "--service-cluster-ip-range=10.96.0.0/16",
+                f"--service-cluster-ip-range={self._network.services}",
                 "--service-account-issuer=https://kubernetes.default.svc",
                 f"--service-account-key-file={self._folder / 'sa.pub'}",
                 f"--service-account-signing-key-file={self._folder / 'sa.key'}",
                 "--enable-priority-and-fairness=false",
+                "--allow-privileged=true",  # as in clusters; policies are what refuses privileged pods
             ],
             "kube-controller-manager": [
                 f"--kubeconfig={self.kubeconfig()}",

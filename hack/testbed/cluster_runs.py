@@ -175,7 +175,8 @@ class ClusterRun:
     @cached_property
     def api_key(self) -> str:
         """The API key of the run's servers."""
-        secret = json.loads(self.kubectl("get", "secret", resource_names.api_key_secret(self.name), "--output", "json"))
+        selector = f"--selector={resource_names.EXPERIMENT}={self.name}"
+        (secret,) = json.loads(self.kubectl("get", "secrets", selector, "--output", "json"))["items"]
         return base64.b64decode(secret["data"]["api-key"]).decode()
 
     def stats(self) -> list[Object]:

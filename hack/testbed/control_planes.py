@@ -16,13 +16,13 @@ from hack.testbed.operator_process import NAMESPACE, USER, grant
 
 
 @contextmanager
-def bare_plane(folder: Path, user: str = USER) -> Iterator[ControlPlane]:
+def bare_plane(folder: Path, user: str = USER, *, ipv6: bool = False) -> Iterator[ControlPlane]:
     """A control plane without any of our objects; if none can be built, the test is skipped with the reason."""
     try:
         bin_dir = binaries()
     except (BuildError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"no Kubernetes to test against: {error}")
-    plane = ControlPlane(folder, bin_dir)
+    plane = ControlPlane(folder, bin_dir, ipv6=ipv6)
     plane.add_user(user)
     try:
         plane.start()

@@ -54,9 +54,12 @@ def _granted(kind: str, metadata: dict[str, str], rules: list[dict[str, Any]]) -
 class OperatorProcess:
     """One process; it may be killed and restarted."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, *, identity: str = "operator-0") -> None:
+    def __init__(
+        self, plane: ControlPlane, folder: Path, *, identity: str = "operator-0", host: str = "127.0.0.1"
+    ) -> None:
         self._plane = plane
         self.identity = identity
+        self._host = host
         self.port = free_ports(1)[0]
         self.log = folder / f"{identity}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,7 +67,7 @@ class OperatorProcess:
     @property
     def url(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     def start(self, *, wait: bool = True, **env: str) -> None:
         """Start it, and wait until its first listing is complete."""

@@ -31,10 +31,9 @@ PAGE = 500
 MAX_MESSAGE_LENGTH = 800
 UNDECLARED = re.compile(r"\.status\.(\w+)\S*: field not declared in schema")
 
-# Kinds of children, in the order of their dependencies. All of them are watched.
+# Kinds of children that are watched, in the order of their dependencies. Secrets are only created, never read.
 CHILD_KINDS: dict[str, tuple[str, str]] = {
     "ConfigMap": ("v1", "configmaps"),
-    "Secret": ("v1", "secrets"),
     "ServiceAccount": ("v1", "serviceaccounts"),
     "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
     "Service": ("v1", "services"),
@@ -47,6 +46,7 @@ CHILD_KINDS: dict[str, tuple[str, str]] = {
 KINDS: dict[str, tuple[str, str]] = {
     **CHILD_KINDS,
     KIND: (API_VERSION, PLURAL),
+    "Secret": ("v1", "secrets"),
     "Event": ("v1", "events"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
 }

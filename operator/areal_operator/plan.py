@@ -37,7 +37,7 @@ MAX_RETRY_DELAY_S = 360.0
 SHORT_ATTEMPT_S = 60.0  # disruptions of shorter attempts are delayed more and more: something prevents every attempt
 SIDECAR_GRACE_S = 60.0  # how long other containers of a finished trainer's pod may run before the Job is deleted
 SERVER_KINDS = ("StatefulSet", "PodDisruptionBudget")
-KEPT_KINDS = ("ConfigMap", "PersistentVolumeClaim", "Pod")  # never pruned: pods follow their owner, the others stay
+PRUNED_KINDS = (*SERVER_KINDS, "Service", "Job")  # the others stay until the garbage collector deletes them
 MAX_MESSAGE_LENGTH = 1000
 
 
@@ -347,7 +347,7 @@ def _to_prune(inputs: PlanInputs, objects: Iterable[Manifest]) -> tuple[tuple[st
     for kind, children in inputs.observed.objects.items():
         for obj in children:
             key = (kind, str(obj["metadata"]["name"]))
-            if kind in KEPT_KINDS or key in desired or is_terminating(obj):
+            if kind not in PRUNED_KINDS or key in desired or is_terminating(obj):
                 continue
             if kind == "Job" and key[1] in last and is_finished(obj):
                 continue

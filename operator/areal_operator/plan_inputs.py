@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from areal_api import conditions, resource_names
-from areal_api.status import AttemptOutcome, ExperimentStatus
+from areal_api.status import AttemptOutcome, ExperimentStatus, shortened
 from areal_operator import status as report
 from areal_operator.clock import show
 from areal_operator.diagnosis import Reason
@@ -112,6 +112,7 @@ class PlanInputs:
             generation=self.state.generation,
         )
         changes = {"conditions": merged, "observed_generation": self.state.generation, **changes}
+        changes["message"] = shortened(changes.get("message", self.status.message))
         return self.status.model_copy(update=changes)
 
     def with_status(self, status: ExperimentStatus) -> PlanInputs:

@@ -22,6 +22,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import ValidationError
 
 from areal_api import resource_names
+from areal_api.errors import describe
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.progress import INTERVAL_S, MAX_BODY_BYTES, ProgressReport
 from areal_operator.cluster import PROGRESS_MANAGER, ApiError, Cluster, is_transient
@@ -141,7 +142,7 @@ class ProgressReceiver:
         except Exception as error:
             if not isinstance(error, ApiError) and not is_transient(error):
                 raise
-            logger.warning("%s/%s: progress cannot be written: %s", namespace, name, error or type(error).__name__)
+            logger.warning("%s/%s: progress cannot be written: %s", namespace, name, describe(error))
 
 
 def make_app(progress: ProgressReceiver) -> FastAPI:
@@ -182,7 +183,7 @@ async def _sender(progress: ProgressReceiver, authorization: str) -> Sender | No
     except Exception as error:
         if not isinstance(error, ApiError) and not is_transient(error):
             raise
-        logger.warning("a token cannot be reviewed: %s", error or type(error).__name__)
+        logger.warning("a token cannot be reviewed: %s", describe(error))
         raise HTTPException(503, "the API server does not answer; try again") from error
 
 

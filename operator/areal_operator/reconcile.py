@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import hmac
 import logging
@@ -24,7 +22,7 @@ from areal_operator.corrections import PAUSE_S, Corrections
 from areal_operator.diagnosis import Reason
 from areal_operator.events import event
 from areal_operator.manifests.base import DIGEST, Manifest, digest
-from areal_operator.manifests.shared import API_KEY, is_created_by_operator
+from areal_operator.manifests.shared import is_created_by_operator
 from areal_operator.observed import ExperimentState, Object, Observed, WarningEvent, annotation
 from areal_operator.parsing import UnknownPhaseError, parsed_spec, status_of
 from areal_operator.patches import changes_of, is_unchanged, mutable_part
@@ -36,6 +34,7 @@ from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, owns_all, s
 logger = logging.getLogger(__name__)
 CREATE_PODS = ("StatefulSet", "Job")
 CLAIM = "PersistentVolumeClaim"
+SECRET = "Secret"
 NAME_TAKEN_RETRY_S = 2.0  # an earlier experiment's objects of the same name are about to be collected
 UNPROCESSABLE = 422
 
@@ -78,6 +77,7 @@ class Reconciler:
         self._rejections: dict[Key, Reason] = {}
         self._corrections = Corrections()
         self._warning_events: dict[str, tuple[float, Sequence[WarningEvent]]] = {}
+        self._secret_at: dict[Key, tuple[str, float]] = {}  # Secret, and time when it was last known to exist
         self._unreadable: dict[Key, str] = {}  # resource version of an experiment that another version wrote
 
     async def reconcile(self, key: Key) -> float | None:
@@ -151,7 +151,8 @@ class Reconciler:
         """Plan; if something is pending without a reason, fetch its warning events and plan again."""
         observed = Observed(self._store.objects(key, state.uid), deleted=self._store.deleted(key, state.uid))
         observed = await self._with_claim(state, observed)
-        api_key, rejection = self._api_key(state, observed), self._rejections.get(key)
+        api_key = hmac.new(self._root_key, state.uid.encode(), hashlib.sha256).hexdigest()
+        rejection = self._rejections.get(key)
         contested = self._corrections.contested(key)
 
         def decide(observed: Observed) -> Plan:
@@ -166,7 +167,7 @@ class Reconciler:
             )
 
         decided = decide(observed)
-        if not _is_pending_without_reason(decided.status):
+        if not any(reason in conditions.UNEXPLAINED for reason in _pending(decided.status)):
             return decided
         uids = {str(obj["metadata"]["uid"]) for children in observed.objects.values() for obj in children}
         warnings = [warning for warning in await self._warnings(state.namespace) if warning.uid in uids]
@@ -219,11 +220,15 @@ class Reconciler:
                 await self._cluster.delete(kind, state.namespace, name, uid=child["metadata"]["uid"])
         rejection: Reason | None = None
         job_created = decided.status.job_uid is not None
+        secret_age_s = self._settings.waiting_s if _pending(decided.status) else self._settings.resync_s
+
+        async def write(manifest: Manifest) -> Reason | None:
+            if manifest["kind"] == SECRET:
+                return await self._ensure_secret(key, manifest, max_age_s=secret_age_s)
+            return await self._apply(key, state, manifest, job_created=job_created)
+
         for wave in _waves(decided.objects):
-            results = await asyncio.gather(
-                *[self._apply(key, state, manifest, job_created=job_created) for manifest in wave],
-                return_exceptions=True,
-            )
+            results = await asyncio.gather(*[write(manifest) for manifest in wave], return_exceptions=True)
             for manifest, result in zip(wave, results, strict=True):
                 if isinstance(result, BaseException):
                     raise result
@@ -269,6 +274,26 @@ class Reconciler:
         applied[kind, name] = (wanted, slim({**obj, "kind": kind})[FINGERPRINT])
         return None
 
+    async def _ensure_secret(self, key: Key, manifest: Manifest, *, max_age_s: float) -> Reason | None:
+        """Create the Secret, unless it existed ``max_age_s`` ago. An existing one is ours: its name contains our UID.
+
+        The operator cannot read Secrets, so creating one is the only way to find out whether somebody deleted it.
+        """
+        name = manifest["metadata"]["name"]
+        known, known_at = self._secret_at.get(key, ("", 0.0))
+        if known == name and time.monotonic() - known_at < max_age_s:
+            return None
+        try:
+            await self._cluster.create(manifest)
+        except ApiError as error:
+            if is_transient(error):
+                raise
+            if error.reason != "AlreadyExists":
+                logger.warning("%s/%s: Secret %s was refused: %s", *key, name, describe(error))
+                return Reason(conditions.REFUSED, f"Secret {name}: {error}"[:1000])
+        self._secret_at[key] = (name, time.monotonic())
+        return None
+
     async def _write(self, manifest: Manifest, known: Object | None) -> Object:
         """Create an object, or update what of an existing one is mutable.
 
@@ -302,18 +327,8 @@ class Reconciler:
                 raise _Replaced from error
             raise
 
-    def _api_key(self, state: ExperimentState, observed: Observed) -> str:
-        """The API key in the experiment's Secret, else the one derived for this experiment: always the same."""
-        secret = observed.get("Secret", resource_names.api_key_secret(state.name))
-        if secret is not None:
-            try:
-                return base64.b64decode(secret["data"][API_KEY], validate=True).decode()
-            except (KeyError, binascii.Error, UnicodeDecodeError):
-                logger.warning("%s/%s: replacing the damaged API key", state.namespace, state.name)
-        return hmac.new(self._root_key, state.uid.encode(), hashlib.sha256).hexdigest()
-
     def _forget(self, key: Key) -> None:
-        for cache in (self._parsed, self._applied, self._rejections, self._unreadable):
+        for cache in (self._parsed, self._applied, self._rejections, self._unreadable, self._secret_at):
             cache.pop(key, None)
         self._corrections.forget(key)
         self._store.forget(key)
@@ -325,15 +340,15 @@ def _waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
     return [needed, [manifest for manifest in manifests if manifest["kind"] in CREATE_PODS]]
 
 
-def _is_pending_without_reason(status: ExperimentStatus) -> bool:
+def _pending(status: ExperimentStatus) -> list[str]:
+    """Reasons of the conditions that an experiment in progress does not meet."""
     if status.phase not in ("Starting", "Running"):
-        return False
-    reasons = [
+        return []
+    return [
         condition.reason
         for kind in (conditions.STORAGE_READY, conditions.SERVERS_READY, conditions.TRAINER_RUNNING)
         if (condition := find(status.conditions, kind)) is not None and condition.status != "True"
     ]
-    return any(reason in conditions.UNEXPLAINED for reason in reasons)
 
 
 def _is_applied(manifest: Manifest, known: Object) -> bool:

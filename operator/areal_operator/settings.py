@@ -36,6 +36,7 @@ class Settings:
     json_logs: bool = False  # of this process and of the pods that it creates
     metrics_from: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicy peers that may read the servers' metrics
     fabric: frozenset[str] = frozenset()  # keys of an experiment's fabric sections that the cluster allows
+    egress_to: tuple[Mapping[str, Any], ...] | None = None  # peers that experiments' pods may reach; None: everything
     retry_s: float = 10.0  # delay between a failure and the next attempt; it doubles every time
 
     @classmethod
@@ -49,7 +50,8 @@ class Settings:
             images=images,
             json_logs=is_json(env),
             fabric=_fabric(env, "AREAL_FABRIC"),
-            metrics_from=_peers(env, "AREAL_METRICS_FROM"),
+            metrics_from=_peers(env, "AREAL_METRICS_FROM") or (),
+            egress_to=_peers(env, "AREAL_EGRESS_TO"),
             progress_url=(env.get("AREAL_OPERATOR_URL") or "").rstrip("/") or None,
             port=_number(env, "AREAL_OPERATOR_PORT", 8080),
             workers=_number(env, "AREAL_OPERATOR_WORKERS", 4),
@@ -84,8 +86,10 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def _peers(env: Mapping[str, str], name: str) -> tuple[Mapping[str, Any], ...]:
-    text = env.get(name) or "[]"
+def _peers(env: Mapping[str, str], name: str) -> tuple[Mapping[str, Any], ...] | None:
+    text = env.get(name)
+    if not text:
+        return None
     try:
         peers = json.loads(text)
     except ValueError:

@@ -171,8 +171,6 @@ def slim(obj: Object) -> Object:
         kept["spec"] = obj["spec"]
     if obj["kind"] == "Job":
         kept["spec"] = {key: obj["spec"][key] for key in _JOB_SPEC if key in obj.get("spec", {})}
-    if obj["kind"] == "Secret":
-        kept["data"] = obj.get("data", {})
     if obj["kind"] == "Pod":
         kept["nodeName"] = (obj.get("spec") or {}).get("nodeName")
     return kept

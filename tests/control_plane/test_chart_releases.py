@@ -5,6 +5,7 @@ There are no nodes: the operator runs locally with the account, permissions and 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -270,6 +271,102 @@ def test_an_operator_of_some_namespaces_works_only_there(
         operator.stop()
         for name in ("one", "two"):
             plane.kubectl("delete", f"--namespace={name}", "grpo,pvc", "--all")
+
+
+FORBIDDEN = [
+    ("get", "secrets"),
+    ("list", "secrets"),
+    ("patch", "secrets"),
+    ("delete", "persistentvolumeclaims"),
+    ("create", "pods"),
+    ("create", "pods", "--subresource=exec"),
+    ("delete", "configmaps"),
+    ("create", "serviceaccounts", "--subresource=token"),
+    ("create", "roles.rbac.authorization.k8s.io"),
+    ("update", "grpoexperiments"),
+    ("impersonate", "serviceaccounts"),
+]
+
+
+def test_the_operator_may_read_no_secrets_and_delete_no_data(areal: str, plane: ControlPlane, helm: Helm) -> None:
+    helm.install(RELEASE, areal)
+    account = f"system:serviceaccount:areal:{RELEASE}-operator"
+
+    def may(*action: str) -> bool:
+        command = ("auth", "can-i", *action, "--namespace=default", f"--as={account}")
+        try:
+            return plane.kubectl(*command).strip() == "yes"
+        except subprocess.CalledProcessError:  # exit status 1
+            return False
+
+    assert [action for action in FORBIDDEN if may(*action)] == []
+    assert may("create", "secrets")
+    assert may("patch", "statefulsets.apps")
+
+
+LABELS = {"app.kubernetes.io/managed-by": "areal-operator", "areal.dev/experiment": "x"}
+OWNER = {"apiVersion": "areal.dev/v1alpha1", "kind": "GRPOExperiment", "name": "x", "uid": "u", "controller": True}
+OURS = {"labels": LABELS, "ownerReferences": [OWNER]}
+
+
+def trainer_job_with(pod: Object, container: Object) -> Object:
+    """The spec of a Job, with changes of its pod and of its container."""
+    container = {"name": "c", "image": "i", **container}
+    pod = {"restartPolicy": "Never", "serviceAccountName": "x-run", "containers": [container], **pod}
+    return {"template": {"spec": pod}}
+
+
+def service_with(**changes: Any) -> Object:
+    """The spec of a headless Service, with changes."""
+    return {"clusterIP": "None", "ports": [{"port": 1}], **changes}
+
+
+TOKEN, FOR_DEFAULT = "kubernetes.io/service-account-token", {"kubernetes.io/service-account.name": "default"}
+HOST_PATH = {"volumes": [{"name": "h", "hostPath": {"path": "/"}}]}
+PRIVILEGED = {"securityContext": {"privileged": True}}
+ATTACKS: list[tuple[Object, str]] = [
+    ({"kind": "ConfigMap", "metadata": {"labels": {}}}, "must have the labels"),
+    ({"kind": "ConfigMap", "metadata": {"labels": LABELS}}, "must be owned by an experiment"),
+    ({"kind": "Secret", "type": TOKEN, "metadata": {**OURS, "annotations": FOR_DEFAULT}}, "Secrets of type Opaque"),
+    ({"kind": "Secret", "type": "Opaque"}, "Secrets of type Opaque"),
+    ({"kind": "ServiceAccount"}, "service accounts of experiments"),
+    ({"kind": "Job", "spec": trainer_job_with({"serviceAccountName": "default"}, {})}, "account of their experiment"),
+    ({"kind": "Job", "spec": trainer_job_with({"serviceAccountName": "y-run"}, {})}, "account of their experiment"),
+    ({"kind": "Job", "spec": trainer_job_with({"hostIPC": True}, {})}, "no host namespaces"),
+    ({"kind": "Job", "spec": trainer_job_with({}, PRIVILEGED)}, "must not be privileged"),
+    ({"kind": "Job", "spec": trainer_job_with(HOST_PATH, {})}, "must not mount paths of the node"),
+    ({"kind": "Service", "spec": service_with(clusterIP="")}, "must be headless"),
+    ({"kind": "Service", "spec": service_with(externalIPs=["192.0.2.1"])}, "must be headless"),
+]
+
+
+def test_a_hijacked_operator_can_only_write_objects_of_experiments(
+    areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path
+) -> None:
+    helm.install(RELEASE, areal)
+    account = f"system:serviceaccount:areal:{RELEASE}-operator"
+    file = tmp_path / "attack.json"
+
+    def answer(name: str, given: Object) -> str:
+        version = "batch/v1" if given["kind"] == "Job" else "v1"
+        metadata = {"name": name, **given.get("metadata", OURS)}
+        file.write_text(json.dumps({"apiVersion": version, **given, "metadata": metadata}))
+        try:
+            return plane.kubectl("create", f"--as={account}", "--namespace=default", f"--filename={file}")
+        except subprocess.CalledProcessError as error:
+            return str(error.stderr)
+
+    for number, (given, expected) in enumerate(ATTACKS):  # a new policy takes effect within seconds
+        name = f"attack-{number}"
+        eventually(lambda n=name, g=given, e=expected: e in answer(n, g), f"{given} is refused: {expected}", 30.0)
+    assert "created" in answer("good", {"kind": "Job", "spec": trainer_job_with({}, {})})
+    assert "created" in answer("x-1-api-key", {"kind": "Secret", "type": "Opaque"})
+    plane.kubectl("create", "configmap", "mine", "--namespace=default")
+    change = json.dumps({"metadata": OURS})
+    with pytest.raises(subprocess.CalledProcessError) as refusal:
+        plane.kubectl("patch", "configmap/mine", f"--as={account}", "--namespace=default", "-p", change)
+    assert "may only change and delete objects that it manages" in refusal.value.stderr
+    plane.kubectl("delete", "jobs,secrets,configmaps", "--all", "--namespace=default")
 
 
 def chart_with_a_field(folder: Path, name: str) -> Path:

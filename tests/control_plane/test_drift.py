@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from hack.testbed.experiments import Experiment
+from hack.testbed.fake_kubelet import hang, run
 from hack.testbed.kube_api import Object, eventually
 from hack.testbed.operator_process import OperatorProcess
 
 CHILDREN = [
-    ("Secret", "exp-api-key"),
     ("ServiceAccount", "exp-run"),
     ("NetworkPolicy", "exp-run"),
     ("Service", "exp-server"),
@@ -47,7 +47,6 @@ def test_every_deleted_child_is_created_again(experiment: Experiment) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
     experiment.apply()
     experiment.until_phase("Running")
-    secret = api.get("Secret", name, "exp-api-key")
     for kind, child in CHILDREN:
         before = api.get(kind, name, child)
         assert before is not None
@@ -60,11 +59,23 @@ def test_every_deleted_child_is_created_again(experiment: Experiment) -> None:
             return now is not None and now["metadata"]["uid"] != uid and not now["metadata"].get("deletionTimestamp")
 
         eventually(is_created_again, f"{kind} {successor} exists", 120.0)
-    again = api.get("Secret", name, "exp-api-key")
-    assert secret is not None
-    assert again is not None
+    experiment.until_phase("Running")
+
+
+def test_a_deleted_secret_is_created_again_when_a_pod_waits_for_it(experiment: Experiment) -> None:
+    api, namespace = experiment.namespace.api, experiment.namespace
+    experiment.apply()
+    experiment.until_phase("Running")
+    (secret,) = namespace.list("Secret")
+    name = secret["metadata"]["name"]
+    namespace.behave("server", hang("ContainerCreating", f'secret "{name}" not found'))
+    api.delete("Secret", namespace.name, name)
+    api.delete("Pod", namespace.name, "exp-server-0")
+    eventually(lambda: namespace.names("Secret") == [name], "the Secret exists again")
+    (again,) = namespace.list("Secret")
     assert again["data"] == secret["data"]  # running servers use the old key
     assert len(base64.b64decode(again["data"]["api-key"])) == 64
+    namespace.behave("server", run)
     experiment.until_phase("Running")
 
 
@@ -127,7 +138,7 @@ def test_deleting_an_experiment_deletes_its_objects_without_the_operator(
     try:
         experiment.delete()
         eventually(lambda: experiment.get() is None, "it is deleted at once", 5.0)
-        kinds = {kind for kind, _ in CHILDREN}
+        kinds = {"Secret", *(kind for kind, _ in CHILDREN)}
         # The garbage collector takes up to 30 s to discover a new custom resource.
         eventually(lambda: not any(named(namespace.list(kind)) for kind in kinds), "its children are deleted", 60.0)
         assert namespace.names("PersistentVolumeClaim") == ["exp-run"]

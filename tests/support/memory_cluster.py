@@ -96,6 +96,8 @@ class MemoryCluster(Cluster):
     def _write(
         self, method: str, key: tuple[str, str, str], body: Object, subresource: str, manager: str, apply: bool
     ) -> Object:
+        if method == "POST" and key in self.objects:
+            raise ApiError(409, "AlreadyExists", "it exists")
         self.writes.append(("APPLY" if apply else method, key[0], key[2]))
         refusal = self.check(method, {**body, "kind": key[0]})
         if refusal is not None:
@@ -104,8 +106,6 @@ class MemoryCluster(Cluster):
             self._existing(key)
             self.objects[key] = body
             return copy.deepcopy(self._changed(key))
-        if method == "POST" and key in self.objects:
-            raise ApiError(409, "AlreadyExists", "it exists")
         if method == "POST" or (apply and key not in self.objects):
             if apply and body["metadata"].get("uid"):
                 raise ApiError(409, "Conflict", "the uid does not exist")

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from areal_api.bounds import MAX_ENTRIES, MAX_FREE_FORM_DEPTH, MAX_INTEGER, MAX_ITEMS, MAX_TEXT
+from areal_api.bounds import MAX_ENTRIES, MAX_FREE_FORM_DEPTH, MAX_INTEGER, MAX_ITEMS, MAX_KEY, MAX_TEXT
 from areal_api.experiment import API_VERSION, KIND, ExperimentSpec
 from areal_api.generate.cel_rules import RULES
 from areal_api.generate.check import check_or_write
@@ -40,7 +40,7 @@ _DROPPED = {
     "items",
     "additionalProperties",
     "const",
-    "propertyNames",  # has no structural form; the models check keys
+    "propertyNames",  # has no structural form: see _key_rules
     SCALAR,
 }
 _COLUMNS = (
@@ -60,7 +60,8 @@ _COLUMNS = (
 
 def crd() -> Schema:
     """The CustomResourceDefinition."""
-    spec, status = _with_limits(_schema_of(ExperimentSpec)), _schema_of(ExperimentStatus, nullable=False)
+    spec = _with_limits(_schema_of(ExperimentSpec))
+    status = _with_limits(_schema_of(ExperimentStatus, nullable=False))
     config = spec["properties"]["config"]
     config["required"].remove("experiment_name")  # defaults to metadata.name
     if not config["required"]:
@@ -185,7 +186,8 @@ def _children(schema: Schema, defs: dict[str, Schema], *, nullable: bool) -> Sch
         values = schema.get("additionalProperties", True)
         if values is True:
             return {"additionalProperties": _any_value(depth=MAX_FREE_FORM_DEPTH)}
-        return {"additionalProperties": _structural(values, defs, nullable=nullable)}
+        built = _structural(values, defs, nullable=nullable)
+        return {"additionalProperties": built, **_key_rules(schema.get("propertyNames", {}), built)}
     result: Schema = {"properties": {}}
     for key, below in schema["properties"].items():
         built = _structural(below, defs, nullable=nullable)
@@ -195,6 +197,15 @@ def _children(schema: Schema, defs: dict[str, Schema], *, nullable: bool) -> Sch
     if schema.get("required"):
         result["required"] = list(schema["required"])
     return result
+
+
+def _key_rules(names: Schema, values: Schema) -> Schema:
+    """The limit of a mapping's keys as a CEL rule. Rules need values of a declared type."""
+    longest = names.get("maxLength", MAX_KEY)
+    if "type" not in values:
+        return {}
+    rule = {"rule": f"self.all(key, size(key) <= {longest})", "message": f"keys have at most {longest} characters"}
+    return {"x-kubernetes-validations": [rule]}
 
 
 def _any_value(*, depth: int, texts: Schema | None = None) -> Schema:

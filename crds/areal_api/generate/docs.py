@@ -17,6 +17,15 @@ import annotated_types
 import yaml
 from pydantic.fields import FieldInfo
 
+from areal_api.bounds import (
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    MAX_FREE_FORM_DEPTH,
+    MAX_ITEMS,
+    MAX_TEXT,
+    MAX_TOTAL_TEXT,
+    MAX_VALUES,
+)
 from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.generate.check import check_or_write
@@ -60,7 +69,7 @@ def describe_keys() -> str:
 
 def configuration_markdown() -> str:
     """docs/configuration.md."""
-    lines = [_HEAD, "## Configuration (`spec.config`, and AReaL's own file)", ""]
+    lines = [_HEAD, _general_limits(), "", "## Configuration (`spec.config`, and AReaL's own file)", ""]
     lines += _tables(GRPOConfig, "", "run")
     lines += ["## Experiment (`spec`, around the configuration)", ""]
     for key, name in ExperimentSpec.keys().items():
@@ -143,6 +152,17 @@ def _bounds(field: FieldInfo) -> str:
             case annotated_types.Lt(lt=bound):
                 texts.append(f"< {bound}")
     return ", ".join(texts)
+
+
+def _general_limits() -> str:
+    """The limits of ``bounds.py``, which the tables do not repeat."""
+    text = (
+        f"Where a table states no other bound, a text has at most {MAX_TEXT:,} characters and no NUL character, a list "
+        f"{MAX_ITEMS} items, a mapping {MAX_ENTRIES} keys, and a whole number is within ±(2^53 - 1). Free-form values "
+        f"(`workflow.kwargs`, `servers.args`) have at most {MAX_FREE_FORM_DEPTH} levels. An experiment has at most "
+        f"{MAX_VALUES:,} values, {MAX_TOTAL_TEXT:,} characters and {MAX_DEPTH} levels."
+    )
+    return "\n".join(textwrap.wrap(text, 120))
 
 
 _HEAD = """\

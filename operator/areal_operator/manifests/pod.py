@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from areal_api import names, resource_names
 from areal_api.pods import PodSettings
@@ -20,6 +21,8 @@ NODE_GONE_S = 60  # how long a pod stays bound to an unreachable node; the defau
 MAX_CORES = 4096  # of one pod
 OWN_PREFIX = "areal-"
 CPUS_PER_GPU = 3  # requested by default; with the memory, small enough for the smallest nodes that have a GPU
+Access = Literal["read-only", "read-write"]
+_READ_ONLY: dict[Access, Manifest] = {"read-only": {"readOnly": True}, "read-write": {}}
 
 
 def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, containers: Manifest) -> Manifest:
@@ -75,10 +78,10 @@ def container(
     return result
 
 
-def mounts(build: Build, settings: PodSettings) -> list[Manifest]:
+def mounts(build: Build, settings: PodSettings, *, run_volume: Access) -> list[Manifest]:
     """Volume mounts: the operator's, then the user's."""
     own: list[Manifest] = [
-        {"name": "areal-run", "mountPath": str(build.fileroot)},
+        {"name": "areal-run", "mountPath": str(build.fileroot), **_READ_ONLY[run_volume]},
         {"name": "areal-config", "mountPath": "/etc/areal/config", "readOnly": True},
         {"name": "areal-api-key", "mountPath": "/etc/areal/api-key", "readOnly": True},
         {"name": "areal-shm", "mountPath": "/dev/shm"},
@@ -94,7 +97,6 @@ def environment(
     everywhere = {
         "HOME": "/tmp",
         "XDG_CACHE_HOME": "/tmp/.cache",
-        "HF_HOME": str(build.fileroot / ".huggingface"),  # on the shared volume: a model is downloaded once
         names.TERMINATION_LOG: TERMINATION_LOG,
         **({names.LOG_FORMAT: "json"} if build.settings.json_logs else {}),
     }
@@ -193,7 +195,7 @@ def _volumes(build: Build, settings: PodSettings) -> list[Manifest]:
         {"name": "areal-config", "configMap": {"name": build.config_map}},
         {
             "name": "areal-api-key",
-            "secret": {"secretName": resource_names.api_key_secret(build.name), "defaultMode": 0o440},
+            "secret": {"secretName": resource_names.api_key_secret(build.name, build.uid), "defaultMode": 0o440},
         },
         {"name": "areal-shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm_size}},
         {"name": "areal-tmp", "emptyDir": {}},

@@ -23,6 +23,8 @@ from areal_operator.manifests.pod import (
 PYTHON = "python3"
 MEMORY_PER_GPU_GIB = 12  # host memory requested by default
 NO_POD = "areal.dev/none"  # a label that no pod has
+# Not on the run's volume, which servers cannot write: the trainer must not read files that a server could have planted.
+HUB_CACHE = "/tmp/.cache/huggingface"
 
 
 def server_set(build: Build, replicas: int) -> Manifest:
@@ -94,7 +96,7 @@ def _server(build: Build) -> Manifest:
         env=environment(
             build,
             servers,
-            command.env,
+            {"HF_HOME": HUB_CACHE, **command.env},
             [
                 {"name": names.SERVER_INDEX, "valueFrom": ordinal},
                 {"name": names.POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -105,7 +107,7 @@ def _server(build: Build) -> Manifest:
     result["command"] = [index if word == f"${index}" else word for word in result["command"]]
     return {
         **result,
-        "volumeMounts": mounts(build, servers),
+        "volumeMounts": mounts(build, servers, run_volume="read-only"),
         "ports": [{"name": "http", "containerPort": resource_names.SERVER_PORT, "protocol": "TCP"}],
         **_probes(servers.startup_seconds, TimeLimits.of(build.experiment.spec.config.rollout, servers.device)),
     }

@@ -11,6 +11,7 @@ from areal_operator.manifests.base import CREATED_FOR, Build, Manifest, owned, o
 
 CONFIG_KEY = "config.yaml"
 API_KEY = "api-key"
+DNS_PORT = 53
 
 
 def config_map(build: Build) -> Manifest:
@@ -26,12 +27,12 @@ def config_map(build: Build) -> Manifest:
 
 
 def api_key_secret(build: Build) -> Manifest:
-    """The API key of the run's servers."""
+    """The API key of the run's servers. The operator may create it, and neither read nor change it."""
     return owned(
         build,
         api_version="v1",
         kind="Secret",
-        name=resource_names.api_key_secret(build.name),
+        name=resource_names.api_key_secret(build.name, build.uid),
         labels=resource_names.labels(build.name),
         body={"immutable": True, "type": "Opaque", "data": {API_KEY: base64_text(build.api_key)}},
     )
@@ -103,7 +104,8 @@ def _size(wanted: str, existing_spec: dict[str, Any]) -> str:
 def network_policy(build: Build) -> Manifest:
     """Only pods of the same experiment can reach its pods; metrics readers can also reach the servers' port.
 
-    On that port everything except health and metrics requires the run's API key.
+    On that port everything except health and metrics requires the run's API key. If the operator's settings restrict
+    egress, the pods reach each other, DNS, the operator, and the peers in the settings.
     """
     peers = {"podSelector": {"matchLabels": resource_names.labels(build.name)}}
     ingress: list[Manifest] = [{"from": [peers]}]
@@ -116,8 +118,27 @@ def network_policy(build: Build) -> Manifest:
         kind="NetworkPolicy",
         name=resource_names.network_policy(build.name),
         labels=resource_names.labels(build.name),
-        body={"spec": {**peers, "policyTypes": ["Ingress"], "ingress": ingress}},
+        body={"spec": {**peers, "policyTypes": ["Ingress"], "ingress": ingress, **_egress(build, peers)}},
     )
+
+
+def _egress(build: Build, peers: Manifest) -> Manifest:
+    settings = build.settings
+    if settings.egress_to is None:
+        return {}
+    rules: list[Manifest] = [
+        {"to": [peers]},
+        {"ports": [{"protocol": protocol, "port": DNS_PORT} for protocol in ("UDP", "TCP")]},
+    ]
+    if settings.progress_url is not None:
+        operator = {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": resource_names.OPERATOR}},
+        }
+        rules.append({"to": [operator], "ports": [{"protocol": "TCP", "port": settings.port}]})
+    if settings.egress_to:
+        rules.append({"to": [dict(peer) for peer in settings.egress_to]})
+    return {"policyTypes": ["Ingress", "Egress"], "egress": rules}
 
 
 def headless_service(build: Build, name: str, component: str, port: int) -> Manifest:

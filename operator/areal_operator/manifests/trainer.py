@@ -25,6 +25,7 @@ MEMORY_PER_GPU_GIB = 24  # host memory requested by default; for the copies of c
 TOKEN_DIR = "/var/run/areal"
 TOKEN_S = 3600  # the kubelet renews the token
 SERVERS = "areal.dev/servers"  # annotation: number of servers whose addresses the trainer was started with
+HUB_CACHE = ".huggingface"  # on the run's volume: trainer pods and later attempts download nothing again
 CONTAINER, INIT_CONTAINER = "trainer", "prepare"
 DISRUPTED = "DisruptionTarget"
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
@@ -104,7 +105,7 @@ def _prepare(build: Build) -> Manifest:
         env=[],
         amounts=without_devices(_resources(trainer)),
     )
-    return {**result, "volumeMounts": mounts(build, trainer)}
+    return {**result, "volumeMounts": mounts(build, trainer, run_volume="read-write")}
 
 
 def _trainer(build: Build) -> Manifest:
@@ -128,12 +129,12 @@ def _trainer(build: Build) -> Manifest:
         env=environment(
             build,
             trainer,
-            {**_torchrun(build), **_progress(build), **env},
+            {"HF_HOME": str(build.fileroot / HUB_CACHE), **_torchrun(build), **_progress(build), **env},
             [{"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": COMPLETION_INDEX}}}],
         ),
         amounts=_resources(trainer),
     )
-    mounted = mounts(build, trainer)
+    mounted = mounts(build, trainer, run_volume="read-write")
     if build.settings.progress_url is not None:
         mounted = [*mounted, {"name": "areal-progress", "mountPath": TOKEN_DIR, "readOnly": True}]
     return {

@@ -18,8 +18,12 @@ import generate
 from areal_api import names, resource_names
 from areal_api.load import load_experiment, parse_experiment
 from areal_launcher.cli import run_parser
+from areal_operator.cluster import CHILD_KINDS, KINDS
 from areal_operator.leader import NAME as LEASE
+from areal_operator.manifests.base import Build
+from areal_operator.manifests.shared import network_policy
 from areal_operator.metrics import EXPERIMENT_GAUGES, Metrics
+from areal_operator.plan import PRUNED_KINDS
 from areal_operator.root_key import ROOT_KEY
 from areal_operator.settings import Settings
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
@@ -72,6 +76,25 @@ def test_rules_list_permissions_without_wildcards() -> None:
     assert "*" not in json.dumps(rules)
     names = [name for rule in rules["own"] for name in rule.get("resourceNames", [])]
     assert names == [LEASE, ROOT_KEY]
+
+
+def test_permissions_are_exactly_those_that_the_operator_uses() -> None:
+    """Applying needs create and patch, a look before the creation of an object get, and the caches list and watch."""
+    plurals = {kind: plural for kind, (_, plural) in KINDS.items()}
+    expected = {plurals[kind]: {"get", "list", "watch", "create", "patch"} for kind in CHILD_KINDS}
+    for kind in PRUNED_KINDS:
+        expected[plurals[kind]].add("delete")
+    expected |= {
+        "pods": {"list", "watch"},
+        "secrets": {"create"},
+        "events": {"create", "list"},
+        "grpoexperiments": {"get", "list", "watch", "delete"},  # delete: runPolicy.ttlSecondsAfterFinished
+        "grpoexperiments/status": {"patch"},
+    }
+    rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())["experiments"]
+    found = [(resource, set(rule["verbs"])) for rule in rules for resource in rule["resources"]]
+    assert len(found) == len(expected)
+    assert dict(found) == expected
 
 
 def test_the_schema_has_exactly_the_values() -> None:
@@ -228,6 +251,26 @@ def test_only_pods_that_the_operator_created_in_watched_namespaces_reach_it(helm
         resource_names.EXPERIMENT,
         resource_names.MANAGED_BY,
     }
+
+
+def test_the_operator_reaches_only_dns_and_the_api_server(helm: Helm) -> None:
+    spec = one(helm.template("networkPolicy.apiServerPorts={8443}"), "NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert [[port["port"] for port in rule["ports"]] for rule in spec["egress"]] == [[53, 53], [8443]]
+
+
+def test_pods_of_experiments_select_the_operator_by_the_labels_of_its_pods(helm: Helm) -> None:
+    objects = helm.template()
+    variables = environment(operator_container(objects))
+    settings = Settings.from_env({**variables, "AREAL_OPERATOR_NAMESPACE": "areal"})
+    policy = network_policy(
+        Build(load_experiment(ROOT / "examples/tiny/experiment.yaml", []), "x", "u", 1, "", settings)
+    )
+    _, _, operator, everywhere = policy["spec"]["egress"]
+    labels = one(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert operator["to"][0]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert [peer["ipBlock"]["cidr"] for peer in everywhere["to"]] == ["0.0.0.0/0", "::/0"]
+    assert "169.254.0.0/16" in everywhere["to"][0]["ipBlock"]["except"]
 
 
 @pytest.mark.parametrize("example", ["gsm8k", "tiny"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from areal_api.load import load_experiment
+from areal_api.quantities import parse_quantity
 from areal_trainer.data.dataset import load_train_dataset, valid_rows
 from areal_trainer.reward.gsm8k import extract_solution, gsm8k_reward_fn
 from support.scripted_server import Script, ScriptedServer
@@ -49,6 +50,14 @@ def test_recipe_on_gpus_is_290_steps_of_1024_samples() -> None:
     assert (config.train_dataset.path, config.actor.path) == ("openai/gsm8k", "Qwen/Qwen2.5-1.5B-Instruct")
     assert config.max_staleness == 2
     assert (spec.servers.replicas, spec.trainer.ranks) == (4, 4)
+
+
+def test_pods_on_gpus_have_limits_of_cpu_and_memory() -> None:
+    spec = load_experiment(EXAMPLE / "experiment.yaml").spec
+    for pod in (spec.servers, spec.trainer):
+        for resource in ("cpu", "memory"):
+            requested, limit = (parse_quantity(pod.resources[part][resource]) for part in ("requests", "limits"))
+            assert 0 < requested <= limit
 
 
 @pytest.mark.usefixtures("_in_the_repository")

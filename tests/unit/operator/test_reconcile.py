@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from areal_api.experiment import KIND
 from areal_operator.cluster import CHILD_KINDS, ApiError
 from areal_operator.observed import Object
 from areal_operator.reconcile import Reconciler
+from areal_operator.settings import Settings
 from areal_operator.store import Store
 from support.experiment_cases import Case
 from support.memory_cluster import MemoryCluster
@@ -23,28 +25,37 @@ KEY = ("ns", "case")
 class World:
     """One experiment, its cluster and a reconciler with the watch's view of it."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, settings: Settings = SETTINGS, **changes: Any) -> None:
         self.cluster = MemoryCluster()
+        self.settings = settings
         self.now: datetime = NOW
+        self.create(**changes)
+        self.restart()
+
+    def create(self, **changes: Any) -> None:
+        """Create the experiment."""
         body = Case("", {f"spec.{key.replace('__', '.')}": value for key, value in changes.items()}).experiment()
         self.cluster.add({**body, "kind": KIND, "metadata": {"name": "case", "namespace": "ns"}})
-        self.restart()
 
     def restart(self) -> None:
         """A new operator process."""
         self.store = Store()
         self.reconciler = Reconciler(
-            self.cluster, self.store, settings=SETTINGS, root_key=b"root", now=lambda: self.now
+            self.cluster, self.store, settings=self.settings, root_key=b"root", now=lambda: self.now
         )
+
+    async def sync(self) -> None:
+        """Bring the cache up to date."""
+        selector = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
+        for kind in CHILD_KINDS:
+            listed = await self.cluster.list(kind, None, selector)
+            self.store.replace(kind, listed.items, listed.version)
 
     async def run(self, times: int = 3) -> float | None:
         """Reconcile with an up-to-date cache, several times as the queue would; returns the last delay."""
         delay: float | None = None
         for _ in range(times):
-            selector = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
-            for kind in CHILD_KINDS:
-                listed = await self.cluster.list(kind, None, selector)
-                self.store.replace(kind, listed.items, listed.version)
+            await self.sync()
             delay = await self.reconciler.reconcile(KEY)
         return delay
 
@@ -65,6 +76,80 @@ async def test_a_second_reconcile_writes_nothing() -> None:
     before = len(world.cluster.writes)
     await world.run()
     assert world.cluster.writes[before:] == []
+
+
+async def test_secrets_are_created_and_never_read() -> None:
+    world = World()
+    await world.run()
+    await world.run()
+    world.restart()
+    await world.run()
+    (name,) = world.cluster.names("Secret")
+    assert {(method, path) for method, kind, path in world.cluster.requests if kind == "Secret"} == {("POST", "")}
+    assert world.cluster.objects["Secret", "ns", name]["immutable"] is True
+
+
+async def test_a_deleted_secret_is_created_again_with_the_same_key() -> None:
+    world = World(settings=replace(SETTINGS, waiting_s=0.0))
+    await world.run()
+    (name,) = world.cluster.names("Secret")
+    key = world.cluster.remove("Secret", "ns", name)["data"]
+    await world.run()  # its pods are pending
+    assert world.cluster.objects["Secret", "ns", name]["data"] == key
+
+
+async def test_a_refused_secret_holds_up_the_pods_that_need_it() -> None:
+    world = World()
+    world.cluster.check = lambda method, obj: (
+        ApiError(403, "Forbidden", "exceeded quota: secrets=10") if obj["kind"] == "Secret" else None
+    )
+    await world.run()
+    assert world.cluster.names("Job") == world.cluster.names("StatefulSet") == []
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "Refused")
+    assert "exceeded quota" in accepted["message"]
+    world.cluster.check = lambda method, obj: None
+    await world.run()
+    assert world.cluster.names("Job") == ["case-trainer-1"]
+    assert world.condition("Accepted")["status"] == "True"
+
+
+async def test_a_successor_of_the_same_name_has_a_secret_of_its_own() -> None:
+    world = World()
+    await world.run()
+    before = world.cluster.names("Secret")
+    del world.cluster.objects[KIND, "ns", "case"]
+    await world.run()
+    world.create()
+    await world.run()
+    (old,) = before
+    (new,) = set(world.cluster.names("Secret")) - {old}
+    assert world.cluster.objects["Secret", "ns", new]["data"] != world.cluster.objects["Secret", "ns", old]["data"]
+
+
+async def test_a_job_deleted_between_plan_and_apply_is_not_created_again() -> None:
+    world = World()
+    await world.run()
+    job = world.cluster.objects["Job", "ns", "case-trainer-1"]
+    assert world.status["jobUid"] == job["metadata"]["uid"]
+    deleted: list[Object] = []
+
+    def delete_while_the_objects_are_applied(method: str, obj: Object) -> ApiError | None:
+        if obj["kind"] == "Service" and not deleted:  # of the first wave; the Job is in the second
+            deleted.append({**world.cluster.remove("Job", "ns", "case-trainer-1"), "kind": "Job"})
+            world.store.remove(deleted[0])
+        return None
+
+    world.cluster.edit("Service", "ns", "case-server", {"spec": {"publishNotReadyAddresses": False}})
+    world.cluster.check = delete_while_the_objects_are_applied
+    await world.sync()
+    before = world.writes_of("Job")
+    assert await world.reconciler.reconcile(KEY) == 0.0  # at once, with what is known now
+    assert deleted
+    assert world.writes_of("Job") == before
+    assert world.cluster.names("Job") == []
+    await world.run()
+    assert world.cluster.names("Job") == ["case-trainer-2"]
 
 
 async def test_the_uid_of_the_job_is_recorded() -> None:

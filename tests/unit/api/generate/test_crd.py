@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,54 @@ def test_a_file_that_drifted_is_told_apart(tmp_path: Any, capsys: pytest.Capture
 
 def test_the_definition_is_plain_yaml() -> None:
     assert yaml.safe_load(crd_yaml()) == crd()
+
+
+FIXED = (".apiVersion", ".kind")  # known to the API server
+FREE_FORM = re.compile(r"\.spec\.(servers\.args|config\.workflow\.kwargs)")  # keys are limited by the operator
+QUANTITY = re.compile(r"\.(limits|requests)$")
+
+
+def unbounded(path: str, node: dict[str, Any]) -> list[str]:
+    """What has no limit in one node of the schema."""
+    missing: list[str] = []
+    if node.get("type") == "string" and "enum" not in node and path not in FIXED:
+        missing += [key for key in ("maxLength",) if key not in node]
+    if node.get("type") == "array":
+        missing += [key for key in ("maxItems",) if key not in node]
+    if node.get("type") == "integer":
+        missing += [key for key in ("minimum", "maximum") if key not in node]
+    if "additionalProperties" in node:
+        missing += [key for key in ("maxProperties",) if key not in node]
+        rules = str(node.get("x-kubernetes-validations"))
+        if "size(key) <= " not in rules and not FREE_FORM.match(path) and not QUANTITY.search(path):
+            missing.append("length of keys")
+    if node.get("x-kubernetes-preserve-unknown-fields"):
+        missing += [key for key in ("maxLength", "maxItems", "maxProperties") if key not in node]
+        if node.get("maxItems") != 0 and not {"items", "additionalProperties"} <= set(node):
+            missing.append("depth")
+    if node.get("type") == "object" and not {"properties", "additionalProperties"} & set(node) and path != ".metadata":
+        missing.append("keys")
+    return missing
+
+
+def test_everything_in_an_experiment_is_bounded() -> None:
+    assert {path: found for path, node in schemas(root()) if (found := unbounded(path, node))} == {}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string", "maxLength": 1}},
+        {"type": "integer"},
+        {"type": "object", "maxProperties": 1, "additionalProperties": {"type": "string", "maxLength": 1}},
+        {"type": "object"},
+        {"x-kubernetes-preserve-unknown-fields": True},
+        {"x-kubernetes-preserve-unknown-fields": True, "maxLength": 1, "maxItems": 1, "maxProperties": 1},
+    ],
+)
+def test_an_unbounded_node_is_found(node: dict[str, Any]) -> None:
+    assert unbounded(".spec.x", node)
 
 
 def test_every_schema_is_structural() -> None:

@@ -1,0 +1,60 @@
+"""The servers' StatefulSet and their disruption budget."""
+
+from __future__ import annotations
+
+from areal_api import resource_names
+from support.operator_manifests import env_of, made, pods
+
+
+def test_grace_periods_and_the_startup_time_are_those_of_the_spec() -> None:
+    (server, trainer) = pods(
+        servers__terminationGracePeriodSeconds=30,
+        servers__startupSeconds=600,
+        trainer__terminationGracePeriodSeconds=900,
+    )
+    assert server["terminationGracePeriodSeconds"] == 30
+    assert server["containers"][0]["startupProbe"]["failureThreshold"] == 120
+    assert trainer["terminationGracePeriodSeconds"] == 900
+    assert env_of(trainer)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "880"
+
+
+def test_servers_that_are_not_ready_can_be_evicted() -> None:
+    budget = made("PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
+def test_only_the_servers_index_is_expanded_in_arguments() -> None:
+    (server, _) = pods(servers__args={"chat_template": "$(HOME)"})
+    command = server["containers"][0]["command"]
+    assert command[command.index("--index") + 1] == "$(AREAL_SERVER_INDEX)"
+    assert command[command.index("--args") + 1] == '{"chat_template": "$$(HOME)"}'
+
+
+def test_pods_on_cuda_are_packed_and_servers_on_cpus_are_spread() -> None:
+    for pod in pods():
+        (term,) = pod["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert term["podAffinityTerm"] == {
+            "labelSelector": {"matchLabels": resource_names.labels("case")},
+            "topologyKey": "kubernetes.io/hostname",
+        }
+    labels = resource_names.component_labels("case", resource_names.SERVER)
+    for device, counted in (("cuda", False), ("cpu", True)):
+        (server, _) = pods(servers__device=device, trainer__device=device)
+        (constraint,) = server["topologySpreadConstraints"]  # without one the scheduler spreads a StatefulSet's pods
+        assert (constraint["labelSelector"]["matchLabels"].items() <= labels.items()) is counted
+
+
+def test_the_probes_follow_the_time_limits_of_the_configuration() -> None:
+    for device, failures in (("cuda", 60), ("cpu", 10)):
+        (server, _) = pods(servers__device=device, trainer__device=device)
+        probes = server["containers"][0]
+        assert (probes["livenessProbe"]["periodSeconds"], probes["livenessProbe"]["failureThreshold"]) == (30, failures)
+        assert probes["startupProbe"]["failureThreshold"] == 720
+    (server, _) = pods(config__rollout__weight_load_timeout=3000)
+    assert server["containers"][0]["livenessProbe"]["failureThreshold"] == 100
+
+
+def test_both_ends_of_a_broadcast_have_the_same_nccl_settings() -> None:
+    server, trainer = pods()
+    for name in ("NCCL_CUMEM_ENABLE", "NCCL_NVLS_ENABLE"):
+        assert env_of(server)[name] == env_of(trainer)[name] == "0"
