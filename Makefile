@@ -24,7 +24,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld demo check test e2e faults faults-kind hostile bench tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld demo check test e2e slurm faults faults-kind hostile bench tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -68,7 +68,7 @@ check: setup ## Check lint, formatting, types, import contracts and generated fi
 	$(VENV)/bin/python hack/constraints.py --check
 
 # Tests that need a whole machine run one at a time; the others run in two workers. One summary covers both sessions.
-test: setup aworld ## Run all tests except the scenarios of make e2e; tests that cannot run here are listed at the end.
+test: setup aworld ## Run all tests except the scenarios of make e2e and make slurm; tests that cannot run here are listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
 	@hack/slurm/install.sh || [ $$? -eq 3 ]
 	@reports=$$(mktemp); trap 'rm -f $$reports' EXIT; status=0; \
@@ -77,6 +77,10 @@ test: setup aworld ## Run all tests except the scenarios of make e2e; tests that
 
 e2e: setup cluster ## Run every end-to-end test on the kind cluster.
 	$(VENV)/bin/pytest tests/e2e
+
+slurm: setup ## Run every test on a Slurm cluster of three nodes on this machine.
+	@hack/slurm/install.sh
+	$(VENV)/bin/pytest tests/slurm
 
 faults: setup ## Inject FAULTS=200 faults into real runs; SEED=n repeats a schedule.
 	FAULTS=$(or $(FAULTS),200) SEED=$(SEED) $(VENV)/bin/pytest tests/faults

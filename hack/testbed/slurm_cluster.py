@@ -31,7 +31,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={work}/munge.socket
+AuthInfo=socket={work}/munge.socket,cred_expire=30
 CryptoType=crypto/munge
 StateSaveLocation={work}/state
 SlurmdSpoolDir={work}/spool-%n
@@ -103,9 +103,27 @@ class SlurmCluster:
             self.start_node(node)
         wait_until(self._all_idle, "every node is idle")
 
-    def start_node(self, node: str) -> None:
-        """Start a node's slurmd."""
-        self._run("slurmd", "-D", "-N", node, name=node)
+    def start_node(self, node: str, *, hidden: Path | None = None) -> None:
+        """Start a node's slurmd. ``hidden``: a directory that the node sees empty, as if it were not shared."""
+        slurmd = [tool_path("slurmd") or "slurmd", "-D", "-N", node]
+        if hidden is not None:
+            mount = 'mount -t tmpfs none "$0" && exec "$@"'
+            slurmd = ["unshare", "--mount", "sh", "-c", mount, str(hidden), *slurmd]
+        self._run(*slurmd, name=node)
+
+    def restart_node(self, node: str, *, hidden: Path | None = None) -> None:
+        """Restart a node's slurmd, and wait until the node is idle."""
+        if node in self._daemons:
+            self.stop_node(node)
+        self.start_node(node, hidden=hidden)
+        self.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        wait_until(self._all_idle, f"{node} is idle")
+
+    def stop_node(self, node: str) -> None:
+        """End a node's slurmd."""
+        daemon = self._daemons.pop(node)
+        daemon.terminate()
+        daemon.wait(START_S)
 
     def kill_node(self, node: str) -> None:
         """Kill a node's slurmd and everything that runs below it, as when the machine loses power."""

@@ -78,6 +78,11 @@ class SlurmRun:
         file = self.directory / "logs" / f"{name}.log"
         return file.read_text() if file.exists() else ""
 
+    @property
+    def journal(self) -> str:
+        file = self.directory / "launcher.jsonl"
+        return file.read_text() if file.exists() else ""
+
     def hold(self) -> None:
         """Make the trainer wait after its next step."""
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 ``launcher.jsonl`` in the run directory has one JSON object per line: ``{"start": …}``, ``{"phase": text}``,
 ``{"message": text}``, and at the end ``{"end": status}`` or
-``{"error": text, "status": n, "log": path, "lines": […]}``.
+``{"error": text, "status": n, "log": path, "lines": […]}``. Every line also has its ``time``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Journal:
         """``start`` is recorded first: what identifies this start of the launcher."""
         self._path = journal_file(run)
         self._phase = ""
-        self._write({"start": {"time": time.time(), **start}})
+        self._write({"start": start})
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +67,7 @@ class Journal:
         self._write({"error": str(error), "status": error.status, "log": log, "lines": lines})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        data = json.dumps(entry).encode() + b"\n"
+        data = json.dumps({**entry, "time": round(time.time(), 3)}).encode() + b"\n"
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             os.write(descriptor, data)

@@ -32,6 +32,7 @@ class RunPlan:
     backoff_limit: int = 0  # restarts of a trainer that has finished a step
     active_deadline_s: float | None = None
     replicas: int | None = None  # None: all
+    stopped_by_others: bool = False  # whether a trainer that was asked to stop by someone else ends the run
     drain_s: float = 120.0  # how long a server that is no longer wanted may finish its requests
 
 

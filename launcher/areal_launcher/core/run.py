@@ -71,6 +71,8 @@ class Run:
             if self._kill_at is not None or trainer is None:
                 raise RunError(f"stopped after runPolicy.activeDeadlineSeconds = {self._plan.active_deadline_s}")
             failure = trainer.failure(status)
+            if failure.status == names.EXIT_STOPPED and self._plan.stopped_by_others:
+                return names.EXIT_STOPPED
             if not self._trained or starts > limit or failure.status == USAGE_ERROR:
                 raise failure
             checkpoint = any(names.recover_dir(self._plan.run).glob("step*"))

@@ -105,13 +105,17 @@ def reap() -> dict[int, int]:
 def start(argv: list[str]) -> int:
     """Fork and exec ``argv`` with an empty standard input; returns its process id."""
     supervisor = os.getpid()
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE)
+    # A signal to the child is held until the child has its own handlers; until then this process's would swallow it.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     pid = os.fork()
     if pid != 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return pid
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
+        for signum in signals:
             signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(CANNOT_START)

@@ -31,7 +31,7 @@ class Job:
     state: str
     reason: str
     nodes: str
-    exit_code: str
+    batch_host: str  # the node of the batch script
 
     @property
     def active(self) -> bool:
@@ -89,7 +89,7 @@ def find_job(job_id: str) -> Job | None:
         shown.get("JobState", "UNKNOWN"),
         shown.get("Reason", "None"),
         shown.get("NodeList", "(null)"),
-        shown.get("ExitCode", "?"),
+        shown.get("BatchHost", "(null)"),
     )
 
 

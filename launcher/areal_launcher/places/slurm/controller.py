@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from areal_api import logs, names
@@ -36,17 +37,16 @@ def main(directory: Path, nonce: str) -> int:
     journal = Journal(directory, job=job_id, restarts=os.environ.get("SLURM_RESTART_COUNT", "0"))
     try:
         status = execute(directory, nonce, journal)
+        if status == EXIT_TERMINATED and load_experiment(submitted_experiment(directory)).spec.slurm.requeue:
+            requeue(job_id, journal)
+        journal.end(status)
     except RunError as error:
         journal.fail(error)
-        return error.status
+        status = error.status
     except (ValueError, OSError) as error:
         journal.fail(RunError(str(error)))
-        return 1
-    finally:
-        plot_if_possible(directory, console_for(stderr=True))
-    if status == EXIT_TERMINATED and load_experiment(submitted_experiment(directory)).spec.slurm.requeue:
-        requeue(job_id, journal)
-    journal.end(status)
+        status = 1
+    plot_if_possible(directory, console_for(stderr=True))
     return status
 
 
@@ -69,7 +69,8 @@ def execute(directory: Path, nonce: str, journal: Journal) -> int:
             python=slurm.python or inside,
             trainer_python=None if inside else os.environ.get(names.TRAINER_PYTHON),
         )
-        return Run(plan, place, journal).run()
+        # At preemption, Slurm sends SIGTERM to the steps but not to the batch script.
+        return Run(replace(plan, stopped_by_others=True), place, journal).run()
 
 
 def threads_per_process(components: list[Layout]) -> int:

@@ -163,7 +163,7 @@ class Follower:
     def _explain(self, state: str, job: commands.Job | None) -> str:
         again = "; run the same command to continue from the last checkpoint"
         if state == "FAILED" and self._journal.ended is None and not self._output():
-            nodes = job.nodes if job is not None else "its node"
+            nodes = job.batch_host if job is not None else "its node"
             return (
                 f" before it could report anything: {nodes} may not see {self._directory}; set cluster.fileroot to a "
                 "directory that all nodes share"

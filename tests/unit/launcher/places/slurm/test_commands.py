@@ -26,9 +26,10 @@ def printing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_job_has_state_reason_and_nodes(printing) -> None:
     printing(
-        "scontrol", "JobId=7 JobName=a b=c JobState=RUNNING Reason=None Dependency=(null) ExitCode=0:0 NodeList=n1\n"
+        "scontrol",
+        "JobId=7 JobName=a b=c JobState=RUNNING Reason=None BatchHost=n1 NodeList=n[1-2]\n",
     )
-    assert find_job("7") == Job("7", "RUNNING", "None", "n1", "0:0")
+    assert find_job("7") == Job("7", "RUNNING", "None", "n[1-2]", "n1")
     printing("scontrol", "slurm_load_jobs error: Invalid job id specified\n", 1)
     assert find_job("7") is None
     printing("scontrol", "scontrol: error: Unable to contact slurm controller\n", 1)

@@ -1,0 +1,95 @@
+"""What a cluster does to a run: directories that are not shared, time limits, preemption, lost nodes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hack.testbed.slurm_cluster import SlurmCluster, wait_until
+from support.slurm_runs import SlurmRun
+
+MANY = [{"name": "STEPS", "value": "100000"}]
+
+
+@pytest.mark.parametrize("node", ["n3", "n1"])
+def test_a_directory_that_is_not_shared_is_one_error_and_nothing_is_placed(
+    run: SlurmRun, cluster: SlurmCluster, tmp_path: Path, node: str
+) -> None:
+    """The last node is found by the probe on every node, the first by the batch script."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    cluster.restart_node(node, hidden=runs)
+    try:
+        status, output = run.finish(run.start())
+        assert status == 1, output
+        assert "cluster.fileroot" in output
+        assert "share" in output.splitlines()[-1]
+        assert node in output
+        assert not run.log("server-0")
+        wait_until(lambda: not cluster.jobs(), "the job is gone")
+    finally:
+        cluster.restart_node(node)
+
+
+@pytest.mark.scenario
+def test_at_the_time_limit_the_run_writes_a_checkpoint_and_continues_in_the_queue(run: SlurmRun) -> None:
+    run.change("trainer", env=MANY)
+    follower = run.start("--time", "2", "slurm.stopSeconds=30")
+    wait_until(lambda: "is queued again" in run.journal, "the job is queued again")
+    assert "received 1 signals" in run.log("trainer")
+    last = run.steps[-1]
+    assert (run.directory / "recover" / f"step{last}").exists()
+    wait_until(lambda: f"starting after step {last}\n" in run.log("trainer"), "the run continues")
+    run.grpo("stop", "--on", "slurm", str(run.directory))
+    assert run.finish(follower)[0] == 130
+
+
+@pytest.mark.scenario
+def test_a_run_without_requeue_ends_at_the_time_limit_and_the_same_command_continues(run: SlurmRun) -> None:
+    run.change("trainer", env=MANY)
+    command = ("--time", "2", "slurm.stopSeconds=30", "slurm.requeue=false")
+    status, output = run.finish(run.start(*command))
+    assert status == 143, output
+    last = run.steps[-1]
+    follower = run.start(*command)
+    wait_until(lambda: f"starting after step {last}\n" in run.log("trainer"), "the run continues")
+    run.grpo("stop", "--on", "slurm", "--now", str(run.directory))
+    assert run.finish(follower)[0] == 1
+
+
+@pytest.mark.scenario
+def test_a_preempted_run_writes_a_checkpoint_and_continues_later(run: SlurmRun, cluster: SlurmCluster) -> None:
+    run.change("trainer", env=MANY)
+    follower = run.start()
+    wait_until(lambda: len(run.steps) >= 3, "three steps")
+    script = "#!/bin/sh\nsleep 5\n"
+    (run.directory.parent / "urgent.sh").write_text(script)
+    urgent = ("--partition=urgent", "--nodes=3", "--exclusive", f"--output={os.devnull}")
+    cluster.command("sbatch", *urgent, str(run.directory.parent / "urgent.sh"))
+    wait_until(lambda: "received" in run.log("trainer"), "the trainer is asked to stop")
+    wait_until(lambda: run.log("trainer").count("starting after") == 2, "the run continues")
+    last = int(run.log("trainer").rpartition("starting after step ")[2].split()[0])
+    assert (run.directory / "recover" / f"step{last}").exists()
+    run.grpo("stop", "--on", "slurm", "--now", str(run.directory))
+    run.finish(follower)
+
+
+@pytest.mark.scenario
+@pytest.mark.parametrize("node", ["n2", "n1"])
+def test_a_lost_node_puts_the_run_back_into_the_queue(run: SlurmRun, cluster: SlurmCluster, node: str) -> None:
+    """``n1`` also runs the launcher of the run."""
+    run.change("trainer", env=MANY)
+    follower = run.start("slurm.nodes=2")
+    wait_until(lambda: len(run.steps) >= 6, "six steps")
+    cluster.kill_node(node)
+    try:
+        wait_until(lambda: run.log("trainer").count("starting after") == 2, "the run continues on the other nodes")
+        last = int(run.log("trainer").rpartition("starting after step ")[2].split()[0])
+        assert last >= 5
+        assert f"on {node}" not in run.log("trainer").rpartition("training on")[2]
+        run.grpo("stop", "--on", "slurm", "--now", str(run.directory))
+        run.finish(follower)
+    finally:
+        cluster.restart_node(node)
