@@ -46,7 +46,7 @@ def refuse_without_slurm(args: argparse.Namespace) -> None:
 
 def run_on_slurm(args: argparse.Namespace) -> int:
     """Train in a job of Slurm."""
-    from areal_launcher.fit import fit_in_cluster, require_fit
+    from areal_launcher.fit import fit_in_jobs, require_fit
     from areal_launcher.places.slurm.run import run
 
     for option in ("port", "results", "checkpoint", "namespace", "context", "kubeconfig"):
@@ -55,5 +55,5 @@ def run_on_slurm(args: argparse.Namespace) -> int:
     return run(
         slurm_request(args),
         detach=args.detach,
-        check_fit=lambda spec: require_fit(fit_in_cluster(spec), force=args.force, notify=print),
+        check_fit=lambda spec: require_fit(fit_in_jobs(spec), force=args.force, notify=print),
     )

@@ -46,6 +46,12 @@ def fit_here(spec: ExperimentSpec) -> Report:
     return size_up(spec, local_model(spec.config.actor.path), where)
 
 
+def fit_in_jobs(spec: ExperimentSpec) -> Report:
+    """The report for a run in jobs of a cluster that shares this machine's file system, on GPUs of an unknown kind."""
+    where = Surroundings(free_disk_bytes=free_bytes(names.run_dir(spec.config)))
+    return size_up(spec, local_model(spec.config.actor.path), where)
+
+
 def fit_in_cluster(spec: ExperimentSpec) -> Report:
     """The report for a run in a cluster, with the GPU that the trainer's node selector names. Never asks the hub."""
     path = spec.config.actor.path

@@ -24,6 +24,7 @@ from areal_api.config import GRPOConfig
 from areal_api.load import read_resolved_config
 from areal_api.paths import expand_home, is_local_path
 from areal_server.arguments import Device, Flag, server_arguments, server_environment
+from areal_server.cuda_toolkit import toolkit_environment
 
 logger = logging.getLogger(__name__)
 
@@ -229,6 +230,8 @@ def main(argv: list[str] | None = None) -> None:
             cores=sorted(os.sched_getaffinity(0)),
             host=options.host,
         )
+        if options.device == "cuda":
+            environment |= toolkit_environment(os.environ)
         if logs.is_json(os.environ) and LOGGING_FILE not in os.environ:
             environment[LOGGING_FILE] = str(JSON_LOGGING)
         if Path(model_path).is_dir() and "HF_HUB_OFFLINE" not in os.environ:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.report import Report, UnknownModel
-from areal_launcher.fit import free_bytes, local_model, require_fit
+from areal_launcher.fit import fit_in_cluster, fit_in_jobs, free_bytes, local_model, require_fit
 from benchmarks.memory import qwen25
 
 
@@ -52,3 +53,18 @@ def test_what_the_run_itself_wrote_counts_as_free(tmp_path: Path, monkeypatch: p
     (run / "recover" / "step1").mkdir(parents=True)
     (run / "recover" / "step1" / "state").write_bytes(bytes(234))
     assert free_bytes(run) == 1234
+
+
+def test_storage_size_counts_in_kubernetes_and_the_shared_disk_in_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(qwen25("Qwen2.5-7B")))
+    config = {
+        "experiment_name": "e",
+        "actor": {"path": str(tmp_path), "ppo_n_minibatches": 1, "mb_spec": {"max_tokens_per_mb": 32768}},
+        "train_dataset": {"path": "d"},
+    }
+    spec = ExperimentSpec.model_validate({"config": config, "storage": {"size": "1Gi"}})
+    monkeypatch.setattr("areal_launcher.fit.free_bytes", lambda run: 2**44)
+    assert [problem[:19] for problem in fit_in_cluster(spec).problems] == ["storage.size is 1Gi"]
+    assert fit_in_jobs(spec).problems == ()

@@ -1,0 +1,39 @@
+"""Where nvcc is: SGLang and FlashInfer compile kernels at run time, and SGLang does not look at pip's CUDA toolkit."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+SYSTEM_TOOLKIT = Path("/usr/local/cuda")
+TOOLKIT_OF_WHEELS = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13"
+
+
+def toolkit_environment(
+    environ: Mapping[str, str], *, system: Path = SYSTEM_TOOLKIT, wheels: Path = TOOLKIT_OF_WHEELS
+) -> dict[str, str]:
+    """The variables with which SGLang finds nvcc; empty if it finds one by itself.
+
+    Raises ``ValueError`` where there is no nvcc: the server would end at its first forward pass.
+    """
+    home = environ.get("CUDA_HOME")
+    if home is not None:
+        if has_nvcc(Path(home)):
+            return {}
+        raise ValueError(f"CUDA_HOME is {home}, which has no bin/nvcc; correct it or leave it out")
+    if shutil.which("nvcc", path=environ.get("PATH")) or has_nvcc(system):
+        return {}
+    if has_nvcc(wheels):
+        path = environ.get("PATH")
+        return {"CUDA_HOME": str(wheels), "PATH": f"{wheels / 'bin'}:{path}" if path else str(wheels / "bin")}
+    raise ValueError(
+        "no nvcc was found on PATH, in /usr/local/cuda or among pip's packages, and SGLang compiles kernels at run "
+        "time; install it with make setup DEVICE=cuda, or set CUDA_HOME"
+    )
+
+
+def has_nvcc(toolkit: Path) -> bool:
+    """Whether a toolkit's folder has the compiler."""
+    return (toolkit / "bin" / "nvcc").is_file()
