@@ -17,7 +17,7 @@ from support.forked_trainer import ForkedTrainer
 from support.real_server import real_server
 
 pytestmark = pytest.mark.real
-SEEDS = (1, 2, 3)
+SEEDS = (1,)
 STEPS = 12
 EDGE = 3  # first and last steps whose rewards are averaged
 TOLERANCE = 0.12  # samples are up to two versions old, and three seeds vary; the benchmark measures the difference
@@ -52,7 +52,9 @@ def rewards_of(trainer: ForkedTrainer, address: str, where: Path, mode: str, see
     assert trainer.run(env, log=log) == 0, log.read_text()[-4000:]
     lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     assert [health.warnings_of(line) for line in lines] == [()] * STEPS
-    return [line["task_reward/avg"] for line in lines]
+    rewards = [line["task_reward/avg"] for line in lines]
+    print(mode, seed, [round(reward, 2) for reward in rewards], flush=True)
+    return rewards
 
 
 def test_asynchronous_training_learns_as_well_as_synchronous_training(
@@ -61,6 +63,5 @@ def test_asynchronous_training_learns_as_well_as_synchronous_training(
     runs = {mode: [rewards_of(trainer, address, tmp_path, mode, seed) for seed in SEEDS] for mode in ("sync", "eta2")}
     first = {mode: statistics.fmean(r for run in runs[mode] for r in run[:EDGE]) for mode in runs}
     last = {mode: statistics.fmean(r for run in runs[mode] for r in run[-EDGE:]) for mode in runs}
-    print(json.dumps(runs))
     assert last["sync"] > first["sync"] + 0.1
     assert last["eta2"] > last["sync"] - TOLERANCE

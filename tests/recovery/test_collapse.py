@@ -99,11 +99,11 @@ def test_a_rollback_repeats_the_steps_since_the_precursor_with_half_the_learning
     "moment",
     [
         Kill("areal_trainer.recovery.complete_rollback", 2),
-        Kill("areal_trainer.recovery.shutil.rmtree", 2),
+        Kill("areal_trainer.recovery.replace_file", 2),
         Kill("areal_trainer.recovery.load_state", 1),
         Kill("areal_trainer.recovery._restore_rollout", 1),
     ],
-    ids=["begun", "removing checkpoints", "restoring", "published"],
+    ids=["begun", "removed checkpoints", "restoring", "published"],
 )
 def test_a_rollback_that_is_killed_is_completed_by_the_resume(
     trainer: ForkedTrainer, tmp_path: Path, moment: Kill

@@ -140,11 +140,11 @@ def complete_rollback(run: Path) -> None:
     if not file.exists():
         return
     rollback = _read_rollback(file)
+    checkpoint = names.recover_step_dir(run, rollback.step)
+    loop = load_loop(checkpoint)  # before anything is removed
     for step, newer in reversed(recovery_checkpoints(run)):
         if step > rollback.step:
             shutil.rmtree(newer)
-    checkpoint = names.recover_step_dir(run, rollback.step)
-    loop = load_loop(checkpoint)
     state = replace(loop.run, rollbacks=rollback.rollbacks, version_offset=rollback.version_offset)
     replace_file(checkpoint / LOOP_FILE, replace(loop, run=state).to_json())
     file.unlink()

@@ -105,6 +105,17 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [step for step, _ in recovery_checkpoints(tmp_path)] == [2, 3]
 
 
+@pytest.mark.parametrize(("keep_from", "kept"), [(3, [3, 5, 6]), (1, [1, 5, 6]), (0, [1, 5, 6]), (5, [5, 6])])
+def test_a_checkpoint_from_before_a_step_is_kept_for_a_rollback(
+    tmp_path: Path, keep_from: int, kept: list[int]
+) -> None:
+    with joined("cpu"):
+        for step in (1, 2, 3, 4, 5, 6):
+            before = min(keep_from, step - 1)
+            save_recovery(tmp_path, step=step, policy=TwoTensors(), loop=LOOP, keep=2, keep_from=before)
+    assert [step for step, _ in recovery_checkpoints(tmp_path)] == kept
+
+
 class RunsWhenUnpickled:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -250,6 +250,24 @@ async def test_the_state_holds_all_rows_that_no_batch_has_in_their_order():
     assert (resumed.executor.gate.accepted, resumed.executor.step) == (2, 1)
 
 
+async def test_a_rollback_discards_all_episodes_and_continues_at_a_new_version():
+    runs = Set(batch=2, eta=1, total_batches=3)
+    runs.feed(0, 1, 2, 3)
+    await runs.end(0)
+    await runs.executor.discard()
+    assert not runs.workflow.running
+    # Version 4 is of step 1: versions 1 to 3 were published before. Two more steps end the training at version 6.
+    rows = runs.executor.load_state_dict({"rows": [{"row": 7}], "next_number": 5}, version=4, total_batches=6)
+    assert rows == [{"row": 7}]
+    runs.feed(7, 8, 9, 10, 11, 12)
+    for row in (7, 8):
+        await runs.end(row)
+    assert await runs.take() == [7, 8]
+    runs.executor.set_version(5)
+    await settle()
+    assert sorted(runs.workflow.running) == [9, 10]
+
+
 async def test_closing_cancels_what_is_under_way():
     runs = Set()
     runs.feed(0, 1)
