@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: run the named benchmarks, by default all but ``cluster``."""
+"""``python -m benchmarks [NAME ...]``: run the named benchmarks, by default all but ``cluster`` and ``places``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from benchmarks.measure import machine
 
 NAMES = ("rollout", "rewards", "trainer", "weights", "memory", "executor", "freshness", "peers", "learning")
 NAMES += ("reconcile", "faults")
-NAMED = ("cluster",)  # run only by name: needs `make cluster`
+NAMED = ("cluster", "places")  # run only by name: need `make cluster`, and Slurm
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmarks and print their comparisons; the exit status is 0 for any result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     known = ", ".join(NAMES + NAMED)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run: {known}; default all but cluster")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"benchmarks to run: {known}; default all but the last two"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds per side (default 5)")
     parser.add_argument("--small", action="store_true", help="tiny sizes: checks that it runs, measures nothing")
     parser.add_argument(

@@ -29,7 +29,11 @@ class SupervisedProcess:
         self.started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ".encode() + os.fsencode(" ".join(argv)) + b"\n")
+            output.write(
+                f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ".encode()
+                + os.fsencode(" ".join(argv or supervisor))
+                + b"\n"
+            )
             output.flush()
             self._log_start = output.tell()
             self._process = subprocess.Popen(

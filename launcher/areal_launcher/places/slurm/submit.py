@@ -104,9 +104,9 @@ def estimate(arguments: Sequence[str]) -> str:
 def advice(message: str) -> str:
     """What to change, for the refusals that users meet most."""
     hints = {
-        "partition": "; choose another --partition (slurm.partition)",
         "account": "; choose another --account (slurm.account) or --qos (slurm.qos)",
         "qos": "; choose another --qos (slurm.qos)",
+        "partition": "; choose another --partition (slurm.partition)",
         "node configuration": "; lower slurm.nodes, cluster.n_gpus_per_node or slurm.cpusPerNode",
         "time limit": "; lower --time (slurm.time)",
         "feature": "; choose another --constraint (slurm.constraint)",
