@@ -55,6 +55,6 @@ def test_a_job_that_could_not_report_is_explained(
 def test_the_output_of_a_failed_script_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output_file(tmp_path).parent.mkdir()
     output_file(tmp_path).write_text("python: not found\n")
-    with pytest.raises(RunError, match="job 7 ended as FAILED$") as failure:
+    with pytest.raises(RunError, match=r"job 7 ended as FAILED$") as failure:
         follow(tmp_path, monkeypatch, "FAILED", RecordingDisplay())
     assert failure.value.lines == ["python: not found"]
