@@ -188,3 +188,32 @@ def test_what_the_cluster_cannot_hold_is_one_error_and_nothing_is_queued(
     assert message in output
     assert "Traceback" not in output
     assert [job for job in run.cluster.jobs() if job not in before] == []
+
+
+def test_steps_on_a_node_get_separate_gpus(run: SlurmRun) -> None:
+    run.change("servers", device="cuda", tensorParallel=2, replicas=3)
+    run.change("trainer", device="cuda", nodes=1, processesPerNode=2)
+    run.change("slurm", nodes=2, cpusPerNode=2)
+    status, output = run.finish(run.start())
+    assert status == 0, output
+    used: dict[str, list[str]] = {}
+    for name, pattern in (
+        ("server-0", "serving"),
+        ("server-1", "serving"),
+        ("server-2", "serving"),
+        ("trainer", "gpus"),
+    ):
+        node, gpus = re.findall(rf"{pattern} .*?(n\d) ([\d,]+)", run.log(name))[0]
+        used.setdefault(node, []).extend(gpus.split(","))
+    assert {node: sorted(gpus) for node, gpus in used.items()} == {"n1": list("0123"), "n2": list("0123")}
+
+
+def test_servers_in_a_component_of_their_own_run_on_its_nodes(run: SlurmRun) -> None:
+    run.change("slurm", nodes=2, servers={"nodes": 1})
+    status, output = run.finish(run.start())
+    assert status == 0, output
+    ranks = {re.findall(r"training on (n\d)", run.log(name))[0] for name in ("trainer", "trainer-1")}
+    servers = {re.findall(r"serving \d+ (n\d)", run.log(name))[0] for name in ("server-0", "server-1")}
+    assert (len(ranks), len(servers)) == (2, 1)
+    assert not ranks & servers
+    wait_until(lambda: not [job for job in run.cluster.jobs() if job.startswith(run.job)], "the job is gone")

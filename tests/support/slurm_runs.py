@@ -98,8 +98,13 @@ class SlurmRun:
 
     def python_processes(self, word: str) -> list[int]:
         """Processes of an interpreter whose command line contains ``word``; not the shells and srun that start them."""
+        return self.processes_of("python", word)
+
+    def processes_of(self, program: str, word: str) -> list[int]:
+        """Processes of a program whose command line contains ``word``, in this run."""
         found = [(pid, text) for pid, text in slurm_cluster.command_lines() if word in text]
-        return [pid for pid, text in found if Path(text.split()[0]).name.startswith("python")]
+        found = [(pid, text) for pid, text in found if str(self.directory) in text]
+        return [pid for pid, text in found if Path(text.split()[0]).name.startswith(program)]
 
     def end(self) -> None:
         with contextlib.suppress(AssertionError):

@@ -52,6 +52,7 @@ def train(node: int) -> None:
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     print("training on", os.environ["SLURMD_NODENAME"], os.environ["AREAL_LLM_SERVER_ADDRS"], flush=True)
+    print("gpus", os.environ["SLURMD_NODENAME"], os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     if node:
         while not asked and not (run / "summary.json").exists():
             time.sleep(0.05)
