@@ -103,6 +103,14 @@ class SlurmCluster:
             self.start_node(node)
         wait_until(self._all_idle, "every node is idle")
 
+    def restart_controller(self) -> None:
+        """Kill slurmctld and start it again; jobs continue."""
+        daemon = self._daemons.pop("slurmctld")
+        daemon.kill()
+        daemon.wait()
+        self._run("slurmctld", "-D")
+        wait_until(self._answers, "slurmctld answers")
+
     def start_node(self, node: str, *, hidden: Path | None = None) -> None:
         """Start a node's slurmd. ``hidden``: a directory that the node sees empty, as if it were not shared."""
         slurmd = [tool_path("slurmd") or "slurmd", "-D", "-N", node]
@@ -162,6 +170,9 @@ class SlurmCluster:
     def jobs(self) -> list[str]:
         """``id state`` of every job that is queued or runs."""
         return self.command("squeue", "--noheader", "--format=%i %T").splitlines()
+
+    def _answers(self) -> bool:
+        return "is UP" in self.command("scontrol", "ping", check=False)
 
     def _all_idle(self) -> bool:
         shown = self.command("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T", check=False).split()

@@ -1,4 +1,4 @@
-"""Random faults during one run on Slurm, with stand-in servers and trainer. FAULTS and SEED choose how many and which."""
+"""Random faults during one run on Slurm, with stand-in servers and trainer. FAULTS and SEED choose them."""
 
 from __future__ import annotations
 

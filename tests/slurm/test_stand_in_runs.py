@@ -197,13 +197,8 @@ def test_steps_on_a_node_get_separate_gpus(run: SlurmRun) -> None:
     status, output = run.finish(run.start())
     assert status == 0, output
     used: dict[str, list[str]] = {}
-    for name, pattern in (
-        ("server-0", "serving"),
-        ("server-1", "serving"),
-        ("server-2", "serving"),
-        ("trainer", "gpus"),
-    ):
-        node, gpus = re.findall(rf"{pattern} .*?(n\d) ([\d,]+)", run.log(name))[0]
+    for name in ("server-0", "server-1", "server-2", "trainer"):
+        node, gpus = re.findall(r"(?:serving|gpus) .*?(n\d) ([\d,]+)", run.log(name))[0]
         used.setdefault(node, []).extend(gpus.split(","))
     assert {node: sorted(gpus) for node, gpus in used.items()} == {"n1": list("0123"), "n2": list("0123")}
 
