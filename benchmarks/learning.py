@@ -112,7 +112,7 @@ def experiment(task: Task, setting: str, mode: str, *, seed: int, steps: int, ru
     actor["optimizer"] |= {"lr": 5.0e-4, "lr_scheduler_type": "constant", "warmup_steps_proportion": 0.0}
     if setting == "areal":
         actor |= {"use_decoupled_loss": True, "recompute_logprob": True, "behav_imp_weight_cap": 5.0}
-        actor |= {"correction": {"kl_budget": 0.0}}
+        actor |= {"correction": {"kl_penalty": 0.0}}
     return content
 
 

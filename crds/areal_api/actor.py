@@ -89,19 +89,36 @@ class TrainEngineConfig(Section):
 class CorrectionConfig(Section):
     """Corrections for stale samples, relative to the behaviour policy that generated them; docs/algorithms.md.
 
-    The weight of a token is proximal ÷ behaviour probability. All keys but kl_budget and kl_skip need the decoupled
-    loss. Dropped tokens stay in the denominator of the loss.
+    The weight of a token is proximal ÷ behaviour probability. All keys but kl_penalty, kl_budget and kl_skip need the
+    decoupled loss. Dropped tokens stay in the denominator of the loss.
     """
 
+    kl_penalty: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the KL from the behaviour policy in the loss, relative to the root mean square of the "
+        "nonzero advantages; null is 0.5 for asynchronous and 0 for synchronous training.",
+    )
+    weight_level: Literal["token", "sequence"] = Field(
+        "token", description="Level of the weights; sequence is the geometric mean of a sequence's token weights."
+    )
     truncate: bool = Field(
         False,
-        description="Truncated importance sampling: limit weights to behav_imp_weight_cap instead of dropping tokens.",
+        description="Truncated importance sampling: limit weights to [min_weight, behav_imp_weight_cap] instead of "
+        "dropping tokens.",
     )
     min_weight: float | None = Field(
         None,
         gt=0,
         lt=1,
         description="IcePop's mask: also drop tokens with a smaller weight; null keeps them.",
+    )
+    max_binary_kl: float | None = Field(
+        None,
+        gt=0,
+        description="KPop's mask: drop tokens whose proximal and behaviour probabilities, as those of a coin, have a "
+        "larger KL divergence in either direction; null keeps them.",
+        json_schema_extra={"unit": "nats"},
     )
     max_prob_diff: float | None = Field(
         None,
@@ -121,9 +138,9 @@ class CorrectionConfig(Section):
     )
     kl_budget: float | None = Field(
         None,
-        ge=0,
+        gt=0,
         description="KL from the behaviour policy per token above which the learning rate of an update is scaled by "
-        "√(budget ÷ KL); null is 0.005 for asynchronous training and no budget for synchronous, 0 is no budget.",
+        "√(budget ÷ KL); null never scales.",
         json_schema_extra={"unit": "nats"},
     )
     kl_skip: float | None = Field(
@@ -133,12 +150,26 @@ class CorrectionConfig(Section):
         json_schema_extra={"unit": "nats"},
     )
 
+    @property
+    def of_decoupled_loss(self) -> dict[str, object]:
+        """The keys that are set and need the decoupled loss, with their values."""
+        keys = ("truncate", "min_weight", "max_binary_kl", "max_prob_diff", "max_sequence_weight", "eps_clip")
+        chosen: dict[str, object] = {key: getattr(self, key) for key in keys if getattr(self, key)}
+        if self.weight_level != "token":
+            chosen["weight_level"] = self.weight_level
+        return chosen
+
     @model_validator(mode="after")
-    def _skip_is_above_budget(self) -> Self:
+    def _corrections_agree(self) -> Self:
         if self.kl_skip is not None and self.kl_budget is not None and self.kl_skip <= self.kl_budget:
             raise ValueError(
                 f"kl_skip is {self.kl_skip}, not above kl_budget {self.kl_budget}, so no update would ever be scaled; "
                 "raise kl_skip or lower kl_budget"
+            )
+        if self.weight_level == "sequence" and self.max_sequence_weight is not None:
+            raise ValueError(
+                f"max_sequence_weight is {self.max_sequence_weight}, but weight_level sequence already bounds the "
+                "sequence's weight by min_weight and behav_imp_weight_cap; leave max_sequence_weight out"
             )
         return self
 
@@ -241,12 +272,11 @@ class PPOActorConfig(TrainEngineConfig):
     def _corrections_fit_the_loss(self) -> Self:
         correction = self.correction
         if not self.use_decoupled_loss:
-            for key in ("truncate", "min_weight", "max_prob_diff", "max_sequence_weight", "eps_clip"):
-                if getattr(correction, key):
-                    raise ValueError(
-                        f"correction.{key} is {getattr(correction, key)}, which needs the proximal policy; set "
-                        f"use_decoupled_loss=true, or leave correction.{key} out"
-                    )
+            for key, value in correction.of_decoupled_loss.items():
+                raise ValueError(
+                    f"correction.{key} is {value}, which needs the proximal policy; set use_decoupled_loss=true, or "
+                    f"leave correction.{key} out"
+                )
         if correction.truncate and self.behav_imp_weight_cap is None:
             raise ValueError(
                 "correction.truncate is true, but behav_imp_weight_cap is null; set the cap to truncate to"

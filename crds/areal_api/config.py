@@ -18,7 +18,7 @@ MAX_SEED = 2**31 - 1
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 
 
-ASYNC_KL_BUDGET = 0.005  # nats per token; the default of asynchronous training
+ASYNC_KL_PENALTY = 0.5  # the default of asynchronous training
 
 
 class ClusterConfig(Section):
@@ -474,12 +474,12 @@ class GRPOConfig(Section):
         return self.rollout.max_head_offpolicyness if self.async_training else 0
 
     @property
-    def kl_budget(self) -> float | None:
-        """Resolved ``actor.correction.kl_budget``; None sets no budget."""
-        budget = self.actor.correction.kl_budget
-        if budget is None:
-            return ASYNC_KL_BUDGET if self.max_staleness > 0 else None
-        return budget or None
+    def kl_penalty(self) -> float:
+        """Resolved ``actor.correction.kl_penalty``."""
+        penalty = self.actor.correction.kl_penalty
+        if penalty is None:
+            return ASYNC_KL_PENALTY if self.max_staleness > 0 else 0.0
+        return penalty
 
     @property
     def evaluation(self) -> GenerationHyperparameters:

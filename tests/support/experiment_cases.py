@@ -249,6 +249,21 @@ CASES = [
         "kl_skip is 0.1, not above kl_budget 0.1",
         "kl_skip",
     ),
+    Case(
+        "two bounds of a sequence's weight",
+        {
+            f"{_ACTOR}.correction": {"weight_level": "sequence", "max_sequence_weight": 2.0},
+            f"{_ACTOR}.use_decoupled_loss": True,
+        },
+        "max_sequence_weight is 2.0, but weight_level sequence already bounds",
+        "leave max_sequence_weight out",
+    ),
+    Case(
+        "weights of sequences without the decoupled loss",
+        {f"{_ACTOR}.correction": {"weight_level": "sequence"}},
+        "correction.weight_level is sequence, which needs the proximal policy",
+        "use_decoupled_loss",
+    ),
     Case("a budget alone", {f"{_ACTOR}.correction": {"kl_budget": 0.1}}),
     Case("a rollback", {f"{_ACTOR}.on_collapse": "rollback"}),
     Case(

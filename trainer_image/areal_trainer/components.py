@@ -88,7 +88,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             total_steps=total_steps,
             seed=config.seed,
             tokenizer_path=config.tokenizer,
-            kl_budget=config.kl_budget,
+            kl_penalty=config.kl_penalty,
         )
         policy.check_exactness()
         publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)

@@ -61,7 +61,7 @@ def collapse_message(state: RunState) -> str:
         text += f"The run was rolled back {state.rollbacks} times before. "
     return text + (
         "Resume from an earlier checkpoint with a lower actor.optimizer.lr, a smaller rollout.max_head_offpolicyness "
-        "or a smaller actor.correction.kl_budget, under a new trial_name"
+        "or a larger actor.correction.kl_penalty, under a new trial_name"
     )
 
 

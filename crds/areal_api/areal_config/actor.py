@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from areal_api.areal_config.rejection import convert_rejection
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
 from areal_api.errors import ConfigError
 
@@ -30,6 +31,13 @@ def _convert_defaults(config: Tree, notes: Notes) -> None:
         if get(config, key) is None:
             _fill(config, key, value, notes)
     _convert_kl(config, notes)
+    stale = get(config, "async_training", True) and get(config, "rollout.max_head_offpolicyness", 0)
+    if stale and get(config, "actor.correction.kl_penalty") is None:
+        notes.add(
+            "actor.correction.kl_penalty",
+            "missing; asynchronous training penalises the KL from the behaviour policy, AReaL does not: set it to 0 "
+            "for AReaL's update",
+        )
     temperature = get(config, "gconfig.temperature", 1.0)
     if get(config, "actor.temperature") is None and temperature != 1.0:
         set_in(config, "actor.temperature", temperature)
@@ -77,18 +85,11 @@ def _convert_cap(config: Tree, notes: Notes, *, generation: str) -> None:
     if get(config, "actor.behave_imp_weight_cap", ...) is not ...:
         set_in(config, cap_key, pop(config, "actor.behave_imp_weight_cap"))
         notes.add("actor.behave_imp_weight_cap", "becomes behav_imp_weight_cap")
-    mode = pop(config, "actor.behave_imp_weight_mode")
-    if mode == "disabled":
+    if get(config, "actor.behave_imp_weight_mode") == "disabled":
+        pop(config, "actor.behave_imp_weight_mode")
         _without_weights(config, "actor.behave_imp_weight_mode", notes)
-    elif mode is not None:
-        if mode != "token_mask":
-            raise ConfigError(f"actor.behave_imp_weight_mode is {mode!r}: only token_mask is supported; set it")
-        notes.add("actor.behave_imp_weight_mode", "tokens above the cap are masked")
-    rejection = pop(config, "actor.rejection_sampling")
-    if rejection is not None:
-        set_in(config, cap_key, _cap_of(rejection))
-        notes.add("actor.rejection_sampling", "becomes behav_imp_weight_cap")
-    elif get(config, cap_key, ...) is ... and get(config, "actor.use_decoupled_loss"):
+    found = convert_rejection(config, notes)
+    if not found and get(config, cap_key, ...) is ... and get(config, "actor.use_decoupled_loss"):
         if generation == "lite":
             _fill(config, cap_key, None, notes)
         elif generation == "1.0":
@@ -106,23 +107,6 @@ def _without_weights(config: Tree, key: str, notes: Notes) -> None:
         "without it AReaL's decoupled loss has no importance weights: use_decoupled_loss becomes false and "
         "recompute_logprob true, which is the same loss",
     )
-
-
-def _cap_of(rejection: Any) -> float:
-    supported = {"level": "token", "action": "mask", "metric": "ratio", "lower": None}
-    if not isinstance(rejection, dict):
-        raise ConfigError(
-            f"actor.rejection_sampling is {rejection!r}, not a section; write {{metric: ratio, upper: 5.0}}"
-        )
-    for key, value in rejection.items():
-        if key in supported and value != supported[key]:
-            raise ConfigError(
-                f"actor.rejection_sampling.{key} is {value!r}, which is not supported; "
-                f"only {supported[key] or 'no lower bound'} is: tokens above a ratio are masked"
-            )
-        if key not in (*supported, "upper", "agg"):
-            raise ConfigError(f"actor.rejection_sampling.{key}: unknown key; known keys: metric, upper, level, action")
-    return float(rejection.get("upper", 5.0))
 
 
 def _convert_sizes(config: Tree, notes: Notes) -> None:

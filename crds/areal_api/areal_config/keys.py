@@ -49,6 +49,8 @@ TRANSLATED = frozenset(
         "actor.adv_norm.group_size",
         "actor.behave_imp_weight_cap",
         "actor.behave_imp_weight_mode",
+        "actor.enable_kpop",
+        "actor.kpop_phi",
         "actor.rejection_sampling",
         "recover.retries",
         "recover.keep_last_n",

@@ -161,12 +161,11 @@ RULES = (
         "spec.config",
         "self.actor.use_decoupled_loss || !("
         + " || ".join(
-            ["self.actor.correction.truncate"]
+            ["self.actor.correction.truncate", "self.actor.correction.weight_level != 'token'"]
             + [
                 _is_set(f"self.actor.correction.{key}")
-                for key in ("min_weight", "max_prob_diff", "max_sequence_weight")
+                for key in ("min_weight", "max_binary_kl", "max_prob_diff", "max_sequence_weight", "eps_clip")
             ]
-            + [_is_set("self.actor.correction.eps_clip")]
         )
         + ")",
         "actor.correction masks and truncation need the proximal policy; set actor.use_decoupled_loss",
@@ -188,5 +187,10 @@ RULES = (
         + " || ".join(_is_set(f"self.recover.{key}") for key in ("freq_epochs", "freq_steps", "freq_secs"))
         + "))",
         "actor.on_collapse rollback needs recovery checkpoints; set recover.mode to auto and recover.freq_steps",
+    ),
+    Rule(
+        "spec.config",
+        f"self.actor.correction.weight_level == 'token' || !({_is_set('self.actor.correction.max_sequence_weight')})",
+        "actor.correction.weight_level sequence bounds the sequence's weight; leave max_sequence_weight out",
     ),
 )

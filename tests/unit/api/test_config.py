@@ -33,21 +33,21 @@ def test_defaults_are_areals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asynchronous", "staleness", "budget", "expected"),
+    ("asynchronous", "staleness", "penalty", "expected"),
     [
-        (True, 2, None, 0.005),
-        (True, 0, None, None),
-        (False, 2, None, None),
+        (True, 2, None, 0.5),
+        (True, 0, None, 0.0),
+        (False, 2, None, 0.0),
         (False, 2, 0.1, 0.1),
-        (True, 2, 0.0, None),
+        (True, 2, 0.0, 0.0),
     ],
 )
-def test_asynchronous_training_has_a_kl_budget_by_default(
-    asynchronous: bool, staleness: int, budget: float | None, expected: float | None
+def test_asynchronous_training_has_a_kl_penalty_by_default(
+    asynchronous: bool, staleness: int, penalty: float | None, expected: float
 ) -> None:
-    actor = {"path": "m", "ppo_n_minibatches": 1, "correction": {"kl_budget": budget}}
+    actor = {"path": "m", "ppo_n_minibatches": 1, "correction": {"kl_penalty": penalty}}
     resolved = config(async_training=asynchronous, rollout={"max_head_offpolicyness": staleness}, actor=actor)
-    assert resolved.kl_budget == expected
+    assert resolved.kl_penalty == expected
 
 
 def test_held_out_problems_are_taken_in_order_and_all() -> None:

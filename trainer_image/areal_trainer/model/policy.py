@@ -28,10 +28,16 @@ from torch.distributed.tensor import DTensor
 
 from areal_api.actor import CorrectionConfig, PPOActorConfig, TrainEngineConfig
 from areal_api.stat_names import ACTOR_PREFIX
-from areal_trainer.algo.corrections import Correction, behaviour_kl, trust_region_scale
+from areal_trainer.algo.corrections import (
+    Correction,
+    advantage_scale,
+    behaviour_kl,
+    behaviour_kl_penalty,
+    trust_region_scale,
+)
 from areal_trainer.algo.loss import ppo_loss, sapo_loss
 from areal_trainer.algo.m2po import second_moment_mask
-from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
+from areal_trainer.algo.token_stats import Column, Stats, merge_stats, report, summarize
 from areal_trainer.batch import PackedBatch
 from areal_trainer.data.tokenizer import load_hf_tokenizer
 from areal_trainer.model.exactness import check_exactness
@@ -107,10 +113,10 @@ class Policy(LogprobModel):
         total_steps: int,
         seed: int,
         tokenizer_path: str | None = None,
-        kl_budget: float | None = None,
+        kl_penalty: float = 0.0,
     ) -> None:
-        """``tokenizer_path``: tokenizer saved with the model; defaults to ``config.path``. ``kl_budget``: the resolved
-        ``config.correction.kl_budget``; None sets no budget."""
+        """``tokenizer_path``: tokenizer saved with the model; defaults to ``config.path``. ``kl_penalty``: the resolved
+        ``config.correction.kl_penalty``."""
         if config.dtype == "float16":
             raise ValueError("actor.dtype float16 cannot hold small gradients; set bfloat16 or float32")
         super().__init__(config, section="actor", device=device, temperature=config.temperature)
@@ -124,7 +130,7 @@ class Policy(LogprobModel):
         """Weight version of the parameters; the training loop sets it."""
         self.lr_factor = 1.0
         """Factor on the learning rate, lowered after a collapse; the training loop sets it."""
-        self._kl_budget = kl_budget
+        self._kl_penalty = kl_penalty
         self._correction = _correction(config.correction)
         self._total_steps = total_steps
         self._steps_done = 0  # calls of update, counted by the schedule
@@ -154,8 +160,9 @@ class Policy(LogprobModel):
         with a non-finite gradient, does not change the parameters. Raises ``RuntimeError`` on every rank if server and
         trainer disagree by more than ``max_logprob_diff``.
 
-        Above ``kl_budget`` the learning rate is scaled down, and above ``correction.kl_skip`` the parameters stay as
-        they are; see ``corrections.trust_region_scale``.
+        With ``kl_penalty`` the loss includes the KL from the behaviour policy; see ``corrections``. Above
+        ``correction.kl_budget`` the learning rate is scaled down, and above ``correction.kl_skip`` the parameters stay
+        as they are; see ``corrections.trust_region_scale``.
         """
         if prox_logp_T is None and self.needs_logprobs:
             raise ValueError("actor.use_decoupled_loss and actor.recompute_logprob need prox_logp_T from logprobs()")
@@ -164,11 +171,12 @@ class Policy(LogprobModel):
             parts.append(self._checked(self._difference(batch, prox_logp_T, batch.loss_mask_T)))
         rate = learning_rate(self.config.optimizer, step=self._steps_done, total_steps=self._total_steps)
         rate *= self.lr_factor
+        penalty = self._penalty(batch, advantages_T)
         steps: list[_OptimizerStep] = []
         scale = self._scale(parts[0]) if parts else 1.0
         self.model.train()
         for units in minibatches(batch, self.config.ppo_n_minibatches, cost=self.model.cost):
-            stats, differences = self._accumulate(batch, units, advantages_T, prox_logp_T)
+            stats, differences = self._accumulate(batch, units, advantages_T, prox_logp_T, penalty)
             if prox_logp_T is None:
                 merged = merge_stats(differences)
                 # Later minibatches also differ by the steps of this update, so only the first is checked.
@@ -191,7 +199,7 @@ class Policy(LogprobModel):
             prox_logp_T = self.logprobs(batch)
             self.model.train()
             for units in minibatches(batch, self.config.ppo_n_minibatches, cost=self.model.cost):
-                self._accumulate(batch, units, torch.zeros_like(prox_logp_T), prox_logp_T)
+                self._accumulate(batch, units, torch.zeros_like(prox_logp_T), prox_logp_T, 0.0)
         self._optimizer.zero_grad()
         self._fill_optimizer_state()
 
@@ -273,7 +281,12 @@ class Policy(LogprobModel):
                 raise NonFiniteWeightsError(f"{found} has weights that are not finite")
 
     def _accumulate(
-        self, batch: PackedBatch, units: list[PrefixGroup], advantages_T: Tensor, prox_logp_T: Tensor | None
+        self,
+        batch: PackedBatch,
+        units: list[PrefixGroup],
+        advantages_T: Tensor,
+        prox_logp_T: Tensor | None,
+        penalty: float,
     ) -> tuple[list[Stats], list[Stats]]:
         """Accumulate the gradients of a minibatch; return this rank's statistics and, without ``prox_logp_T``, its
         log-prob differences to the server."""
@@ -287,8 +300,14 @@ class Policy(LogprobModel):
         for layout in layouts:
             logp_N, entropy_N = self.model(layout)
             loss, loss_stats = self._loss(batch, layout, logp_N, advantages_T, prox_logp_T, kept_T)
+            columns: dict[str, Column] = {"entropy": (entropy_N, None)}
+            if self._kl_penalty > 0:
+                behav_logp_N = batch.behav_logp_T[layout.token_N].to(logp_N.device)
+                penalty_N = penalty * behaviour_kl_penalty(logp_N.float(), behav_logp_N)
+                loss = loss + penalty_N.sum()
+                columns["kl_penalty"] = (penalty_N, None)
             (loss * scale).backward()
-            stats.append(loss_stats | summarize({"entropy": (entropy_N, None)}))
+            stats.append(loss_stats | summarize(columns))
             if prox_logp_T is None:
                 logp_T = torch.zeros_like(batch.behav_logp_T).index_copy_(0, layout.token_N, logp_N.detach().cpu())
                 here_T = torch.zeros_like(batch.loss_mask_T).index_fill_(0, layout.token_N, True)
@@ -357,11 +376,17 @@ class Policy(LogprobModel):
             correction=self._correction,
         )
 
+    def _penalty(self, batch: PackedBatch, advantages_T: Tensor) -> float:
+        """Coefficient of the KL from the behaviour policy in the loss of this update. Collective."""
+        if self._kl_penalty == 0:
+            return 0.0
+        return self._kl_penalty * advantage_scale(advantages_T, batch.loss_mask_T, reduce=self._ranks.reduce_sum)
+
     def _scale(self, stats: Stats) -> float:
         """Factor on the learning rate by the measured drift from the behaviour policy."""
         total, count, _, _ = stats[BEHAVIOUR_KL].tolist()
         skip = self.config.correction.kl_skip
-        return trust_region_scale(total / count, budget=self._kl_budget, skip=skip) if count else 1.0
+        return trust_region_scale(total / count, budget=self.config.correction.kl_budget, skip=skip) if count else 1.0
 
     def _apply_gradient(self, rate: float, scale: float, *, tokens: int) -> _OptimizerStep:
         """Clip the gradient and step, unless it is not finite, there are no tokens, or ``scale`` is 0."""
@@ -433,8 +458,10 @@ class Policy(LogprobModel):
 
 def _correction(config: CorrectionConfig) -> Correction:
     return Correction(
+        weight_level=config.weight_level,
         truncate=config.truncate,
         min_weight=config.min_weight,
+        max_binary_kl=config.max_binary_kl,
         max_prob_diff=config.max_prob_diff,
         max_sequence_weight=config.max_sequence_weight,
         eps_clip=config.eps_clip,

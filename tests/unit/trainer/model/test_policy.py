@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from areal_api.actor import OptimizerConfig
+from areal_trainer.algo.corrections import behaviour_kl_penalty
 from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.model.optimizer import learning_rate
 from areal_trainer.model.policy import Policy
@@ -127,7 +128,7 @@ def test_an_update_far_from_the_behaviour_policy_is_scaled_down(tmp_path: Path) 
     path = save_tiny_model(tmp_path)
     batch = pack(random_trajectories())
     plain = policy_of(path, recompute_logprob=True, optimizer=SGD)
-    scaled = Policy(plain.config, device="cpu", total_steps=10, seed=1, kl_budget=0.01)
+    scaled = policy_of(path, recompute_logprob=True, optimizer=SGD, correction={"kl_budget": 0.01})
     before, prox_logp_T = weights(plain), plain.logprobs(batch)
     for policy in (plain, scaled):
         numbers = policy.update(batch, advantages_T=random_advantages(batch), prox_logp_T=prox_logp_T)
@@ -139,6 +140,28 @@ def test_an_update_far_from_the_behaviour_policy_is_scaled_down(tmp_path: Path) 
     for name, tensor in weights(scaled).items():
         expected = before[name] + math.sqrt(0.01 / kl) * (weights(plain)[name] - before[name])
         torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_decoupled_loss": True}, {"use_sapo_loss": True}])
+def test_the_kl_penalty_adds_its_gradient_to_every_loss(tmp_path: Path, settings: dict[str, bool]) -> None:
+    path = save_tiny_model(tmp_path)
+    batch = pack(random_trajectories())
+    plain = policy_of(path, recompute_logprob=True, optimizer=SGD, **settings)
+    penalised = Policy(plain.config, device="cpu", total_steps=10, seed=1, kl_penalty=0.5)
+    before, prox_logp_T, advantages_T = weights(plain), plain.logprobs(batch), random_advantages(batch)
+    for policy in (plain, penalised):
+        numbers = policy.update(batch, advantages_T=advantages_T, prox_logp_T=prox_logp_T)
+    model = plain_model(path)
+    logp_T = torch.cat([plain_logprobs(model, trajectory) for trajectory in batch.trajectories])
+    trained_N = advantages_T[batch.loss_mask_T]
+    scale = 0.5 * float(trained_N[trained_N != 0].square().mean().sqrt())
+    penalty = scale * behaviour_kl_penalty(logp_T, batch.behav_logp_T)[batch.loss_mask_T].mean()
+    penalty.backward()
+    assert numbers["grpo_actor/kl_penalty/avg"] == pytest.approx(float(penalty.detach()), rel=1e-4)
+    expected = {name: -0.1 * p.grad for name, p in model.named_parameters() if p.grad is not None}
+    moved = {name: tensor - weights(plain)[name] for name, tensor in weights(penalised).items()}
+    assert before.keys() == moved.keys()
+    assert_same(moved, expected, 1e-5)
 
 
 @pytest.mark.parametrize("recomputed", [True, False])
