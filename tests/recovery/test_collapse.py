@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from areal_trainer.health import WINDOW
-from support.forked_trainer import ForkedTrainer, Kill
+from support.forked_trainer import WAIT_FOR_CHECKPOINTS, ForkedTrainer, Kill
 from support.recovery_runs import configuration, environment, learned, torchrun
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY
@@ -40,7 +40,7 @@ def collapsing(where: Path, on_collapse: str, *, asynchronous: bool = False, **a
 
 def zeros(first_step: int, last_step: int) -> dict[str, str]:
     """Environment in which the samples of these steps have reward 0, and all others reward 1."""
-    return {"REWARD_ZEROS": f"{(first_step - 1) * SAMPLES + 1},{last_step * SAMPLES}"}
+    return {"REWARD_ZEROS": f"{(first_step - 1) * SAMPLES + 1},{last_step * SAMPLES}", WAIT_FOR_CHECKPOINTS: "1"}
 
 
 def assert_same_weights(published: Path, checkpoint: Path) -> None:

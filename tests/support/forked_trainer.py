@@ -17,6 +17,9 @@ from types import TracebackType
 from typing import Any, Self
 
 
+WAIT_FOR_CHECKPOINTS = "WAIT_FOR_CHECKPOINTS"  # environment variable of a trainer, with any value
+
+
 @dataclass(frozen=True)
 class Kill:
     """Send a signal at the ``call``-th call (from 1) of ``function``, e.g. ``os.fsync``, before it runs."""
@@ -75,9 +78,24 @@ def _train(train: Any, request: dict[str, Any]) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(request["environment"])
+    if WAIT_FOR_CHECKPOINTS in os.environ:
+        _wait_for_checkpoints()
     if request["kill"] is not None:
         _arm(**request["kill"])
     return int(train.main([]))
+
+
+def _wait_for_checkpoints() -> None:
+    """Make every step wait until its recovery checkpoint is complete, so that none is postponed."""
+    from areal_trainer.recovery_writer import RecoveryWriter
+
+    start = RecoveryWriter.start
+
+    def waiting(self: RecoveryWriter, *arguments: Any, **keywords: Any) -> None:
+        start(self, *arguments, **keywords)
+        self.wait()
+
+    RecoveryWriter.start = waiting  # type: ignore[method-assign]
 
 
 def _arm(function: str, call: int, number: int) -> None:

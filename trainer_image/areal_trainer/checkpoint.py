@@ -1,8 +1,9 @@
 """Recovery checkpoints: everything that the same command needs to continue an interrupted run.
 
-``recover/step<N>/`` is written to a temporary directory and renamed when complete, so a kill at any moment leaves the
-previous checkpoint. It holds the weights, optimizer and schedule (torch.distributed.checkpoint, readable by any number
-of ranks), each rank's random number generators, and ``loop.json``: data position, prompts in flight, counters.
+``recovery_writer`` writes ``recover/step<N>/`` to a temporary directory and renames it when it is complete, so a kill
+at any moment leaves the previous checkpoint. It holds the weights, optimizer and schedule
+(torch.distributed.checkpoint, readable by any number of ranks), each rank's random number generators, and
+``loop.json``: data position, prompts in flight, counters.
 
 All files are safetensors or JSON. The volume may be writable by others, and reading these formats executes nothing.
 """
@@ -10,7 +11,6 @@ All files are safetensors or JSON. The volume may be writable by others, and rea
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,14 +22,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from areal_api import names
 from areal_api.config import Frequency
 from areal_trainer import tagged_json
 from areal_trainer.ranks import Ranks
-from areal_trainer.weights.disk import replace_directory
-from areal_trainer.weights.safetensors_writer import save_file
 
 LOOP_FILE = "loop.json"
 STATE_DIR = "state"
@@ -96,38 +94,6 @@ class LoopState:
             raise ValueError(f"the state of the loop is incomplete: {error}") from error
 
 
-def save_recovery(
-    run: Path, *, step: int, policy: Checkpointable, loop: LoopState | None, keep: int, keep_from: int | None = None
-) -> Path:
-    """Write ``recover/step<step>/`` and keep the newest ``keep``. Collective; ``loop`` is given on rank 0 only.
-
-    ``keep_from``: also keep the newest checkpoint up to this step, or the oldest if there is none.
-    """
-    ranks = Ranks.current()
-    target = names.recover_step_dir(run, step)
-    partial = target.with_name(f".{target.name}.partial")
-    if ranks.is_first:
-        for left_over in names.recover_dir(run).glob(".*"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        partial.mkdir(parents=True)
-    ranks.barrier()
-    writer = HuggingFaceStorageWriter(str(partial / STATE_DIR), save_distributed=True)
-    dcp.save(policy.state_dict(), storage_writer=writer)
-    save_file(_rng_state(), partial / _rng_file(ranks), dtype=torch.float64)
-    if loop is not None:
-        (partial / LOOP_FILE).write_text(loop.to_json(), encoding="utf-8")
-    ranks.barrier()
-    if ranks.is_first:
-        replace_directory(partial, target)
-        complete = recovery_checkpoints(run)
-        protected = None if keep_from is None else newest_up_to(complete, keep_from) or complete[0]
-        for checkpoint in complete[:-keep]:
-            if checkpoint != protected:
-                shutil.rmtree(checkpoint[1], ignore_errors=True)
-    ranks.barrier()
-    return target
-
-
 def recovery_checkpoints(run: Path) -> list[tuple[int, Path]]:
     """All complete checkpoints as (step, directory), oldest first."""
     steps = [(path.name.removeprefix("step"), path) for path in names.recover_dir(run).glob("step*")]
@@ -162,7 +128,7 @@ def load_state(checkpoint: Path, policy: Checkpointable) -> None:
     try:
         dcp.load(state, storage_reader=HuggingFaceStorageReader(str(checkpoint / STATE_DIR)))
         policy.load_state_dict(state)
-        rng = checkpoint / _rng_file(Ranks.current())
+        rng = checkpoint / rng_file(Ranks.current())
         if rng.is_file():
             _set_rng_state(load_file(rng))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, dcp.api.CheckpointException) as error:
@@ -204,11 +170,13 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:500]
 
 
-def _rng_file(ranks: Ranks) -> str:
+def rng_file(ranks: Ranks) -> str:
+    """File with the state of a rank's random number generators."""
     return f"rng-{ranks.rank}-of-{ranks.world_size}.safetensors"
 
 
-def _rng_state() -> dict[str, torch.Tensor]:
+def rng_state() -> dict[str, torch.Tensor]:
+    """State of this process's random number generators, for safetensors."""
     _, python, python_gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
     assert isinstance(numpy, dict)

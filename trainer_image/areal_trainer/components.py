@@ -18,6 +18,7 @@ from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.model.policy import Policy, ReferenceModel
 from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
+from areal_trainer.recovery_writer import RecoveryWriter
 from areal_trainer.reward.pool import RewardPool
 from areal_trainer.rollout.episode import Accept
 from areal_trainer.rollout.make_workflow import Workflows, vocabulary_size
@@ -37,6 +38,7 @@ class Components:
     reference: ReferenceModel | None
     engine: RemoteSGLangEngine
     publisher: Publisher
+    recovery: RecoveryWriter
     loader: PromptLoader
     workflow: RolloutWorkflow
     eval_workflow: RolloutWorkflow
@@ -93,6 +95,8 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
         policy.check_exactness()
         publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)
         stack.callback(publisher.close)
+        recovery = RecoveryWriter(run, keep=config.recover.keep)
+        stack.callback(recovery.close)
         yield Components(
             config=config,
             run=run,
@@ -101,6 +105,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             reference=_reference(config, ranks),
             engine=engine,
             publisher=publisher,
+            recovery=recovery,
             loader=loader,
             workflow=workflows.training,
             eval_workflow=workflows.evaluation,

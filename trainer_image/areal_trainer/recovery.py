@@ -24,7 +24,6 @@ from areal_trainer.checkpoint import (
     load_state,
     newest_up_to,
     recovery_checkpoints,
-    save_recovery,
 )
 from areal_trainer.components import Components
 from areal_trainer.health import LOOK_BACK, WINDOW
@@ -65,16 +64,15 @@ def collapse_message(state: RunState) -> str:
     )
 
 
-def save(parts: Components, state: RunState) -> None:
-    """Write a recovery checkpoint. Collective."""
+def begin_checkpoint(parts: Components, state: RunState) -> None:
+    """Copy the state and begin to write a recovery checkpoint of it. Collective."""
     loader, loop = parts.loader.state_dict(), None
     if parts.ranks.is_first:
         loop = LoopState(state, loader, parts.engine.state_dict())
     keep_from = None
     if parts.config.actor.on_collapse == "rollback":
         keep_from = _before_precursor(parts, state.step, precursor_age=LOOK_BACK + WINDOW - 2)
-    keep = parts.config.recover.keep
-    save_recovery(parts.run, step=state.step, policy=parts.policy, loop=loop, keep=keep, keep_from=keep_from)
+    parts.recovery.start(state.step, parts.policy, loop, keep_from=keep_from)
 
 
 def resume(parts: Components) -> RunState:
@@ -105,6 +103,8 @@ def roll_back(parts: Components, state: RunState, *, precursor_age: int) -> RunS
     """
     if state.rollbacks >= parts.config.actor.max_rollbacks:
         raise CollapseError(collapse_message(state))
+    parts.recovery.wait()
+    parts.ranks.barrier()
     before = _before_precursor(parts, state.step, precursor_age=precursor_age)
     checkpoints = parts.ranks.from_first(recovery_checkpoints(parts.run))
     step, checkpoint = newest_up_to(checkpoints, before) or checkpoints[0]
@@ -185,7 +185,7 @@ def _start(parts: Components) -> RunState:
     if parts.ranks.is_first and parts.config.valid_dataset is None:  # else the first evaluation warms them up
         warm_up_servers(parts)
     if parts.config.actor.on_collapse == "rollback":
-        save(parts, state)  # so that there is always a checkpoint from before a precursor
+        begin_checkpoint(parts, state)  # so that there is always a checkpoint from before a precursor
     return state
 
 

@@ -26,7 +26,7 @@ from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.health import Health, HealthMonitor
 from areal_trainer.ranks import Ranks, joined, lost_another
-from areal_trainer.recovery import CollapseError, collapse_message, resume, roll_back, save
+from areal_trainer.recovery import CollapseError, collapse_message, begin_checkpoint, resume, roll_back
 from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
 from areal_trainer.stats.operator_sink import write_termination_message
@@ -65,16 +65,17 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
             monitor, timings = HealthMonitor(reward_best=state.reward_best), Timings()
             schedules.recovered_at = state.step
             continue
-        if parts.config.recover.mode == "auto" and schedules.recover.at(state.step):
-            # After the statistics are on disk, so that every checkpoint has the lines of all its steps.
+        # After the statistics are on disk, so that every checkpoint has the lines of all its steps.
+        if schedules.recovery_is_due(parts, state.step):
             with timings.stage("checkpoint_for_recover"):
-                save(parts, state)
+                begin_checkpoint(parts, state)
             schedules.recovered_at = state.step
         if parts.ranks.any(stop.requested()):
             break
     parts.publisher.wait()
     if parts.config.recover.mode == "auto" and schedules.recovered_at != state.step:
-        save(parts, state)
+        begin_checkpoint(parts, state)
+    parts.recovery.wait()
 
 
 def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[str, float]:
@@ -144,6 +145,7 @@ class Schedules:
     recover: Schedule
     evaluate: Schedule
     recovered_at: int = -1
+    recovery_postponed: bool = False  # the previous checkpoint was still being written when one was due
 
     @classmethod
     def of(cls, parts: Components) -> Schedules:
@@ -151,6 +153,19 @@ class Schedules:
             return Schedule(frequency, steps_per_epoch=parts.steps_per_epoch)
 
         return cls(schedule(parts.config.saver), schedule(parts.config.recover), schedule(parts.config.evaluator))
+
+
+    def recovery_is_due(self, parts: Components, step: int) -> bool:
+        """Whether to begin a recovery checkpoint after ``step`` steps. Collective.
+
+        One that falls due while another is being written begins after the first step that finds it complete.
+        """
+        if parts.config.recover.mode == "disabled":
+            return False
+        parts.recovery.raise_failure()
+        due = self.recover.at(step) or self.recovery_postponed
+        self.recovery_postponed = due and not parts.recovery.idle()
+        return due and not self.recovery_postponed
 
 
 def _after_step(

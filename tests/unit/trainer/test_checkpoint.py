@@ -22,10 +22,9 @@ from areal_trainer.checkpoint import (
     Schedule,
     load_loop,
     load_state,
-    recovery_checkpoints,
-    save_recovery,
 )
 from areal_trainer.ranks import joined
+from areal_trainer.recovery_writer import RecoveryWriter
 
 
 def due_steps(frequency: Frequency, *, steps: int = 12, step_s: float = 10.0, steps_per_epoch: int = 5) -> list[int]:
@@ -79,41 +78,31 @@ ROWS = [{"task_id": "t/1", "messages": [{"role": "user", "content": "1 + 1"}], "
 LOOP = LoopState(RunState(step=3, tokens=7, reward_last=0.5), {"consumed": 3}, {"consumed": 12, "rows": ROWS})
 
 
+def saved(run: Path) -> Path:
+    """A checkpoint of ``TwoTensors(2.0)`` and ``LOOP`` at step 3."""
+    writer = RecoveryWriter(run, keep=2)
+    writer.start(3, TwoTensors(2.0), LOOP)
+    writer.wait()
+    return run / "recover/step3"
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     with joined("cpu"):
-        return save_recovery(tmp_path, step=3, policy=TwoTensors(2.0), loop=LOOP, keep=2)
+        return saved(tmp_path)
 
 
 def test_a_checkpoint_restores_weights_random_numbers_and_loop(tmp_path: Path) -> None:
     random.gauss(0, 1)  # leaves a second value in the generator's state
     np.random.standard_normal()
     with joined("cpu"):
-        path = save_recovery(tmp_path, step=3, policy=TwoTensors(2.0), loop=LOOP, keep=2)
+        path = saved(tmp_path)
         numbers = (random.gauss(0, 1), np.random.standard_normal(), torch.rand(2).tolist())
         policy = TwoTensors()
         load_state(path, policy)
         assert (random.gauss(0, 1), np.random.standard_normal(), torch.rand(2).tolist()) == numbers
     assert all((tensor == 2.0).all() for tensor in policy.values())
     assert load_loop(path) == LOOP
-
-
-def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    with joined("cpu"):
-        for step in (1, 2, 3):
-            save_recovery(tmp_path, step=step, policy=TwoTensors(), loop=LOOP, keep=2)
-    assert [step for step, _ in recovery_checkpoints(tmp_path)] == [2, 3]
-
-
-@pytest.mark.parametrize(("keep_from", "kept"), [(3, [3, 5, 6]), (1, [1, 5, 6]), (0, [1, 5, 6]), (5, [5, 6])])
-def test_a_checkpoint_from_before_a_step_is_kept_for_a_rollback(
-    tmp_path: Path, keep_from: int, kept: list[int]
-) -> None:
-    with joined("cpu"):
-        for step in (1, 2, 3, 4, 5, 6):
-            before = min(keep_from, step - 1)
-            save_recovery(tmp_path, step=step, policy=TwoTensors(), loop=LOOP, keep=2, keep_from=before)
-    assert [step for step, _ in recovery_checkpoints(tmp_path)] == kept
 
 
 class RunsWhenUnpickled:
