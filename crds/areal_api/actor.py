@@ -61,6 +61,12 @@ class FSDPConfig(Section):
 
     offload_params: bool = Field(False, description="Keep parameters, gradients and optimizer state in host memory.")
     reshard_after_forward: bool = Field(True, description="Free a layer's gathered parameters after its forward pass.")
+    replicas: int | None = Field(
+        None,
+        ge=1,
+        description="Copies of the model, each sharded over an equal part of the ranks (hybrid sharding); null is one "
+        "copy per node on cuda if its state takes at most a quarter of the node's GPU memory, and otherwise 1.",
+    )
 
 
 class TrainEngineConfig(Section):

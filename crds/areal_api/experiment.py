@@ -190,6 +190,12 @@ def _placement_problems(spec: ExperimentSpec) -> list[str]:
             f"train_dataset.batch_size is {batch_size}, not a multiple of the {trainer.ranks} ranks of the trainer "
             "(trainer.nodes × trainer.processesPerNode); make it one"
         )
+    replicas = spec.config.actor.fsdp.replicas
+    if replicas is not None and trainer.ranks % replicas:
+        problems.append(
+            f"actor.fsdp.replicas is {replicas}, which does not divide the {trainer.ranks} ranks of the trainer "
+            "(trainer.nodes × trainer.processesPerNode); choose a divisor"
+        )
     if spec.config.actor.weight_update_mode == "distributed" and servers.device != trainer.device:
         problems.append(
             f"actor.weight_update_mode is distributed, servers.device {servers.device}, trainer.device "

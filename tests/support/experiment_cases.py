@@ -85,6 +85,13 @@ CASES = [
         "train_dataset.batch_size",
     ),
     Case(
+        "copies of the model that the ranks cannot share",
+        {f"{_ACTOR}.fsdp": {"replicas": 3}, "spec.trainer.nodes": 2},
+        "actor.fsdp.replicas is 3, which does not divide the 2 ranks",
+        "actor.fsdp.replicas",
+    ),
+    Case("a copy of the model per node", {f"{_ACTOR}.fsdp": {"replicas": 2}, "spec.trainer.nodes": 2}),
+    Case(
         "a broadcast between devices",
         {f"{_ACTOR}.weight_update_mode": "distributed", "spec.servers.device": "cpu"},
         "actor.weight_update_mode is distributed, servers.device cpu, trainer.device cuda",

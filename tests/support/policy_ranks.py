@@ -14,9 +14,11 @@ import torch.distributed.checkpoint as dcp
 
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.batch import pack
+from areal_trainer.checkpoint import LoopState, RunState
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.model.policy import Policy
 from areal_trainer.ranks import joined
+from areal_trainer.recovery_writer import RecoveryWriter
 from areal_trainer.trajectory import Trajectory
 from support.tiny_policy import actor_config, random_trajectories
 
@@ -35,6 +37,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "adam": {"first": 7, "optimizer": {"lr": 1e-2, "eps": 1e-2}},
     "bfloat16": {"first": 6, "optimizer": SGD, "dtype": "bfloat16"},
 }
+
+
+HYBRID = ("uneven", "adam")
 
 
 def make_policy(model: Path, name: str, **changes: Any) -> Policy:
@@ -74,7 +79,29 @@ def _all_reduce(values: torch.Tensor) -> torch.Tensor:
 
 
 def _my_part(trajectories: list[Trajectory], first: int) -> list[Trajectory]:
-    return trajectories[:first] if dist.get_rank() == 0 else trajectories[first:]
+    """The first trajectories on rank 0, and the rest spread over the others."""
+    rank, others = dist.get_rank(), dist.get_world_size() - 1
+    return trajectories[:first] if rank == 0 else trajectories[first:][rank - 1 :: others]
+
+
+def train_hybrid(model: Path, out: Path) -> None:
+    """On four ranks: two copies of the model, each sharded over two ranks, in the scenarios of ``HYBRID``."""
+    with joined("cpu") as ranks:
+        for name in HYBRID:
+            policy = make_policy(model, name, fsdp={"replicas": 2})
+            numbers = train(policy, _my_part(random_trajectories(), SCENARIOS[name]["first"]))
+            full = weights(policy)
+            if ranks.is_first:
+                meshes = {parameter.device_mesh.shape for parameter in policy.model.parameters()}
+                torch.save(full, out / f"{name}.pt")
+                (out / f"{name}.json").write_text(json.dumps(numbers | {"meshes": sorted(meshes)}))
+        writer = RecoveryWriter(out, keep=1)
+        writer.start(1, policy, LoopState(RunState(step=1), {}, {}) if ranks.is_first else None)
+        train(policy, _my_part(random_trajectories(), SCENARIOS[name]["first"]))  # while it is written
+        writer.wait()
+        full = weights(policy)
+        if ranks.is_first:
+            torch.save(full, out / "continued.pt")
 
 
 def main(model: Path, out: Path) -> None:
@@ -105,4 +132,4 @@ def main(model: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    (train_hybrid if "--hybrid" in sys.argv else main)(Path(sys.argv[1]), Path(sys.argv[2]))

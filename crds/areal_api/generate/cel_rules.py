@@ -58,6 +58,12 @@ RULES = (
     ),
     Rule(
         "spec",
+        f"!({_is_set('self.config.actor.fsdp.replicas')}) || "
+        "(self.trainer.nodes * self.trainer.processesPerNode) % self.config.actor.fsdp.replicas == 0",
+        "actor.fsdp.replicas does not divide the ranks, trainer.nodes × trainer.processesPerNode",
+    ),
+    Rule(
+        "spec",
         "self.config.actor.weight_update_mode != 'distributed' || self.servers.device == self.trainer.device",
         "actor.weight_update_mode distributed needs one device for servers and trainer; set it to disk",
     ),

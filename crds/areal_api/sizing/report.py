@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from areal_api.actor import PPOActorConfig
 from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.quantities import quantity_bytes
@@ -18,6 +19,7 @@ from areal_api.sizing.fixes import trainer_fix
 from areal_api.sizing.gpus import GPUS, Gpu
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.placement import pods_of, unplaced
+from areal_api.sizing.replicas import model_replicas
 from areal_api.sizing.server_memory import ServerMemory, server_memory
 from areal_api.sizing.trainer_memory import TrainerMemory, trainer_memory
 
@@ -78,6 +80,16 @@ class Report:
         }
 
 
+def with_replicas(spec: ExperimentSpec, model: ModelShape, gpu: Gpu | None) -> PPOActorConfig:
+    """The actor's configuration with the number of copies of the model that the trainer chooses."""
+    actor, trainer = spec.config.actor, spec.trainer
+    gpu_bytes = None if gpu is None else gpu.bytes
+    replicas = model_replicas(
+        actor, parameters=model.parameters, nodes=trainer.nodes, ranks=trainer.ranks, gpu_bytes=gpu_bytes
+    )
+    return actor.model_copy(update={"fsdp": actor.fsdp.model_copy(update={"replicas": replicas})})
+
+
 def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surroundings) -> Report:
     """Compute what ``spec`` needs with ``model``, and compare it with ``where``."""
     config = spec.config
@@ -92,7 +104,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         return Report(problems, tuple(useless_settings(spec)), (reason,), tokens, None, None, None)
     trainer = server = None
     if spec.trainer.device == "cuda":
-        trainer = trainer_memory(model, config.actor, ranks=spec.trainer.ranks, tokens=tokens)
+        trainer = trainer_memory(model, with_replicas(spec, model, where.gpu), ranks=spec.trainer.ranks, tokens=tokens)
     if spec.servers.device == "cuda":
         server = server_memory(
             model,

@@ -51,7 +51,8 @@ def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tok
     largest one is returned.
     """
     size = BYTES_OF_DTYPE[config.dtype]
-    share = 0 if config.fsdp.offload_params else -(-shape.parameters // ranks)
+    shards = max(1, ranks // (config.fsdp.replicas or 1))
+    share = 0 if config.fsdp.offload_params else -(-shape.parameters // shards)
     adam = ADAM_BYTES if config.optimizer.type == "adam" else 0
     moments = (
         _logits_peak(shape, config, size, tokens),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -22,6 +23,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from areal_api.actor import TrainEngineConfig
+from areal_api.sizing.replicas import model_replicas
 from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
@@ -196,7 +198,7 @@ class LanguageModel(nn.Module):
             )
         layers = [m for m in self.causal_lm.modules() if type(m).__name__ in (self.causal_lm._no_split_modules or ())]
         policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
-        mesh = init_device_mesh(self.device.type, (self._ranks.world_size,))
+        mesh = self._mesh(config, section)
         whole = self.causal_lm.state_dict() if self._ranks.is_first else {}
         offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
         for layer in layers:
@@ -213,6 +215,32 @@ class LanguageModel(nn.Module):
             set_model_state_dict(self.causal_lm, whole, options=from_first)
         for buffer in self.buffers():
             buffer.data = buffer.data.to(self.device)
+
+    def _mesh(self, config: TrainEngineConfig, section: str) -> DeviceMesh:
+        """All ranks in one dimension; with several copies of the model, two: copies, and shards of a copy.
+
+        torchrun numbers the ranks node by node, so the shards of a copy are on as few nodes as possible.
+        """
+        ranks = self._ranks.world_size
+        on_gpu = self.device.type == "cuda"
+        replicas = model_replicas(
+            config,
+            section=section,
+            parameters=sum(parameter.numel() for parameter in self.causal_lm.parameters()),
+            nodes=node_count(ranks),
+            ranks=ranks,
+            gpu_bytes=torch.cuda.get_device_properties(self.device).total_memory if on_gpu else None,
+        )
+        if replicas == 1:
+            return init_device_mesh(self.device.type, (ranks,))
+        logger.info("%d copies of the model, each sharded over %d ranks", replicas, ranks // replicas)
+        return init_device_mesh(self.device.type, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def node_count(world_size: int) -> int:
+    """Nodes of this torchrun job; 1 if its nodes have different numbers of ranks."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return world_size // per_node if world_size % per_node == 0 else 1
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -1,0 +1,35 @@
+"""Hybrid sharding: how many copies of the sharded model the trainer keeps."""
+
+from __future__ import annotations
+
+from areal_api.actor import TrainEngineConfig
+
+STATE_BYTES = 16  # per parameter: float32 weight, gradient and Adam's two moments
+HYBRID_FRACTION = 0.25  # of a GPU that the state of a model sharded within one node may take
+
+
+def model_replicas(
+    config: TrainEngineConfig,
+    *,
+    parameters: int,
+    nodes: int,
+    ranks: int,
+    gpu_bytes: int | None,
+    section: str = "actor",
+) -> int:
+    """Copies of a model of ``parameters`` over ``ranks``: ``fsdp.replicas``, or the default if that is null.
+
+    The default is one copy per node if its state fits easily, and otherwise, or without ``gpu_bytes``, one copy.
+    Within a node, layers are gathered over NVLink; between nodes only gradients are reduced. Raises ``ValueError`` if
+    the copies do not divide the ranks.
+    """
+    if config.fsdp.replicas is not None:
+        if ranks % config.fsdp.replicas:
+            raise ValueError(
+                f"{section}.fsdp.replicas is {config.fsdp.replicas}, which does not divide the {ranks} ranks of the trainer "
+                "(trainer.nodes × trainer.processesPerNode); choose a divisor"
+            )
+        return config.fsdp.replicas
+    if nodes == 1 or ranks % nodes or gpu_bytes is None or config.fsdp.offload_params:
+        return 1
+    return nodes if STATE_BYTES * parameters / (ranks // nodes) <= HYBRID_FRACTION * gpu_bytes else 1
