@@ -26,8 +26,8 @@ def model_replicas(
     if config.fsdp.replicas is not None:
         if ranks % config.fsdp.replicas:
             raise ValueError(
-                f"{section}.fsdp.replicas is {config.fsdp.replicas}, which does not divide the {ranks} ranks of the trainer "
-                "(trainer.nodes × trainer.processesPerNode); choose a divisor"
+                f"{section}.fsdp.replicas is {config.fsdp.replicas}, which does not divide the {ranks} ranks of the "
+                "trainer (trainer.nodes × trainer.processesPerNode); choose a divisor"
             )
         return config.fsdp.replicas
     if nodes == 1 or ranks % nodes or gpu_bytes is None or config.fsdp.offload_params:
