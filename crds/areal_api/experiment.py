@@ -99,7 +99,11 @@ class TrainerSpec(PodSettings):
 class StorageSpec(CamelSection):
     """The volume that trainer and servers share in a cluster. It holds the run directory."""
 
-    size: Size = Field("100Gi", description="Size of the volume.")
+    size: Size | None = Field(
+        None,
+        description="Size of the volume; null is what the run writes at most and a quarter more if actor.path is a "
+        "published model that grpo check knows, and otherwise 100Gi.",
+    )
     storage_class_name: str | None = Field(
         None, max_length=253, description="Storage class; null is the cluster's default."
     )

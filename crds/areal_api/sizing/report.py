@@ -21,6 +21,7 @@ from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.placement import pods_of, unplaced
 from areal_api.sizing.replicas import model_replicas
 from areal_api.sizing.server_memory import ServerMemory, server_memory
+from areal_api.sizing.storage import storage_size
 from areal_api.sizing.trainer_memory import TrainerMemory, trainer_memory
 
 GIB = 2**30
@@ -33,7 +34,7 @@ class Surroundings:
 
     gpu: Gpu | None = None
     nodes: Sequence[int] | None = None  # free GPUs of each node
-    free_disk_bytes: int | None = None  # of the run directory; None takes spec.storage.size
+    free_disk_bytes: int | None = None  # of the run directory; None takes the volume's size
     steps_per_epoch: int | None = None
     from_hub: bool = False
 
@@ -224,10 +225,11 @@ def disk_problems(spec: ExperimentSpec, disk: DiskUse, free_bytes: int | None) -
                 "free; free some, set cluster.fileroot to another disk, or lower config.recover.keep"
             )
         return
-    size = quantity_bytes(spec.storage.size)
+    volume = storage_size(spec)
+    size = quantity_bytes(volume)
     if needed > size:
         yield (
-            f"storage.size is {spec.storage.size}, but the run needs {gib(needed)}; "
+            f"storage.size is {volume}{'' if spec.storage.size else ' by default'}, but the run needs {gib(needed)}; "
             f"set storage.size={-(-needed // GIB)}Gi or lower config.recover.keep"
         )
 

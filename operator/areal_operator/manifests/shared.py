@@ -6,7 +6,9 @@ import base64
 from typing import Any
 
 from areal_api import resource_names
+from areal_api.experiment import ExperimentSpec
 from areal_api.quantities import parse_quantity
+from areal_api.sizing.storage import storage_size
 from areal_operator.manifests.base import CREATED_FOR, Build, Manifest, owned, owner_reference
 
 CONFIG_KEY = "config.yaml"
@@ -62,7 +64,7 @@ def volume_claim(build: Build, existing: dict[str, Any] | None) -> Manifest | No
     found = {} if existing is None else existing["spec"]
     spec: dict[str, Any] = {
         "accessModes": found.get("accessModes") or list(storage.access_modes),
-        "resources": {"requests": {"storage": _size(storage.size, found)}},
+        "resources": {"requests": {"storage": _size(build.experiment.spec, found)}},
     }
     storage_class = storage.storage_class_name if existing is None else found.get("storageClassName")
     if storage_class is not None:
@@ -90,11 +92,17 @@ def created_for(claim: dict[str, Any]) -> str | None:
     return None if uid is None else str(uid)
 
 
-def _size(wanted: str, existing_spec: dict[str, Any]) -> str:
-    """The larger of the requested and the existing size; one that cannot be compared stays as it is."""
+def _size(spec: ExperimentSpec, existing_spec: dict[str, Any]) -> str:
+    """The larger of the requested and the existing size; one that cannot be compared stays as it is.
+
+    A default never enlarges an existing claim, whose storage class may not allow that.
+    """
     existing = ((existing_spec.get("resources") or {}).get("requests") or {}).get("storage")
+    wanted = storage_size(spec)
     if existing is None:
         return wanted
+    if spec.storage.size is None:
+        return str(existing)
     try:
         return wanted if parse_quantity(wanted) > parse_quantity(existing) else str(existing)
     except ValueError:

@@ -446,6 +446,9 @@ def test_an_existing_claim_keeps_immutable_fields_and_never_shrinks() -> None:
     assert (spec["storageClassName"], spec["resources"]["requests"]["storage"]) == ("fast", "100Gi")
     grown = manifest(decide(started(storage__size="1Ti"), claim()), "PersistentVolumeClaim")
     assert grown["spec"]["resources"]["requests"]["storage"] == "1Ti"
+    default = {"storage__size": None, "config__actor__path": "Qwen/Qwen2.5-7B"}
+    kept = manifest(decide(started(**default), claim(size="100Gi")), "PersistentVolumeClaim")
+    assert kept["spec"]["resources"]["requests"]["storage"] == "100Gi"
 
 
 def test_old_jobs_are_deleted_and_the_last_failed_one_is_kept_for_its_logs() -> None:
