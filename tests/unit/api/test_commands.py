@@ -128,3 +128,21 @@ def test_the_environment_of_the_experiment_wins_and_references_are_left_to_the_p
     )
     assert command.env["OMP_NUM_THREADS"] == "4"
     assert "SECRET" not in command.env
+
+
+def test_on_cuda_both_ends_have_the_same_nccl_settings_and_the_trainer_expandable_segments() -> None:
+    def commands(**spec: object) -> tuple[dict[str, str], dict[str, str]]:
+        place = {"config_file": Path("c"), "api_key_file": None}
+        server = server_command(experiment(**spec), 0, host="h", port=1, **place)
+        trainer = trainer_command(experiment(**spec), run_dir=Path("r"), server_addrs=["a:1"], master_port=7)
+        return server.env, trainer.env
+
+    server, trainer = commands()
+    for name in ("NCCL_CUMEM_ENABLE", "NCCL_NVLS_ENABLE"):
+        assert server[name] == trainer[name] == "0"
+    assert trainer["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_ALLOC_CONF" not in server
+    own = [{"name": "PYTORCH_ALLOC_CONF", "value": "max_split_size_mb:128"}]
+    assert commands(trainer={"env": own})[1]["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:128"
+    for env in commands(servers={"device": "cpu"}, trainer={"device": "cpu"}):
+        assert not any(name.startswith(("NCCL_", "PYTORCH_")) for name in env)
