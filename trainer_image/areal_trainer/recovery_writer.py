@@ -64,9 +64,7 @@ class RecoveryWriter:
         self._stager = DefaultStager(options)
         self._writing: Future[Path] | None = None
 
-    def start(
-        self, step: int, policy: Checkpointable, loop: LoopState | None, *, keep_from: int | None = None
-    ) -> None:
+    def start(self, step: int, policy: Checkpointable, loop: LoopState | None, *, keep_from: int | None = None) -> None:
         """Copy the state and begin to write ``recover/step<step>/``. ``loop`` is given on rank 0 only.
 
         ``keep_from``: also keep the newest checkpoint up to this step, or the oldest if there is none. Waits for an

@@ -26,7 +26,7 @@ from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.health import Health, HealthMonitor
 from areal_trainer.ranks import Ranks, joined, lost_another
-from areal_trainer.recovery import CollapseError, collapse_message, begin_checkpoint, resume, roll_back
+from areal_trainer.recovery import CollapseError, begin_checkpoint, collapse_message, resume, roll_back
 from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
 from areal_trainer.stats.operator_sink import write_termination_message
@@ -153,7 +153,6 @@ class Schedules:
             return Schedule(frequency, steps_per_epoch=parts.steps_per_epoch)
 
         return cls(schedule(parts.config.saver), schedule(parts.config.recover), schedule(parts.config.evaluator))
-
 
     def recovery_is_due(self, parts: Components, step: int) -> bool:
         """Whether to begin a recovery checkpoint after ``step`` steps. Collective.
