@@ -16,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-
 WAIT_FOR_CHECKPOINTS = "WAIT_FOR_CHECKPOINTS"  # environment variable of a trainer, with any value
 
 

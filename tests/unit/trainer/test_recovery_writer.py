@@ -110,3 +110,14 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
         writer.start(step, OneTensor(0.0), LOOP)
     writer.wait()
     assert [step for step, _ in recovery_checkpoints(tmp_path)] == [2, 3]
+
+
+@pytest.mark.parametrize(("keep_from", "kept"), [(3, [3, 5, 6]), (1, [1, 5, 6]), (0, [1, 5, 6]), (5, [5, 6])])
+def test_a_checkpoint_from_before_a_step_is_kept_for_a_rollback(
+    tmp_path: Path, keep_from: int, kept: list[int]
+) -> None:
+    writer = RecoveryWriter(tmp_path, keep=2)
+    for step in (1, 2, 3, 4, 5, 6):
+        writer.start(step, OneTensor(0.0), LOOP, keep_from=min(keep_from, step - 1))
+    writer.wait()
+    assert [step for step, _ in recovery_checkpoints(tmp_path)] == kept
