@@ -40,6 +40,15 @@ class ClusterConfig(Section):
 class AgentConfig(Section):
     """Agents: workflows that call the model by HTTP through the session gateway. Used if workflow.path is an agent."""
 
+    mode: Literal["inline", "online"] = Field(
+        "inline",
+        description="inline runs the agent at workflow.path on every row; online trains on the sessions that programs "
+        "outside open and end, and runs no agent.",
+    )
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address that the gateway listens on; 0.0.0.0 is every interface."
+    )
+    port: int = Field(0, ge=0, le=65535, description="Port that the gateway listens on; 0 is any free one.")
     tool_call_parser: str | None = Field(
         None,
         min_length=1,

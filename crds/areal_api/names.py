@@ -11,6 +11,7 @@ SERVER_ADDRS_FILE = "AREAL_SERVER_ADDRS_FILE"  # JSON list of host:port; replace
 CONFIG = "AREAL_CONFIG"  # path of the resolved configuration
 RUN_DIR = "AREAL_RUN_DIR"
 API_KEY_FILE = "AREAL_API_KEY_FILE"
+GATEWAY_KEY_FILE = "AREAL_GATEWAY_KEY_FILE"  # the gateway's admin key; unset: a random one
 PROGRESS_URL = "AREAL_PROGRESS_URL"  # unset: no reports
 PROGRESS_TOKEN_FILE = "AREAL_PROGRESS_TOKEN_FILE"
 POD_IP = "AREAL_POD_IP"  # primary address of a server's pod; decides the IP version it listens on
@@ -95,6 +96,11 @@ def checkpoint_dir(run: Path, epoch: int, step: int) -> Path:
 def rollouts_dir(run: Path) -> Path:
     """Dumped samples."""
     return run / "rollouts"
+
+
+def gateway_file(run: Path) -> Path:
+    """Address and admin key of the session gateway in online mode."""
+    return run / "gateway.json"
 
 
 def logs_dir(run: Path) -> Path:

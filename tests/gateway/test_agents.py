@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from transformers import AutoTokenizer
 
+from areal_api import names
 from areal_api.config import GRPOConfig
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.reward.pool import RewardPool
@@ -170,4 +172,44 @@ def test_an_agent_that_does_not_take_the_arguments_is_refused(engine: RemoteSGLa
     config = configuration()
     config = config.model_copy(update={"workflow": config.workflow.model_copy(update={"kwargs": {"tries": 1}})})
     with pytest.raises(ValueError, match="does not take"):
+        Trainer(engine, config)
+
+
+def test_online_training_takes_groups_of_sessions_from_outside(engine: RemoteSGLangEngine, tmp_path: Path) -> None:
+    config = configuration(mode="online")
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"fileroot": str(tmp_path)})})
+    names.run_dir(config).mkdir(parents=True)
+    trainer = Trainer(engine, config)
+    try:
+        trainer.workflows.start()
+        outside = TwoTurns()
+
+        async def train_and_talk() -> list[Trajectory]:
+            episode = asyncio.create_task(trainer.workflows.training.arun_episode(engine, {}))
+            assert trainer.workflows.gateway is not None
+            await trainer.workflows.gateway.url()
+            file = names.gateway_file(names.run_dir(config))
+            assert file.stat().st_mode & 0o777 == 0o600
+            access = json.loads(file.read_text())
+            async with httpx.AsyncClient(base_url=access["url"], timeout=60.0) as client:
+                for task in ("a", "b", "unrewarded", "b"):
+                    headers = {"Authorization": f"Bearer {access['admin_key']}"}
+                    opened = await client.post("/rl/start_session", json={"task_id": task}, headers=headers)
+                    key = opened.json()["api_key"]
+                    arguments = {"base_url": access["url"], "api_key": key, "http_client": client}
+                    await outside.run({"outcome": "number" if task == "unrewarded" else "over HTTP"}, **arguments)
+                    ended = await client.post("/rl/end_session", headers={"Authorization": f"Bearer {key}"})
+                    assert ended.status_code == 200
+            return await episode or []
+
+        samples = asyncio.run(train_and_talk())
+        assert [(sample.task_id, sample.reward) for sample in samples] == [("b", 0.75)] * 4
+    finally:
+        trainer.workflows.close()
+
+
+def test_online_training_refuses_an_evaluation(engine: RemoteSGLangEngine) -> None:
+    config = configuration(mode="online")
+    config = config.model_copy(update={"valid_dataset": config.train_dataset})
+    with pytest.raises(ValueError, match="leave valid_dataset out"):
         Trainer(engine, config)

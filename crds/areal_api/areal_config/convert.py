@@ -50,6 +50,7 @@ def convert(
             lambda: _convert_allocation(config, spec, notes),
             *actor_steps(config, notes, generation=generation),
             lambda: _convert_recovery(config, spec, notes),
+            lambda: _convert_agent(config, notes),
             lambda: _convert_data(config, notes, generation=generation),
             lambda: _convert_lengths(config, notes),
         ):
@@ -199,6 +200,22 @@ def _convert_lengths(config: Tree, notes: Notes) -> None:
             notes.add(f"{section}.max_tokens", f"set to {context}, the context length of the servers")
 
 
+def _convert_agent(config: Tree, notes: Notes) -> None:
+    if get(config, "rollout.agent") is None:
+        pop(config, "rollout.agent")
+        return
+    mode = pop(config, "rollout.agent.mode")
+    if mode == "online":
+        set_in(config, "rollout.agent.mode", mode)
+    elif mode not in (None, "inline"):
+        raise ConfigError(
+            f"rollout.agent.mode is {shown(mode)}: agents run in the trainer's process; set it to inline, "
+            "or to online for agents in processes of their own"
+        )
+    else:
+        notes.add("rollout.agent.mode", "inline is the default")
+
+
 def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> Iterable[str]:
     """Drop the keys without a meaning here; returns a problem for each whose value would change the run."""
     problems: list[str] = []
@@ -235,7 +252,6 @@ def _leave_out_defaults(config: Tree) -> None:
         "sglang.model_path": lambda value: value in ("", model),
         "sglang.random_seed": lambda value: value == config.get("seed", 1),
         "rollout.consumer_batch_size": lambda value: value == get(config, "train_dataset.batch_size"),
-        "rollout.agent": lambda value: value is None,
         "actor.mb_spec.n_mbs": lambda value: value is None,
         "ref.mb_spec.n_mbs": lambda value: value is None,
         "stats_logger.wandb.tags": lambda value: value is None,

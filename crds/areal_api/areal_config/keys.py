@@ -169,7 +169,6 @@ _FOREIGN = _table(
         ("the run's tokenizer is used", None, ["rollout.tokenizer_path"]),
         ("running requests are interrupted at a weight update", None, ["rollout.pause_grace_period"]),
         ("use rollout.agent", (None,), ["rollout.openai"]),
-        ("agents run in the trainer's process", ("inline", None), ["rollout.agent.mode"]),
         ("agents run in the trainer's process", None, ["rollout.agent.subproc_max_workers"]),
         ("a history keeps the tokens that the model generated", None, ["rollout.agent.chat_template_type"]),
         ("use gconfig.max_tokens", (None,), ["rollout.agent.engine_max_tokens"]),

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.__main__ import main
 
 
-@pytest.mark.parametrize("name", ["rollout", "rewards", "trainer", "weights", "executor"])
+@pytest.mark.parametrize("name", ["rollout", "rewards", "trainer", "weights", "executor", "gateway"])
 def test_a_benchmark_prints_a_ratio_to_its_named_baseline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--small", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
@@ -19,5 +19,6 @@ def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         main(["rolout"])
     assert ended.value.code == 2
-    known = "rollout, rewards, trainer, weights, memory, executor, freshness, peers, learning, reconcile, faults, "
+    known = "rollout, rewards, trainer, weights, memory, executor, freshness, peers, learning, gateway, reconcile, "
+    known += "faults, "
     assert f"choose from {known}" in capsys.readouterr().err

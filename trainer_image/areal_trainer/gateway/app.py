@@ -21,6 +21,7 @@ from areal_trainer.gateway import anthropic, chat, responses
 from areal_trainer.gateway.completer import Completed, Completer
 from areal_trainer.gateway.completer import Request as ModelRequest
 from areal_trainer.gateway.errors import Dialect, GatewayError, error_body
+from areal_trainer.gateway.groups import Groups
 from areal_trainer.gateway.http import (
     json_object,
     json_response,
@@ -29,8 +30,8 @@ from areal_trainer.gateway.http import (
     unless_disconnected,
 )
 from areal_trainer.gateway.messages import invalid
-from areal_trainer.gateway.sampling import boolean
-from areal_trainer.gateway.sessions import Session, Sessions
+from areal_trainer.gateway.sampling import boolean, integer
+from areal_trainer.gateway.sessions import MAX_SESSIONS, Session, Sessions
 
 logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "default"
@@ -77,9 +78,11 @@ class Administration:
     def __init__(self, sessions: Sessions, config: AgentConfig) -> None:
         self._sessions = sessions
         self._config = config
+        self._groups = Groups(sessions.counters)
 
     def add_routes(self, app: FastAPI) -> None:
         """Register the routes."""
+        app.post("/rl/next_group")(self.next_group)
         app.get("/health")(self.health)
         app.post("/rl/start_session")(self.start_session)
         app.post("/rl/set_reward")(self.set_reward)
@@ -119,6 +122,8 @@ class Administration:
         """Accept no more calls and rewards from the session."""
         session = self._sessions.by_key(key_of(request))
         self._sessions.end(session)
+        if self._config.mode == "online":
+            self._groups.add(session)
         return json_response(
             {"message": "success", "session_id": session.id, "interaction_count": len(session.tree.interactions)}
         )
@@ -135,15 +140,29 @@ class Administration:
         for interaction_id, reward in _rewards(body.get("rewards")).items():
             if session.tree.interactions:
                 _set_reward(session, interaction_id, reward)
-        rewards = [one.reward for one in session.tree.interactions if one.reward is not None]
         self._sessions.end(session)
+        discount = self._config.turn_discount if discount is None else discount
+        return json_response(self._export(session, discount=discount, style=style))
+
+    async def next_group(self, request: Request) -> Response:
+        """Wait for ``size`` ended sessions of one task, and return and forget their samples; for the trainer.
+
+        Sessions with tokens older than weight version ``oldest_version`` are dropped.
+        """
+        self._sessions.check_admin(key_of(request))
+        body = await json_object(request)
+        size = integer(body, "size", low=1, high=MAX_SESSIONS) or 1
+        oldest = integer(body, "oldest_version", low=0, high=1 << 31) or 0
+        group = await unless_disconnected(request, self._groups.take(size, oldest_version=oldest))
+        discount, style = self._config.turn_discount, self._config.export_style
+        exports = [self._export(session, discount=discount, style=style) for session in group]
+        return json_response({"task_id": group[0].task_id, "sessions": exports})
+
+    def _export(self, session: Session, *, discount: float, style: str) -> dict[str, Any]:
         self._sessions.remove(session)
-        samples = session.tree.export(
-            turn_discount=self._config.turn_discount if discount is None else discount, style=style
-        )
-        return json_response(
-            {"reward": sum(rewards) if rewards else None, "trajectories": [asdict(sample) for sample in samples]}
-        )
+        rewards = [one.reward for one in session.tree.interactions if one.reward is not None]
+        samples = session.tree.export(turn_discount=discount, style=style)
+        return {"reward": sum(rewards) if rewards else None, "trajectories": [asdict(sample) for sample in samples]}
 
     async def statistics(self, request: Request) -> Response:
         """Counts of sessions and calls since the gateway started."""

@@ -44,6 +44,7 @@ class Counters:
     started: int = 0
     ended: int = 0
     expired: int = 0
+    stale: int = 0  # ended sessions whose tokens were too old to train on
     calls: int = 0
     refused: int = 0  # requests that got an error status below 500
     failed: int = 0  # requests that got another error status

@@ -57,6 +57,14 @@ class ExportedSession(msgspec.Struct):
     trajectories: list[ExportedSample]
 
 
+class ExportedGroup(msgspec.Struct):
+    """The gateway's answer to /rl/next_group."""
+
+    task_id: str
+    sessions: list[ExportedSession]
+
+
+_GROUP = msgspec.json.Decoder(ExportedGroup)
 _EXPORTED = msgspec.json.Decoder(ExportedSession)
 
 
@@ -158,6 +166,31 @@ class AgentRunner:
         if response.status_code != 200:
             raise GatewayError(f"{url}: status {response.status_code}: {response.text[:500]}")
         return response.content
+
+
+class OnlineWorkflow(RolloutWorkflow):
+    """Waits for ``n_samples`` sessions of one task that programs outside opened and ended; their samples are a group.
+
+    Rows of data only count the episodes.
+    """
+
+    def __init__(self, gateway: GatewayProcess, *, n_samples: int) -> None:
+        self._gateway = gateway
+        self._n_samples = n_samples
+
+    async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
+        """The next group, all of whose tokens are as new as the weights are now."""
+        body = {"size": self._n_samples, "oldest_version": engine.get_version()}
+        headers = {"Authorization": f"Bearer {self._gateway.admin_key}"}
+        url = f"{await self._gateway.url()}/rl/next_group"
+        async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
+            response = await client.post(url, json=body, headers=headers)
+        if response.status_code != 200:
+            raise GatewayError(f"{url}: status {response.status_code}: {response.text[:500]}")
+        group = _GROUP.decode(response.content)
+        return [
+            _trajectory(sample, task_id=group.task_id) for session in group.sessions for sample in session.trajectories
+        ]
 
 
 class AgentWorkflow(RolloutWorkflow):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from areal_trainer.gateway.channel import (
@@ -41,8 +43,14 @@ class GatewayError(Exception):
 class GatewayProcess:
     """The gateway's process and its channel, served on an event loop of its own. A process that dies is replaced."""
 
-    def __init__(self, engine: GenerationEngine, settings: GatewaySettings) -> None:
-        """Nothing runs before ``start`` or ``url``."""
+    def __init__(
+        self, engine: GenerationEngine, settings: GatewaySettings, *, address_file: Path | None = None
+    ) -> None:
+        """``address_file``: where URL and admin key are written for programs outside.
+
+        Nothing runs before ``start`` or ``url``.
+        """
+        self._address_file = address_file
         self._engine = engine
         self._settings = settings
         self._loop: LoopThread | None = None
@@ -120,7 +128,10 @@ class GatewayProcess:
             raise GatewayError("the gateway's process ended before it listened; its log names the reason") from None
         assert isinstance(listening, Listening)
         self._serving = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        return f"http://{_reachable(self._settings.host)}:{listening.port}"
+        url = f"http://{_reachable(self._settings.host)}:{listening.port}"
+        if self._address_file is not None:
+            _write_private(self._address_file, {"url": url, "admin_key": self.admin_key})
+        return url
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks: dict[int, asyncio.Task[None]] = {}
@@ -182,6 +193,15 @@ class GatewayProcess:
 
 def _forget(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[None]) -> None:
     tasks.pop(number, None)
+
+
+def _write_private(path: Path, content: dict[str, str]) -> None:
+    """Write a file that only this user can read."""
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(content, file)
+    temporary.replace(path)
 
 
 def _reachable(host: str) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from areal_api import names
 from areal_api.config import GRPOConfig
 from areal_trainer.gateway.settings import GatewaySettings, new_key
 from areal_trainer.import_path import load_object
 from areal_trainer.reward.pool import RewardPool
-from areal_trainer.rollout.agent_workflow import AgentRunner, AgentWorkflow, is_agent, make_agent
+from areal_trainer.rollout.agent_workflow import AgentRunner, AgentWorkflow, OnlineWorkflow, is_agent, make_agent
 from areal_trainer.rollout.gateway_process import GatewayProcess
 from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, load_workflow, with_stop_tokens
 
@@ -25,6 +28,11 @@ class Workflows:
         """``engine`` generates for an agent. Raises ``ValueError`` for a class that cannot be used."""
         self.gateway: GatewayProcess | None = None
         self._runner: AgentRunner | None = None
+        self.training: RolloutWorkflow
+        self.evaluation: RolloutWorkflow
+        if config.rollout.agent.mode == "online":
+            self._build_online(config, engine, tokenizer)
+            return
         path = config.workflow.path
         loaded = load_object(path, field="workflow.path")
         if is_agent(loaded):
@@ -33,16 +41,24 @@ class Workflows:
             agent = make_agent(loaded, path=path, kwargs=kwargs)
             self.gateway = GatewayProcess(engine, gateway_settings(config, tokenizer, template_kwargs))
             self._runner = AgentRunner(self.gateway, timeout_s=config.rollout.agent.session_timeout_seconds)
-            self.training: RolloutWorkflow = AgentWorkflow(
-                agent, self._runner, n_samples=config.gconfig.n_samples, evaluation=False
-            )
-            self.evaluation: RolloutWorkflow = AgentWorkflow(
-                agent, self._runner, n_samples=config.evaluation.n_samples, evaluation=True
-            )
+            self.training = AgentWorkflow(agent, self._runner, n_samples=config.gconfig.n_samples, evaluation=False)
+            self.evaluation = AgentWorkflow(agent, self._runner, n_samples=config.evaluation.n_samples, evaluation=True)
             return
         arguments: Mapping[str, Any] = {"reward_fn": pool.score, "tokenizer": tokenizer, **config.workflow.kwargs}
         self.training = load_workflow(path, gconfig=config.gconfig, **arguments)
         self.evaluation = load_workflow(path, gconfig=config.evaluation, **arguments)
+
+    def _build_online(self, config: GRPOConfig, engine: GenerationEngine, tokenizer: PreTrainedTokenizerBase) -> None:
+        if config.valid_dataset is not None:
+            raise ValueError(
+                "rollout.agent.mode is online and valid_dataset is set, but there is no agent to evaluate; leave "
+                "valid_dataset out"
+            )
+        kwargs = config.workflow.kwargs.get("chat_template_kwargs") or {}
+        self.gateway = GatewayProcess(
+            engine, gateway_settings(config, tokenizer, kwargs), address_file=names.gateway_file(names.run_dir(config))
+        )
+        self.training = self.evaluation = OnlineWorkflow(self.gateway, n_samples=config.gconfig.n_samples)
 
     def start(self) -> None:
         """Start the gateway, if there is one, without waiting for it."""
@@ -68,8 +84,15 @@ def gateway_settings(
         eval_gconfig=with_stop_tokens(config.evaluation, tokenizer),
         agent=config.rollout.agent,
         chat_template_kwargs=chat_template_kwargs,
-        admin_key=new_key(),
+        admin_key=_admin_key(),
+        host=config.rollout.agent.host,
+        port=config.rollout.agent.port,
     )
+
+
+def _admin_key() -> str:
+    path = os.environ.get(names.GATEWAY_KEY_FILE)
+    return Path(path).read_text().strip() if path else new_key()
 
 
 def vocabulary_size(model: str) -> int:

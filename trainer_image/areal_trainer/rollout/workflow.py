@@ -30,6 +30,10 @@ class GenerationEngine(Protocol):
         """Several completions of one prompt, from one server."""
         ...
 
+    def get_version(self) -> int:
+        """Weight version that the current servers hold."""
+        ...
+
     async def apost(self, path: str, body: dict[str, Any]) -> Any:
         """The response of any server to a request that does not depend on its weights, such as a parser's."""
         ...

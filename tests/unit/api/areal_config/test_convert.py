@@ -187,10 +187,12 @@ def test_the_agent_section_is_kept_without_what_has_no_meaning_here() -> None:
     assert experiment["spec"]["config"]["rollout"]["agent"] == kept
     for key in ("mode", *dropped):
         assert any(f"rollout.agent.{key}" in note for note in notes)
+    online = convert(with_change("rollout.agent", {"mode": "online"}))[0]
+    assert online["spec"]["config"]["rollout"]["agent"] == {"mode": "online"}
     assert "agent" not in convert(with_change("rollout.agent", None))[0]["spec"]["config"]["rollout"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("mode", "online"), ("mode", "subproc"), ("engine_max_tokens", 5)])
+@pytest.mark.parametrize(("key", "value"), [("mode", "subproc"), ("engine_max_tokens", 5)])
 def test_an_agent_setting_that_would_change_the_run_is_refused(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"rollout\.agent\.{key} is"):
         convert(with_change("rollout.agent", {key: value}))

@@ -1,0 +1,117 @@
+"""The session gateway: calls of concurrent agents through it, and the same tokens from the server directly."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import aiohttp
+
+from areal_api.config import AgentConfig, RolloutConfig
+from areal_api.generation import GenerationHyperparameters
+from areal_trainer.engine import RemoteSGLangEngine
+from areal_trainer.gateway.settings import GatewaySettings, new_key
+from areal_trainer.rollout.gateway_process import GatewayProcess
+from benchmarks.measure import Comparison, by_turns
+from benchmarks.scripted import REPOSITORY, scripted_server
+
+MODEL = REPOSITORY / "examples/tiny/model"
+SESSIONS = 64
+TURNS = 4
+NEW_TOKENS = 20
+QUESTION = {"role": "user", "content": "Tom has 4 jars of 3 keys. How many keys does Tom have?"}
+
+
+class Client:
+    """Makes the calls and records their durations."""
+
+    def __init__(self, http: aiohttp.ClientSession, seconds: list[float]) -> None:
+        self._http = http
+        self._seconds = seconds
+
+    async def post(self, url: str, body: dict[str, Any], *, key: str = "none", timed: bool = True) -> Any:
+        """The decoded answer."""
+        began = time.perf_counter()
+        async with self._http.post(url, json=body, headers={"Authorization": f"Bearer {key}"}) as response:
+            answer = await response.json()
+        assert response.status == 200, answer
+        if timed:
+            self._seconds.append(time.perf_counter() - began)
+        return answer
+
+    async def session(self, url: str, admin_key: str) -> None:
+        """A conversation of ``TURNS`` calls through the gateway."""
+        opened = await self.post(f"{url}/rl/start_session", {}, key=admin_key, timed=False)
+        messages: list[dict[str, Any]] = [QUESTION]
+        for _ in range(TURNS):
+            body = {"model": "default", "messages": messages}
+            answer = await self.post(f"{url}/v1/chat/completions", body, key=opened["api_key"])
+            messages = [*messages, answer["choices"][0]["message"], QUESTION]
+        export = {"session_id": opened["session_id"], "rewards": 1.0}
+        await self.post(f"{url}/export_trajectories", export, key=admin_key, timed=False)
+
+    async def direct(self, address: str) -> None:
+        """A conversation of as many tokens on the server itself."""
+        input_ids = list(range(2, 22))
+        for _ in range(TURNS):
+            body = {"input_ids": input_ids, "sampling_params": {"max_new_tokens": NEW_TOKENS}, "return_logprob": True}
+            answer = await self.post(f"http://{address}/generate", body)
+            input_ids = [*input_ids, *(entry[1] for entry in answer["meta_info"]["output_token_logprobs"]), *range(20)]
+
+
+def run(*, small: bool, rounds: int) -> list[Comparison]:
+    """Calls per second of both, and the durations of a call."""
+    sessions, conversations, answer_s = (4, 4, 0.01) if small else (SESSIONS, 2 * SESSIONS, 0.5)
+    settings = GatewaySettings(
+        tokenizer=str(MODEL),
+        model="tiny",
+        gconfig=(gconfig := GenerationHyperparameters(max_new_tokens=NEW_TOKENS, max_tokens=2048)),
+        eval_gconfig=gconfig,
+        agent=AgentConfig(),
+        admin_key=new_key(),
+    )
+    through: list[float] = []
+    direct: list[float] = []
+    with ExitStack() as stack:
+        script = {"answer": "benchmarks.scripted:fixed_answer", "token_s": answer_s / NEW_TOKENS}
+        address = stack.enter_context(scripted_server(vocab_size=256, **script))
+        engine = RemoteSGLangEngine(RolloutConfig(consumer_batch_size=1))
+        engine.initialize([address], vocab_size=256)
+        stack.callback(engine.destroy)
+        gateway = GatewayProcess(engine, settings)
+        stack.callback(gateway.close)
+        url = asyncio.run(gateway.url())
+        ours, baseline = by_turns(
+            lambda: _rate(sessions, conversations, through, lambda client: client.session(url, gateway.admin_key)),
+            lambda: _rate(sessions, conversations, direct, lambda client: client.direct(address)),
+            rounds=rounds,
+        )
+    work = f"{conversations} conversations of {TURNS} calls, {sessions} at a time; {NEW_TOKENS} tokens in {answer_s} s"
+    overhead_ms = 1000 * (statistics.median(through) - statistics.median(direct))
+    notes = [f"a call: {_durations(through)} through the gateway, {_durations(direct)} directly; +{overhead_ms:.1f} ms"]
+    return [Comparison("gateway", work, "calls/s", ours, "the server's /generate", baseline, goal=0.9, notes=notes)]
+
+
+def _rate(sessions: int, conversations: int, seconds: list[float], converse: Any) -> float:
+    async def measure() -> float:
+        slots = asyncio.Semaphore(sessions)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+            client = Client(http, seconds)
+
+            async def one() -> None:
+                async with slots:
+                    await converse(client)
+
+            began = time.perf_counter()
+            await asyncio.gather(*(one() for _ in range(conversations)))
+            return conversations * TURNS / (time.perf_counter() - began)
+
+    return asyncio.run(measure())
+
+
+def _durations(seconds: list[float]) -> str:
+    p99 = statistics.quantiles(seconds, n=100)[98]
+    return f"median {1000 * statistics.median(seconds):.1f} ms, p99 {1000 * p99:.1f} ms"
