@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 FAULTS ?=
 SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
-SERIAL_TESTS := tests/local tests/slurm tests/faults tests/e2e
+SERIAL_TESTS := tests/local tests/slurm tests/faults tests/ray tests/e2e
 PARALLEL_TESTS := tests $(SERIAL_TESTS:%=--ignore=%)
 
 VENV := .venv
@@ -20,11 +20,12 @@ UV := .bin/uv/bin/uv
 READY := $(VENV)/.ready-$(DEVICE)
 comma := ,
 AWORLD := .bin/aworld/.ready
+RAY := $(VENV)/.ready-ray
 TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld demo check test e2e slurm faults faults-kind hostile bench tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld ray ray-tests demo check test e2e slurm faults faults-kind hostile bench tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -54,6 +55,16 @@ $(AWORLD): $(UV) examples/aworld/setup.sh examples/aworld/constraints.txt pyproj
 	@examples/aworld/setup.sh
 	@touch $@
 
+ray: $(RAY) ## Add Ray to .venv/, for grpo run --on ray.
+
+$(RAY): $(READY)
+	@$(UV) pip install --quiet --python $(VENV)/bin/python --constraints constraints.txt \
+	  $(if $(filter cpu,$(DEVICE)),--excludes sglang_image/cpu-excludes.txt) --prerelease=allow --editable ".[ray]"
+	@touch $@
+
+ray-tests: ray ## Run every test on a real Ray cluster of three nodes on this machine.
+	$(VENV)/bin/pytest tests/ray
+
 demo: setup ## Train the tiny model from examples/tiny/experiment.yaml on this machine's CPU.
 	@$(VENV)/bin/grpo run examples/tiny/experiment.yaml config.trial_name=$(TRIAL)
 
@@ -68,7 +79,7 @@ check: setup ## Check lint, formatting, types, import contracts and generated fi
 	$(VENV)/bin/python hack/constraints.py --check
 
 # Tests that need a whole machine run one at a time; the others run in two workers. One summary covers both sessions.
-test: setup aworld ## Run all tests except the scenarios of make e2e and make slurm; tests that cannot run here are listed at the end.
+test: setup aworld ray ## Run all tests except the scenarios of make e2e, slurm and ray-tests; tests that cannot run here are listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
 	@hack/slurm/install.sh || [ $$? -eq 3 ]
 	@reports=$$(mktemp); trap 'rm -f $$reports' EXIT; status=0; \

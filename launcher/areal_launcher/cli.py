@@ -14,6 +14,7 @@ from areal_api import logs
 from areal_api.paths import expand_home
 from areal_launcher import commands
 from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LOGS, RUN, RUN_DIR, SCALE, STATUS, STOP
+from areal_launcher.cli_ray import add_ray, check_on_ray, refuse_without_ray, run_on_ray
 from areal_launcher.cli_slurm import add_slurm, refuse_without_slurm, run_on_slurm, slurm_request
 from areal_launcher.console import console_for, discard_output, prepare_standard_streams
 from areal_launcher.errors import RunError
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+PLACES = ["local", "kubernetes", "ray", "slurm"]
 
 
 def run_parser() -> argparse.ArgumentParser:
     """``grpo run``."""
     parser = command_parser("run", RUN)
     add_experiment(parser, "SCRIPT.py, EXPERIMENT.yaml and key=value, in any order")
-    add_target(parser, "where to run: local (this machine, default), kubernetes or slurm")
+    add_target(parser, "where to run: local (this machine, default), kubernetes, ray or slurm")
     add_slurm(parser)
+    add_ray(parser)
     parser.add_argument("--detach", action="store_true", help="submit to the cluster without following the run")
     parser.add_argument(
         "--results",
@@ -52,6 +55,9 @@ def run_action(args: argparse.Namespace) -> int:
     if args.on == "slurm":
         return run_on_slurm(args)
     refuse_without_slurm(args)
+    if args.on == "ray":
+        return run_on_ray(args)
+    refuse_without_ray(args)
     request, target = Request.parse(args.items, args.config), cluster_target(args)
     if target is None:
         cluster_only = {"--detach": args.detach, "--results": args.results, "--checkpoint": args.checkpoint}
@@ -80,8 +86,11 @@ def check_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", metavar="GPUS", help="free GPUs of each node: 8,8 or 2x8 (default: not checked)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--print-config", action="store_true", help="print the resolved experiment first")
-    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="slurm: ask the cluster for nodes")
+    parser.add_argument(
+        "--on", choices=["local", "ray", "slurm"], default="local", help="ray, slurm: ask the cluster for nodes"
+    )
     add_slurm(parser)
+    add_ray(parser)
     parser.set_defaults(action=check_action)
     return parser
 
@@ -93,6 +102,9 @@ def check_action(args: argparse.Namespace) -> int:
 
         return inspect_run.check(slurm_request(args))
     refuse_without_slurm(args)
+    if args.on == "ray":
+        return check_on_ray(args)
+    refuse_without_ray(args)
     from areal_launcher.check import CheckOptions, check
 
     if args.json and args.print_config:
@@ -155,7 +167,7 @@ def status_parser() -> argparse.ArgumentParser:
     """``grpo status``."""
     parser = command_parser("status", STATUS)
     add_run(parser, nargs="?")
-    add_target(parser, "where the run is: local (default), kubernetes or slurm")
+    add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
     parser.set_defaults(action=status_action)
     return parser
 
@@ -194,7 +206,7 @@ def logs_parser() -> argparse.ArgumentParser:
         help="number of last lines per log (default: 50)",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
-    add_target(parser, "where the run is: local (default), kubernetes or slurm")
+    add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
     parser.set_defaults(action=logs_action)
     return parser
 
@@ -216,7 +228,12 @@ def stop_parser() -> argparse.ArgumentParser:
     """``grpo stop``."""
     parser = command_parser("stop", STOP)
     add_run_dir(parser)
-    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="where the run is: local (default)")
+    parser.add_argument(
+        "--on",
+        choices=["local", "ray", "slurm"],
+        default="local",
+        help="where the run is (default: local)",
+    )
     parser.add_argument("--now", action="store_true", help="do not wait for a recovery checkpoint")
     parser.set_defaults(action=stop_action)
     return parser
@@ -298,7 +315,7 @@ def add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
 
 def add_target(parser: argparse.ArgumentParser, description: str) -> None:
     """Add --on and the options that select a cluster."""
-    parser.add_argument("--on", choices=["local", "kubernetes", "slurm"], default="local", help=description)
+    parser.add_argument("--on", choices=PLACES, default="local", help=description)
     parser.add_argument("--namespace", metavar="NAME", help="namespace in the cluster (default: the context's)")
     parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
     parser.add_argument(
@@ -308,13 +325,13 @@ def add_target(parser: argparse.ArgumentParser, description: str) -> None:
 
 def add_local_only(parser: argparse.ArgumentParser) -> None:
     """Accept --on for a local-only command, so that it can explain itself."""
-    parser.add_argument("--on", choices=["local", "kubernetes", "slurm"], default="local", help=argparse.SUPPRESS)
+    parser.add_argument("--on", choices=PLACES, default="local", help=argparse.SUPPRESS)
 
 
 def cluster_target(args: argparse.Namespace) -> ClusterTarget | None:
     """The selected cluster; None for this machine. Raises ``ValueError`` for conflicting options."""
     options = {"--namespace": args.namespace, "--context": args.context, "--kubeconfig": args.kubeconfig}
-    if args.on == "local":
+    if args.on != "kubernetes":
         refuse_without_cluster(**options)
         return None
     try:

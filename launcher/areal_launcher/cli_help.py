@@ -19,6 +19,11 @@ files remain on the volume. After Ctrl-C the run continues in the cluster, and t
 
   grpo run --on kubernetes examples/tiny/experiment.yaml --namespace team-a --checkpoint
 
+With --on ray the servers and the trainer run on the nodes of a Ray cluster, and grpo on one of them or in a job of Ray.
+cluster.fileroot must be a directory that all nodes share.
+
+  grpo run --on ray examples/tiny/experiment.yaml --address 10.0.0.1:6379
+
 With --on slurm grpo submits a job and follows it. After Ctrl-C, or if the terminal is lost, the job continues, and the
 same command follows it again. cluster.fileroot must be a directory that all nodes share.
 

@@ -5,8 +5,6 @@ They raise ``ValueError`` for user errors.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -53,14 +51,11 @@ def plot_if_possible(directory: Path, console: Console) -> None:
 
 
 def stop(directory: Path, *, now: bool) -> int:
-    """End a run of this machine: after a recovery checkpoint, or at once with ``now``."""
-    pid = run_files.launcher_pid(run_files.require_run(directory))
-    if not pid:
-        raise ValueError(f"{directory}: no grpo run of this machine uses it")
-    os.kill(pid, signal.SIGTERM)
-    if now:
-        os.kill(pid, signal.SIGINT)
-    print(f"process {pid} {'ends' if now else 'writes a recovery checkpoint and ends; --now ends it at once'}")
+    """Ask a running launcher, on any node, to end: after a recovery checkpoint, or at once with ``now``."""
+    if run_files.launcher_pid(run_files.require_run(directory)) is None:
+        raise ValueError(f"{directory}: no grpo run uses it")
+    run_files.request_stop(directory, now=now)
+    print(f"asked the run to {'end at once' if now else 'write a recovery checkpoint and end; --now ends it at once'}")
     return 0
 
 

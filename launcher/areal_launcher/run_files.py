@@ -260,6 +260,27 @@ def take_scale_request(run: Path) -> int | None:
     return replicas if isinstance(replicas, int) and not isinstance(replicas, bool) else None
 
 
+def stop_file(run: Path) -> Path:
+    """Asks the launcher of the run to end."""
+    return run / "stop.json"
+
+
+def request_stop(run: Path, *, now: bool) -> None:
+    """Ask the launcher of the run to end; ``now``: without a recovery checkpoint."""
+    write_atomic(stop_file(run), json.dumps({"now": now}))
+
+
+def take_stop_request(run: Path) -> bool | None:
+    """Whether `grpo stop` asks to end at once; None without a request. A damaged request is dropped."""
+    try:
+        request = read_object(stop_file(run))
+        if request is not None:
+            stop_file(run).unlink(missing_ok=True)
+    except (DamagedFileError, OSError):
+        return None
+    return None if request is None else request.get("now") is True
+
+
 class RunLock:
     """Exclusive use of a run directory. The kernel releases it if the launcher dies, so it is never stale.
 

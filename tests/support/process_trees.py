@@ -34,8 +34,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(condition: Callable[[], object], what: str, *, deadline_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < deadline, f"timed out after {DEADLINE_S} s: {what}"
+        assert time.monotonic() < deadline, f"timed out after {deadline_s} s: {what}"
         time.sleep(0.02)

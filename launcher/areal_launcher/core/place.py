@@ -79,6 +79,11 @@ class Process(Protocol):
         ...
 
     @property
+    def lost(self) -> bool:
+        """Whether it has ended because its node was lost or took it away, not by itself."""
+        ...
+
+    @property
     def seconds(self) -> float:
         """Seconds since the start."""
         ...

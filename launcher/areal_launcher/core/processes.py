@@ -15,6 +15,7 @@ from pathlib import Path
 from areal_launcher.core import supervisor
 
 SUPERVISOR = (sys.executable, "-I", "-S", supervisor.__file__)
+GUARDED = (*SUPERVISOR, supervisor.GUARD)  # nothing outlives it even if it is killed together with this process
 TAIL_BYTES = 64 * 1024
 
 
@@ -22,9 +23,18 @@ class SupervisedProcess:
     """A running command that logs to ``log``. It and its descendants never outlive this process."""
 
     def __init__(
-        self, argv: Sequence[str], *, env: Mapping[str, str], log: Path, supervisor: Sequence[str] = SUPERVISOR
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        supervisor: Sequence[str] = SUPERVISOR,
+        keep_open: Sequence[int] = (),
     ) -> None:
-        """``supervisor``: command that runs ``argv`` and follows the protocol of ``supervisor.py``."""
+        """``supervisor``: command that runs ``argv`` and follows the protocol of ``supervisor.py``.
+
+        ``keep_open``: descriptors that the supervisor inherits.
+        """
         self.log = log
         self.started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -35,13 +45,14 @@ class SupervisedProcess:
                 + b"\n"
             )
             output.flush()
-            self._log_start = output.tell()
+            self.log_start = output.tell()
             self._process = subprocess.Popen(
                 [*supervisor, *argv],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 env=dict(env),
+                pass_fds=keep_open,
                 start_new_session=True,
             )
 
@@ -59,6 +70,11 @@ class SupervisedProcess:
         """Exit status, 128 + n for signal n; None while running."""
         status = self._process.poll()
         return 128 - status if status is not None and status < 0 else status
+
+    @property
+    def lost(self) -> bool:
+        """Whether its node took it away; False, since this process would be gone too."""
+        return False
 
     @property
     def supervisor_killed(self) -> bool:
@@ -87,11 +103,16 @@ class SupervisedProcess:
 
     def tail(self, lines: int = 20) -> list[str]:
         """The last log lines written since this start."""
-        with self.log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-        return [line.rstrip() for line in text.split("\n") if line.strip()][-lines:]
+        return last_lines(self.log, self.log_start, lines)
+
+
+def last_lines(log: Path, start: int, lines: int) -> list[str]:
+    """The last lines of a log after the offset ``start``, of at most ``TAIL_BYTES``."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(start, size - TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return [line.rstrip() for line in text.split("\n") if line.strip()][-lines:]
 
 
 def children(*, zombies: bool = False) -> set[int]:

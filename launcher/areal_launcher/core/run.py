@@ -36,6 +36,7 @@ class Run:
         self._written_state = ""
         self._written_addresses: list[str] = []
         self._stats_problem = False
+        run_files.take_stop_request(plan.run)  # of an earlier start
         self._poll_stats()
 
     def run(self) -> int:
@@ -58,11 +59,11 @@ class Run:
                 self._place.close()
 
     def _train(self, fleet: ServerFleet) -> int:
-        """Run the trainer and restart it if it failed after a step."""
+        """Run the trainer and restart it if it failed after a step, or lost a node."""
         limit, starts = self._plan.backoff_limit, 0
         while True:
             self._trained = False
-            trainer, status = self._watch(fleet)
+            trainer, status = self._watch(fleet, restarted=starts > 0)
             starts += 1
             if status == 0:
                 return 0
@@ -73,7 +74,7 @@ class Run:
             failure = trainer.failure(status)
             if failure.status == names.EXIT_STOPPED and self._plan.stopped_by_others:
                 return names.EXIT_STOPPED
-            if not self._trained or starts > limit or failure.status == USAGE_ERROR:
+            if not (self._trained or trainer.lost) or starts > limit or failure.status == USAGE_ERROR:
                 raise failure
             checkpoint = any(names.recover_dir(self._plan.run).glob("step*"))
             resumes = "continues from its last checkpoint" if checkpoint else "starts over without a checkpoint"
@@ -82,18 +83,18 @@ class Run:
                 f"restart {starts} of {limit}; see {failure.log}"
             )
 
-    def _watch(self, fleet: ServerFleet) -> tuple[Trainer | None, int]:
+    def _watch(self, fleet: ServerFleet, *, restarted: bool) -> tuple[Trainer | None, int]:
         """Start the trainer once the servers' addresses are known, and watch all processes until it has exited.
 
-        Returns the trainer and its exit status; no trainer if the run was stopped before its start.
+        A later trainer also starts while servers wait for a node: it learns their addresses from the file. Returns the
+        trainer and its exit status; no trainer if the run was stopped before its start.
         """
         trainer: Trainer | None = None
         while True:
             self._write_addresses(fleet)
-            if trainer is None and self._kill_at is None and fleet.placed:
-                trainer = Trainer(
-                    self._place, self._plan.trainer, servers=[address for address in fleet.addresses if address]
-                )
+            known = [address for address in fleet.addresses if address]
+            if trainer is None and self._kill_at is None and (fleet.placed or (restarted and known)):
+                trainer = Trainer(self._place, self._plan.trainer, servers=known)
             status = None if trainer is None else trainer.poll()
             self._trained = bool(self._poll_stats()) or self._trained
             if self._kill_at is None:
@@ -125,6 +126,8 @@ class Run:
 
     def _stopping(self, trainer: Trainer | None) -> bool:
         """Whether to kill everything now. The first signal or the deadline only terminates the trainer gracefully."""
+        if (now := run_files.take_stop_request(self._plan.run)) is not None:
+            self._interrupts.received.extend([signal.SIGTERM] * (2 if now else 1))
         received, limit = self._interrupts.received, self._plan.active_deadline_s
         expired = limit is not None and time.monotonic() - self._started > limit
         if self._kill_at is None and (received or expired):

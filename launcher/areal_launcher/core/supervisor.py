@@ -4,6 +4,9 @@ Standard input is a pipe from the launcher. A ``T`` sends SIGTERM to the command
 it or died) kills the command and all its descendants, even in other process groups and sessions: Linux reparents
 orphans to the nearest subreaper, which is this process. Exits with the command's status, or 128 + n if signal n killed
 it.
+
+After ``--guard`` the command runs under a second supervisor, whose pipe this one holds. If one of the two is killed,
+the other kills the descendants.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import time
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 TERMINATE = b"T"
+GUARD = "--guard"
 CANNOT_START = 127
 KILL_TIMEOUT_S = 30.0  # a process in an uninterruptible system call (driver, NFS) dies only when it returns
 
@@ -102,8 +106,12 @@ def reap() -> dict[int, int]:
     return statuses
 
 
-def start(argv: list[str]) -> int:
-    """Fork and exec ``argv`` with an empty standard input; returns its process id."""
+def start(argv: list[str], *, standard_input: int | None = None) -> int:
+    """Fork and exec ``argv``; returns its process id.
+
+    By default it has an empty standard input and dies with this process. With ``standard_input``, the end of a pipe, it
+    is a supervisor, which ends by itself when the pipe is closed.
+    """
     supervisor = os.getpid()
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE)
     # A signal to the child is held until the child has its own handlers; until then this process's would swallow it.
@@ -116,14 +124,24 @@ def start(argv: list[str]) -> int:
         for signum in signals:
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:
-            os._exit(CANNOT_START)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if standard_input is None:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != supervisor:
+                os._exit(CANNOT_START)
+            standard_input = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(standard_input, 0)
         os.execvp(argv[0], argv)
     except OSError as error:
         os.write(2, f"cannot start {argv[0]}: {error.strerror}\n".encode())
     os._exit(CANNOT_START)
+
+
+def start_guarded(argv: list[str]) -> int:
+    """Start a supervisor of ``argv`` that ends when this process does; returns its process id."""
+    reader, _ = os.pipe2(os.O_CLOEXEC)  # the other end stays open until this process ends
+    pid = start([sys.executable, "-I", "-S", os.path.abspath(__file__), *argv], standard_input=reader)
+    os.close(reader)
+    return pid
 
 
 def wait(pid: int, wakeup: int, *, forward_signals: bool) -> int:
@@ -158,7 +176,7 @@ def main(argv: list[str], *, forward_signals: bool = True) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(signum, lambda *_: None)
     signal.set_wakeup_fd(wakeup_end, warn_on_full_buffer=False)
-    pid = start(argv)
+    pid = start_guarded(argv[1:]) if argv[0] == GUARD else start(argv)
     try:
         return wait(pid, wakeup, forward_signals=forward_signals)
     finally:

@@ -51,6 +51,11 @@ class Trainer:
         """Kill every node and wait."""
         kill_all(self.processes)
 
+    @property
+    def lost(self) -> bool:
+        """Whether it ended because a node was lost."""
+        return any(process.lost for process in self.processes)
+
     def failure(self, status: int) -> RunError:
         """Why the trainer failed, with the last lines of the node that failed first."""
         process = self._failed or self.processes[0]

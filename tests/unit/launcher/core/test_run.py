@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from areal_launcher import run_files
 from areal_launcher.core.plan import RunPlan
 from areal_launcher.core.supervisor import parents
 from areal_launcher.errors import RunError
@@ -175,13 +176,14 @@ from rich.console import Console
 from areal_launcher.core.place import PORT, ProcessSpec
 from areal_launcher.core.plan import RunPlan
 from areal_launcher.core.run import Run
+from areal_launcher.core.servers import ServerLimits
 from areal_launcher.display import PlainDisplay
 from areal_launcher.places.local.place import LocalPlace
 run, server, trainer = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 python = [sys.executable, "-S", "-c"]
 servers = [ProcessSpec("server", 0, [*python, server, str(run / "pids"), PORT], {}, run / "s.log")]
 train = [ProcessSpec("trainer", 0, [*python, trainer, str(run / "pids")], {}, run / "t.log")]
-sys.exit(Run(RunPlan(run, servers, train, 15.0, None), LocalPlace(), PlainDisplay(Console())).run())
+sys.exit(Run(RunPlan(run, servers, train, ServerLimits(15.0, 15.0), None), LocalPlace(), PlainDisplay(Console())).run())
 """
 
 
@@ -220,6 +222,15 @@ def test_the_second_signal_kills_everything_immediately(tmp_path: Path) -> None:
     launcher.communicate(timeout=DEADLINE_S)
     assert launcher.returncode == 128 + signal.SIGTERM
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_a_stop_request_ends_a_run_like_a_signal_and_a_second_one_kills_it(tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, IGNORES_SIGTERM)
+    run_files.request_stop(tmp_path, now=False)
+    wait_until(lambda: "no" in (tmp_path / "t.log").read_text().split("\n"), "the trainer got SIGTERM")
+    run_files.request_stop(tmp_path, now=True)
+    launcher.communicate(timeout=DEADLINE_S)
+    assert launcher.returncode == 128 + signal.SIGTERM
 
 
 def test_orphans_of_a_killed_supervisor_are_killed_too(tmp_path: Path) -> None:

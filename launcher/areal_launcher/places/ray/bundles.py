@@ -1,0 +1,132 @@
+"""What a run asks of a Ray cluster, and what is missing. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+from areal_api.experiment import ExperimentSpec
+from areal_api.quantities import parse_quantity, quantity_bytes
+
+MAX_NODES_SHOWN = 8
+GIB = 2**30
+UNITS = {"GPU": "GPUs", "CPU": "CPUs", "memory": "GiB of memory"}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Resources that one process needs on one node."""
+
+    name: str  # of the process
+    resources: Mapping[str, float]  # with Ray's names: CPU, GPU, memory in bytes
+    labels: Mapping[str, str] = field(default_factory=dict)  # that the node must have
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster."""
+
+    name: str
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def bundles_of(spec: ExperimentSpec) -> list[Bundle]:
+    """One bundle per server and per node of the trainer."""
+    return [server_bundle(spec, index) for index in range(spec.servers.replicas)] + [
+        Bundle(
+            "trainer" if node == 0 else f"trainer-{node}",
+            resources_of(spec.trainer.resources, spec.trainer.processes_per_node, cuda=spec.trainer.device == "cuda"),
+            spec.trainer.node_selector,
+        )
+        for node in range(spec.trainer.nodes)
+    ]
+
+
+def server_bundle(spec: ExperimentSpec, index: int) -> Bundle:
+    """The bundle of a server."""
+    servers = spec.servers
+    resources = resources_of(servers.resources, servers.tensor_parallel, cuda=servers.device == "cuda")
+    return Bundle(f"server-{index}", resources, servers.node_selector)
+
+
+def resources_of(stated: Mapping[str, Any], processes: int, *, cuda: bool) -> dict[str, float]:
+    """CPUs (whole, as Ray wants them) and memory as requested, or a CPU per process; on cuda a GPU per process."""
+    requests = {**(stated.get("limits") or {}), **(stated.get("requests") or {})}
+    resources = {"CPU": float(ceil(parse_quantity(requests["cpu"]))) if "cpu" in requests else float(processes)}
+    if "memory" in requests:
+        resources["memory"] = float(quantity_bytes(requests["memory"]))
+    if cuda:
+        resources["GPU"] = float(processes)
+    return resources
+
+
+def threads_of(spec: ExperimentSpec) -> int:
+    """Compute threads of a process on cpu: the CPUs of its bundle, shared evenly."""
+    bundles = bundles_of(spec)
+    servers = bundles[0].resources["CPU"] / spec.servers.tensor_parallel
+    trainer = bundles[-1].resources["CPU"] / spec.trainer.processes_per_node
+    return max(1, int(min(servers, trainer)))
+
+
+def unplaced(bundles: Sequence[Bundle], nodes: Sequence[Node], *, empty: bool) -> list[Bundle]:
+    """The bundles that find no room: each goes to the fullest node on which it fits. ``empty``: as if nothing ran."""
+    room = [dict(node.total if empty else node.free) for node in nodes]
+    left: list[Bundle] = []
+    for bundle in sorted(bundles, key=lambda b: (-b.resources.get("GPU", 0), -b.resources["CPU"])):
+        fitting = [
+            space
+            for node, space in zip(nodes, room, strict=True)
+            if bundle.labels.items() <= node.labels.items()
+            and all(space.get(name, 0) >= amount for name, amount in bundle.resources.items())
+        ]
+        if not fitting:
+            left.append(bundle)
+            continue
+        chosen = min(fitting, key=lambda space: (space.get("GPU", 0), space.get("CPU", 0)))
+        for name, amount in bundle.resources.items():
+            chosen[name] = chosen.get(name, 0) - amount
+    return sorted(left, key=lambda bundle: bundle.name)
+
+
+def shortage(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
+    """Which bundles find no room, what they need, and what each node has free."""
+    left = unplaced(bundles, nodes, empty=False)
+    never = unplaced(bundles, nodes, empty=True)
+    if not left:
+        return "its free resources change or are held by a run that is just ending"
+    missing = {name: sum(bundle.resources.get(name, 0) for bundle in left) for name in UNITS}
+    totals = ", ".join(amount(name, value) for name, value in missing.items() if value)
+    needs = "; ".join(need(bundle) for bundle in left[:MAX_NODES_SHOWN])
+    more = f"; and {len(left) - MAX_NODES_SHOWN} more" if len(left) > MAX_NODES_SHOWN else ""
+    free = "; ".join(f"{node.name} {room(node, bundles)}" for node in nodes[:MAX_NODES_SHOWN])
+    others = f"; and {len(nodes) - MAX_NODES_SHOWN} more nodes" if len(nodes) > MAX_NODES_SHOWN else ""
+    cause = "the cluster is too small even when nothing else runs" if never else "other work holds them"
+    return f"missing {totals}: {needs}{more}. Free: {free or 'no node'}{others}; {cause}"
+
+
+def need(bundle: Bundle) -> str:
+    """``server-1 needs 2 GPUs, 2 CPUs on one node``."""
+    parts = [amount(name, bundle.resources[name]) for name in UNITS if name in bundle.resources]
+    labels = "".join(f" with the label {key}={value}" for key, value in bundle.labels.items())
+    return f"{bundle.name} needs {', '.join(parts)} on one node{labels}"
+
+
+def room(node: Node, bundles: Sequence[Bundle]) -> str:
+    """What is free on a node of what any bundle asks for."""
+    asked = [name for name in UNITS if any(name in bundle.resources for bundle in bundles)]
+    return ", ".join(f"{amount(name, node.free.get(name, 0))} of {number(name, node.total)}" for name in asked)
+
+
+def number(name: str, resources: Mapping[str, float]) -> str:
+    """The amount alone."""
+    return amount(name, resources.get(name, 0)).split()[0]
+
+
+def amount(name: str, value: float) -> str:
+    """``2 GPUs``, ``1.5 GiB of memory``."""
+    size = value / GIB if name == "memory" else value
+    return f"{round(size, 1):g} {UNITS[name]}"

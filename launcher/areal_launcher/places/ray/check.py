@@ -1,0 +1,34 @@
+"""`grpo check --on ray`: whether an experiment fits, and whether the cluster has room for it now."""
+
+from __future__ import annotations
+
+import ray
+
+from areal_api.load import with_home_expanded
+from areal_api.sizing.gpus import gpu_of_labels
+from areal_api.sizing.report import Surroundings, size_up
+from areal_launcher.check import FITS, PROBLEMS, print_report
+from areal_launcher.console import console_for
+from areal_launcher.fit import local_model
+from areal_launcher.places.ray.bundles import bundles_of, shortage, unplaced
+from areal_launcher.places.ray.connection import alive_nodes, connect
+from areal_launcher.request import Request
+
+
+def check(request: Request, *, address: str | None) -> int:
+    """Print the report of `grpo check` and what the cluster lacks; 0 if the experiment fits and has room, else 1."""
+    spec = with_home_expanded(request.load()).spec
+    connected = connect(address)
+    try:
+        nodes = alive_nodes()
+    finally:
+        ray.shutdown()
+    gpu = gpu_of_labels(spec.trainer.node_selector)
+    report = size_up(spec, local_model(spec.config.actor.path), Surroundings(gpu=gpu))
+    print_report(report, gpu)
+    bundles = bundles_of(spec)
+    room = not unplaced(bundles, nodes, empty=False)
+    text = "has room for it now" if room else f"has no room for it now: {shortage(bundles, nodes)}"
+    mark = "✓" if room else "✗"
+    console_for().print(f"{mark} the Ray cluster at {connected} {text}", markup=False, soft_wrap=True)
+    return FITS if room and report.fits else PROBLEMS

@@ -1,0 +1,16 @@
+"""One Ray cluster of three nodes for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hack.testbed.ray_cluster import RayCluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayCluster]:
+    """Three nodes of three CPUs; all but the first declare two GPUs that do not exist."""
+    with RayCluster(cpus=3, gpus=2) as cluster:
+        yield cluster
