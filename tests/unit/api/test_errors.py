@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from areal_api.config import GRPOConfig
-from areal_api.errors import config_error, problems_of, shown
+from areal_api.errors import config_error, describe, problems_of, shown
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,19 @@ from areal_api.errors import config_error, problems_of, shown
 )
 def test_values_are_shown_as_in_a_file(value: Any, text: str) -> None:
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (TimeoutError(), "TimeoutError"),
+        (ConnectionResetError(104, "reset\n by  peer"), "ConnectionResetError: [Errno 104] reset by peer"),
+        (KeyError("data"), "KeyError: 'data'"),
+        (AssertionError(" \n"), "AssertionError"),
+    ],
+)
+def test_a_log_line_has_the_type_of_an_error_and_its_text_if_it_has_one(error: Exception, text: str) -> None:
+    assert describe(error) == text
 
 
 def test_several_problems_stand_on_one_line_each() -> None:

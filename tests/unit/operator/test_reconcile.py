@@ -219,6 +219,7 @@ async def test_only_mutable_fields_of_a_job_are_written_again() -> None:
     await world.run()
     job = world.cluster.objects["Job", "ns", "case-trainer-1"]
     assert (job["spec"]["suspend"], job["metadata"]["annotations"]["a"]) == (False, "b")
+    assert [method for method, kind, _ in world.cluster.writes if kind == "Job"] == ["APPLY", "PATCH"]
     assert job["spec"]["template"]["spec"]["tolerations"] == []
     assert world.condition("Accepted")["status"] == "True"
 
