@@ -16,7 +16,6 @@ def test_the_agent_learns_from_its_conversations(tmp_path: Path) -> None:
         f"config.cluster.fileroot={tmp_path}",
         "config.total_train_steps=8",
         "config.rollout.dump_to_file=true",
-        "config.rollout.agent.export_style=concat",
     ]
     done = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -31,5 +30,5 @@ def test_the_agent_learns_from_its_conversations(tmp_path: Path) -> None:
     assert sum(line["rollout/failed"] for line in lines) == 0
     assert any(line["rollout/cache_hit_rate"] > 0 for line in lines)
     samples = [json.loads(text) for file in (run / "rollouts").rglob("*.jsonl") for text in file.open()]
-    assert len(samples) == 8 * 16 * 8
+    assert len(samples) > 8 * 16 * 8  # a session has a sample for each of its one or two completions
     assert {sample["reward"] for sample in samples} == {0.0, 0.5, 1.0}
