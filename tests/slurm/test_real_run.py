@@ -11,7 +11,7 @@ from pathlib import Path
 from hack.testbed.slurm_cluster import SlurmCluster
 
 ROOT = Path(__file__).parents[2]
-STEPS = 20
+STEPS = 8
 
 
 def test_the_tiny_experiment_learns_with_two_servers_and_two_ranks_on_different_nodes(

@@ -93,8 +93,8 @@ class SlurmRun:
 
     def processes(self, word: str) -> list[int]:
         """Stand-ins of this run whose command line contains ``word``."""
-        lines = slurm_cluster.command_lines()
-        return [pid for pid, text in lines if word in text and str(self.directory) in text and STAND_IN.name in text]
+        found = [(pid, text) for pid, text in slurm_cluster.command_lines() if word in text and STAND_IN.name in text]
+        return [pid for pid, text in found if str(self.directory) in text + environment_of(pid)]
 
     def python_processes(self, word: str) -> list[int]:
         """Processes of an interpreter whose command line contains ``word``; not the shells and srun that start them."""
@@ -139,3 +139,10 @@ class SlurmRun:
             },
         }
         self._file.write_text(yaml.safe_dump(experiment))
+
+
+def environment_of(pid: int) -> str:
+    """The environment with which a process was started; empty if it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    return ""
