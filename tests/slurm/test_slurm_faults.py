@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -25,10 +27,10 @@ class FaultyRun:
         self._chance = chance
         self._follower = self._start()
         self.faults: dict[str, Callable[[], None]] = {
-            "server killed": lambda: self._kill(run.processes(f"--index {chance.randrange(2)} ")),
-            "srun of a server killed": lambda: self._kill(self._srun(f"server-{chance.randrange(2)}")),
-            "trainer killed": lambda: self._kill(run.processes("--node-rank 0 ")),
-            "second trainer node killed": lambda: self._kill(run.processes("--node-rank 1 ")),
+            "server killed": lambda: self._kill(partial(run.processes, f"--index {chance.randrange(2)} ")),
+            "srun of a server killed": lambda: self._kill(partial(self._srun, f"server-{chance.randrange(2)}")),
+            "trainer killed": lambda: self._kill(partial(run.processes, "--node-rank 0 ")),
+            "second trainer node killed": lambda: self._kill(partial(run.processes, "--node-rank 1 ")),
             "launcher in the job killed": self._kill_launcher,
             "follower killed": self._kill_follower,
             "stopped and continued": self._stop,
@@ -62,16 +64,18 @@ class FaultyRun:
     def _start(self) -> subprocess.Popen[str]:
         return self.run.start("runPolicy.backoffLimit=1000")
 
-    def _kill(self, pids: list[int]) -> None:
-        assert pids
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+    def _kill(self, victims: Callable[[], list[int]]) -> None:
+        """Kill processes, once they run: an earlier fault may not be repaired yet."""
+        wait_until(victims, "the processes to be killed run")
+        for pid in victims():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _srun(self, name: str) -> list[int]:
         return self.run.processes_of("srun", f"--job-name={name} ")
 
     def _kill_launcher(self) -> None:
-        self._kill(self.run.python_processes(f"slurm.controller {self.run.directory}"))
+        self._kill(partial(self.run.python_processes, f"slurm.controller {self.run.directory}"))
         assert self._follower.wait(240) == 1
         self._follower = self._start()
 

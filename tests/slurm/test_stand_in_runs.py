@@ -115,10 +115,12 @@ def test_a_follower_that_dies_is_replaced_by_the_same_command(run: SlurmRun) -> 
     assert run.log("trainer").count("starting after") == 1
 
 
-def test_stop_writes_a_checkpoint_and_the_same_command_continues(run: SlurmRun) -> None:
+@pytest.mark.parametrize("options", [("--on", "slurm"), ()])
+def test_stop_writes_a_checkpoint_and_the_same_command_continues(run: SlurmRun, options: tuple[str, ...]) -> None:
+    """Without ``--on slurm`` the request reaches the job through the run directory."""
     follower = run.start("trainer.env=[{name: STEPS, value: 1000}]")
     wait_until(lambda: len(run.steps) >= 3, "three steps")
-    status, output = run.grpo("stop", "--on", "slurm", str(run.directory))
+    status, output = run.grpo("stop", *options, str(run.directory))
     assert status == 0, output
     status, output = run.finish(follower)
     assert status == 130, output

@@ -36,6 +36,7 @@ class Run:
         self._written_state = ""
         self._written_addresses: list[str] = []
         self._stats_problem = False
+        self.stop_requested = False  # by grpo stop, through the run directory
         run_files.take_stop_request(plan.run)  # of an earlier start
         self._poll_stats()
 
@@ -127,6 +128,7 @@ class Run:
     def _stopping(self, trainer: Trainer | None) -> bool:
         """Whether to kill everything now. The first signal or the deadline only terminates the trainer gracefully."""
         if (now := run_files.take_stop_request(self._plan.run)) is not None:
+            self.stop_requested = True
             self._interrupts.received.extend([signal.SIGTERM] * (2 if now else 1))
         received, limit = self._interrupts.received, self._plan.active_deadline_s
         expired = limit is not None and time.monotonic() - self._started > limit

@@ -29,6 +29,7 @@ from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.places.slurm.place import SlurmPlace
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
+EXIT_STOPPED_BY_USER = 128 + signal.SIGINT  # not queued again
 
 
 def main(directory: Path, nonce: str) -> int:
@@ -70,7 +71,9 @@ def execute(directory: Path, nonce: str, journal: Journal) -> int:
             trainer_python=None if inside else os.environ.get(names.TRAINER_PYTHON),
         )
         # At preemption, Slurm sends SIGTERM to the steps but not to the batch script.
-        return Run(replace(plan, stopped_by_others=True), place, journal).run()
+        run = Run(replace(plan, stopped_by_others=True), place, journal)
+        status = run.run()
+        return EXIT_STOPPED_BY_USER if status == EXIT_TERMINATED and run.stop_requested else status
 
 
 def threads_per_process(components: list[Layout]) -> int:
