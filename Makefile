@@ -25,7 +25,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld ray ray-tests demo check test e2e slurm faults faults-kind hostile bench tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld ray ray-tests demo check test e2e slurm faults faults-kind hostile bench gpu-smoke tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -104,6 +104,10 @@ hostile: setup ## Attack the operator on a real API server with HOSTILE generate
 
 bench: setup ## Run the benchmarks: each prints a ratio to a named baseline.
 	$(VENV)/bin/python -m benchmarks
+
+gpu-smoke: ## Check a machine with GPUs: compiler, attention, NCCL, weight updates, short runs; write a report.
+	@$(MAKE) --no-print-directory setup DEVICE=cuda
+	$(VENV)/bin/python -m hack.gpu_smoke
 
 tools: ## Put kind, kubectl and helm into .bin/.
 	@hack/cluster/tools.sh
