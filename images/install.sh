@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs in an image build: installs requirements.txt from its own folder, at the versions of constraints.txt.
-#   install.sh new   into a new virtual environment, /opt/venv, without the packages of excludes.txt, if it exists
-#   install.sh add   into the python3 of the base image
+#   install.sh new    into a new virtual environment, /opt/venv, without the packages of excludes.txt, if it exists
+#   install.sh cuda   the same with a C++ compiler and the CUDA toolkit as /usr/local/cuda, for compilation at run time
+#   install.sh add    into the python3 that is first on PATH, keeping the versions of its packages
 # Two optional build secrets, which are not stored in the image:
 #   ca      PEM file of certificates to trust
 #   index   lines of NAME=value for uv: UV_DEFAULT_INDEX, UV_INDEX, UV_HTTP_TIMEOUT
@@ -25,23 +26,45 @@ trap 'rm -rf "$installer"' EXIT
 python3 -m venv "$installer"
 "$installer/bin/pip" install --quiet "uv==$UV_VERSION"
 
-set -- "$1" --prerelease=allow --compile-bytecode --constraints constraints.txt --requirements requirements.txt
-if [ -n "${TORCH_INDEX:-}" ]; then
-  set -- "$@" --index "$TORCH_INDEX" --index-strategy unsafe-best-match
-fi
+install() {
+  "$installer/bin/uv" pip install --quiet --prerelease=allow --compile-bytecode --requirements requirements.txt "$@"
+}
+
+new() {
+  [ ! -f excludes.txt ] || set -- "$@" --excludes excludes.txt
+  if [ -n "${TORCH_INDEX:-}" ]; then
+    set -- "$@" --index "$TORCH_INDEX" --index-strategy unsafe-best-match
+  fi
+  python3 -m venv /opt/venv  # with pip, for images built on top of this one
+  install --python /opt/venv/bin/python --constraints constraints.txt "$@"
+}
+
+# nvcc runs g++, and Triton compiles against Python's headers.
+compilers() {
+  headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")')
+  if command -v g++ >/dev/null && [ -f "$headers" ]; then return; fi
+  apt-get update --quiet=2
+  apt-get install --quiet=2 --no-install-recommends g++ $([ -f "$headers" ] || echo python3-dev) >/dev/null
+  rm -rf /var/lib/apt/lists/*
+}
+
 case $1 in
   new)
-    shift
-    [ ! -f excludes.txt ] || set -- "$@" --excludes excludes.txt
-    python3 -m venv /opt/venv  # with pip, for images built on top of this one
-    "$installer/bin/uv" pip install --quiet --python /opt/venv/bin/python "$@"
+    new
+    ;;
+  cuda)
+    compilers
+    new
+    ln -s "$(./cuda_toolkit.sh /opt/venv/bin/python)" /usr/local/cuda
     ;;
   add)
-    shift
-    "$installer/bin/uv" pip install --quiet --system --break-system-packages "$@"
+    # A base image may hold an environment of its own: pods run its python3.
+    python=$(command -v python3)
+    "$installer/bin/uv" pip freeze --quiet --python "$python" | grep -E '^[A-Za-z0-9._-]+==' >"$installer/base.txt" || :
+    install --python "$python" --break-system-packages --constraints "$installer/base.txt"
     ;;
   *)
-    echo "install.sh: new or add, not $1" >&2
+    echo "install.sh: new, cuda or add, not $1" >&2
     exit 2
     ;;
 esac

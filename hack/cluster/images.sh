@@ -1,17 +1,19 @@
 #!/bin/sh
-# Builds the three images for machines without a GPU, pushes them to a registry and prints their common tag, a digest of
-# their contents. Also pushes `latest` (`latest-cpu`). Takes seconds if nothing has changed.
+# Builds the three images, pushes them to a registry and prints their common tag, a digest of their contents. Also pushes
+# `latest` (`latest-cpu`). Takes seconds if nothing has changed. A build needs no GPU, whatever DEVICE is.
+#   DEVICE       cpu, or cuda for the images with the CUDA toolkit (cpu)
 #   REGISTRY     registry to push to; "" does not push        (localhost:5000)
 #   BASE_IMAGE   a Debian or Ubuntu image with python3 ≥ 3.11 (python:3.11-slim-bookworm; if Docker Hub is unreachable,
 #                a Debian root built by mmdebstrap)
+#   SGLANG_IMAGE base of the cuda images of trainer and server, such as lmsysorg/sglang:v0.5.23 (BASE_IMAGE)
 #   TORCH_INDEX  an index of CPU builds of torch; without it torch comes from PyPI
 # Builds use this machine's pip index settings, certificates and proxies, which leave no trace in the images.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 registry=${REGISTRY-localhost:5000}
+device=${DEVICE:-cpu}
 stock_base=python:3.11-slim-bookworm
-own_base=areal-base:bookworm
 certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 
 log() { echo "images: $*" >&2; }
@@ -31,18 +33,20 @@ find_builder() {
   unavailable "the docker client lacks buildx: install docker-buildx-plugin (Docker's packages) or docker-buildx (Debian's)"
 }
 
+# find_base OWN [PACKAGES]: a Debian with Python; OWN, with PACKAGES, is built if none can be pulled.
 find_base() {
+  own_base=$1
   if [ -n "${BASE_IMAGE:-}" ]; then
     echo "$BASE_IMAGE"
-  elif image_exists $stock_base || { ! image_exists $own_base && timeout 300 docker pull -q $stock_base >/dev/null 2>&1; }; then
+  elif image_exists $stock_base || { ! image_exists "$own_base" && timeout 300 docker pull -q $stock_base >/dev/null 2>&1; }; then
     echo $stock_base
   else
-    image_exists $own_base || make_base
-    echo $own_base
+    image_exists "$own_base" || make_base "$@"
+    echo "$own_base"
   fi
 }
 
-# Debian with Python, without traces of this machine: resolver, host name, package mirror.
+# make_base OWN [PACKAGES]: Debian with Python, without traces of this machine: resolver, host name, package mirror.
 make_base() {
   if ! command -v mmdebstrap >/dev/null; then
     { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; } ||
@@ -54,12 +58,12 @@ make_base() {
   log "$stock_base cannot be pulled: building $own_base"
   work=$(mktemp -d)
   # shellcheck disable=SC2016  # mmdebstrap's shell sets $1, the new root
-  mmdebstrap --quiet --variant=minbase --include=python3,python3-venv,ca-certificates \
+  mmdebstrap --quiet --variant=minbase --include="python3,python3-venv,ca-certificates${2:+,$2}" \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --customize-hook='rm -f "$1/etc/resolv.conf" "$1/etc/hostname" "$1/etc/apt/sources.list" "$1/etc/apt/sources.list.d/"*' \
     bookworm "$work/root.tar" >&2
-  docker import --change 'CMD ["bash"]' "$work/root.tar" $own_base >/dev/null
+  docker import --change 'CMD ["bash"]' "$work/root.tar" "$own_base" >/dev/null
   rm -r "$work"
 }
 
@@ -78,14 +82,15 @@ machine_arguments() {
   done
 }
 
-# build NAME TAG FILE [ARGUMENT…]: prints the image's ID, a digest of its contents.
+# build NAME TAG FILE BASE [ARGUMENT…]: prints the image's ID, a digest of its contents.
 build() {
-  name=$1 tag=$2 file=$3
-  shift 3
+  name=$1 tag=$2 file=$3 base=$4
+  shift 4
   started=$(date +%s)
   while read -r argument; do set -- "$@" "$argument"; done <"$arguments"
   if ! DOCKER_BUILDKIT=1 $builder build --iidfile "$folder/identity" --file "$root/$file" --tag "$name:$tag" \
-    --build-arg "BASE_IMAGE=$base" --build-arg "TORCH_INDEX=${TORCH_INDEX:-}" "$@" "$root" >"$folder/log" 2>&1; then
+    --build-arg "BASE_IMAGE=$base" --build-arg "TORCH_INDEX=${TORCH_INDEX:-}" --build-arg "SGLANG_IMAGE=${SGLANG_IMAGE:-}" \
+    "$@" "$root" >"$folder/log" 2>&1; then
     tail -n 25 "$folder/log" >&2
     failed "$file could not be built"
   fi
@@ -112,21 +117,29 @@ registry_answers() {
   esac
 }
 
+case $device in
+  cpu | cuda) ;;
+  *) log "DEVICE is $device; set cpu or cuda"; exit 2 ;;
+esac
 "$here/docker.sh"
 registry_answers || unavailable "no registry responds on $registry: make cluster starts one; REGISTRY= builds without pushing"
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 settings=$folder/settings arguments=$folder/arguments
 builder=$(find_builder)
-base=$(find_base)
 machine_arguments >"$arguments"
-operator=$(build areal-operator latest operator/Dockerfile)
-server=$(build areal-sglang latest-cpu Dockerfile.sglang --target cpu)
-trainer=$(build areal-trainer latest-cpu Dockerfile.trainer --target cpu)
+plain_base=$(find_base areal-base:bookworm)
+case $device in
+  cpu) base=$plain_base suffix=-cpu target=cpu ;;
+  cuda) base=$(find_base areal-base:bookworm-cuda g++,python3-dev) suffix='' target=gpu ;;
+esac
+operator=$(build areal-operator latest operator/Dockerfile "$plain_base")
+server=$(build areal-sglang "latest$suffix" Dockerfile.sglang "$base" --target $target)
+trainer=$(build areal-trainer "latest$suffix" Dockerfile.trainer "$base" --target $target)
 digest=$(printf '%s\n' "$operator" "$server" "$trainer" | sha256sum | cut -c1-12)
 if [ -n "$registry" ]; then
   publish areal-operator "$digest"
-  publish areal-sglang "$digest-cpu"
-  publish areal-trainer "$digest-cpu"
+  publish areal-sglang "$digest$suffix"
+  publish areal-trainer "$digest$suffix"
 fi
 echo "$digest"
