@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs in an image build: installs requirements.txt from its own folder, at the versions of constraints.txt.
 #   install.sh new    into a new virtual environment, /opt/venv, without the packages of excludes.txt, if it exists
-#   install.sh cuda   the same with a C++ compiler and the CUDA toolkit as /usr/local/cuda, for compilation at run time
+#   install.sh cuda   the same with what GPUs need: a C++ compiler, the CUDA toolkit as /usr/local/cuda, libibverbs
 #   install.sh add    into the python3 that is first on PATH, keeping the versions of its packages
 # Two optional build secrets, which are not stored in the image:
 #   ca      PEM file of certificates to trust
@@ -39,12 +39,16 @@ new() {
   install --python /opt/venv/bin/python --constraints constraints.txt "$@"
 }
 
-# nvcc runs g++, and Triton compiles against Python's headers.
-compilers() {
+# nvcc runs g++, Triton compiles against Python's headers, and NCCL loads libibverbs where there is InfiniBand or RoCE.
+system_packages() {
   headers=$(python3 -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")')
-  if command -v g++ >/dev/null && [ -f "$headers" ]; then return; fi
+  set --
+  [ -f "$headers" ] || set -- python3-dev
+  command -v g++ >/dev/null || set -- "$@" g++
+  ldconfig -p | grep -q 'libibverbs\.so\.1' || set -- "$@" libibverbs1 ibverbs-providers
+  if [ $# = 0 ]; then return; fi
   apt-get update --quiet=2
-  apt-get install --quiet=2 --no-install-recommends g++ $([ -f "$headers" ] || echo python3-dev) >/dev/null
+  apt-get install --quiet=2 --no-install-recommends "$@" >/dev/null
   rm -rf /var/lib/apt/lists/*
 }
 
@@ -53,7 +57,7 @@ case $1 in
     new
     ;;
   cuda)
-    compilers
+    system_packages
     new
     ln -s "$(./cuda_toolkit.sh /opt/venv/bin/python)" /usr/local/cuda
     ;;

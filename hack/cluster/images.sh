@@ -131,7 +131,7 @@ machine_arguments >"$arguments"
 plain_base=$(find_base areal-base:bookworm)
 case $device in
   cpu) base=$plain_base suffix=-cpu target=cpu ;;
-  cuda) base=$(find_base areal-base:bookworm-cuda g++,python3-dev) suffix='' target=gpu ;;
+  cuda) base=$(find_base areal-base:bookworm-cuda g++,python3-dev,libibverbs1,ibverbs-providers) suffix='' target=gpu ;;
 esac
 operator=$(build areal-operator latest operator/Dockerfile "$plain_base")
 server=$(build areal-sglang "latest$suffix" Dockerfile.sglang "$base" --target $target)
