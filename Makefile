@@ -47,6 +47,7 @@ $(READY): $(UV) pyproject.toml constraints.txt sglang_image/cpu-excludes.txt
 	  --constraints constraints.txt $(if $(filter cpu,$(DEVICE)),--excludes sglang_image/cpu-excludes.txt) \
 	  $(if $(TORCH_INDEX),--index $(TORCH_INDEX) --index-strategy unsafe-best-match) \
 	  --editable ".[trainer,server,operator,dev$(if $(filter cuda,$(DEVICE)),$(comma)cuda)]"
+	@$(if $(filter cuda,$(DEVICE)),images/cuda_toolkit.sh $(VENV)/bin/python >/dev/null)
 	@touch $@
 
 aworld: $(AWORLD) ## Create .bin/aworld/, the trainer's environment with AWorld.
@@ -118,8 +119,8 @@ cluster: ## Bring up a kind cluster, a registry and this project's images in it;
 cluster-down: ## Remove the kind cluster and the registry.
 	@hack/cluster/down.sh
 
-images: ## Build the images for machines without a GPU, push them to REGISTRY (localhost:5000) and print their tag.
-	@hack/cluster/images.sh
+images: ## Build the images for DEVICE=cpu or cuda, push them to REGISTRY (localhost:5000) and print their tag.
+	@DEVICE=$(DEVICE) hack/cluster/images.sh
 
 format: setup ## Format the code.
 	$(VENV)/bin/ruff check --fix .

@@ -107,15 +107,56 @@ def test_every_image_runs_as_user_1000(dockerfile: str) -> None:
             assert re.findall(r"^USER (.*)", stage, re.MULTILINE) == ["1000:1000"]
 
 
-@pytest.mark.parametrize("stage", ["requirements", "environment"])
+@pytest.mark.parametrize("stage", ["requirements", "environment", "cuda-requirements", "cuda-environment"])
 def test_trainer_and_server_share_the_stages_of_their_largest_layer(stage: str) -> None:
     assert stages("Dockerfile.trainer")[stage] == stages("Dockerfile.sglang")[stage]
 
 
 @pytest.mark.parametrize("dockerfile", ["Dockerfile.trainer", "Dockerfile.sglang"])
-def test_images_for_gpus_are_built_on_the_pinned_sglang(dockerfile: str) -> None:
+def test_images_for_gpus_need_no_base_from_a_registry_but_can_have_the_pinned_sglangs(dockerfile: str) -> None:
     (pinned,) = re.findall(r"^sglang==(.*)", text("constraints.txt"), re.MULTILINE)
-    assert f"ARG SGLANG_IMAGE=lmsysorg/sglang:v{pinned}\n" in text(dockerfile)
+    assert f"for example lmsysorg/sglang:v{pinned};" in text(dockerfile)
+    assert "\nARG SGLANG_IMAGE=\n" in text(dockerfile)
+    found = stages(dockerfile)
+    assert found["gpu-environment"].startswith("FROM ${SGLANG_IMAGE:-cuda-environment} AS")
+    assert found["cuda-environment"].startswith("FROM ${BASE_IMAGE} AS")
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile.trainer", "Dockerfile.sglang"])
+def test_kernels_compiled_at_run_time_are_kept_in_one_writable_place(dockerfile: str) -> None:
+    stage = stages(dockerfile)["gpu"]
+    for variable in ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH"):
+        assert f"{variable}=/tmp/.cache" in stage
+
+
+def toolkit(tmp_path: Path, *, nvcc: bool) -> tuple[Path, Path]:
+    """An interpreter whose environment has a CUDA toolkit as pip installs it, and the toolkit's folder."""
+    folder = tmp_path / "site" / "nvidia" / "cu13"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "lib").mkdir()
+    (folder / "lib" / "libcudart.so.13").touch()
+    if nvcc:
+        (folder / "bin" / "nvcc").touch(mode=0o755)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho {folder}\n")
+    python.chmod(0o755)
+    return python, folder
+
+
+def test_the_toolkit_of_wheels_gets_what_linkers_look_for(tmp_path: Path) -> None:
+    python, folder = toolkit(tmp_path, nvcc=True)
+    for _ in range(2):  # a second call changes nothing
+        done = subprocess.run([ROOT / "images/cuda_toolkit.sh", python], capture_output=True, text=True, timeout=60)
+        assert (done.stdout.strip(), done.returncode) == (str(folder), 0), done.stderr
+    assert (folder / "lib64" / "libcudart.so").resolve() == folder / "lib" / "libcudart.so.13"
+    assert b"libcuda.so.1" in (folder / "lib" / "stubs" / "libcuda.so").read_bytes()
+
+
+def test_an_environment_without_nvcc_is_refused_with_the_fix(tmp_path: Path) -> None:
+    python, _ = toolkit(tmp_path, nvcc=False)
+    done = subprocess.run([ROOT / "images/cuda_toolkit.sh", python], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "install cuda-toolkit[nvcc,cccl]" in done.stderr
 
 
 def test_images_and_make_setup_use_the_same_uv() -> None:
