@@ -18,6 +18,12 @@ SIMULATED = [
     ("Qwen2.5-1.5B", 3, 8, 16_384, True, 4.58),
     ("Qwen2.5-1.5B", 3, 1, 8_192, False, 11.07),
     ("Qwen2.5-32B", 3, 8, 16_384, True, 22.76),
+    ("Qwen2.5-1.5B", None, 2, 16_384, True, 17.44),
+    ("Qwen2.5-1.5B", None, 16, 2_048, True, 4.18),
+    ("Qwen2.5-1.5B", None, 16, 2_048, False, 10.12),
+    ("Qwen2.5-7B", None, 1, 4_096, False, 154.52),
+    ("Qwen2.5-7B", None, 16, 16_384, True, 21.23),
+    ("Qwen2.5-32B", None, 16, 16_384, True, 59.72),
 ]
 
 
@@ -32,6 +38,26 @@ def test_the_peak_is_within_5_percent_of_the_simulated_one(
     config = PPOActorConfig(path=".", gradient_checkpointing=checkpointing)
     memory = trainer_memory(shape(name, layers), config, ranks=ranks, tokens=tokens)
     assert memory.total / GB == pytest.approx(simulated_gb, rel=0.05)
+
+
+QWEN3_8B = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(("checkpointing", "simulated_gb"), [(True, 26.41), (False, 89.65)])
+def test_norms_of_queries_and_keys_count(checkpointing: bool, simulated_gb: float) -> None:
+    config = PPOActorConfig(path=".", gradient_checkpointing=checkpointing)
+    memory = trainer_memory(ModelShape.of_config(QWEN3_8B), config, ranks=8, tokens=8192)
+    assert memory.total / GB == pytest.approx(simulated_gb, rel=0.02)
 
 
 def test_the_total_is_the_sum_of_the_parts() -> None:
