@@ -24,6 +24,8 @@ FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"servers.image": "elsewhere/x"}, "the image"),
     ({"trainer.tolerations": [{"operator": "Exists"}]}, "a toleration"),
     ({"trainer.env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}]}, "a Secret in env"),
+    ({"trainer.fabric": {"hostNetwork": True}}, "fabric.hostNetwork is not allowed"),
+    ({"servers.fabric": {"ipcLock": True}}, "fabric.ipcLock is not allowed"),
     ({"servers.volumes": [{"name": "s", "secret": {"secretName": "x-api-key"}}]}, "a Secret in secret volumes"),
 ]
 
