@@ -58,8 +58,10 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
     """
     with ExitStack() as stack:
         stats = stack.enter_context(_stats_logger(config, run)) if ranks.is_first else None
-        tokenizer = load_hf_tokenizer(config.tokenizer)
-        template_kwargs = config.workflow.kwargs.get("chat_template_kwargs")
+        tokenizer, template_kwargs = (
+            load_hf_tokenizer(config.tokenizer),
+            config.workflow.kwargs.get("chat_template_kwargs"),
+        )
         loader = train_loader(
             config.train_dataset,
             tokenizer,
@@ -69,13 +71,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             chat_template_kwargs=template_kwargs,
         )
         total_steps = _total_steps(config, steps_per_epoch=len(loader))
-        engine = RemoteSGLangEngine(
-            config.rollout,
-            batch_size=config.consumer_batch_size,
-            max_staleness=config.max_staleness,
-            total_batches=total_steps,
-            dump_dir=names.rollouts_dir(run),
-        )
+        engine = _engine(config, run=run, total_steps=total_steps)
         stack.callback(engine.destroy)
         pool = RewardPool.of(config.reward)
         stack.callback(pool.close)  # before the engine, whose event loop it uses
@@ -118,6 +114,16 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             steps_per_epoch=len(loader),
             total_steps=total_steps,
         )
+
+
+def _engine(config: GRPOConfig, *, run: Path, total_steps: int) -> RemoteSGLangEngine:
+    return RemoteSGLangEngine(
+        config.rollout,
+        batch_size=config.consumer_batch_size,
+        max_staleness=config.max_staleness,
+        total_batches=total_steps,
+        dump_dir=names.rollouts_dir(run),
+    )
 
 
 def _total_steps(config: GRPOConfig, *, steps_per_epoch: int) -> int:
