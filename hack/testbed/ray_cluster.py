@@ -114,8 +114,10 @@ class RayCluster:
             if done.returncode == 0:
                 return
             # A busy machine may exceed the 30 s that Ray gives a raylet to start.
-            if "timed out during startup" not in done.stderr or time.monotonic() > deadline:
+            if "timed out during startup" not in done.stderr:
                 raise RuntimeError(f"ray start failed:\n{done.stdout}\n{done.stderr}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no raylet started within Ray's 30 s, in {START_TIMEOUT_S:g} s of attempts")
             self._kill(lambda process: environment_of(process).get(NODE) == str(index))
 
 
