@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from areal_api import names
 from areal_api.config import GRPOConfig
@@ -58,10 +59,8 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
     """
     with ExitStack() as stack:
         stats = stack.enter_context(_stats_logger(config, run)) if ranks.is_first else None
-        tokenizer, template_kwargs = (
-            load_hf_tokenizer(config.tokenizer),
-            config.workflow.kwargs.get("chat_template_kwargs"),
-        )
+        tokenizer = load_hf_tokenizer(config.tokenizer)
+        template_kwargs = config.workflow.kwargs.get("chat_template_kwargs")
         loader = train_loader(
             config.train_dataset,
             tokenizer,
@@ -106,9 +105,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             workflow=workflows.training,
             eval_workflow=workflows.evaluation,
             accept=_has_signal if config.actor.dynamic_sampling else None,
-            valid_rows=valid_rows(config.valid_dataset, tokenizer, chat_template_kwargs=template_kwargs)
-            if config.valid_dataset and ranks.is_first
-            else [],
+            valid_rows=_valid_rows(config, tokenizer) if ranks.is_first else [],
             stats=stats,
             vocab_size=vocabulary_size(config.actor.path),
             steps_per_epoch=len(loader),
@@ -124,6 +121,13 @@ def _engine(config: GRPOConfig, *, run: Path, total_steps: int) -> RemoteSGLangE
         total_batches=total_steps,
         dump_dir=names.rollouts_dir(run),
     )
+
+
+def _valid_rows(config: GRPOConfig, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    if config.valid_dataset is None:
+        return []
+    template_kwargs = config.workflow.kwargs.get("chat_template_kwargs")
+    return valid_rows(config.valid_dataset, tokenizer, chat_template_kwargs=template_kwargs)
 
 
 def _total_steps(config: GRPOConfig, *, steps_per_epoch: int) -> int:
