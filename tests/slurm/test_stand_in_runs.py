@@ -118,7 +118,8 @@ def test_a_follower_that_dies_is_replaced_by_the_same_command(run: SlurmRun) -> 
 @pytest.mark.parametrize("options", [("--on", "slurm"), ()])
 def test_stop_writes_a_checkpoint_and_the_same_command_continues(run: SlurmRun, options: tuple[str, ...]) -> None:
     """Without ``--on slurm`` the request reaches the job through the run directory."""
-    follower = run.start("trainer.env=[{name: STEPS, value: 1000}]")
+    run.change("trainer", env=[{"name": "STEPS", "value": "1000"}])
+    follower = run.start()
     wait_until(lambda: len(run.steps) >= 3, "three steps")
     status, output = run.grpo("stop", *options, str(run.directory))
     assert status == 0, output
@@ -127,7 +128,7 @@ def test_stop_writes_a_checkpoint_and_the_same_command_continues(run: SlurmRun, 
     assert "received 1 signals" in run.log("trainer")
     last = run.steps[-1]
     assert (run.directory / "recover" / f"step{last}").exists()
-    following = run.start("trainer.env=[{name: STEPS, value: 1000}]")
+    following = run.start()
     wait_until(lambda: f"starting after step {last}\n" in run.log("trainer"), "the run continues")
     run.grpo("stop", "--on", "slurm", "--now", str(run.directory))
     status, output = run.finish(following)
