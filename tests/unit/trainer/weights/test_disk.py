@@ -12,7 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from areal_trainer.weights import disk as weights
-from areal_trainer.weights.disk import WeightUpdate, latest_published, publish_to_disk, verify_published
+from areal_trainer.weights.disk import (
+    WeightUpdate,
+    latest_published,
+    publish_to_disk,
+    replace_directory,
+    verify_published,
+)
 from areal_trainer.weights.finite import NonFiniteWeightsError
 
 
@@ -56,6 +62,20 @@ def test_publishing_a_version_again_replaces_it(tmp_path: Path) -> None:
     path = publish(tmp_path, 1, 2.0)
     assert load_file(path / "model.safetensors")["a.weight"].eq(2.0).all()
     assert [entry.name for entry in (tmp_path / "weights").iterdir()] == ["v1"]
+
+
+def test_files_of_a_library_that_only_the_owner_may_read_get_the_modes_of_the_umask(tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    partial.mkdir(mode=0o700)
+    (partial / "model.safetensors").write_text("x")
+    (partial / "model.safetensors").chmod(0o600)
+    (tmp_path / "made.txt").write_text("x")
+    (tmp_path / "made").mkdir()
+    replace_directory(partial, tmp_path / "target")
+    files = (tmp_path / "target" / "model.safetensors", tmp_path / "made.txt")
+    folders = (tmp_path / "target", tmp_path / "made")
+    for mine, made in (files, folders):
+        assert mine.stat().st_mode == made.stat().st_mode
 
 
 def test_a_failed_write_leaves_no_directory_with_the_final_name(
