@@ -317,6 +317,7 @@ def operator_metrics() -> set[str]:
         "phase": "Running",
         **dict.fromkeys((field for _, field in EXPERIMENT_GAUGES.values()), 1),
         "servers": {"ready": 1, "desired": 1},
+        "healthWarnings": ["drift"],
     }
     metrics.add_gauges(queue_depth=lambda: 0, leads=lambda: True, experiments=lambda: {("ns", "x"): {"status": status}})
     return {sample.name for family in metrics.registry.collect() for sample in family.samples}
@@ -331,7 +332,7 @@ def test_alerts_use_metrics_that_the_operator_exports(helm: Helm) -> None:
     exported = operator_metrics()
     rule = one(helm.template("prometheusRule.enabled=true", "prometheusRule.stalledAfter=2h"), "PrometheusRule")
     alerts = rule["spec"]["groups"][0]["rules"]
-    assert len(alerts) == 6
+    assert len(alerts) == 8
     for alert in alerts:
         used = set(re.findall(r"areal_\w+", alert["expr"]))
         assert used, alert
