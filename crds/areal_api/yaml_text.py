@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
     r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
 )
+_BASIC_PLANE = re.compile("[\x7f-\uffff]")
 _TIMESTAMP, _FLOAT_TAG = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float"
 
 
@@ -40,6 +42,20 @@ class Loader(yaml.CSafeLoader):
 
 
 Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
+
+
+def json_as_yaml(value: Any) -> str:
+    """``value`` as JSON that YAML parsers read as the same value, as a body of server-side apply must be.
+
+    JSON escapes characters such as emoji as two surrogates, which YAML refuses; YAML refuses most control characters
+    unescaped. An unpaired surrogate becomes U+FFFD.
+    """
+    return _BASIC_PLANE.sub(_escaped, json.dumps(value, ensure_ascii=False))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\u{0xFFFD if 0xD800 <= code < 0xE000 else code:04x}"
 
 
 def load_yaml(text: str) -> Any:

@@ -20,6 +20,7 @@ import kopf
 from areal_api import resource_names
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.generate.crd import PLURAL
+from areal_api.yaml_text import json_as_yaml
 from areal_operator.observed import Object, WarningEvent
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class Cluster:
             method,
             f"{(login.server or '').rstrip('/')}{path}",
             params={key: value for key, value in (query or {}).items() if value},
-            json=body,
+            data=None if body is None else json_as_yaml(body).encode(),
             headers={**login.as_http_headers(), "Content-Type": kind, "User-Agent": MANAGER},
             ssl=self._ssl or True,
         ) as response:

@@ -66,6 +66,8 @@ HOSTILE: dict[str, tuple[str, Any]] = {
     "reference to itself": ("spec.config.trial_name", "${trial_name}"),
     "control characters": ("spec.config.trial_name", "a\x1b[31m\x07"),
     "lone surrogate and bidirectional text": ("spec.trainer.script", "\u202eyp.niart"),
+    "emoji in an error": ("spec.config.workflow.kwargs", {"\U0001f600": "${a}"}),
+    "emoji in a pod": ("spec.trainer.env", [{"name": "A", "value": "\U0001f600 \x85"}]),
     "path outside": ("spec.config.cluster.fileroot", "/../../../../etc"),
     "host path": ("spec.trainer.volumes", [{"name": "v", "hostPath": {"path": "/"}}]),
     "foreign secret": (

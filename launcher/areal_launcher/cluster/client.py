@@ -21,6 +21,7 @@ from websocket import ABNF, WebSocketException
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.generate.crd import PLURAL
 from areal_api.paths import expand_home
+from areal_api.yaml_text import json_as_yaml
 from areal_launcher.bounded_files import parse_json
 from areal_launcher.errors import RunError
 
@@ -138,7 +139,9 @@ class Cluster:
         path = path_of(body["kind"], namespace, body["metadata"]["name"])
         query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
         return self._checked(
-            self._request_json("PATCH", path, query=query, body=body, content="application/apply-patch+yaml")
+            self._request_json(
+                "PATCH", path, query=query, body=json_as_yaml(body), content="application/apply-patch+yaml"
+            )
         )
 
     def create(self, body: Object, namespace: str) -> Object:
@@ -252,7 +255,7 @@ class Cluster:
         path: str,
         query: Mapping[str, str] | None = None,
         *,
-        body: Object | None = None,
+        body: Object | str | None = None,
         content: str = "application/json",
         timeout: tuple[float, float | None] = TIMEOUT_S,
         read: bool = True,

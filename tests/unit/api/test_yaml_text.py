@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_api.yaml_text import load_yaml
+from areal_api.yaml_text import json_as_yaml, load_yaml
 
 
 def test_exponents_are_numbers_and_dates_are_text() -> None:
@@ -41,3 +42,12 @@ def test_a_document_above_the_bounds_is_refused_at_once(text: str) -> None:
 def test_any_text_is_a_document_or_a_documented_error(text: str) -> None:
     with contextlib.suppress(ValueError, yaml.YAMLError):
         load_yaml(text)
+
+
+def test_json_for_the_api_server_is_yaml_with_emoji_and_control_characters() -> None:
+    value = {"emoji": "😀", "text": 'a\x85\x07"\\ud83d\u2028é\ufeff', "\U000e7a96": [1, None, 1e-300]}
+    text = json_as_yaml(value)
+    assert "😀" in text
+    assert yaml.safe_load(text.replace("1e-300", "1.0e-300")) == value
+    assert json.loads(text) == value
+    assert json.loads(json_as_yaml("\ud83d")) == "\ufffd"
