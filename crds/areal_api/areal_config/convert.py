@@ -20,6 +20,7 @@ from areal_api.experiment import API_VERSION, KIND, MAX_NAME_LENGTH
 from areal_api.keys import section_of
 from areal_api.section import Section
 
+LARGER_THAN_VOCABULARIES = 1_000_000  # tokens
 GPUS_PER_NODE = 8  # AReaL's default of cluster.n_gpus_per_node
 
 
@@ -190,6 +191,15 @@ def _convert_data(config: Tree, notes: Notes, *, generation: str) -> None:
 
 def _convert_lengths(config: Tree, notes: Notes) -> None:
     """A request may not exceed the context of the servers; AReaL lets such requests fail one by one."""
+    longest = get(config, "rollout.agent.engine_max_tokens")
+    if isinstance(longest, int):
+        pop(config, "rollout.agent.engine_max_tokens")
+        set_in(config, "gconfig.max_tokens", min(longest, get(config, "gconfig.max_tokens", longest)))
+        notes.add("rollout.agent.engine_max_tokens", "becomes gconfig.max_tokens")
+    top_k = get(config, "gconfig.top_k")
+    if isinstance(top_k, int) and top_k >= LARGER_THAN_VOCABULARIES:
+        pop(config, "gconfig.top_k")
+        notes.add("gconfig.top_k", "larger than every vocabulary, so it limits nothing")
     context = get(config, "sglang.context_length")
     for section in ("gconfig", "eval_gconfig"):
         if not isinstance(context, int) or not isinstance(config.get(section), dict):

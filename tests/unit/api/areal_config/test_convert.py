@@ -192,7 +192,7 @@ def test_the_agent_section_is_kept_without_what_has_no_meaning_here() -> None:
     assert "agent" not in convert(with_change("rollout.agent", None))[0]["spec"]["config"]["rollout"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("mode", "subproc"), ("engine_max_tokens", 5)])
+@pytest.mark.parametrize(("key", "value"), [("mode", "subproc")])
 def test_an_agent_setting_that_would_change_the_run_is_refused(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"rollout\.agent\.{key} is"):
         convert(with_change("rollout.agent", {key: value}))
@@ -227,6 +227,16 @@ def test_an_allocation_larger_than_the_cluster_raises_the_number_of_nodes() -> N
     experiment, notes = convert(data)
     assert get(experiment, "spec.config.cluster.n_nodes") == 2
     assert any("cluster.n_nodes: raised from 1 to 2" in note for note in notes)
+
+
+def test_limits_of_length_and_of_candidates_have_one_key() -> None:
+    data = with_change("rollout.agent", {"mode": "inline", "engine_max_tokens": 3000})
+    set_in(data, "gconfig.top_k", 1_000_000)
+    experiment, notes = convert(data)
+    assert get(experiment, "spec.config.gconfig.max_tokens") == 3000
+    assert get(experiment, "spec.config.gconfig.top_k") is None
+    assert "rollout.agent.engine_max_tokens: becomes gconfig.max_tokens" in notes
+    assert any("larger than every vocabulary" in note for note in notes)
 
 
 def test_servers_that_share_gpus_with_the_trainer_get_their_own() -> None:
