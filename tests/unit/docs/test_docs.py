@@ -66,7 +66,9 @@ def test_every_file_that_a_document_links_to_exists() -> None:
 
 
 def test_every_path_that_a_document_names_exists() -> None:
-    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    made = {"runs", "build"}  # by commands that the documents show
+    names = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    folders = "|".join(sorted(names - made))
     for document in DOCUMENTS:
         for path in re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]*\w/?)", document.read_text()):
             if path != "operator/__init__.py":  # CONTRIBUTING warns against it
