@@ -1,4 +1,4 @@
-"""What another trainer needs to train on a task, each in an environment of its own."""
+"""What another trainer needs to train on a task, each in a separate environment."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Place:
-    """How ``grpo run`` is told to run there, and its environment."""
+    """Options that make ``grpo run`` use the place, and its environment."""
 
     name: str
     arguments: Sequence[str]

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer in an environment of its own."""
+"""TRL's GRPOTrainer in a separate environment."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ case $1 in
     ln -s "$(./cuda_toolkit.sh /opt/venv/bin/python)" /usr/local/cuda
     ;;
   add)
-    # A base image may hold an environment of its own: pods run its python3.
+    # A base image may contain an environment: pods run its python3.
     python=$(command -v python3)
     "$installer/bin/uv" pip freeze --quiet --python "$python" | grep -E '^[A-Za-z0-9._-]+==' >"$installer/base.txt" || :
     install --python "$python" --break-system-packages --constraints "$installer/base.txt"

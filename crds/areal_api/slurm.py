@@ -15,7 +15,7 @@ Argument = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, pattern=r"^[^
 
 
 class SlurmServers(CamelSection):
-    """A component of its own for the servers, in a heterogeneous job."""
+    """A separate component for the servers, in a heterogeneous job."""
 
     nodes: int = Field(1, ge=1, le=1024, description="Nodes of the servers' component.")
     partition: Text | None = Field(None, description="Partition; null is that of the trainer.")
@@ -64,5 +64,5 @@ class SlurmSpec(CamelSection):
         None, description="Interpreter on the nodes; null is that of grpo, or python3 in a container."
     )
     servers: SlurmServers | None = Field(
-        None, description="A component of its own for the servers (heterogeneous job); null is one allocation."
+        None, description="A separate component for the servers (heterogeneous job); null is one allocation."
     )

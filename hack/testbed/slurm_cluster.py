@@ -1,4 +1,4 @@
-"""A real Slurm cluster of several nodes on this machine: one slurmctld, one slurmd per node, and a munged of its own.
+"""A real Slurm cluster of several nodes on this machine: one slurmctld, one slurmd per node, and a separate munged.
 
 Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge. All nodes are this host, so their
 file system is shared. Nodes have GPUs that do not exist (character devices that nothing opens), for scheduling only.

@@ -72,7 +72,7 @@ def parse_allocation_mode(text: str, notes: Notes | None = None) -> tuple[Sizes,
     if "|" in text:
         text = text.replace("|", "+")
         if notes is not None:
-            notes.add(key, "servers and trainer have GPUs of their own instead of sharing them")
+            notes.add(key, "servers and trainer use separate GPUs instead of sharing them")
     parts = text.split("+")
     if len(parts) != 2:
         raise ConfigError(f"{key}: {text!r} is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4")

@@ -142,7 +142,7 @@ def _convert_cluster_size(config: Tree, notes: Notes, *, gpus: int) -> None:
     set_in(config, "cluster.n_nodes", -(-gpus // per_node))
     notes.add(
         "cluster.n_nodes",
-        f"raised from {nodes} to {-(-gpus // per_node)}: servers and trainer have {gpus} GPUs of their own",
+        f"raised from {nodes} to {-(-gpus // per_node)}: servers and trainer use {gpus} separate GPUs",
     )
 
 
@@ -220,7 +220,7 @@ def _convert_agent(config: Tree, notes: Notes) -> None:
     elif mode not in (None, "inline"):
         raise ConfigError(
             f"rollout.agent.mode is {shown(mode)}: agents run in the trainer's process; set it to inline, "
-            "or to online for agents in processes of their own"
+            "or to online for agents in separate processes"
         )
     else:
         notes.add("rollout.agent.mode", "inline is the default")

@@ -151,7 +151,7 @@ _FOREIGN = _table(
         ),
         ("a run has servers and a trainer", (False,), ["server_only"]),
         ("the servers are SGLang", None, ["vllm"]),
-        ("servers and trainer keep GPUs of their own, so nothing is offloaded between them", None, ["enable_offload"]),
+        ("servers and trainer use separate GPUs, so nothing is offloaded between them", None, ["enable_offload"]),
         ("timings of every stage are in stats.jsonl", None, ["perf_tracer"]),
         ("memory is not profiled", (None,), ["memory_profiler"]),
         ("no command runs after training", None, ["post_exit_hook"]),

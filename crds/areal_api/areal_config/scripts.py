@@ -1,4 +1,4 @@
-"""What an AReaL file says about the script that reads it: which algorithm trains, its workflow, and keys of its own."""
+"""What an AReaL file says about the script that reads it: which algorithm trains, its workflow, and additional keys."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def drop_script_keys(config: Tree, notes: Notes) -> None:
         if key in known or is_areal_key(key) or _is_misspelled(key, config[key]):
             continue
         del config[key]
-        notes.add(key, "not AReaL's key but its script's own: pass it to your workflow in workflow.kwargs")
+        notes.add(key, "a key of the script, not of AReaL: pass it to your workflow in workflow.kwargs")
 
 
 def _is_misspelled(key: str, value: Any) -> bool:

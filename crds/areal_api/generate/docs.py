@@ -188,9 +188,9 @@ spec:
 `grpo run script.py --config gsm8k_grpo.yaml` reads AReaL's own configuration files. `allocation_mode` (or
 `rollout.backend` and `actor.backend`) determines servers and ranks; `vllm`, `megatron` and `archon` become SGLang and
 FSDP on as many GPUs. Servers and trainer never share GPUs, so `cluster.n_nodes` is raised where AReaL's file shares
-them. Keys of a script's own (`max_turns`, `econfig`) are dropped: pass them in `workflow.kwargs`. Every key without a
-meaning here is reported with the reason. Files that fit another algorithm (supervised fine-tuning, DPO, a reward model,
-PPO with a critic, distillation) are refused, and so are files with LoRA. All problems of a file are reported at once.
+them. Additional keys of a script (`max_turns`, `econfig`) are dropped: pass them in `workflow.kwargs`. A key without
+meaning here is reported with the reason. Files for another algorithm (supervised fine-tuning, DPO, a reward model, PPO
+with a critic, distillation) are refused, and so are files with LoRA. All problems of a file are reported at once.
 `grpo convert` writes the file as an `experiment.yaml`.
 
 Overrides follow the file: `actor.path=Qwen/Qwen3-1.7B`. With an experiment file they are relative to `spec`

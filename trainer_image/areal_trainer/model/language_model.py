@@ -316,7 +316,7 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
     except KeyError as error:
         if error.args != (implementation,):
             raise
-        model = None  # it looks implementations up in a table of its own
+        model = None  # it looks implementations up in its own table
     if implementation in SEGMENT_ATTENTIONS and (model is None or not model._supports_attention_backend):
         kind = config.model_type if model is None else type(model).__name__
         raise ValueError(f"{section}.path: {kind} implements its own attention; set {section}.attn_impl: eager")

@@ -78,7 +78,7 @@ def is_agent(loaded: Any) -> bool:
 
 
 class AgentRunner:
-    """Runs agents on an event loop of their own, because an agent may block it."""
+    """Runs agents on a separate event loop, because an agent may block it."""
 
     def __init__(self, gateway: GatewayProcess, *, timeout_s: float) -> None:
         self._gateway = gateway

@@ -41,7 +41,7 @@ class GatewayError(Exception):
 
 
 class GatewayProcess:
-    """The gateway's process and its channel, served on an event loop of its own. A process that dies is replaced."""
+    """The gateway's process and its channel, served on a separate event loop. A process that dies is replaced."""
 
     def __init__(
         self, engine: GenerationEngine, settings: GatewaySettings, *, address_file: Path | None = None

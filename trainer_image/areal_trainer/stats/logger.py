@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from areal_api import names
-from areal_api.config import StatsLoggerConfig
+from areal_api.loggers import StatsLoggerConfig
 from areal_api.stat_names import TIMING_PREFIX
 from areal_trainer.stats.sinks import open_sinks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from areal_api.config import StatsLoggerConfig, SwanlabConfig, WandBConfig
+from areal_api.loggers import StatsLoggerConfig, SwanlabConfig, WandBConfig
 from areal_trainer.stats.operator_sink import progress_sink
 
 Stats = Mapping[str, float]

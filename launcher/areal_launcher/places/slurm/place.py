@@ -1,4 +1,4 @@
-"""The allocation of a Slurm job as a place: each process is a step of its own, started with srun."""
+"""The allocation of a Slurm job as a place: each process is a separate step, started with srun."""
 
 from __future__ import annotations
 

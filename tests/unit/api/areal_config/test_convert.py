@@ -242,7 +242,7 @@ def test_limits_of_length_and_of_candidates_have_one_key() -> None:
 def test_servers_that_share_gpus_with_the_trainer_get_their_own() -> None:
     experiment, notes = convert(with_change("allocation_mode", "sglang:d4|fsdp:d4"))
     assert (experiment["spec"]["servers"]["replicas"], experiment["spec"]["trainer"]["processesPerNode"]) == (4, 4)
-    assert "allocation_mode: servers and trainer have GPUs of their own instead of sharing them" in notes
+    assert "allocation_mode: servers and trainer use separate GPUs instead of sharing them" in notes
 
 
 def test_requests_fit_the_context_of_the_servers() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from areal_api.config import StatsLoggerConfig
+from areal_api.loggers import StatsLoggerConfig
 from areal_trainer.stats.logger import StatsLogger, Timings, write_summary
 
 
