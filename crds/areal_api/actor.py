@@ -202,6 +202,11 @@ class PPOActorConfig(TrainEngineConfig):
     use_sapo_loss: bool = Field(False, description="Soft gate instead of clipping (SAPO); not with the decoupled loss.")
     sapo_tau_pos: float = Field(1.0, gt=0, description="SAPO: temperature of the gate where the advantage is positive.")
     sapo_tau_neg: float = Field(1.05, gt=0, description="SAPO: temperature of the gate where it is negative.")
+    use_cispo_loss: bool = Field(
+        False,
+        description="Clip the ratio as a constant weight of the log-prob instead of the loss (CISPO); needs "
+        "eps_clip_higher.",
+    )
     m2_threshold: float | None = Field(
         None, gt=0, description="M2PO: bound of the second moment of log(proximal ÷ behaviour); null is off."
     )
@@ -272,6 +277,25 @@ class PPOActorConfig(TrainEngineConfig):
             raise ValueError("use_sapo_loss and use_decoupled_loss exclude each other; set one of them to false")
         if self.use_sapo_loss and self.c_clip is not None:
             raise ValueError(f"c_clip is {self.c_clip}, and use_sapo_loss clips nothing; leave c_clip out")
+        return self
+
+    @model_validator(mode="after")
+    def _cispo_is_whole(self) -> Self:
+        if not self.use_cispo_loss:
+            return self
+        if not self.eps_clip_higher:
+            raise ValueError(
+                "use_cispo_loss needs eps_clip_higher above 0; set it, for example to 4.0 with eps_clip 1.0"
+            )
+        if self.use_sapo_loss:
+            raise ValueError("use_cispo_loss and use_sapo_loss exclude each other; set one of them to false")
+        if self.c_clip is not None:
+            raise ValueError(f"c_clip is {self.c_clip}, and use_cispo_loss has no dual clip; leave c_clip out")
+        if self.importance_sampling_level != "token":
+            raise ValueError(
+                f"importance_sampling_level is {self.importance_sampling_level}, and use_cispo_loss is defined by "
+                "tokens; leave importance_sampling_level out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,9 +13,10 @@ import yaml
 from pydantic import ValidationError
 
 from areal_api import names
-from areal_api.areal_config.convert import convert
+from areal_api.areal_config.convert import convert, refuse_other_algorithms
 from areal_api.areal_config.files import has_areal_keys, with_base_files, without_unused_variables
 from areal_api.areal_config.keys import AREAL_DEFAULTS, is_areal_key
+from areal_api.areal_config.scripts import is_skypilot_task
 from areal_api.bounds import problem_of_size
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError, config_error, problems_of
@@ -212,7 +213,10 @@ def _read(path: str | os.PathLike[str], overrides: Sequence[str], config_cls: ty
         elif not known(config_cls, override.key) and not is_areal_key(override.key):
             raise _unknown(override, config_cls)
         _apply(data, override, config_cls)
+    if is_skypilot_task(data):
+        raise ConfigError(f"{source}: is a task of SkyPilot; convert the configuration that its run command names")
     if has_areal_keys(data):
+        refuse_other_algorithms(data, source=source)
         data = resolve(without_unused_variables(data), source=source, defaults=AREAL_DEFAULTS)
     else:
         data = resolve(data, source=source)

@@ -234,6 +234,35 @@ CASES = [
         "use_sapo_loss",
     ),
     Case("SAPO", {f"{_ACTOR}.use_sapo_loss": True}),
+    Case("CISPO", {f"{_ACTOR}.use_cispo_loss": True, f"{_ACTOR}.eps_clip": 1.0, f"{_ACTOR}.eps_clip_higher": 4.0}),
+    Case(
+        "CISPO without an upper clip",
+        {f"{_ACTOR}.use_cispo_loss": True},
+        "use_cispo_loss needs eps_clip_higher above 0",
+        "use_cispo_loss",
+    ),
+    Case(
+        "CISPO with SAPO",
+        {f"{_ACTOR}.use_cispo_loss": True, f"{_ACTOR}.eps_clip_higher": 4.0, f"{_ACTOR}.use_sapo_loss": True},
+        "use_cispo_loss and use_sapo_loss exclude each other",
+        "use_cispo_loss",
+    ),
+    Case(
+        "CISPO with a dual clip",
+        {f"{_ACTOR}.use_cispo_loss": True, f"{_ACTOR}.eps_clip_higher": 4.0, f"{_ACTOR}.c_clip": 3.0},
+        "use_cispo_loss has no dual clip",
+        "use_cispo_loss",
+    ),
+    Case(
+        "CISPO by sequences",
+        {
+            f"{_ACTOR}.use_cispo_loss": True,
+            f"{_ACTOR}.eps_clip_higher": 4.0,
+            f"{_ACTOR}.importance_sampling_level": "sequence",
+        },
+        "use_cispo_loss is defined by tokens",
+        "use_cispo_loss",
+    ),
     Case(
         "a mask of stale tokens without the decoupled loss",
         {f"{_ACTOR}.correction": {"min_weight": 0.5}},

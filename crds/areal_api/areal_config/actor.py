@@ -18,6 +18,7 @@ def actor_steps(config: Tree, notes: Notes, *, generation: str) -> list[Callable
         lambda: _convert_norms(config, notes, generation=generation),
         lambda: _convert_cap(config, notes, generation=generation),
         lambda: _convert_sizes(config, notes),
+        lambda: _convert_engine(config, notes),
         lambda: _convert_defaults(config, notes),
     ]
 
@@ -113,6 +114,13 @@ def _convert_sizes(config: Tree, notes: Notes) -> None:
     """Drop keys that repeat a number of gconfig; refuse a different number."""
     problems: list[str] = []
     samples, length = get(config, "gconfig.n_samples", 1), get(config, "gconfig.max_new_tokens", 16384)
+    group = get(config, "actor.group_size") or get(config, "actor.reward_norm.group_size")
+    if samples == 1 and isinstance(group, int) and group > 1:
+        set_in(config, "gconfig.n_samples", samples := group)
+        notes.add(
+            "gconfig.n_samples",
+            f"raised from 1 to the group size {group}: the trainer samples each prompt so often, not the workflow",
+        )
     for key, expected, name in (
         ("actor.group_size", samples, "gconfig.n_samples"),
         ("actor.reward_norm.group_size", samples, "gconfig.n_samples"),
@@ -122,11 +130,35 @@ def _convert_sizes(config: Tree, notes: Notes) -> None:
         value = pop(config, key)
         if value is None:
             continue
+        if value == 1 and key == "actor.group_size" and not _by_group(config):
+            notes.add(key, "has no effect: nothing is normalised by groups")
+            continue
         if value != expected:
             problems.append(f"{key} is {value}, {name} {expected}; they are one setting here: make them equal")
         notes.add(key, f"becomes {name}")
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def _by_group(config: Tree) -> bool:
+    norms = [get(config, f"actor.{norm}") for norm in ("reward_norm", "adv_norm")]
+    return any("group" in norm.values() for norm in norms if isinstance(norm, dict))
+
+
+def _convert_engine(config: Tree, notes: Notes) -> None:
+    """Earlier names, and optimizers that differ only in how they store their state."""
+    for section in ("actor", "ref"):
+        tokens = pop(config, f"{section}.mb_spec.max_tokens_per_gpu")
+        if tokens is not None:
+            set_in(config, f"{section}.mb_spec.max_tokens_per_mb", tokens)
+            notes.add(f"{section}.mb_spec.max_tokens_per_gpu", "becomes max_tokens_per_mb")
+        kernel = get(config, f"{section}.attn_impl")
+        if isinstance(kernel, str) and kernel.startswith("kernels-community/"):
+            pop(config, f"{section}.attn_impl")
+            notes.add(f"{section}.attn_impl", f"{kernel} is not used; the default is")
+    if get(config, "actor.optimizer.type") == "adam_bf16":
+        set_in(config, "actor.optimizer.type", "adam")
+        notes.add("actor.optimizer.type", "adam_bf16 becomes adam, whose state is in float32")
 
 
 def _convert_kl(config: Tree, notes: Notes) -> None:

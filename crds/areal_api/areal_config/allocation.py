@@ -11,7 +11,7 @@ from areal_api.areal_config.tree import Notes
 from areal_api.errors import ConfigError
 
 _PART = re.compile(r"^(?:(?P<backend>[a-z_]+)(?:[\[(](?P<name>\w+)[\])])?[.:])?(?P<sizes>(?:[a-z]\d+)+)$")
-_HYBRID = re.compile(r"^(?P<backend>[a-z_]+):\(attn:(?P<sizes>(?:[a-z]\d+)+)\|ffn:(?:[a-z]\d+)+\)$")
+_HYBRID = re.compile(r"^(?P<backend>[a-z_]+)(?:\[\w+\])?:\(attn:(?P<sizes>(?:[a-z]\d+)+)[|+]ffn:(?:[a-z]\d+)+\)$")
 _REPLACED = {"servers": ("vllm",), "trainer": ("megatron", "archon")}  # backends that ours take the place of
 _PARALLELISM = {"p": "pipeline", "t": "tensor", "c": "context", "s": "sequence", "e": "expert"}
 
@@ -49,19 +49,22 @@ def parse_part(text: str, *, role: Role, key: str, notes: Notes | None = None) -
         raise ConfigError(
             f"{key}: sizes {match['sizes']!r} are not letters d, p, t with counts of at least 1; write for example d4t1"
         )
-    if role == "trainer" and (replaced or sizes.get("p", 1) == 1):
+    if role == "trainer":
         # FSDP shards the model over all ranks, as pipeline, tensor and context parallelism split it.
         split = [letter for letter in "ptc" if sizes.get(letter, 1) > 1]
         if notes is not None and split:
             kinds = ", ".join(_PARALLELISM[letter] for letter in split)
             notes.add(key, f"no {kinds} parallelism in the trainer: FSDP shards the model over all ranks instead")
         return Sizes(data=math.prod(sizes.get(letter, 1) for letter in "dptc"), tensor=1)
-    allowed = {"d", "t"} if role == "servers" else {"d"}
+    if role == "servers" and replaced and sizes.get("p", 1) > 1:
+        sizes["t"] = sizes.get("t", 1) * sizes.pop("p")
+        if notes is not None:
+            notes.add(key, "no pipeline parallelism in the servers: tensor parallelism splits the model instead")
     for letter, count in sizes.items():
-        if count > 1 and letter not in allowed:
+        if count > 1 and letter not in ("d", "t"):
             raise ConfigError(
-                f"{key}: {letter}{count} in {text!r} requests {_PARALLELISM[letter]} parallelism in the {role}, "
-                f"which is not supported; use {letter}1 and more {'d' if role == 'trainer' else 'd or t'}"
+                f"{key}: {letter}{count} in {text!r} requests {_PARALLELISM[letter]} parallelism in the servers, "
+                f"which is not supported; use {letter}1 and more d or t"
             )
     return Sizes(data=sizes.get("d", 1), tensor=sizes.get("t", 1))
 
@@ -69,11 +72,17 @@ def parse_part(text: str, *, role: Role, key: str, notes: Notes | None = None) -
 def parse_allocation_mode(text: str, notes: Notes | None = None) -> tuple[Sizes, Sizes]:
     """Parse ``sglang.d4p1t1+d4p1t1`` or ``sglang:d4t2+fsdp:d8`` into the sizes of servers and trainer."""
     key = "allocation_mode"
-    if "|" in text:
-        text = text.replace("|", "+")
-        if notes is not None:
-            notes.add(key, "servers and trainer use separate GPUs instead of sharing them")
-    parts = text.split("+")
+    parts = re.split(r"[+|](?![^()]*\))", text)  # not within (attn:…|ffn:…)
+    if len(parts) == 2 and f"{parts[0]}|" in text and notes is not None:
+        notes.add(key, "servers and trainer use separate GPUs instead of sharing them")
+    if len(parts) == 1 and parts[0].split(":")[0].split(".")[0] in ("sglang", "vllm"):
+        raise ConfigError(f"{key}: {text!r} has servers and no trainer, so this file does not train; add +fsdp:d4")
+    if len(parts) == 1 and re.fullmatch(r"(?:[a-z]\d+)+", text):
+        raise ConfigError(
+            f"{key}: {text!r} has a trainer and no servers, so this file samples nothing; put sglang:d4+ first"
+        )
+    if len(parts) == 2 and "[rollout]" in parts[1]:
+        parts.reverse()
     if len(parts) != 2:
         raise ConfigError(f"{key}: {text!r} is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4")
     servers = parse_part(parts[0], role="servers", key=key, notes=notes)

@@ -21,6 +21,8 @@ from areal_api.keys import section_of
 from areal_api.section import Section
 
 LARGER_THAN_VOCABULARIES = 1_000_000  # tokens
+MAX_DIGITS = 9  # of a number of nodes or GPUs
+_ROLES = ("rollout", "actor", "ref")
 GPUS_PER_NODE = 8  # AReaL's default of cluster.n_gpus_per_node
 
 
@@ -42,11 +44,10 @@ def convert(
     spec: Tree = {"config": config}
     problems: list[str] = []
     if has_areal_keys(config):
-        other = other_algorithm(config)
-        if other is not None:
-            raise config_error(source, [other])
+        refuse_other_algorithms(config, source=source)
         generation = _generation(config)
         for step in (
+            lambda: _convert_old_agent(config, notes),
             lambda: convert_workflow(config, notes),
             lambda: _convert_allocation(config, spec, notes),
             *actor_steps(config, notes, generation=generation),
@@ -76,6 +77,13 @@ def convert(
     return experiment, notes.lines()
 
 
+def refuse_other_algorithms(raw: Mapping[str, Any], *, source: str) -> None:
+    """Raise ``ConfigError`` with the reason if a file, whose ``${…}`` need not be resolved, cannot run here at all."""
+    other = other_algorithm(raw)
+    if other is not None:
+        raise config_error(source, [other])
+
+
 def object_name(text: str) -> str:
     """``text`` as the name of a Kubernetes object: lower-case letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:MAX_NAME_LENGTH].strip("-") or "experiment"
@@ -94,13 +102,14 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
         value = pop(config, key)
         if value is not None and get(config, f"cluster.{key}") is None:
             set_in(config, f"cluster.{key}", value)
-    per_node = get(config, "cluster.n_gpus_per_node")
+    mode, backends = pop(config, "allocation_mode"), {role: pop(config, f"{role}.backend") for role in _ROLES}
+    per_node = _whole_number(config, "cluster.n_gpus_per_node")
+    _whole_number(config, "cluster.n_nodes")
     if per_node == 0:
         notes.add("cluster.n_gpus_per_node", "0 GPUs per node: servers.device and trainer.device become cpu")
         set_in(spec, "servers.device", "cpu")
         set_in(spec, "trainer.device", "cpu")
-    mode = pop(config, "allocation_mode")
-    parts = {role: _backend(config, role) for role in ("rollout", "actor")}
+    parts = {role: _backend(backends[role], role) for role in ("rollout", "actor")}
     if any(parts.values()):
         if mode:
             notes.add("allocation_mode", "rollout.backend and actor.backend take precedence")
@@ -113,7 +122,7 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
         notes.add(
             "allocation_mode", "missing; one server and one rank: set servers.replicas and trainer.processesPerNode"
         )
-    if pop(config, "ref.backend"):
+    if backends["ref"]:
         notes.add("ref.backend", "the reference model runs in the trainer's ranks")
     set_in(spec, "servers.replicas", servers.data)
     set_in(spec, "servers.tensorParallel", servers.tensor)
@@ -146,14 +155,25 @@ def _convert_cluster_size(config: Tree, notes: Notes, *, gpus: int) -> None:
     )
 
 
-def _backend(config: Tree, role: str) -> str | None:
+def _backend(text: Any, role: str) -> str | None:
     """The backend of a role, such as ``sglang:d4``; None without sizes, such as ``fsdp`` in the first generation."""
-    text = pop(config, f"{role}.backend")
-    if not text or text == "fsdp":
+    if not text or text in ("fsdp", "megatron", "archon"):
         return None
     if not re.search(r"[.:]", str(text)):
         raise ConfigError(f"{role}.backend: {text!r} is not supported; write sglang:d4 (rollout) or fsdp:d4 (actor)")
     return str(text)
+
+
+def _whole_number(config: Tree, key: str) -> int | None:
+    """The number at ``key``, which is text if it comes from an environment variable."""
+    value = get(config, key)
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < MAX_DIGITS:
+        set_in(config, key, value := int(value))
+    if type(value) is not int or value < 0:
+        raise ConfigError(f"{key} is {shown(value)}; write a whole number")
+    return value
 
 
 def _convert_recovery(config: Tree, spec: Tree, notes: Notes) -> None:
@@ -208,6 +228,16 @@ def _convert_lengths(config: Tree, notes: Notes) -> None:
         if isinstance(limit, int) and limit > context:
             set_in(config, f"{section}.max_tokens", context)
             notes.add(f"{section}.max_tokens", f"set to {context}, the context length of the servers")
+
+
+def _convert_old_agent(config: Tree, notes: Notes) -> None:
+    """``rollout.openai``, the earlier name of ``rollout.agent``, and for a time a section within it."""
+    agent, old = get(config, "rollout.agent"), pop(config, "rollout.openai")
+    if isinstance(agent, dict) and isinstance(agent.get("openai"), dict):
+        old = agent.pop("openai")
+    if old is not None:
+        set_in(config, "rollout.agent", {**old, **(agent or {})})
+        notes.add("rollout.openai", "becomes rollout.agent")
 
 
 def _convert_agent(config: Tree, notes: Notes) -> None:

@@ -52,7 +52,7 @@ def overlaid(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
 
 
 def without_unused_variables(data: Tree) -> Tree:
-    """``data`` with null for the environment variables in keys that conversion drops: they need not be set."""
+    """``data`` with null for the references in keys that conversion drops: what they refer to need not be set."""
     return {key: _unused(value, key) for key, value in data.items()}
 
 
@@ -65,9 +65,11 @@ def has_areal_keys(data: Mapping[str, Any], prefix: str = "") -> bool:
 
 
 def _unused(value: Any, key: str) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _unused(below, f"{key}.{name}") for name, below in value.items()}
-    if isinstance(value, str) and "${oc.env:" in value:
-        entry = foreign(key)
-        return None if entry is not None and entry.only is None else value
-    return value
+    entry = foreign(key)
+    if entry is not None and entry.only is None and "${" in str(value):
+        return None
+    return (
+        {name: _unused(below, f"{key}.{name}") for name, below in value.items()}
+        if isinstance(value, Mapping)
+        else value
+    )

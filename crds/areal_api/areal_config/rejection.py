@@ -28,6 +28,9 @@ def convert_rejection(config: Tree, notes: Notes) -> bool:
     """Translate the correction of ``config`` in place; return whether it has one."""
     rejection, mode = pop(config, _SECTION), pop(config, "actor.behave_imp_weight_mode")
     _convert_kpop(config, notes)
+    icepop = _pop_icepop(config)
+    if icepop is not None and rejection is None and mode is None:
+        rejection, icepop = {"lower": icepop[0], "upper": icepop[1]}, None
     if rejection is None and mode is None:
         return False
     source = _SECTION if rejection is not None else "actor.behave_imp_weight_mode"
@@ -39,6 +42,8 @@ def convert_rejection(config: Tree, notes: Notes) -> bool:
     if not get(config, "actor.use_decoupled_loss"):
         notes.add(source, "has no effect without use_decoupled_loss, also in AReaL; dropped")
         return True
+    if icepop is not None:
+        keys |= {_MIN: max(keys.get(_MIN) or 0, icepop[0]), _CAP: min(keys[_CAP] or math.inf, icepop[1])}
     for key, value in keys.items():
         set_in(config, key, value)
     notes.add(source, f"becomes {', '.join(f'{key} {_text(value)}' for key, value in keys.items())}")
@@ -51,6 +56,13 @@ def _convert_kpop(config: Tree, notes: Notes) -> None:
     if enabled:
         set_in(config, _KPOP, 2.0 if bound is None else bound)
         notes.add("actor.enable_kpop", f"becomes {_KPOP}")
+
+
+def _pop_icepop(config: Tree) -> tuple[float, float] | None:
+    """The bounds of IcePop's keys before ``rejection_sampling`` had a lower bound."""
+    enabled = pop(config, "actor.enable_icepop")
+    low, high = pop(config, "actor.icepop_alpha"), pop(config, "actor.icepop_beta")
+    return (0.5 if low is None else low, 5.0 if high is None else high) if enabled else None
 
 
 def _text(value: Any) -> str:

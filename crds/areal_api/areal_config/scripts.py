@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from areal_api.areal_config.keys import is_areal_key
@@ -11,6 +12,7 @@ from areal_api.config import GRPOConfig
 from areal_api.keys import section_of
 
 _RLVR = ("areal.workflow.rlvr.RLVRWorkflow", "areal.workflow.rlvr:RLVRWorkflow")
+_TRAINING = frozenset({"actor", "gconfig", "train_dataset"})
 _SUPERVISED = {
     "sft": "supervised fine-tuning",
     "dpo": "direct preference optimization (DPO)",
@@ -19,21 +21,38 @@ _SUPERVISED = {
 }
 
 
-def other_algorithm(config: Tree) -> str | None:
-    """Why a file cannot run here at all: it does not train by GRPO or a relative. None if it does."""
+def other_algorithm(config: Mapping[str, Any]) -> str | None:
+    """Why a file cannot run here at all: it does not train by GRPO or a relative. None if it does.
+
+    ``${…}`` in ``config`` need not be resolved.
+    """
+    if not _TRAINING.intersection(config):
+        return "this file has no actor, gconfig and train_dataset, so it does not train a policy"
+    if isinstance(get(config, "actor.type"), dict) or isinstance(config.get("exp_ctrl"), dict):
+        return (
+            "this is a file of AReaL before its rewrite of 2025 (realhf), which had other keys; start from a newer one"
+        )
     kind = get(config, "train_dataset.type")
+    kind = kind.rsplit("-", 1)[-1] if isinstance(kind, str) else None
     what = None
-    if isinstance(kind, str) and kind in _SUPERVISED:
-        key, what = f"train_dataset.type is {kind!r}", _SUPERVISED[kind]
-    elif get(config, "actor.is_critic"):
+    if kind in _SUPERVISED:
+        key, what = f"train_dataset.type is {get(config, 'train_dataset.type')!r}", _SUPERVISED[kind]
+    elif get(config, "actor.is_critic") is True:
         key, what = "actor.is_critic is true", _SUPERVISED["rw"]
     elif config.get("critic") is not None:
         key, what = "critic is set", "PPO with a critic"
     elif config.get("teacher") is not None:
         key, what = "teacher is set", "distillation from a teacher"
+    elif get(config, "actor.self_distillation") is not None:
+        key, what = "actor.self_distillation is set", "distillation from itself"
     if what is None:
         return None
     return f"{key}: this file trains by {what}; only GRPO and its relatives are supported, which train one policy"
+
+
+def is_skypilot_task(data: Mapping[str, Any]) -> bool:
+    """Whether a file describes how SkyPilot runs a command, and no training."""
+    return {"resources", "run"} <= data.keys() and not _TRAINING.intersection(data)
 
 
 def convert_workflow(config: Tree, notes: Notes) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 Tree = dict[str, Any]
 
 
-def get(tree: Tree, key: str, default: Any = None) -> Any:
+def get(tree: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """The value at the dotted ``key``."""
     node: Any = tree
     for part in key.split("."):

@@ -160,6 +160,26 @@ RULES = (
     ),
     Rule(
         "spec.config",
+        f"!self.actor.use_cispo_loss || ({_is_set('self.actor.eps_clip_higher')} && self.actor.eps_clip_higher > 0)",
+        "actor.use_cispo_loss needs actor.eps_clip_higher above 0; set it, for example to 4.0 with eps_clip 1.0",
+    ),
+    Rule(
+        "spec.config",
+        "!self.actor.use_cispo_loss || !self.actor.use_sapo_loss",
+        "actor.use_cispo_loss and actor.use_sapo_loss exclude each other; set one of them to false",
+    ),
+    Rule(
+        "spec.config",
+        f"!self.actor.use_cispo_loss || !({_is_set('self.actor.c_clip')})",
+        "actor.use_cispo_loss has no dual clip; leave actor.c_clip out",
+    ),
+    Rule(
+        "spec.config",
+        "!self.actor.use_cispo_loss || self.actor.importance_sampling_level == 'token'",
+        "actor.use_cispo_loss is defined by tokens; leave actor.importance_sampling_level out",
+    ),
+    Rule(
+        "spec.config",
         f"!({_is_set('self.actor.m2_threshold')}) || self.actor.use_decoupled_loss || self.actor.recompute_logprob",
         "actor.m2_threshold needs the trainer's own log-probs; set actor.use_decoupled_loss or actor.recompute_logprob",
     ),

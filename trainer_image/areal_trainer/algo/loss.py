@@ -1,4 +1,4 @@
-"""Policy losses: clipped (PPO, GRPO, DAPO, GSPO) with dual clip and decoupling, and SAPO.
+"""Policy losses: clipped (PPO, GRPO, DAPO, GSPO) with dual clip and decoupling, CISPO, and SAPO.
 
 Each returns the SUM of its token losses; the caller divides by the number of response tokens of the whole minibatch
 (all microbatches, all ranks), so that the gradient does not depend on the split.
@@ -62,18 +62,46 @@ def ppo_loss(
         losses = torch.where(is_dual, bound, losses)
     columns: dict[str, Column] = {}
     if behav_logp_T is not None:
-        weight, kept = importance_weights(
-            prox_logp, old_logp, logp, advantages, counts_B, cap=behav_imp_weight_cap, correction=correction
+        losses, columns = _weighted(
+            losses, prox_logp, old_logp, logp, advantages, counts_B, cap=behav_imp_weight_cap, correction=correction
         )
-        # `where` instead of a factor 0: an infinite weight times 0 would be NaN.
-        losses = torch.where(kept, losses * torch.where(kept, weight, 0.0), 0.0)
-        columns = {
-            "behave_imp_weight": (weight, kept),
-            "behave_approx_kl": (prox_logp - old_logp, kept),
-            "unclipped_behave_tokens": (kept, None),
-        }
     columns |= _common_columns(losses, ratio, logp, prox_logp, old_logp)
     columns |= {"clip_ratio": (is_clipped, None), "dual_clip_ratio": (is_dual, None)}
+    return losses.sum(), summarize(columns)
+
+
+def cispo_loss(
+    logp_T: Tensor,
+    *,
+    prox_logp_T: Tensor,
+    behav_logp_T: Tensor | None,
+    advantages_T: Tensor,
+    loss_mask_T: Tensor,
+    cu_seqlens: Tensor,
+    eps_clip: float,
+    eps_clip_higher: float,
+    behav_imp_weight_cap: float | None = None,
+    correction: Correction = NO_CORRECTION,
+) -> tuple[Tensor, Stats]:
+    """CISPO (MiniMax-M1, arXiv:2506.13585, equations 4 and 5): sum of −clip(r, 1 − ε, 1 + ε_higher)·A·logp.
+
+    The clipped r = exp(logp − prox_logp) is a constant weight, so tokens outside the clip range keep a gradient, unlike
+    in `ppo_loss`. `eps_clip` = 1 removes the lower bound, as in the paper. The decoupled loss is that of `ppo_loss`.
+    """
+    index = loss_mask_T.nonzero().squeeze(1)
+    logp, prox_logp, advantages = logp_T[index].float(), prox_logp_T[index].float(), advantages_T[index].float()
+    old_logp = prox_logp if behav_logp_T is None else behav_logp_T[index].float()
+    ratio = (logp.detach() - prox_logp).exp()
+    clipped = ratio.clamp(1 - eps_clip, 1 + eps_clip_higher)
+    losses = -clipped * advantages * logp
+    columns: dict[str, Column] = {}
+    if behav_logp_T is not None:
+        counts_B = response_counts(loss_mask_T, cu_seqlens)
+        losses, columns = _weighted(
+            losses, prox_logp, old_logp, logp, advantages, counts_B, cap=behav_imp_weight_cap, correction=correction
+        )
+    columns |= _common_columns(losses, ratio, logp, prox_logp, old_logp)
+    columns |= {"clip_ratio": (clipped != ratio, None)}
     return losses.sum(), summarize(columns)
 
 
@@ -98,6 +126,28 @@ def sapo_loss(
     tau = torch.where(advantages > 0, tau_pos, tau_neg)
     losses = -advantages * torch.sigmoid(tau * (ratio - 1)) * (4 / tau)
     return losses.sum(), summarize(_common_columns(losses, ratio, logp, old_logp, old_logp))
+
+
+def _weighted(
+    losses: Tensor,
+    prox_logp: Tensor,
+    old_logp: Tensor,
+    logp: Tensor,
+    advantages: Tensor,
+    counts_B: Tensor,
+    *,
+    cap: float | None,
+    correction: Correction,
+) -> tuple[Tensor, dict[str, Column]]:
+    """The decoupled loss: `losses` weighted by proximal ÷ behaviour probability, 0 where a token is dropped."""
+    weight, kept = importance_weights(prox_logp, old_logp, logp, advantages, counts_B, cap=cap, correction=correction)
+    # `where` instead of a factor 0: an infinite weight times 0 would be NaN.
+    losses = torch.where(kept, losses * torch.where(kept, weight, 0.0), 0.0)
+    return losses, {
+        "behave_imp_weight": (weight, kept),
+        "behave_approx_kl": (prox_logp - old_logp, kept),
+        "unclipped_behave_tokens": (kept, None),
+    }
 
 
 def _ratio(logp: Tensor, base_logp: Tensor, counts_B: Tensor, level: RatioLevel) -> Tensor:

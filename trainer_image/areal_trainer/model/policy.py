@@ -35,7 +35,7 @@ from areal_trainer.algo.corrections import (
     behaviour_kl_penalty,
     trust_region_scale,
 )
-from areal_trainer.algo.loss import ppo_loss, sapo_loss
+from areal_trainer.algo.loss import cispo_loss, ppo_loss, sapo_loss
 from areal_trainer.algo.m2po import second_moment_mask
 from areal_trainer.algo.token_stats import Column, Stats, merge_stats, report, summarize
 from areal_trainer.batch import PackedBatch
@@ -361,19 +361,25 @@ class Policy(LogprobModel):
                 tau_neg=config.sapo_tau_neg,
                 ratio_level=config.importance_sampling_level,
             )
+        shared: dict[str, Any] = {
+            "prox_logp_T": old_logp_N,
+            "behav_logp_T": behav_logp_N if config.use_decoupled_loss else None,
+            "advantages_T": advantages_N,
+            "loss_mask_T": kept_N,
+            "cu_seqlens": cu_seqlens,
+            "eps_clip": config.eps_clip,
+            "behav_imp_weight_cap": config.behav_imp_weight_cap,
+            "correction": self._correction,
+        }
+        if config.use_cispo_loss:
+            assert config.eps_clip_higher is not None
+            return cispo_loss(logp_N, eps_clip_higher=config.eps_clip_higher, **shared)
         return ppo_loss(
             logp_N,
-            prox_logp_T=old_logp_N,
-            behav_logp_T=behav_logp_N if config.use_decoupled_loss else None,
-            advantages_T=advantages_N,
-            loss_mask_T=kept_N,
-            cu_seqlens=cu_seqlens,
-            eps_clip=config.eps_clip,
             eps_clip_higher=config.eps_clip_higher,
             c_clip=config.c_clip,
-            behav_imp_weight_cap=config.behav_imp_weight_cap,
             ratio_level=config.importance_sampling_level,
-            correction=self._correction,
+            **shared,
         )
 
     def _penalty(self, batch: PackedBatch, advantages_T: Tensor) -> float:

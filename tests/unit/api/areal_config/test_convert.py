@@ -135,8 +135,9 @@ def test_a_configuration_without_areals_keys_is_kept() -> None:
         ("tgi:d4+fsdp:d4", "backend tgi in 'tgi:d4' is not supported, the servers run sglang; write sglang:d4"),
         ("sglang:d4p2+d4", "p2 in 'sglang:d4p2' requests pipeline parallelism in the servers"),
         ("sglang:d4+deepspeed:d2", "backend deepspeed in 'deepspeed:d2' is not supported, the trainer run fsdp"),
-        ("sglang:d4+fsdp:d2p2", "p2 in 'fsdp:d2p2' requests pipeline parallelism in the trainer"),
-        ("d4p1t1", "'d4p1t1' is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4"),
+        ("d4p1t1", "'d4p1t1' has a trainer and no servers, so this file samples nothing; put sglang:d4+ first"),
+        ("sglang:d4t2", "'sglang:d4t2' has servers and no trainer, so this file does not train"),
+        ("a+b+c", "'a+b+c' is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4"),
         ("sglang:d4+eval", "'eval' is not a backend with its sizes; write for example fsdp:d4"),
         ("sglang:d0+d1", "are not letters d, p, t with counts of at least 1"),
     ],
@@ -167,7 +168,7 @@ def test_other_engines_become_ours_on_as_many_gpus(servers: str, trainer: str, r
 
 
 def test_all_problems_of_a_file_are_reported_at_once() -> None:
-    data = with_change("allocation_mode", "sglang:d4+fsdp:p2")
+    data = with_change("allocation_mode", "sglang:d4+tgi:d2")
     changes = {"actor.use_lora": True, "env_vars": {"A": "1"}, "actor.group_size": 3, "actor.no_such": 1}
     for key, value in changes.items():
         set_in(data, key, value)
@@ -177,6 +178,55 @@ def test_all_problems_of_a_file_are_reported_at_once() -> None:
     assert text.startswith("f.yaml: 5 problems")
     for part in ("allocation_mode", "actor.use_lora", "env_vars", "actor.group_size", "actor.no_such: unknown key"):
         assert part in text
+
+
+KINDS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    # keys of the file; keys of the experiment; words of a note
+    ({"allocation_mode": "sglang:d2t4+megatron:(attn:d2p2t2+ffn:d4e2)"}, {"trainer.processesPerNode": 8}, "megatron"),
+    ({"allocation_mode": "megatron[actor]:(attn:d1p4|ffn:e4)+sglang[rollout]:d2"}, {"servers.replicas": 2}, "pipeline"),
+    (
+        {"allocation_mode": "vllm:d1p2t2+fsdp:d2"},
+        {"servers.tensorParallel": 4},
+        "no pipeline parallelism in the servers",
+    ),
+    ({"actor.backend": "megatron", "allocation_mode": "sglang:d2+d4"}, {"trainer.processesPerNode": 4}, "allocation"),
+    ({"cluster.n_gpus_per_node": "4", "allocation_mode": "sglang:d1+d8"}, {"trainer.nodes": 2}, "allocation"),
+    (
+        {"rollout.openai": {"mode": "inline", "turn_discount": 0.5}},
+        {"config.rollout.agent.turn_discount": 0.5},
+        "rollout.openai: becomes rollout.agent",
+    ),
+    (
+        {"rollout.agent": {"openai": {"export_style": "concat"}}},
+        {"config.rollout.agent.export_style": "concat"},
+        "rollout.openai: becomes rollout.agent",
+    ),
+    ({"gconfig.n_samples": 1, "actor.reward_norm.group_size": 8}, {"config.gconfig.n_samples": 8}, "raised from 1"),
+    ({"actor.mb_spec.max_tokens_per_gpu": 7}, {"config.actor.mb_spec.max_tokens_per_mb": 7}, "max_tokens_per_mb"),
+    ({"actor.optimizer.type": "adam_bf16"}, {"config.actor.optimizer.type": "adam"}, "float32"),
+    ({"actor.enable_mtp_training": True, "sglang.speculative_num_steps": 3}, {}, "do not speculate"),
+    ({"sglang.quantization": "fp8"}, {"servers.args.quantization": "fp8"}, "servers.args"),
+    ({"actor.use_cispo_loss": True}, {"config.actor.use_cispo_loss": True}, "allocation"),
+]
+
+
+@pytest.mark.parametrize(("keys", "expected", "words"), KINDS, ids=lambda value: str(value)[:50])
+def test_a_key_of_any_version_is_translated(keys: dict[str, Any], expected: dict[str, Any], words: str) -> None:
+    data = raw("v03")
+    for key, value in keys.items():
+        set_in(data, key, value)
+    data["train_dataset"]["batch_size"] = 16
+    experiment, notes = convert(data)
+    for key, value in expected.items():
+        assert get(experiment["spec"], key) == value, key
+    assert words in " ".join(notes) or words == "allocation"
+
+
+@pytest.mark.parametrize("value", ["eight", -1, True, "9" * 5000])
+def test_a_number_of_gpus_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.n_gpus_per_node is .*write a whole number") as caught:
+        convert(with_change("cluster.n_gpus_per_node", value))
+    assert len(str(caught.value)) < 1000
 
 
 def test_the_agent_section_is_kept_without_what_has_no_meaning_here() -> None:

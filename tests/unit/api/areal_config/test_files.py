@@ -84,3 +84,21 @@ def test_a_variable_in_a_dropped_key_need_not_be_set(tmp_path: Path, monkeypatch
 )
 def test_areals_files_are_recognised_by_their_keys(config: dict[str, object], expected: bool) -> None:
     assert has_areal_keys(config) is expected
+
+
+def test_references_in_dropped_sections_need_not_resolve(tmp_path: Path) -> None:
+    text = BASE.replace("actor: {", "actor: {scheduling_spec: [{cmd: '${ROOT:-/x}'}], ")
+    text += "rollout: {scheduling_spec: '${actor.no_such}'}\nstats_logger: {wandb: {wandb_api_key: '${env.KEY}'}}\n"
+    assert load_experiment(write(tmp_path, "a.yaml", text)).spec.config.experiment_name == "base"
+
+
+def test_another_algorithm_is_named_before_references_are_resolved(tmp_path: Path) -> None:
+    text = BASE + "critic: {mask_no_eos_with_zero: '${actor.mask_no_eos_with_zero}'}\n"
+    with pytest.raises(ConfigError, match="PPO with a critic"):
+        load_experiment(write(tmp_path, "a.yaml", text))
+
+
+def test_a_skypilot_task_is_named(tmp_path: Path) -> None:
+    text = "resources: {accelerators: A100:8}\nnum_nodes: 2\nrun: python train.py --config a.yaml\n"
+    with pytest.raises(ConfigError, match="is a task of SkyPilot"):
+        load_experiment(write(tmp_path, "sky.yaml", text))

@@ -48,6 +48,16 @@ def test_bounds_become_keys(section: dict[str, Any], keys: dict[str, Any]) -> No
         assert found[key] == (pytest.approx(value) if isinstance(value, float) else value)
 
 
+@pytest.mark.parametrize(
+    ("section", "cap", "low"),
+    [(None, 3.0, 0.5), ({"metric": "ratio", "upper": 2.0, "lower": 0.7}, 2.0, 0.7), ({"upper": 9.0}, 3.0, 0.5)],
+)
+def test_the_first_keys_of_icepop_bound_the_weight_as_well(section: Any, cap: float, low: float) -> None:
+    more = {} if section is None else {"rejection_sampling": section}
+    config, _ = converted(enable_icepop=True, icepop_alpha=0.5, icepop_beta=3.0, use_decoupled_loss=True, **more)
+    assert (config.actor.behav_imp_weight_cap, config.actor.correction.min_weight) == (cap, low)
+
+
 def test_a_bound_of_k3_is_one_on_either_side() -> None:
     # k3 = 1/w − 1 + ln w: 1 − ln 2 = 0.307 at w = 1/2, where the other root is w = 2.46.
     keys = keys_of({"metric": "kl_k3", "upper": 1 - math.log(2)})

@@ -27,6 +27,8 @@ def converted_workflow(config: dict[str, Any]) -> tuple[dict[str, Any], list[str
         ("actor.is_critic", True, "a reward model"),
         ("critic", {"path": "x"}, "PPO with a critic"),
         ("teacher", {"path": "x"}, "distillation"),
+        ("actor.self_distillation", {"path": "x"}, "distillation"),
+        ("train_dataset.type", "gsm8k-sft", "supervised fine-tuning"),
     ],
 )
 def test_another_algorithm_is_the_only_reason_given(key: str, value: Any, algorithm: str) -> None:
@@ -39,7 +41,21 @@ def test_another_algorithm_is_the_only_reason_given(key: str, value: Any, algori
     assert "allocation_mode" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"env_vars": {"NCCL_DEBUG": "WARN"}}, "does not train a policy"),
+        ({"allocation_mode": "sglang.d4m2p1+d4m2p1", "actor": {"type": {"_class": "qwen3"}}}, "before its rewrite"),
+    ],
+)
+def test_a_file_that_is_no_configuration_of_ours_gets_one_reason(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        convert(config, source="f.yaml")
+    assert "problems" not in str(caught.value)
+
+
 def test_grpo_is_no_other_algorithm() -> None:
+    assert other_algorithm({"actor": {"path": "${model}"}, "train_dataset": {"type": "rl"}}) is None
     assert other_algorithm({"train_dataset": {"type": "rl"}, "critic": None, "teacher": None}) is None
 
 

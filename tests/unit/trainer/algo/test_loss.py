@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from areal_trainer.algo.loss import ppo_loss, sapo_loss
+from areal_trainer.algo.loss import cispo_loss, ppo_loss, sapo_loss
 from areal_trainer.algo.m2po import second_moment_mask
 from areal_trainer.algo.sequences import one_rank
 from areal_trainer.algo.token_stats import Stats, merge_stats, report, summarize
@@ -124,6 +124,41 @@ def test_gspo_gives_a_sequence_one_ratio_and_the_gradient_of_the_sequence_form()
     sequence_form = -2 * 3 * logp[1:3].mean().exp() + logp[4].exp()
     expected = torch.autograd.grad(sequence_form, logp, retain_graph=True)[0]
     torch.testing.assert_close(torch.autograd.grad(loss, logp)[0], expected)
+
+
+def test_cispo_keeps_the_gradient_of_tokens_outside_the_clip_range() -> None:
+    # r = 1.2, 3, 0.5 with the range [0.8, 2]; the gradient of −w·A·logp is −w·A with w = 1.2, 2 and 0.8.
+    logp = logs(1.2, 3.0, 0.5).requires_grad_()
+    loss, stats = cispo_loss(
+        logp,
+        prox_logp_T=torch.zeros(3),
+        behav_logp_T=None,
+        advantages_T=torch.tensor([1.0, 2.0, -1.0]),
+        loss_mask_T=torch.ones(3, dtype=torch.bool),
+        cu_seqlens=torch.tensor([0, 3]),
+        eps_clip=0.2,
+        eps_clip_higher=1.0,
+    )
+    assert loss.item() == pytest.approx(-1.2 * math.log(1.2) - 4 * math.log(3) + 0.8 * math.log(0.5))
+    assert torch.autograd.grad(loss, logp)[0].tolist() == pytest.approx([-1.2, -4.0, 0.8])
+    assert averages(stats)["clip_ratio"] == pytest.approx(2 / 3)
+
+
+def test_cispo_of_stale_tokens_is_weighted_and_capped_as_the_decoupled_loss() -> None:
+    # Proximal ÷ behaviour is 2 and 8; above the cap of 5 a token is dropped. r is 1.
+    logp = logs(0.5, 0.5).requires_grad_()
+    loss, _ = cispo_loss(
+        logp,
+        prox_logp_T=logs(0.5, 0.5),
+        behav_logp_T=logs(0.25, 0.0625),
+        advantages_T=torch.ones(2),
+        loss_mask_T=torch.ones(2, dtype=torch.bool),
+        cu_seqlens=torch.tensor([0, 2]),
+        eps_clip=1.0,
+        eps_clip_higher=4.0,
+        behav_imp_weight_cap=5.0,
+    )
+    assert torch.autograd.grad(loss, logp)[0].tolist() == pytest.approx([-2.0, 0.0])
 
 
 def test_sapo_applies_a_soft_gate_by_the_sign_of_the_advantage() -> None:

@@ -308,6 +308,17 @@ def test_sapo_replaces_clipping(tmp_path: Path) -> None:
     assert numbers["grpo_actor/actor_loss/avg"] == pytest.approx(float(losses.mean()), rel=1e-4)
 
 
+def test_cispo_weighs_the_log_probs_with_the_clipped_ratio(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"use_cispo_loss": True, "eps_clip": 1.0, "eps_clip_higher": 0.1}
+    policy = policy_of(save_tiny_model(tmp_path), max_logprob_diff=1e6, optimizer=SGD, **settings)
+    batch = pack(random_trajectories())
+    advantages_T, mask_T = random_advantages(batch), batch.loss_mask_T
+    logp = policy.logprobs(batch)[mask_T]
+    losses = -(logp - batch.behav_logp_T[mask_T]).exp().clamp(0, 1.1) * advantages_T[mask_T] * logp
+    numbers = policy.update(batch, advantages_T=advantages_T)
+    assert numbers["grpo_actor/actor_loss/avg"] == pytest.approx(float(losses.mean()), rel=1e-4)
+
+
 def test_m2po_masks_the_tokens_with_the_largest_log_ratio(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path)
     batch = pack(random_trajectories())
