@@ -93,7 +93,8 @@ class RolloutConfig(Section):
     queue_size: int | None = Field(
         None,
         ge=1,
-        description="Most finished episodes that wait for the trainer; null sets no bound.",
+        description="Most episodes that run or wait for the trainer: at least a batch, and more than "
+        "max_head_offpolicyness − 1 batches; null sets no bound.",
         json_schema_extra={"unit": "episodes"},
     )
     consumer_batch_size: int | None = Field(
@@ -424,6 +425,27 @@ class GRPOConfig(Section):
             raise ValueError(
                 "actor.on_collapse is rollback, which needs recovery checkpoints, but recover.freq_epochs, freq_steps "
                 "and freq_secs are all null; set recover.freq_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _staleness_is_reachable(self) -> Self:
+        size, batch = self.rollout.queue_size, self.consumer_batch_size
+        if size is None:
+            return self
+        if size < batch:
+            raise ValueError(
+                f"rollout.queue_size is {size}, below a batch of {batch} episodes (train_dataset.batch_size), so no "
+                "batch could ever complete; raise it or leave it out"
+            )
+        # Episodes that start while version v is held go to batch v + 1 + (size - 1) // batch at the latest.
+        reachable = 1 + (size - 1) // batch
+        if self.max_staleness > reachable:
+            raise ValueError(
+                f"rollout.max_head_offpolicyness is {self.max_staleness}, but with rollout.queue_size {size} and "
+                f"batches of {batch} episodes (train_dataset.batch_size) no sample lags more than {reachable} versions; "
+                f"raise rollout.queue_size to at least {(self.max_staleness - 1) * batch + 1}, lower "
+                f"rollout.max_head_offpolicyness to {reachable}, or leave rollout.queue_size out"
             )
         return self
 

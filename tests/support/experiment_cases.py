@@ -300,6 +300,24 @@ CASES = [
         "correction.weight_level is sequence, which needs the proximal policy",
         "use_decoupled_loss",
     ),
+    Case(
+        "a queue below the batch",
+        {f"{_CONFIG}.rollout": {"queue_size": 7}},
+        "rollout.queue_size is 7, below a batch of 8 episodes",
+        "queue_size",
+    ),
+    Case("a queue of one batch", {f"{_CONFIG}.rollout": {"queue_size": 8, "max_head_offpolicyness": 1}}),
+    Case("a queue that the bound just fits", {f"{_CONFIG}.rollout": {"queue_size": 17, "max_head_offpolicyness": 3}}),
+    Case(
+        "a bound of staleness that the queue makes unreachable",
+        {f"{_CONFIG}.rollout": {"queue_size": 16, "max_head_offpolicyness": 3}},
+        "no sample lags more than 2 versions; raise rollout.queue_size to at least 17",
+        "rollout.max_head_offpolicyness cannot be reached",
+    ),
+    Case(
+        "a bound that does not apply, with a queue",
+        {f"{_CONFIG}.rollout": {"queue_size": 8, "max_head_offpolicyness": 3}, f"{_CONFIG}.async_training": False},
+    ),
     Case("a budget alone", {f"{_ACTOR}.correction": {"kl_budget": 0.1}}),
     Case("a rollback", {f"{_ACTOR}.on_collapse": "rollback"}),
     Case(

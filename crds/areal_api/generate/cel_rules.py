@@ -97,6 +97,18 @@ RULES = (
         "self.rollout.consumer_batch_size == self.train_dataset.batch_size",
         "rollout.consumer_batch_size and train_dataset.batch_size differ; make them equal",
     ),
+    Rule(
+        "spec.config",
+        f"!({_is_set('self.rollout.queue_size')}) || self.rollout.queue_size >= self.train_dataset.batch_size",
+        "rollout.queue_size is below train_dataset.batch_size, so no batch could ever complete; raise it",
+    ),
+    Rule(
+        "spec.config",
+        f"!({_is_set('self.rollout.queue_size')}) || !self.async_training || "
+        "self.rollout.max_head_offpolicyness <= 1 + (self.rollout.queue_size - 1) / self.train_dataset.batch_size",
+        "rollout.max_head_offpolicyness cannot be reached with rollout.queue_size and train_dataset.batch_size; raise "
+        "queue_size or lower max_head_offpolicyness",
+    ),
     *(
         Rule(
             "spec.config",
