@@ -443,8 +443,8 @@ class GRPOConfig(Section):
         if self.max_staleness > reachable:
             raise ValueError(
                 f"rollout.max_head_offpolicyness is {self.max_staleness}, but with rollout.queue_size {size} and "
-                f"batches of {batch} episodes (train_dataset.batch_size) no sample lags more than {reachable} versions; "
-                f"raise rollout.queue_size to at least {(self.max_staleness - 1) * batch + 1}, lower "
+                f"batches of {batch} episodes (train_dataset.batch_size) no sample lags more than {reachable} "
+                f"versions; raise rollout.queue_size to at least {(self.max_staleness - 1) * batch + 1}, lower "
                 f"rollout.max_head_offpolicyness to {reachable}, or leave rollout.queue_size out"
             )
         return self

@@ -20,6 +20,8 @@ from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow
 from areal_trainer.trajectory import Trajectory
 from hack.testbed.simulated_time import run_simulated
 
+TOKENS = 20  # of an episode on servers whose speed depends on their load
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -30,6 +32,7 @@ class Workload:
     batch_size: int = 32
     max_staleness: int = 2
     slots: int | None = None  # episodes that the servers decode at a time; None for all
+    shared: float = 0.0  # part of an episode's time that is proportional to the number of episodes decoded at a time
     publish: float = 0.02  # time until the servers hold new weights
     train_sigma: float = 0.0  # of the log-normal factor on the training time
     rejected: float = 0.0  # fraction of the episodes that the workflow rejects
@@ -52,6 +55,7 @@ class _Servers(RolloutWorkflow):
         self._load = load
         self._random = random.Random(load.seed)
         self._slots = asyncio.Semaphore(load.slots or 10**9)
+        self._running = 0
         self.version = 0
 
     async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
@@ -59,8 +63,16 @@ class _Servers(RolloutWorkflow):
         seconds = self._load.generation * math.exp(sigma * self._random.gauss(0, 1) - sigma**2 / 2)
         async with self._slots:
             version = self.version
-            await asyncio.sleep(seconds)
+            await self._decode(seconds)
         return None if self._random.random() < self._load.rejected else [_trajectory(version)]
+
+    async def _decode(self, seconds: float) -> None:
+        """Take ``seconds``, scaled by the number of running episodes relative to a batch as far as time is shared."""
+        shared, tokens = self._load.shared, TOKENS if self._load.shared else 1
+        self._running += 1
+        for _ in range(tokens):
+            await asyncio.sleep(seconds / tokens * (1 - shared + shared * self._running / self._load.batch_size))
+        self._running -= 1
 
 
 def _trajectory(version: int) -> Trajectory:

@@ -132,7 +132,11 @@ class Executor:
 
     def _capacity(self) -> int:
         """Episodes that may start now; none if 0 or less."""
-        return self._bounded(min(self.gate.capacity(), self._paced_capacity()))
+        capacity = min(self.gate.capacity(), self._paced_capacity())
+        if self._pacer is not None:
+            startable = self._pacer.startable(finished=len(self._finished), running=len(self._running))
+            capacity = capacity if startable is None else min(capacity, startable)
+        return self._bounded(capacity)
 
     def _paced_capacity(self) -> int:
         if self._pacer is None:
@@ -234,6 +238,8 @@ class Executor:
                 raise self._error
             if feeding and self.prompts_wanted() > 0:
                 return None
+            if self._pacer is not None and len(self._finished) >= count:
+                self._pacer.enough(asyncio.get_running_loop().time())
             if self.is_complete(count):
                 return self._consume(count)
             self.check_progress(count, update_pending=update_pending())

@@ -1,16 +1,21 @@
 """Keeps samples as fresh as possible: starts as few episodes ahead of the trainer as it can without making it wait.
 
-The staleness gate bounds how many episodes may start; a ``Pacer`` chooses how many should. While the trainer trains on
-batch v, the servers hold version v and generate batch v + 1, so with full overlap a sample is at least one version old.
-Episodes beyond those two batches form a *reserve*, which replaces episodes that are still running when the trainer asks
-for its batch. By Little's law the mean staleness is 1 + reserve / batch size: every step starts and consumes one batch,
-and 1 + reserve / batch size batches are in the system. The reserve should therefore be no larger than the number of
-episodes that are unfinished when the trainer asks.
+The staleness gate bounds how many episodes may start; a ``Pacer`` chooses how many should, and when. While the trainer
+trains on batch v, the servers hold version v and generate batch v + 1, so with full overlap a sample is at least one
+version old. Episodes beyond those two batches form a *reserve*, which stands in for episodes that are still running
+when the trainer asks for its batch. By Little's law the mean staleness is 1 + reserve / batch size: every step starts
+and consumes one batch, and 1 + reserve / batch size batches are in the system.
 
-That number is measured at every step. It depends on everything that matters: the distribution of generation times and
-its tail, rejected episodes, the training time, the time to publish weights, and the servers' load. The reserve is its
-recent mean plus a multiple of its standard deviation; the multiple is adjusted so that the trainer waits for about
-``TARGET_WAIT`` of its time.
+How many: the smallest reserve with which the trainer waits for about ``TARGET_WAIT`` of its time. The pacer measures
+the wait of every step and integrates its distance from the target, so everything that delays a batch is included: the
+distribution of generation times and its tail, rejected episodes, the time to publish weights, and the servers' load.
+Two things that a reserve cannot change are excluded. It is never larger than the number of episodes that can be
+unfinished when the trainer asks, and waits for an episode that the staleness bound no longer lets pass are not
+counted.
+
+When: a reserve smaller than half a batch starts as other episodes end, or while the trainer waits. Its episodes then
+do not slow down those that the trainer needs first. A larger one is needed where servers gain speed from more
+concurrency, and starts at once.
 """
 
 from __future__ import annotations
@@ -19,10 +24,12 @@ import math
 import statistics
 from collections import deque
 
-TARGET_WAIT = 0.015  # fraction of the time that the trainer may wait for episodes
+TARGET_WAIT = 0.01  # fraction of the time that the trainer may wait for episodes
 WINDOW = 16  # steps whose measurements count
-MIN_MARGIN, MAX_MARGIN = -2.0, 4.0  # standard deviations
-MARGIN_UP, MARGIN_DOWN = 1.0, 0.05
+GAIN = 0.5  # batches of reserve for a wait as long as the training time
+MAX_DEVIATIONS = 4.0  # standard deviations above the mean number of unfinished episodes that a reserve may cover
+MAX_EXCESS = 0.5  # batches that the integral may exceed the largest reserve by: the longer until a smaller one is tried
+STAGGERED = 0.5  # batches; a smaller reserve starts as other episodes end
 
 
 class Pacer:
@@ -34,11 +41,12 @@ class Pacer:
     def __init__(self, *, batch_size: int, max_staleness: int) -> None:
         self._batch_size = batch_size
         self._max_reserve = max(0, max_staleness - 1) * batch_size
-        self._margin = 1.0
         self._unfinished: deque[int] = deque(maxlen=WINDOW)
-        self._times: deque[tuple[float, float]] = deque(maxlen=WINDOW)  # (waited, trained) of each step
+        self._trained: deque[float] = deque(maxlen=WINDOW)  # seconds
         self._asked: tuple[float, int] | None = None  # time and running episodes when the trainer asked
+        self._enough_at: float | None = None  # when as many episodes as it asked for were finished
         self._delivered_at: float | None = None
+        self._integral = 0.0  # of the wait, in episodes
         self._reserve = 0
 
     @property
@@ -49,41 +57,55 @@ class Pacer:
     @property
     def training_s(self) -> float | None:
         """Mean time between a batch and the request for the next one."""
-        return statistics.fmean(trained for _, trained in self._times) if self._times else None
+        return statistics.fmean(self._trained) if self._trained else None
 
     def limit(self, version: int) -> int:
         """Most episodes, accepted or running, that should have started while the servers hold ``version``."""
         return (version + 2) * self._batch_size + self._reserve
 
+    def startable(self, *, finished: int, running: int) -> int | None:
+        """Most of the episodes within ``limit`` that should start now; None for all of them.
+
+        ``finished`` episodes wait for the trainer, and ``running`` ones are unfinished.
+        """
+        if self._asked is not None or self._reserve >= STAGGERED * self._batch_size:
+            return None
+        for_next_batch = self._batch_size - finished
+        for_reserve = self._batch_size - self._reserve
+        return max(for_next_batch, for_reserve) - running
+
     def reset(self) -> None:
         """Forget a request in progress: the run resumes, and the first batch is always waited for."""
-        self._asked = self._delivered_at = None
+        self._asked = self._enough_at = self._delivered_at = None
 
     def asked(self, now: float, *, running: int) -> None:
         """The trainer asks for a batch while ``running`` episodes are unfinished. Idempotent until ``delivered``."""
         if self._asked is None:
             self._asked = (now, running)
 
+    def enough(self, now: float) -> None:
+        """A batch's number of episodes is finished; the staleness bound may still need another one to go first."""
+        if self._enough_at is None:
+            self._enough_at = now
+
     def delivered(self, now: float, *, running: int) -> None:
         """The trainer gets its batch; ``running`` of the episodes that ran when it asked are still unfinished."""
         asked, self._asked = self._asked, None
+        enough_at, self._enough_at = self._enough_at, None
         before, self._delivered_at = self._delivered_at, now
-        if asked is None or before is None:
+        if asked is None or before is None or asked[0] <= before:
             return
         asked_at, unfinished = asked
-        waited, trained = now - asked_at, asked_at - before
-        self._times.append((waited, trained))
+        waited, trained = max(0.0, (now if enough_at is None else enough_at) - asked_at), asked_at - before
+        self._trained.append(trained)
         # A wait this short is acceptable, so the episodes that finished during it need no replacement.
         self._unfinished.append(running if waited <= TARGET_WAIT * trained else unfinished)
-        self._adjust()
+        self._adjust(waited / statistics.fmean(self._trained))
 
-    def _adjust(self) -> None:
-        waited, trained = (sum(times) for times in zip(*self._times, strict=True))
-        fraction = waited / (waited + trained) if waited + trained else 0.0
-        last_waited, last_trained = self._times[-1]
-        if last_waited > TARGET_WAIT * last_trained and fraction > TARGET_WAIT:
-            self._margin = min(MAX_MARGIN, self._margin + MARGIN_UP)
-        elif fraction < TARGET_WAIT:
-            self._margin = max(MIN_MARGIN, self._margin - MARGIN_DOWN)
-        expected = statistics.fmean(self._unfinished) + self._margin * statistics.pstdev(self._unfinished)
-        self._reserve = min(self._max_reserve, max(0, math.ceil(expected)))
+    def _adjust(self, wait: float) -> None:
+        """Integrate a wait, which is relative to the training time."""
+        useful = statistics.fmean(self._unfinished) + MAX_DEVIATIONS * statistics.pstdev(self._unfinished)
+        largest = min(self._max_reserve, math.ceil(useful))
+        integral = self._integral + GAIN * self._batch_size * (min(1.0, wait) - TARGET_WAIT)
+        self._integral = min(largest + MAX_EXCESS * self._batch_size, max(0.0, integral))
+        self._reserve = min(largest, math.ceil(self._integral))

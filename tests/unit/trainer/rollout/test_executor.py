@@ -134,13 +134,23 @@ async def test_a_pacer_never_keeps_back_what_is_waited_for():
     runs = Set(batch=2, eta=3, pacer=Pacer(batch_size=2, max_staleness=3))
     runs.feed(*range(8))
     await settle()
-    assert list(runs.workflow.running) == [0, 1, 2, 3]  # the gate alone would start 8
+    assert list(runs.workflow.running) == [0, 1]  # the gate alone would start 8
     taking = asyncio.ensure_future(runs.take(6))
     await settle()
     assert list(runs.workflow.running) == [0, 1, 2, 3, 4, 5]
     for row in range(6):
         await runs.end(row)
     assert await taking == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_pacer_starts_the_next_batch_as_episodes_end():
+    runs = Set(batch=2, eta=3, pacer=Pacer(batch_size=2, max_staleness=3))
+    runs.feed(*range(8))
+    await runs.end(0)
+    assert list(runs.workflow.running) == [1, 2]
+    await runs.end(1)
+    await runs.end(2)
+    assert list(runs.workflow.running) == [3]  # the batch in training and the next
 
 
 async def test_no_server_stops_the_run_at_once():
@@ -201,6 +211,21 @@ async def test_a_full_queue_of_finished_episodes_starts_no_more():
     assert await runs.take() == [0, 1]
     await settle()
     assert list(runs.workflow.running) == [3, 4]
+
+
+@pytest.mark.parametrize("queue_size", [2, 3, 4, 5, 7])
+async def test_a_queue_bounds_the_staleness_that_is_reached(queue_size):
+    runs = Set(batch=2, eta=9, queue_size=queue_size)
+    runs.feed(*range(40))
+    oldest = 0
+    for step in range(8):
+        for row in range(2 * step, 2 * step + 2):
+            await runs.end(row)
+        async with asyncio.timeout(1):
+            episodes = await runs.executor.take(2, feeding=False, update_pending=lambda: False)
+        oldest = max(oldest, *(step - episode.version for episode in episodes))
+        runs.executor.set_version(step + 1)
+    assert oldest == 1 + (queue_size - 1) // 2  # as GRPOConfig checks
 
 
 def test_a_queue_below_a_batch_is_refused():
