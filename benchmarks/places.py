@@ -1,11 +1,13 @@
-"""The tiny example on Slurm against the same run on this machine: first step, steps per second, replacement times.
+"""The tiny example on Slurm and on Ray against the same run on this machine: first step, rate, replacement times.
 
-Needs root and Debian's Slurm packages (`hack/slurm/install.sh`); the cluster's nodes are this machine.
+Slurm needs root and Debian's packages (`hack/slurm/install.sh`), Ray needs `make ray`; a place that is not installed is
+left out. The clusters' nodes are this machine. A cluster runs only during its own measurements.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import statistics
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +26,23 @@ from benchmarks.measure import Comparison, spread
 from benchmarks.runs import TINY
 from benchmarks.scripted import REPOSITORY
 from hack.testbed import slurm_cluster
+from hack.testbed.ray_cluster import RayCluster
 from hack.testbed.slurm_cluster import command_lines
 
 STEPS = 40
 DEADLINE_S = 600.0
-POLL_S = 0.02
+POLL_S = 0.05
+REPEATED_STEPS = 1  # at most, by a trainer that is killed: it continues from a checkpoint
+CONSOLE_LINES = 20
 
 
 @dataclass(frozen=True)
 class Place:
-    """Options that make ``grpo run`` use the place, and its environment."""
+    """Options that make ``grpo run`` use the place, and the cluster that they need: a context with its environment."""
 
     name: str
     arguments: Sequence[str]
-    environment: Mapping[str, str]
+    cluster: Callable[[Path], AbstractContextManager[Mapping[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -46,75 +52,113 @@ class Measured:
     first_step_s: float
     rate: float  # steps per second: 1 ÷ the median of all steps but the first, before anything is killed
     server_s: float  # from the kill of a server to the readiness of its replacement
-    trainer_s: float  # from the kill of a rank to the next step
+    trainer_s: float  # from the kill of a rank to the next new step
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Steps per second on Slurm and locally, with the other times as notes."""
-    reason = slurm_cluster.missing()
-    if reason is not None:
-        raise SystemExit(f"places: {reason}")
+    """Steps per second in each place and locally, with the other times as notes."""
+    places, notes = installed_places()
+    if len(places) == 1:
+        raise SystemExit(f"places: {'; '.join(notes)}")
     steps, rounds = (8, 1) if small else (STEPS, min(rounds, 3))
-    local = Place("local", (), {})
-    found: dict[str, list[Measured]] = {"local": [], "slurm": []}
+    found: dict[str, list[Measured]] = {place.name: [] for place in places}
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        (work / "cluster").mkdir()
-        with slurm_cluster.slurm_cluster(work / "cluster") as cluster:
-            slurm = Place("slurm", ("--on", "slurm", "slurm.nodes=2"), cluster.environment)
-            for number in range(rounds):
-                for place in (local, slurm) if number % 2 else (slurm, local):
-                    found[place.name].append(measure(place, work, f"run{number}", steps))
-    notes: list[str] = []
+        for number in range(rounds):
+            for place in places[number % len(places) :] + places[: number % len(places)]:
+                work = Path(folder) / f"{place.name}{number}"
+                work.mkdir()
+                with place.cluster(work) as environment:
+                    found[place.name].append(measure(place, environment, work, steps))
     for what, attribute in (
         ("command → first step", "first_step_s"),
         ("killed server → ready again", "server_s"),
         ("killed trainer → next step", "trainer_s"),
     ):
-        both = ", ".join(f"{name} {spread([getattr(one, attribute) for one in found[name]])}" for name in found)
-        notes.append(f"{what}: {both} s")
+        values = ", ".join(f"{name} {spread([getattr(one, attribute) for one in found[name]])}" for name in found)
+        notes.append(f"{what}: {values} s")
     rates = {name: [one.rate for one in found[name]] for name in found}
     work_text = f"{steps} steps of examples/tiny, one server and one trainer"
-    return [Comparison("places", work_text, "steps/s", rates["slurm"], "local", rates["local"], goal=0.95, notes=notes)]
+    comparisons = [
+        Comparison(f"places ({name})", work_text, "steps/s", rates[name], "local", rates["local"], goal=0.95)
+        for name in rates
+        if name != "local"
+    ]
+    comparisons[-1].notes.extend(notes)
+    return comparisons
 
 
-def measure(place: Place, work: Path, trial: str, steps: int) -> Measured:
-    """One run in which a server and then a rank are killed after ``steps`` steps."""
-    directory = work / place.name / "tiny" / trial
+def installed_places() -> tuple[list[Place], list[str]]:
+    """The places that can be measured here, and why others cannot."""
+    places, missing = [Place("local", (), no_cluster)], []
+    reason = slurm_cluster.missing()
+    if reason is None:
+        places.append(Place("slurm", ("--on", "slurm", "slurm.nodes=2"), slurm))
+    else:
+        missing.append(f"Slurm is not measured: {reason}")
+    if importlib.util.find_spec("ray") is not None:
+        places.append(Place("ray", ("--on", "ray"), ray))
+    else:
+        missing.append("Ray is not measured: it is not installed (make ray)")
+    return places, missing
+
+
+@contextlib.contextmanager
+def no_cluster(work: Path) -> Iterator[Mapping[str, str]]:
+    """This machine."""
+    yield {}
+
+
+@contextlib.contextmanager
+def slurm(work: Path) -> Iterator[Mapping[str, str]]:
+    """A Slurm cluster of three nodes."""
+    folder = work / "cluster"
+    folder.mkdir()
+    with slurm_cluster.slurm_cluster(folder) as cluster:
+        yield cluster.environment
+
+
+@contextlib.contextmanager
+def ray(work: Path) -> Iterator[Mapping[str, str]]:
+    """A Ray cluster of two nodes: the trainer fills one, the server gets the other."""
+    with RayCluster(nodes=2, cpus=2) as cluster:
+        yield cluster.environment()
+
+
+def measure(place: Place, environment: Mapping[str, str], work: Path, steps: int) -> Measured:
+    """One run in which a server and then the trainer are killed after ``steps`` steps."""
+    directory = work / "runs" / "tiny" / "run"
     began = time.monotonic()
-    with started(place, directory) as process:
+    with started(place, environment, directory) as process:
 
         def until(condition: Callable[[], bool], what: str) -> float:
-            return wait_for(process, condition, f"{place.name}: {what}")
+            return wait_for(process, condition, f"{place.name}: {what}", directory)
 
-        until(lambda: bool(read_stats(directory).lines), "first step")
+        until(lambda: steps_done(directory) > 0, "first step")
         first_step_s = time.monotonic() - began
-        until(lambda: len(read_stats(directory).lines) >= steps, f"{steps} steps")
+        until(lambda: steps_done(directory) >= steps, f"{steps} steps")
         seconds = [line["seconds_per_step"] for line in read_stats(directory).lines]
+        killed = time.monotonic()
         kill(directory, "areal_server.launch")
         until(lambda: servers(directory) != ["ready"], "the server is missed")
-        killed = time.monotonic()
         until(lambda: servers(directory) == ["ready"], "the server is replaced")
         server_s = time.monotonic() - killed
-        starts = trainer_starts(directory)
+        until(lambda: last_checkpoint(directory) >= steps_done(directory) - REPEATED_STEPS, "a recent checkpoint")
+        last, killed = steps_done(directory), time.monotonic()
         kill(directory, "areal_trainer.train")
-        killed = time.monotonic()
-        until(lambda: trainer_starts(directory) > starts, "the trainer restarts")
-        restarted_at = len(names.stats_file(directory).read_text().splitlines())
-        until(lambda: len(names.stats_file(directory).read_text().splitlines()) > restarted_at, "the next step")
+        until(lambda: steps_done(directory) > last, "a new step")
         return Measured(first_step_s, 1 / statistics.median(seconds[1:]), server_s, time.monotonic() - killed)
 
 
 @contextlib.contextmanager
-def started(place: Place, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(place: Place, environment: Mapping[str, str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     """``grpo run`` in a place, for more steps than are measured; it is ended with the context."""
     grpo = [sys.executable, "-m", "areal_launcher.cli"]
     argv = [*grpo, "run", str(TINY / "experiment.yaml"), *place.arguments, "config.total_train_steps=100000"]
     argv += ["config.total_train_epochs=100000", "config.evaluator.freq_steps=100000"]
     argv += [f"config.cluster.fileroot={directory.parents[1]}", f"config.trial_name={directory.name}"]
-    env = {**os.environ, **place.environment}
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / "console.log").open("wb") as console:
+    env = {**os.environ, **environment}
+    directory.parent.mkdir(parents=True)
+    with console_log(directory).open("wb") as console:
         process = subprocess.Popen(argv, cwd=REPOSITORY, env=env, stdout=console, stderr=console)
     try:
         yield process
@@ -127,14 +171,34 @@ def started(place: Place, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], bool], what: str) -> float:
+def console_log(directory: Path) -> Path:
+    """The output of ``grpo run``."""
+    return directory.parent / "console.log"
+
+
+def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], bool], what: str, directory: Path) -> float:
     """Wait; the seconds it took. Raises ``RuntimeError`` if the run ends or the deadline passes."""
     began = time.monotonic()
     while not condition():
         if process.poll() is not None or time.monotonic() - began > DEADLINE_S:
-            raise RuntimeError(f"{what}: not seen; grpo's exit status is {process.poll()}")
+            output = console_log(directory).read_text(errors="replace").splitlines()[-CONSOLE_LINES:]
+            raise RuntimeError("\n".join([f"{what}: not seen; grpo's exit status is {process.poll()}", *output]))
         time.sleep(POLL_S)
     return time.monotonic() - began
+
+
+def steps_done(directory: Path) -> int:
+    """Number of steps in the statistics."""
+    try:
+        return names.stats_file(directory).read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def last_checkpoint(directory: Path) -> int:
+    """The step of the newest recovery checkpoint; 0 if there is none."""
+    found = [path.name.removeprefix("step") for path in names.recover_dir(directory).glob("step*")]
+    return max((int(step) for step in found if step.isdecimal()), default=0)
 
 
 def servers(directory: Path) -> list[str]:
@@ -142,15 +206,10 @@ def servers(directory: Path) -> list[str]:
     return [server["state"] for server in read_servers(directory)]
 
 
-def trainer_starts(directory: Path) -> int:
-    """How often the trainer was started."""
-    return (names.logs_dir(directory) / "trainer.log").read_text(errors="replace").count("\n--- ") + 1
-
-
 def kill(directory: Path, module: str) -> None:
-    """Kill the processes of a module that belong to the run: the launch command names its directory or environment."""
+    """Kill the processes of a module that belong to the run, but not what starts and supervises them."""
     for pid, text in command_lines():
-        if module in text and "srun" not in text and belongs(pid, directory):
+        if module in text and "srun" not in text and "supervisor.py" not in text and belongs(pid, directory):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -175,13 +175,17 @@ def status_parser() -> argparse.ArgumentParser:
 def status_action(args: argparse.Namespace) -> int:
     """Show a run directory or experiments in a cluster."""
     if args.on == "slurm":
+        cluster_target(args)
         from areal_launcher.places.slurm import inspect_run
 
         return inspect_run.status(path(args.run) if args.run is not None else None)
     target = cluster_target(args)
     if target is None:
         if args.run is None:
-            raise ValueError("no run: give a run directory, or --on kubernetes for the experiments of a cluster")
+            raise ValueError(
+                "no run: give a run directory, --on kubernetes for the experiments of a cluster, or --on slurm for "
+                "your jobs"
+            )
         from areal_launcher.core.status import status
 
         return status(path(args.run))
@@ -213,7 +217,7 @@ def logs_parser() -> argparse.ArgumentParser:
 
 def logs_action(args: argparse.Namespace) -> int:
     """Print logs of local processes, of a job's steps or of pods."""
-    target = None if args.on == "slurm" else cluster_target(args)
+    target = cluster_target(args)
     options = {"component": args.component, "process": args.process, "lines": args.lines, "follow": args.follow}
     if target is None:
         from areal_launcher.core.logs import logs as local_logs
@@ -227,13 +231,8 @@ def logs_action(args: argparse.Namespace) -> int:
 def stop_parser() -> argparse.ArgumentParser:
     """``grpo stop``."""
     parser = command_parser("stop", STOP)
-    add_run_dir(parser)
-    parser.add_argument(
-        "--on",
-        choices=["local", "ray", "slurm"],
-        default="local",
-        help="where the run is (default: local)",
-    )
+    add_run(parser)
+    add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
     parser.add_argument("--now", action="store_true", help="do not wait for a recovery checkpoint")
     parser.set_defaults(action=stop_action)
     return parser
@@ -242,19 +241,36 @@ def stop_parser() -> argparse.ArgumentParser:
 def stop_action(args: argparse.Namespace) -> int:
     """End a run."""
     if args.on == "slurm":
+        cluster_target(args)
         from areal_launcher.places.slurm import inspect_run
 
-        return inspect_run.stop(args.run_dir, now=args.now)
-    return commands.stop(args.run_dir, now=args.now)
+        return inspect_run.stop(path(args.run), now=args.now)
+    target = cluster_target(args)
+    if target is None:
+        return commands.stop(path(args.run), now=args.now)
+    from areal_launcher.cluster import control
+
+    return control.stop(args.run, target, now=args.now)
 
 
 def scale_parser() -> argparse.ArgumentParser:
     """``grpo scale``."""
     parser = command_parser("scale", SCALE)
-    add_run_dir(parser)
+    add_run(parser)
     parser.add_argument("servers", metavar="N", type=server_count, help="number of servers")
-    parser.set_defaults(action=lambda args: commands.scale(args.run_dir, args.servers))
+    add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
+    parser.set_defaults(action=scale_action)
     return parser
+
+
+def scale_action(args: argparse.Namespace) -> int:
+    """Change the number of servers."""
+    target = cluster_target(args)
+    if target is None:
+        return commands.scale(path(args.run), args.servers)
+    from areal_launcher.cluster import control
+
+    return control.scale(args.run, target, args.servers)
 
 
 def crd_parser() -> argparse.ArgumentParser:

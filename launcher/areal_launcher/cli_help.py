@@ -56,17 +56,18 @@ not restarted yet, print the log of its previous run.
   grpo logs tiny --on kubernetes --component servers -f"""
 
 STOP = """\
-End a run on this machine or on Slurm. The trainer finishes its step and writes a recovery checkpoint; the command that
-started the run continues it. In Kubernetes, set spec.runPolicy.suspend instead.
+End a run. The trainer finishes its step and writes a recovery checkpoint; the command that started the run continues
+it. In Kubernetes this sets spec.runPolicy.suspend.
 
   grpo stop runs/tiny/trial0
+  grpo stop tiny --on kubernetes
   grpo stop runs/tiny/trial0 --on slurm --now"""
 
 SCALE = """\
-Change the number of servers of a run on this machine or on Slurm while it trains, up to servers.maxReplicas. In
-Kubernetes, use kubectl scale grpoexperiment NAME --replicas N instead.
+Change the number of servers of a run while it trains, up to servers.maxReplicas.
 
-  grpo scale runs/tiny/trial0 3"""
+  grpo scale runs/tiny/trial0 3
+  grpo scale tiny 3 --on kubernetes"""
 
 CONVERT = """\
 Convert AReaL's configuration file to an experiment.yaml. Keys without a counterpart are listed on standard error.

@@ -324,6 +324,41 @@ def test_servers_scaled_in_the_cluster_keep_their_number(grpo: Grpo, capfd: pyte
     assert "exp exists with another value of storage.size" in capfd.readouterr().err
 
 
+def test_a_stopped_run_is_continued_by_the_same_command_but_a_suspended_one_is_not(
+    grpo: Grpo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def suspended() -> bool:
+        return bool((grpo.experiment.get() or {})["spec"]["runPolicy"]["suspend"])
+
+    grpo.write()
+    assert grpo.run("--detach") == 0
+    grpo.experiment.until_phase("Running")
+    assert cli.main(["stop", "exp", *grpo.place]) == 0
+    grpo.experiment.until_phase("Suspended")
+    assert suspended()
+    assert grpo.run("--detach", "runPolicy.suspend=false") == 0
+    assert "exp was stopped and continues" in capfd.readouterr().out
+    assert not suspended()
+    grpo.experiment.until_phase("Running")
+    grpo.experiment.edit(runPolicy__suspend=True)
+    assert grpo.run("--detach") == 0
+    assert suspended()
+    assert cli.main(["stop", "exp", *grpo.place, "--now"]) == 2
+    assert "--now does not apply to --on kubernetes" in capfd.readouterr().err
+
+
+def test_servers_are_scaled_up_to_their_limit(grpo: Grpo, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scale", "exp", "2", *grpo.place]) == 2
+    assert "exp: no such experiment" in capfd.readouterr().err
+    grpo.write(servers__replicas=1, servers__maxReplicas=3)
+    assert grpo.run("--detach") == 0
+    assert cli.main(["scale", "exp", "3", *grpo.place]) == 0
+    assert (grpo.experiment.get() or {})["spec"]["servers"]["replicas"] == 3
+    assert cli.main(["scale", "exp", "4", *grpo.place]) == 1
+    assert "servers.maxReplicas" in capfd.readouterr().err
+    assert (grpo.experiment.get() or {})["spec"]["servers"]["replicas"] == 3
+
+
 def test_areals_file_becomes_an_experiment_in_the_cluster(
     grpo: Grpo, tmp_path: Path, operator: OperatorProcess
 ) -> None:

@@ -144,6 +144,19 @@ class Cluster:
             )
         )
 
+    def merge(self, kind: str, namespace: str, name: str, changes: Object) -> Object:
+        """Change the given fields of an object that exists."""
+        query = {"fieldManager": MANAGER, "fieldValidation": "Strict"}
+        return self._checked(
+            self._request_json(
+                "PATCH",
+                path_of(kind, namespace, name),
+                query=query,
+                body=changes,
+                content="application/merge-patch+json",
+            )
+        )
+
     def create(self, body: Object, namespace: str) -> Object:
         """Create an object."""
         return self._checked(

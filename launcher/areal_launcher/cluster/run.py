@@ -16,6 +16,7 @@ from areal_api.stored import read_experiment
 from areal_launcher import run_files
 from areal_launcher.cluster.checks import add_hint, check_api, check_files, check_operator, check_target
 from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
+from areal_launcher.cluster.control import resume_if_stopped
 from areal_launcher.cluster.fetch_checkpoint import fetch_checkpoint
 from areal_launcher.cluster.fetch_results import fetch, source_of
 from areal_launcher.cluster.follow import Follower, status_of
@@ -53,12 +54,14 @@ class Submitted:
     def next_commands(self) -> str:
         """Commands for a run that is no longer followed."""
         kubectl, resource = self.target.kubectl, f"grpo {self.name} --namespace {self.namespace}"
-        suspend = '{"spec":{"runPolicy":{"suspend":true}}}'
+        options = [*self.target.options]
+        if self.target.namespace is None:
+            options += ["--namespace", self.namespace]
         return "\n".join(
             [
                 f"{self.name} continues in the cluster, context {self.cluster.context}, namespace {self.namespace}",
                 f"  follow:  {self.command}",
-                f"  suspend: {kubectl} patch {resource} --type merge -p '{suspend}'",
+                f"  stop:    {shlex.join(['grpo', 'stop', self.name, '--on', 'kubernetes', *options])}",
                 f"  delete:  {kubectl} delete {resource}",
             ]
         )
@@ -156,6 +159,8 @@ def submit(cluster: Cluster, experiment: GRPOExperiment, namespace: str, console
     """Apply the experiment, keeping live fields that others have changed."""
     existing = cluster.get(experiment.kind, namespace, experiment.name)
     body = manifest(experiment, existing)
+    if existing is not None and not experiment.spec.run_policy.suspend and resume_if_stopped(cluster, existing):
+        console.print(f"{experiment.name} was stopped and continues", markup=False)
     try:
         applied = apply(cluster, body, namespace)
     except ApiError as error:

@@ -31,6 +31,9 @@ class RunPlan:
     phase: str = "training"
     backoff_limit: int = 0  # restarts of a trainer that has finished a step
     active_deadline_s: float | None = None
+    pre_running_deadline_s: float | None = None  # for each start of the trainer: until it and a server run
+    elapsed_s: float = 0.0  # of the active deadline, before this start of the launcher
+    waited_s: float = 0.0  # of the first pre-running deadline, for nodes
     replicas: int | None = None  # None: all
     stopped_by_others: bool = False  # whether a trainer that was asked to stop by someone else ends the run
     drain_s: float = 120.0  # how long a server that is no longer wanted may finish its requests
@@ -50,6 +53,10 @@ def plan_run(
     ``python`` and ``trainer_python`` are the interpreters of servers and trainer on the nodes (None: this one).
     """
     spec, config = experiment.spec, experiment.spec.config
+    if spec.run_policy.suspend:
+        raise ValueError(
+            "runPolicy.suspend is true, so the run would not start; only Kubernetes suspends: set it to false"
+        )
     refuse_cluster_references("servers.env", spec.servers.env)
     refuse_cluster_references("trainer.env", spec.trainer.env)
     run = run.absolute()
@@ -71,6 +78,7 @@ def plan_run(
         # Without recovery checkpoints a restarted trainer would start over and overwrite its results.
         backoff_limit=0 if config.recover.mode == "disabled" else spec.run_policy.backoff_limit,
         active_deadline_s=spec.run_policy.active_deadline_seconds,
+        pre_running_deadline_s=spec.run_policy.pre_running_deadline_seconds,
         replicas=spec.servers.replicas,
         drain_s=spec.servers.termination_grace_period_seconds,
     )

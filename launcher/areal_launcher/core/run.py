@@ -31,7 +31,8 @@ class Run:
         self._stats = run_files.Stats(names.stats_file(plan.run))
         self._trained = False  # whether the trainer has finished a step since its last start
         self._interrupts = Interrupts()
-        self._started = time.monotonic()
+        self._started = time.monotonic() - plan.elapsed_s
+        self._starting_since: float | None = None  # None: servers and trainer run
         self._kill_at: float | None = None
         self._written_state = ""
         self._written_addresses: list[str] = []
@@ -61,11 +62,11 @@ class Run:
 
     def _train(self, fleet: ServerFleet) -> int:
         """Run the trainer and restart it if it failed after a step, or lost a node."""
-        limit, starts = self._plan.backoff_limit, 0
+        limit, failures, restarted = self._plan.backoff_limit, 0, False
         while True:
             self._trained = False
-            trainer, status = self._watch(fleet, restarted=starts > 0)
-            starts += 1
+            trainer, status = self._watch(fleet, restarted=restarted)
+            restarted = True
             if status == 0:
                 return 0
             if self._interrupts.received:
@@ -75,13 +76,14 @@ class Run:
             failure = trainer.failure(status)
             if failure.status == names.EXIT_STOPPED and self._plan.stopped_by_others:
                 return names.EXIT_STOPPED
-            if not (self._trained or trainer.lost) or starts > limit or failure.status == USAGE_ERROR:
+            failures += 0 if trainer.lost else 1
+            if not (self._trained or trainer.lost) or failures > limit or failure.status == USAGE_ERROR:
                 raise failure
             checkpoint = any(names.recover_dir(self._plan.run).glob("step*"))
             resumes = "continues from its last checkpoint" if checkpoint else "starts over without a checkpoint"
+            counted = "which does not count as a restart" if trainer.lost else f"restart {failures} of {limit}"
             self._display.message(
-                f"the trainer failed (exit status {failure.status}) and {resumes}, "
-                f"restart {starts} of {limit}; see {failure.log}"
+                f"the trainer failed (exit status {failure.status}) and {resumes}, {counted}; see {failure.log}"
             )
 
     def _watch(self, fleet: ServerFleet, *, restarted: bool) -> tuple[Trainer | None, int]:
@@ -91,6 +93,7 @@ class Run:
         trainer and its exit status; no trainer if the run was stopped before its start.
         """
         trainer: Trainer | None = None
+        self._starting_since = time.monotonic() - (0.0 if restarted else self._plan.waited_s)
         while True:
             self._write_addresses(fleet)
             known = [address for address in fleet.addresses if address]
@@ -112,8 +115,23 @@ class Run:
                 if (replicas := run_files.take_scale_request(self._plan.run)) is not None:
                     fleet.scale(replicas)
                 fleet.tick()
+                self._check_start(fleet, started=trainer is not None and trainer.started)
             self._write_state(fleet)
             time.sleep(POLL_S)
+
+    def _check_start(self, fleet: ServerFleet, *, started: bool) -> None:
+        """Raise ``RunError`` if servers and trainer do not run in time."""
+        limit = self._plan.pre_running_deadline_s
+        if limit is None or self._starting_since is None:
+            return
+        if started and (fleet.ready or not fleet.servers):
+            self._starting_since = None
+        elif time.monotonic() - self._starting_since > limit:
+            raise RunError(
+                f"servers and trainer did not run within runPolicy.preRunningDeadlineSeconds = {limit:g}: "
+                f"{fleet.ready} of {len(fleet.servers)} servers are ready, the trainer has "
+                f"{'started' if started else 'not started'}"
+            )
 
     def _poll_stats(self) -> list[run_files.Line]:
         """New statistics. A file that cannot be read is reported once and does not end the run."""

@@ -52,6 +52,12 @@ class Trainer:
         kill_all(self.processes)
 
     @property
+    def started(self) -> bool:
+        """Whether every node has been started, the first one at a known address."""
+        first = self.processes[0]
+        return not self._waiting and (first.address is not None or not first.spec.needs_port)
+
+    @property
     def lost(self) -> bool:
         """Whether it ended because a node was lost."""
         return any(process.lost for process in self.processes)

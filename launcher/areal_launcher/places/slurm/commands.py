@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from areal_launcher.errors import RunError
 
@@ -17,6 +19,13 @@ ACTIVE = frozenset(
 )  # fmt: skip
 QUEUED = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 GPU = re.compile(r"\bgpu:(?:[^:,()]+:)?(\d+)")
+# sinfo's compact states of nodes that run jobs now or later. A node that does not answer has a star.
+CAN_RUN = re.compile(r"(idle|alloc|mix|comp|resv|maint|plnd|npc|pow_dn|pow_up)[^*]?")
+NODE_COLUMNS = "%P|%G|%t|%l|%L"
+JOB_COLUMNS = "%i|%T|%B|%N|%V|%S|%r"  # no text of a user's: the reason is Slurm's
+TIME_LIMIT = re.compile(r"(?:(\d{1,6})-)?(\d{1,8})(?::(\d{1,8}))?(?::(\d{1,8}))?")
+KEPT_VARIABLES = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+BREAKING_VARIABLES = frozenset({"SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_WAIT", "SBATCH_GET_USER_ENV"})
 
 
 class SlurmError(RunError):
@@ -32,6 +41,7 @@ class Job:
     reason: str
     nodes: str
     batch_host: str  # the node of the batch script
+    waited_s: float = 0.0  # from its submission to its last start; 0 if it has not started
 
     @property
     def active(self) -> bool:
@@ -41,27 +51,64 @@ class Job:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition: its nodes that can run jobs, and the most GPUs of one of them."""
+    """A partition: its nodes that can run jobs, the most GPUs of one of them, and the limit of jobs that set none."""
 
     name: str
     nodes: int
     gpus: int
+    time_s: float | None = None  # None: unlimited or unknown
 
 
 def run(tool: str, *arguments: str, stdin: str = "") -> str:
     """What a command prints. Raises ``SlurmError`` if it fails, and ``ValueError`` if it is not installed."""
+    done = execute(tool, *arguments, stdin=stdin)
+    if done.returncode:
+        raise SlurmError(clean(done.stderr) or f"{tool} failed with exit status {done.returncode}")
+    return done.stdout
+
+
+def run_for_error(tool: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
+    """Exit status and standard error of a command, for one that prints its result there."""
+    done = execute(tool, *arguments, stdin=stdin)
+    return done.returncode, done.stderr
+
+
+def execute(tool: str, *arguments: str, stdin: str) -> subprocess.CompletedProcess[str]:
+    """Run a command without the variables that would change what it prints or submits."""
     path = shutil.which(tool)
     if path is None:
         raise ValueError(f"{tool} is not installed here; run grpo --on slurm on a login node of the cluster")
     try:
-        done = subprocess.run(
-            [path, *arguments], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        return subprocess.run(
+            [path, *arguments],
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+            check=False,
+            env=dict(os.environ) if tool == "srun" else without_options(os.environ),
         )
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{tool} did not answer within {TIMEOUT_S:.0f} s; check that slurmctld is up") from error
-    if done.returncode:
-        raise SlurmError(clean(done.stderr) or f"{tool} failed with exit status {done.returncode}")
-    return done.stdout
+    except OSError as error:
+        raise ValueError(f"{tool} cannot be started: {error.strerror}") from error
+
+
+def without_options(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without the options that Slurm's commands read from it, and without those of a surrounding job.
+
+    Defaults of sbatch such as SBATCH_ACCOUNT stay, because a user sets them for every job.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if not (
+            name.startswith(("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_"))
+            or (name.startswith("SLURM_") and name not in KEPT_VARIABLES)
+            or name in BREAKING_VARIABLES
+        )
+    }
 
 
 def clean(text: str) -> str:
@@ -76,37 +123,59 @@ def fields(line: str) -> dict[str, str]:
 
 
 def find_job(job_id: str) -> Job | None:
-    """A job; None if slurmctld has forgotten it, some minutes after its end."""
+    """A job, or the first component of a heterogeneous one; None if slurmctld has forgotten it after its end."""
     try:
-        output = run("scontrol", "show", "job", "--oneliner", job_id)
+        output = run("squeue", "--all", "--noheader", "--states=all", f"--jobs={job_id}", f"--format={JOB_COLUMNS}")
     except SlurmError as error:
         if "Invalid job id" in str(error):
             return None
         raise
-    shown = fields(output.splitlines()[0]) if output.strip() else {}
-    return Job(
-        job_id,
-        shown.get("JobState", "UNKNOWN"),
-        shown.get("Reason", "None"),
-        shown.get("NodeList", "(null)"),
-        shown.get("BatchHost", "(null)"),
-    )
+    rows = [line.split("|", 6) for line in output.splitlines() if line.count("|") >= 6]
+    row = next((row for row in rows if row[0] in (job_id, f"{job_id}+0")), None)
+    if row is None:
+        return None
+    _, state, host, nodes, submitted, started, reason = row
+    return Job(job_id, state, reason, nodes or "(null)", host, seconds_between(submitted, started))
 
 
-def partitions(name: str | None) -> list[Partition]:
-    """The partition ``name``, or the default one. Empty if there is none."""
-    only = ["--partition", name] if name is not None else []
-    rows = [line.split("|") for line in run("sinfo", "--noheader", "--format=%P|%D|%G|%t", *only).splitlines()]
+def seconds_between(first: str, second: str) -> float:
+    """Seconds between two times as squeue prints them; 0 if one is unknown or they are in the wrong order."""
+    try:
+        return max(0.0, (datetime.fromisoformat(second) - datetime.fromisoformat(first)).total_seconds())
+    except ValueError:
+        return 0.0
+
+
+def partitions(names: str | None) -> list[Partition]:
+    """The partitions ``names``, separated by commas, or the default one. Empty if there are none."""
+    only = ["--partition", names] if names is not None else []
+    output = run("sinfo", "--all", "--noheader", "--Node", f"--format={NODE_COLUMNS}", *only)
     found: dict[str, Partition] = {}
-    for partition, nodes, gres, state in (row for row in rows if len(row) == 4):
-        if name is None and not partition.endswith("*"):
+    for line in output.splitlines():
+        if line.count("|") != 4 or (names is None and not line.split("|")[0].endswith("*")):
             continue
-        key = partition.rstrip("*")
-        usable = int(nodes) if not re.match(r"(down|drain|drng|fail|inval|unk|boot|plnd_down)", state) else 0
+        name, gres, state, limit, default = line.split("|")
+        usable = CAN_RUN.fullmatch(state) is not None
         gpus = sum(int(count) for count in GPU.findall(gres)) if usable else 0
-        before = found.get(key, Partition(key, 0, 0))
-        found[key] = Partition(key, before.nodes + usable, max(before.gpus, gpus))
+        time_s = time_limit_s(default) if default != "n/a" else time_limit_s(limit)
+        before = found.get(name.rstrip("*"), Partition(name.rstrip("*"), 0, 0, time_s))
+        found[before.name] = replace(before, nodes=before.nodes + usable, gpus=max(before.gpus, gpus))
     return list(found.values())
+
+
+def time_limit_s(text: str) -> float | None:
+    """Seconds of a limit as sbatch reads it: ``30``, ``1:30:00``, ``2-12``; None if it is unlimited or unknown."""
+    match = TIME_LIMIT.fullmatch(text.strip())
+    if match is None:
+        return None
+    days, first, second, third = (int(part) if part else None for part in match.groups())
+    if days is not None:
+        hours, minutes, seconds = first or 0, second or 0, third or 0
+    elif third is not None:
+        hours, minutes, seconds = first or 0, second or 0, third
+    else:
+        hours, minutes, seconds = 0, first or 0, second or 0
+    return 86400.0 * (days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
 def node_addresses(names: Sequence[str]) -> dict[str, str]:
@@ -119,14 +188,3 @@ def node_addresses(names: Sequence[str]) -> dict[str, str]:
 def host_names(hostlist: str) -> list[str]:
     """The nodes of an expression such as ``n[1-3]``."""
     return run("scontrol", "show", "hostnames", hostlist).split()
-
-
-def run_for_error(tool: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
-    """Exit status and standard error of a command, for one that prints its result there."""
-    path = shutil.which(tool)
-    if path is None:
-        raise ValueError(f"{tool} is not installed here; run grpo --on slurm on a login node of the cluster")
-    done = subprocess.run(
-        [path, *arguments], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    return done.returncode, done.stderr

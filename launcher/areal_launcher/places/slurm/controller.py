@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from areal_launcher.core.prepare import claimed_run
 from areal_launcher.core.run import Run
 from areal_launcher.errors import RunError
 from areal_launcher.places.slurm import commands
-from areal_launcher.places.slurm.job import layout_file, probe_file, submitted_experiment
+from areal_launcher.places.slurm.job import layout_file, probe_file, read_start, submitted_experiment, write_start
 from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.places.slurm.place import SlurmPlace
 
+DEADLINE = "runPolicy.preRunningDeadlineSeconds"
 EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_STOPPED_BY_USER = 128 + signal.SIGINT  # not queued again
 
@@ -55,6 +57,10 @@ def execute(directory: Path, nonce: str, journal: Journal) -> int:
     """Check the nodes, then run."""
     experiment = load_experiment(submitted_experiment(directory))
     slurm = experiment.spec.slurm
+    elapsed_s, waited_s = clocks(directory, os.environ["SLURM_JOB_ID"])
+    limit_s = experiment.spec.run_policy.pre_running_deadline_seconds
+    if limit_s is not None and waited_s > limit_s:
+        raise RunError(f"the job waited {waited_s:.0f} s in the queue, {DEADLINE} = {limit_s}")
     components = [Layout(**layout) for layout in json.loads(layout_file(directory).read_text(encoding="utf-8"))]
     place = SlurmPlace(directory, slurm, components, environ=os.environ)
     place.check_shared(nonce, probe_file(directory))
@@ -71,9 +77,22 @@ def execute(directory: Path, nonce: str, journal: Journal) -> int:
             trainer_python=None if inside else os.environ.get(names.TRAINER_PYTHON),
         )
         # At preemption, Slurm sends SIGTERM to the steps but not to the batch script.
-        run = Run(replace(plan, stopped_by_others=True), place, journal)
+        plan = replace(plan, stopped_by_others=True, elapsed_s=elapsed_s, waited_s=waited_s)
+        run = Run(plan, place, journal)
         status = run.run()
         return EXIT_STOPPED_BY_USER if status == EXIT_TERMINATED and run.stop_requested else status
+
+
+def clocks(directory: Path, job_id: str) -> tuple[float, float]:
+    """Seconds since the job started for the first time, and that it waited for that in the queue."""
+    first = read_start(directory, job_id)
+    if first is not None:  # the job was queued again
+        return max(0.0, time.time() - first), 0.0
+    write_start(directory, job_id, time.time())
+    with contextlib.suppress(commands.SlurmError):
+        job = commands.find_job(job_id)
+        return 0.0, 0.0 if job is None else job.waited_s
+    return 0.0, 0.0
 
 
 def threads_per_process(components: list[Layout]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,13 +12,21 @@ from pathlib import Path
 
 from areal_api import names
 from areal_api.experiment import GRPOExperiment
-from areal_launcher.bounded_files import DamagedFileError, read_object
+from areal_launcher.bounded_files import DamagedFileError, number, read_object
 from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.run_files import write_atomic
 
 CONTROLLER = "areal_launcher.places.slurm.controller"
 JOB_PREFIX = "grpo-"
 EXIT_NOT_SHARED = 66
+# Options of sbatch that grpo sets, or that would submit something else than one job for the run.
+OWN_OPTIONS = (
+    *("--array", "--chdir", "--clusters", "--cpus-per-task", "--error", "--export"),
+    *("--gpus", "--gpus-per-node", "--gpus-per-task", "--gpus-per-socket", "--help", "--input", "--job-name"),
+    *("--no-requeue", "--nodes", "--ntasks", "--ntasks-per-node", "--open-mode", "--output", "--parsable", "--requeue"),
+    *("--signal", "--test-only", "--usage", "--version", "--wait", "--wrap"),
+)
+OWN_LETTERS = "acDehGiJMnNoVW"
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class SubmittedJob:
     """A job that was submitted for a run."""
 
     id: str
+    submitted_at: float = 0.0  # seconds since the epoch, on the submit host
 
 
 def job_dir(run: Path) -> Path:
@@ -54,7 +64,7 @@ def output_file(run: Path) -> Path:
 
 def write_job(run: Path, job: SubmittedJob) -> None:
     """Remember the job of a run."""
-    write_atomic(job_dir(run) / "job.json", json.dumps({"id": job.id}))
+    write_atomic(job_dir(run) / "job.json", json.dumps({"id": job.id, "submitted_at": job.submitted_at}))
 
 
 def read_job(run: Path) -> SubmittedJob | None:
@@ -65,15 +75,30 @@ def read_job(run: Path) -> SubmittedJob | None:
         return None
     if not found or not str(found.get("id", "")).isdecimal():
         return None
-    return SubmittedJob(str(found["id"]))
+    return SubmittedJob(str(found["id"]), number(found.get("submitted_at")) or 0.0)
+
+
+def write_start(run: Path, job_id: str, started_at: float) -> None:
+    """Remember when the job has started for the first time."""
+    write_atomic(job_dir(run) / "start.json", json.dumps({"id": job_id, "started_at": started_at}))
+
+
+def read_start(run: Path, job_id: str) -> float | None:
+    """When the job has started for the first time, in seconds since the epoch; None if it has not."""
+    try:
+        found = read_object(job_dir(run) / "start.json") or {}
+    except DamagedFileError:
+        return None
+    return number(found.get("started_at")) if found.get("id") == job_id else None
 
 
 def sbatch_arguments(experiment: GRPOExperiment, run: Path, components: Sequence[Layout]) -> list[str]:
     """Arguments of sbatch for one allocation, or for a heterogeneous job if there are two layouts."""
     config, slurm = experiment.spec.config, experiment.spec.slurm
+    check_arguments("slurm.args", slurm.args)
     common = [
         f"--job-name={JOB_PREFIX}{config.experiment_name}-{config.trial_name}",
-        f"--output={output_file(run)}",
+        f"--output={file_pattern(output_file(run))}",
         "--open-mode=append",
         f"--signal=B:TERM@{slurm.stop_seconds}",
         "--requeue" if slurm.requeue else "--no-requeue",
@@ -84,9 +109,29 @@ def sbatch_arguments(experiment: GRPOExperiment, run: Path, components: Sequence
     if slurm.servers is None:
         return first
     servers = slurm.servers
+    check_arguments("slurm.servers.args", servers.args)
     second = _component(components[1], servers.partition or slurm.partition, servers.constraint)
     charged = [f"--{name}={value}" for name in ("account", "qos") if (value := getattr(slurm, name))]
     return [*first, ":", *charged, *second, *servers.args]
+
+
+def check_arguments(key: str, arguments: Sequence[str]) -> None:
+    """Raise ``ValueError`` for arguments that are no options, or that grpo sets itself."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if not re.match(r"-[A-Za-z]|--[a-z]", argument):
+            raise ValueError(f"{key}: {argument!r} is not an option of sbatch; write each as --option=value")
+        # sbatch accepts every unambiguous beginning of a long option.
+        own = argument[1] in OWN_LETTERS if argument[1] != "-" else any(one.startswith(name) for one in OWN_OPTIONS)
+        if own:
+            raise ValueError(
+                f"{key}: {argument} is set by grpo; omit it, and use the keys of slurm, servers, trainer and cluster"
+            )
+
+
+def file_pattern(path: Path) -> str:
+    """A path as sbatch reads it: a percent sign starts a replacement."""
+    return str(path).replace("%", "%%")
 
 
 def _component(layout: Layout, partition: str | None, constraint: str | None) -> list[str]:

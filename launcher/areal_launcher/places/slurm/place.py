@@ -74,6 +74,7 @@ class SlurmPlace:
         self._job = environ["SLURM_JOB_ID"]
         self._heterogeneous = len(components) > 1
         self.nodes = allocated_nodes(components, environ)
+        self._layouts = list(components)
         self._node_of: dict[str, Node] = {}
         self._gpus: dict[str, list[int]] = {}
         self._ports: dict[str, int] = {}
@@ -162,23 +163,19 @@ class SlurmPlace:
         return node
 
     def _srun(self, component: int) -> list[str]:
+        layout = self._layouts[component]
         srun = ["srun", f"--jobid={self._job}", "--overlap", "--cpu-bind=none", "--export=ALL", "--kill-on-bad-exit=0"]
+        # Every step may use all of the job's CPUs and memory on its node. srun would give it one CPU, and since 22.05
+        # does not take over the number that was given to sbatch.
+        srun += [f"--cpus-per-task={layout.cpus_per_node}", "--mem=0", "--mpi=none"]
         return [*srun, f"--het-group={component}"] if self._heterogeneous else srun
 
     def _step_command(self, spec: ProcessSpec, node: Node) -> list[str]:
-        options = self._options
         srun = [*self._srun(node.component), "--nodes=1", "--ntasks=1", f"--nodelist={node.name}"]
         srun.append(f"--job-name={spec.name}")
-        inside = [options.python or spec.argv[0], "-I", "-S", str(self._tools / "on_node.py")]
-        inside.append(str(self._files / f"{spec.name}.json"))
-        image = options.container_image
-        if image is None:
-            return [*srun, *inside]
-        if options.container_runtime == "pyxis":
-            mounts = f"--container-mounts={self._run}:{self._run}"
-            return [*srun, f"--container-image={image}", mounts, *options.container_args, *inside]
-        gpus = ["--nv"] if spec.gpus else []
-        return [*srun, "apptainer", "exec", *gpus, f"--bind={self._run}", *options.container_args, image, *inside]
+        python = self._options.python or spec.argv[0]
+        inside = [python, "-I", "-S", str(self._tools / "on_node.py"), str(self._files / f"{spec.name}.json")]
+        return [*srun, *contained(self._options, inside, run=self._run, gpus=spec.gpus > 0)]
 
     def _copy_tools(self) -> Path:
         """Copies of the files that run on nodes, at a path that exists there, also in a container."""
@@ -202,6 +199,18 @@ class SlurmPlace:
             with contextlib.suppress(commands.SlurmError):
                 commands.run("scancel", "--signal=KILL", *left)
             time.sleep(0.5)
+
+
+def contained(options: SlurmSpec, argv: Sequence[str], *, run: Path, gpus: bool) -> list[str]:
+    """The last arguments of srun: ``argv``, or ``argv`` in the container of ``options`` with ``run`` mounted."""
+    image = options.container_image
+    if image is None:
+        return list(argv)
+    if options.container_runtime == "pyxis":
+        mounts = f"--container-mounts={run}:{run}"
+        return [f"--container-image={image}", mounts, *options.container_args, *argv]
+    nvidia = ["--nv"] if gpus else []
+    return ["apptainer", "exec", *nvidia, f"--bind={run}", *options.container_args, image, *argv]
 
 
 def name_of(kind: str, index: int) -> str:

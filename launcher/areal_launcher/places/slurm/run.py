@@ -20,14 +20,20 @@ from areal_launcher.core.journal import JournalReader, journal_size
 from areal_launcher.display import Display, display_for
 from areal_launcher.errors import RunError
 from areal_launcher.places.slurm import commands
-from areal_launcher.places.slurm.job import SubmittedJob, job_dir, output_file, read_job, submitted_experiment
+from areal_launcher.places.slurm.job import (
+    SubmittedJob,
+    job_dir,
+    output_file,
+    read_job,
+    read_start,
+    submitted_experiment,
+)
 from areal_launcher.places.slurm.submit import submit
 from areal_launcher.request import Request
 from areal_launcher.results_table import results_table
 
 POLL_S = 0.5
 ASK_S = 3.0  # between two questions to slurmctld
-FORGET_S = 30.0  # how long slurmctld may not answer about a job that has just ended
 INTERRUPTED = 130
 MAX_OUTPUT_BYTES = 2**14
 
@@ -51,9 +57,10 @@ def run(request: Request, *, detach: bool, check_fit: Callable[[ExperimentSpec],
     if detach:
         console.print("the same command without --detach follows it", markup=False)
         return 0
+    wait_s = experiment.spec.run_policy.pre_running_deadline_seconds
     try:
         with display_for(console) as display:
-            status = Follower(directory, job, offset).follow(display)
+            status = Follower(directory, job, offset, pre_running_s=wait_s).follow(display)
     except KeyboardInterrupt:
         console.print(
             f"job {job.id} continues; the same command follows it again, and grpo stop {directory} --on slurm ends it",
@@ -102,15 +109,15 @@ def require_same(experiment: GRPOExperiment, directory: Path, job: SubmittedJob)
 class Follower:
     """Follows a job through its run directory and slurmctld. Needs no connection to the job."""
 
-    def __init__(self, directory: Path, job: SubmittedJob, offset: int) -> None:
+    def __init__(self, directory: Path, job: SubmittedJob, offset: int, *, pre_running_s: float | None = None) -> None:
+        """``offset``: where the job's part of the journal begins. ``pre_running_s``: how long it may be queued."""
         self._directory = directory
         self._job = job
         self._journal = JournalReader(directory, offset=offset)
         self._stats = run_files.Stats(names.stats_file(directory))
         self._asked = -ASK_S
-        self._answered = time.monotonic()
         self._state: commands.Job | None = None
-        self._running = False
+        self._pre_running_s = pre_running_s
 
     def follow(self, display: Display) -> int:
         """Follow to the end of the job; the exit status of the run. Raises ``RunError`` if it failed."""
@@ -119,13 +126,24 @@ class Follower:
             self._journal.replay(display)
             self._show_steps(display)
             if job is not None and job.state in commands.QUEUED:
-                self._running = False
+                self._check_queue(job)
                 display.phase(f"job {self._job.id} waits in the queue ({job.reason})")
             if job is None or not job.active:
                 self._journal.replay(display)
                 self._show_steps(display)
                 return self._outcome(job)
             time.sleep(POLL_S)
+
+    def _check_queue(self, job: commands.Job) -> None:
+        """Cancel a job that has waited too long for its first start."""
+        limit_s, submitted_at = self._pre_running_s, self._job.submitted_at
+        if limit_s is None or time.time() - submitted_at <= limit_s or read_start(self._directory, job.id) is not None:
+            return
+        commands.run("scancel", job.id)
+        raise RunError(
+            f"job {job.id} is cancelled: it waited in the queue ({job.reason}) for longer than "
+            f"runPolicy.preRunningDeadlineSeconds = {limit_s:g}"
+        )
 
     def _ask(self, display: Display) -> commands.Job | None:
         """The state of the job, asked for every ``ASK_S``, or at once after the run has reported its end."""

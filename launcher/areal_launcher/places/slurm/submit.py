@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import secrets
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from areal_api import names
-from areal_api.experiment import ExperimentSpec, GRPOExperiment
+from areal_api.experiment import GRPOExperiment
 from areal_api.render import experiment_yaml
+from areal_api.slurm import SlurmSpec
 from areal_launcher.core.checks import check_experiment
 from areal_launcher.core.plan import gpus_per_server, gpus_per_trainer_node, plan_run
 from areal_launcher.core.resume import check_resume
@@ -28,7 +31,7 @@ from areal_launcher.places.slurm.job import (
 from areal_launcher.places.slurm.layout import Layout, layouts
 from areal_launcher.run_files import write_atomic
 
-Check = Callable[[ExperimentSpec], None]
+SIGNAL_RESOLUTION_S = 60  # Slurm may send a signal earlier than sbatch --signal asks, by up to this
 
 
 def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
@@ -36,6 +39,7 @@ def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
     check_experiment(experiment.spec, run=run, cores=experiment.spec.slurm.cpus_per_node or 2**16)
     check_resume(experiment.spec.config, run)
     plan_run(experiment, run=run, key_file=run / "api-key", threads=1)  # refuses variables that cannot be set
+    check_container(experiment.spec.slurm, run)
     components = plan_job(experiment)
     arguments = sbatch_arguments(experiment, run, components)
     job_dir(run).mkdir(parents=True, exist_ok=True)
@@ -49,9 +53,21 @@ def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
         output = commands.run("sbatch", "--parsable", *arguments, stdin=batch_script(run, nonce))
     except commands.SlurmError as error:
         raise ValueError(f"sbatch refuses the job: {error}{advice(str(error))}") from error
-    job = SubmittedJob(output.strip().splitlines()[-1].partition(";")[0])
+    job = SubmittedJob(output.strip().splitlines()[-1].partition(";")[0], time.time())
     write_job(run, job)
     return job
+
+
+def check_container(slurm: SlurmSpec, run: Path) -> None:
+    """Raise ``ValueError`` for a run directory that cannot be mounted, or options of a container without one."""
+    if slurm.container_image is None:
+        if slurm.container_args:
+            raise ValueError("slurm.containerArgs is set without slurm.containerImage; set both or none")
+        return
+    if any(character in str(run) for character in ":,"):
+        raise ValueError(
+            f"cluster.fileroot: {run} has a colon or a comma, so it cannot be mounted in a container; choose another"
+        )
 
 
 def plan_job(experiment: GRPOExperiment) -> list[Layout]:
@@ -68,6 +84,7 @@ def plan_job(experiment: GRPOExperiment) -> list[Layout]:
                 f"{key}.device is cuda, but no node of partition {partition.name} that can run jobs has a GPU; choose "
                 f"another --partition, or set {key}.device=cpu"
             )
+    check_time(slurm, trainer)
     found = layouts(spec, gpus=trainer.gpus, server_gpus=servers.gpus)
     for layout, partition in zip(found, [trainer, servers], strict=False):
         if layout.nodes > partition.nodes:
@@ -78,12 +95,32 @@ def plan_job(experiment: GRPOExperiment) -> list[Layout]:
     return found
 
 
+def check_time(slurm: SlurmSpec, partition: commands.Partition) -> None:
+    """Raise ``ValueError`` for a time limit that leaves no time to train."""
+    limit_s = commands.time_limit_s(slurm.time) if slurm.time is not None else partition.time_s
+    if limit_s and limit_s <= slurm.stop_seconds + SIGNAL_RESOLUTION_S:
+        where = f"slurm.time is {slurm.time}" if slurm.time is not None else f"partition {partition.name} has a limit"
+        raise ValueError(
+            f"{where}, {limit_s:.0f} s, and the run would stop slurm.stopSeconds = {slurm.stop_seconds} s (and up to "
+            f"{SIGNAL_RESOLUTION_S} s more) before it: raise --time, or lower slurm.stopSeconds"
+        )
+
+
 def partition_named(name: str | None) -> commands.Partition:
-    """A partition, or the default one. Raises ``ValueError`` if there is none, naming those that exist."""
+    """A partition, or the default one. Raises ``ValueError`` if there is none, naming those that exist.
+
+    Of several, separated by commas, Slurm takes the one that can start first: the result describes what all can hold.
+    """
+    name = name or os.environ.get("SBATCH_PARTITION") or None
     try:
         found = commands.partitions(name)
         if found:
-            return found[0]
+            return commands.Partition(
+                ",".join(one.name for one in found),
+                max(one.nodes for one in found),
+                min((one.gpus for one in found if one.gpus), default=0),
+                min((one.time_s for one in found if one.time_s), default=None),
+            )
         known = commands.run("sinfo", "--noheader", "--format=%R").split()
     except commands.SlurmError as error:
         raise ValueError(f"sinfo failed: {error}") from error

@@ -42,6 +42,23 @@ def test_trainer_nodes_meet_at_the_first(experiment_path: Path, tmp_path: Path) 
     ]
 
 
+def test_a_suspended_experiment_is_refused(experiment_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"runPolicy.suspend is true.*set it to false"):
+        plan_run(load(experiment_path, "runPolicy.suspend=true"), run=tmp_path, key_file=tmp_path / "key", threads=1)
+
+
+def test_the_run_policy_is_part_of_the_plan(experiment_path: Path, tmp_path: Path) -> None:
+    policy = (
+        "runPolicy.backoffLimit=7",
+        "runPolicy.activeDeadlineSeconds=90",
+        "runPolicy.preRunningDeadlineSeconds=30",
+    )
+    plan = plan_run(load(experiment_path, *policy), run=tmp_path, key_file=tmp_path / "key", threads=1)
+    assert (plan.backoff_limit, plan.active_deadline_s, plan.pre_running_deadline_s) == (7, 90, 30)
+    without = load(experiment_path, *policy, "config.recover.mode=disabled")
+    assert plan_run(without, run=tmp_path, key_file=tmp_path / "key", threads=1).backoff_limit == 0
+
+
 def test_addresses_that_the_user_sets_are_kept(experiment_path: Path, tmp_path: Path) -> None:
     experiment = load(experiment_path, "trainer.env=[{name: AREAL_LLM_SERVER_ADDRS, value: 'proxy:1'}]")
     (node,) = plan_run(experiment, run=tmp_path, key_file=tmp_path / "key", threads=1).trainer

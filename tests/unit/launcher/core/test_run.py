@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from areal_launcher import run_files
+from areal_launcher.core.place import PORT
 from areal_launcher.core.plan import RunPlan
+from areal_launcher.core.processes import SupervisedProcess
 from areal_launcher.core.supervisor import parents
 from areal_launcher.errors import RunError
 from support.local_runs import EXITS_ON_SIGTERM, IGNORES_SIGTERM, SERVER, RecordingDisplay, execute, plan, serving
@@ -149,6 +151,15 @@ def test_a_trainer_that_fails_before_its_first_step_is_not_restarted(tmp_path: P
     assert (tmp_path / "starts").read_text() == "x"
 
 
+def test_restarts_after_lost_nodes_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SupervisedProcess, "lost", property(lambda process: True))
+    log = RecordingDisplay()
+    assert execute(failing_plan(tmp_path, "none", 0), log) == 0
+    assert [text.split(", ")[-1].split(";")[0] for text in log.messages if "failed" in text] == [
+        "which does not count as a restart",
+    ] * 2
+
+
 def test_a_trainer_with_an_invalid_configuration_is_not_restarted(tmp_path: Path) -> None:
     run = failing_plan(tmp_path, "steps", 3)
     (trainer,) = run.trainer
@@ -167,6 +178,22 @@ def test_a_run_past_its_deadline_is_terminated_gracefully_with_an_error(tmp_path
     with pytest.raises(RunError, match=r"activeDeadlineSeconds = 1.0"):
         execute(late, RecordingDisplay())
     assert "checkpoint written" in (tmp_path / "logs" / "trainer.log").read_text()
+
+
+def test_the_deadline_counts_the_time_before_this_start_of_the_launcher(tmp_path: Path) -> None:
+    trainer = python(IGNORES_SIGTERM.replace('print("no", flush=True)', "os._exit(1)"), tmp_path / "pids")
+    late = replace(plan(tmp_path, trainer, []), active_deadline_s=3600.0, elapsed_s=3599.0)
+    with pytest.raises(RunError, match=r"activeDeadlineSeconds = 3600.0"):
+        execute(late, RecordingDisplay())
+
+
+@pytest.mark.parametrize(("limit_s", "waited_s"), [(1.0, 0.0), (600.0, 599.0)])
+def test_servers_that_do_not_run_in_time_end_the_run(tmp_path: Path, limit_s: float, waited_s: float) -> None:
+    late = plan(tmp_path, python(SLEEPER, tmp_path / "trainer"), [python(SLEEPER, tmp_path / "pids", PORT)])
+    with pytest.raises(
+        RunError, match=rf"preRunningDeadlineSeconds = {limit_s:g}: 0 of 1 servers are ready, the trainer has started"
+    ):
+        execute(replace(late, pre_running_deadline_s=limit_s, waited_s=waited_s), RecordingDisplay())
 
 
 DRIVER = """

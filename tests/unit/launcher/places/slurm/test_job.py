@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from areal_launcher.places.slurm.job import (
     EXIT_NOT_SHARED,
@@ -12,8 +16,10 @@ from areal_launcher.places.slurm.job import (
     job_dir,
     probe_file,
     read_job,
+    read_start,
     sbatch_arguments,
     write_job,
+    write_start,
 )
 from areal_launcher.places.slurm.layout import Layout
 from support.local_runs import load
@@ -27,6 +33,44 @@ def test_every_option_of_the_experiment_reaches_sbatch(experiment_path: Path, tm
         *("--partition=gpu", "--account=me", "--qos=high", "--time=8:00:00", "--constraint=h100", "--no-requeue"),
         *("--nodes=2", "--gres=gpu:8", "--cpus-per-task=32", "--signal=B:TERM@300", "--mem=0", "--exclusive"),
     } <= set(arguments)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("--array=1-3", "--arr=1-3", "-a1-3", "--wrap=id", "--test-only", "--version", "--outp=x", "-ox", "-N4", "-W"),
+        *("script.sh", ":", "--", "-", "--export=NONE", "--clusters=all", "-Mall", "--gpus=4", "-G4", "--ntasks=3"),
+    ],
+)
+@pytest.mark.parametrize("key", ["slurm.args", "slurm.servers.args"])
+def test_arguments_that_would_submit_something_else_are_refused(
+    experiment_path: Path, tmp_path: Path, key: str, argument: str
+) -> None:
+    values = f"{key}=[{json.dumps(argument)}]"
+    with pytest.raises(ValueError, match=f"{key}: .*{re.escape(argument)}"):
+        sbatch_arguments(load(experiment_path, values), tmp_path, [Layout(1, 8, 8), Layout(1, 4, 4)])
+
+
+@pytest.mark.parametrize(
+    "argument", ["--mem=0", "--exclusive", "-xn3", "--gres=gpu:h100:8", "--nodelist=n[1-3]", "-Lfoo", "--no-kill"]
+)
+def test_other_arguments_are_passed(experiment_path: Path, tmp_path: Path, argument: str) -> None:
+    experiment = load(experiment_path, f"slurm.args=[{json.dumps(argument)}]")
+    assert argument in sbatch_arguments(experiment, tmp_path, [Layout(1, 8, 8)])
+
+
+def test_a_percent_sign_in_the_path_is_not_replaced(experiment_path: Path) -> None:
+    arguments = sbatch_arguments(load(experiment_path), Path("/shared/100%j"), [Layout(1, 0, 1)])
+    assert "--output=/shared/100%%j/logs/slurm-job.log" in arguments
+
+
+def test_the_first_start_of_a_job_is_remembered(tmp_path: Path) -> None:
+    job_dir(tmp_path).mkdir()
+    write_start(tmp_path, "42", 1000.5)
+    assert read_start(tmp_path, "42") == 1000.5
+    assert read_start(tmp_path, "43") is None
+    (job_dir(tmp_path) / "start.json").write_text("[")
+    assert read_start(tmp_path, "42") is None
 
 
 def test_a_component_for_the_servers_follows_a_colon(experiment_path: Path, tmp_path: Path) -> None:
@@ -50,7 +94,7 @@ def test_the_script_refuses_a_node_without_the_run_directory(tmp_path: Path) -> 
 def test_the_job_of_a_run_is_remembered(tmp_path: Path) -> None:
     assert read_job(tmp_path) is None
     job_dir(tmp_path).mkdir()
-    write_job(tmp_path, SubmittedJob("42"))
-    assert read_job(tmp_path) == SubmittedJob("42")
+    write_job(tmp_path, SubmittedJob("42", 7.5))
+    assert read_job(tmp_path) == SubmittedJob("42", 7.5)
     (job_dir(tmp_path) / "job.json").write_text('{"id": "1; rm -rf /"}')
     assert read_job(tmp_path) is None

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from areal_api.slurm import SlurmSpec
 from areal_launcher.core.place import ProcessSpec
 from areal_launcher.errors import RunError
-from areal_launcher.places.slurm.place import name_of, resolve, write_private
+from areal_launcher.places.slurm.place import contained, name_of, resolve, write_private
 
 
 def test_addresses_are_resolved_and_an_unknown_one_names_its_node() -> None:
@@ -28,6 +29,21 @@ def test_a_private_file_is_private_from_its_creation(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
     assert not target.exists()
+
+
+def test_a_step_runs_in_its_container() -> None:
+    inside, run = ["python3", "on_node.py"], Path("/shared/my run")
+    assert contained(SlurmSpec(), inside, run=run, gpus=True) == inside
+    pyxis = SlurmSpec(containerImage="nvcr.io#a/b:1", containerArgs=["--container-mounts=/data:/data"])
+    assert contained(pyxis, inside, run=run, gpus=True) == [
+        *("--container-image=nvcr.io#a/b:1", "--container-mounts=/shared/my run:/shared/my run"),
+        *("--container-mounts=/data:/data", *inside),
+    ]
+    apptainer = SlurmSpec(containerImage="a.sif", containerRuntime="apptainer", containerArgs=["--bind=/data"])
+    for gpus, nvidia in ((True, ["--nv"]), (False, [])):
+        assert contained(apptainer, inside, run=run, gpus=gpus) == [
+            *("apptainer", "exec", *nvidia, "--bind=/shared/my run", "--bind=/data", "a.sif", *inside)
+        ]
 
 
 @pytest.mark.parametrize(("role", "index"), [("server", 0), ("server", 3), ("trainer", 0), ("trainer", 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from areal_launcher.core.journal import Journal
 from areal_launcher.errors import RunError
 from areal_launcher.places.slurm import commands
+from areal_launcher.places.slurm import run as run_module
 from areal_launcher.places.slurm.commands import Job
-from areal_launcher.places.slurm.job import SubmittedJob, output_file
+from areal_launcher.places.slurm.job import SubmittedJob, job_dir, output_file, write_start
 from areal_launcher.places.slurm.run import Follower
 from support.local_runs import RecordingDisplay
 
@@ -35,6 +37,29 @@ def test_the_error_of_the_run_is_raised(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RunError, match="the trainer failed with exit status 5") as failure:
         follow(tmp_path, monkeypatch, "FAILED", RecordingDisplay())
     assert (failure.value.status, failure.value.lines) == (5, ["why"])
+
+
+def test_a_job_that_waits_too_long_for_its_first_start_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = Job("7", "PENDING", "Resources", "(null)", "n/a")
+    cancelled: list[tuple[str, ...]] = []
+    monkeypatch.setattr(commands, "find_job", lambda job_id: pending)
+    monkeypatch.setattr(commands, "run", lambda *arguments: cancelled.append(arguments))
+    long_ago = SubmittedJob("7", time.time() - 61)
+    with pytest.raises(RunError, match=r"job 7 is cancelled: .* \(Resources\) .*preRunningDeadlineSeconds = 60"):
+        Follower(tmp_path, long_ago, 0, pre_running_s=60).follow(RecordingDisplay())
+    assert cancelled == [("scancel", "7")]
+
+
+def test_a_job_that_was_queued_again_is_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter([Job("7", "PENDING", "BeginTime", "(null)", "n/a"), None])
+    monkeypatch.setattr(commands, "find_job", lambda job_id: next(states))
+    monkeypatch.setattr(run_module, "ASK_S", 0.0)
+    job_dir(tmp_path).mkdir()
+    write_start(tmp_path, "7", time.time() - 61)
+    Journal(tmp_path).end(0)
+    assert Follower(tmp_path, SubmittedJob("7", time.time() - 61), 0, pre_running_s=60).follow(RecordingDisplay()) == 0
 
 
 @pytest.mark.parametrize(

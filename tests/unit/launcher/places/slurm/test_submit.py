@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from areal_api.slurm import SlurmSpec
 from areal_launcher.places.slurm import commands
 from areal_launcher.places.slurm.commands import Partition
-from areal_launcher.places.slurm.submit import advice, partition_named, plan_job
+from areal_launcher.places.slurm.submit import advice, check_container, partition_named, plan_job
 from support.local_runs import load
 
 
@@ -27,6 +28,37 @@ def test_a_cluster_without_a_default_partition_names_those_it_has(monkeypatch: p
     monkeypatch.setattr(commands, "run", lambda *arguments: "gpu\ncpu\ngpu\n")
     with pytest.raises(ValueError, match="no default partition; give --partition: cpu, gpu"):
         partition_named(None)
+
+
+def test_a_time_limit_without_time_to_train_is_refused(experiment_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = Partition("short", 4, 0, 120.0)
+    monkeypatch.setattr(commands, "partitions", lambda name: [limited])
+    with pytest.raises(ValueError, match=r"partition short has a limit, 120 s.*raise --time, or lower slurm.stopSec"):
+        plan_job(load(experiment_path))
+    with pytest.raises(ValueError, match=r"slurm.time is 3, 180 s.*slurm.stopSeconds = 150 s"):
+        plan_job(load(experiment_path, "slurm.time='3'"))
+    assert plan_job(load(experiment_path, "slurm.time='4'"))
+    assert plan_job(load(experiment_path, "slurm.stopSeconds=30"))
+
+
+def test_of_several_partitions_the_layout_fits_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [Partition("a", 4, 8, None), Partition("b", 2, 4, 60.0), Partition("c", 1, 0)]
+    monkeypatch.setattr(commands, "partitions", lambda name: both if name == "a,b,c" else [])
+    assert partition_named("a,b,c") == Partition("a,b,c", 4, 4, 60.0)
+    monkeypatch.setenv("SBATCH_PARTITION", "a,b,c")
+    assert partition_named(None).gpus == 4
+
+
+@pytest.mark.parametrize("folder", ["a:b", "a,b"])
+def test_a_run_directory_that_cannot_be_mounted_is_refused(folder: str) -> None:
+    check_container(SlurmSpec(), Path(f"/shared/{folder}"))
+    with pytest.raises(ValueError, match=r"cluster.fileroot: .* a colon or a comma"):
+        check_container(SlurmSpec(containerImage="image"), Path(f"/shared/{folder}"))
+
+
+def test_arguments_of_a_container_need_an_image() -> None:
+    with pytest.raises(ValueError, match=r"slurm.containerArgs is set without slurm.containerImage"):
+        check_container(SlurmSpec(containerArgs=["--nv"]), Path("/shared"))
 
 
 def test_refusals_of_sbatch_come_with_the_option_to_change() -> None:
