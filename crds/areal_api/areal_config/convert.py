@@ -12,6 +12,7 @@ from areal_api.areal_config.actor import actor_steps
 from areal_api.areal_config.allocation import Sizes, parse_allocation_mode, parse_part, spread
 from areal_api.areal_config.files import has_areal_keys
 from areal_api.areal_config.keys import AREAL_DEFAULTS, SGLANG_ARGUMENTS, foreign
+from areal_api.areal_config.scheduling import GPUS_PER_NODE, convert_scheduling
 from areal_api.areal_config.scripts import convert_workflow, drop_script_keys, other_algorithm
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
 from areal_api.config import GRPOConfig
@@ -23,7 +24,6 @@ from areal_api.section import Section
 LARGER_THAN_VOCABULARIES = 1_000_000  # tokens
 MAX_DIGITS = 9  # of a number of nodes or GPUs
 _ROLES = ("rollout", "actor", "ref")
-GPUS_PER_NODE = 8  # AReaL's default of cluster.n_gpus_per_node
 
 
 def convert(
@@ -51,6 +51,7 @@ def convert(
             lambda: convert_workflow(config, notes),
             lambda: _convert_allocation(config, spec, notes),
             *actor_steps(config, notes, generation=generation),
+            lambda: convert_scheduling(config, spec, notes),
             lambda: _convert_recovery(config, spec, notes),
             lambda: _convert_agent(config, notes),
             lambda: _convert_data(config, notes, generation=generation),

@@ -61,6 +61,11 @@ TRANSLATED = frozenset(
         "recover.retries",
         "recover.keep_last_n",
         "eval_workflow",
+        "launcher",
+        "rollout.scheduling_spec",
+        "rollout.scheduling_specs",
+        "actor.scheduling_spec",
+        "actor.scheduling_specs",
     }
 )
 
@@ -147,14 +152,9 @@ _FOREIGN = _table(
             _PLACES,
             None,
             [
-                *("cluster.cluster_name", "cluster.gpu_type", "cluster.mount", "cluster.node_name_prefix", "launcher"),
+                *("cluster.cluster_name", "cluster.gpu_type", "cluster.mount", "cluster.node_name_prefix"),
                 *("cluster.gpu_image", "cluster.cpu_image", "cluster.gpu_infer_image", "scheduler"),
-                *(
-                    "rollout.scheduling_spec",
-                    "*_dataset.scheduling_spec",
-                    *_both("scheduling_spec", "scheduling_specs"),
-                ),
-                "rollout.scheduling_specs",
+                *("*_dataset.scheduling_spec", "ref.scheduling_spec", "ref.scheduling_specs"),
             ],
         ),
         (
