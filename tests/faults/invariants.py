@@ -38,16 +38,16 @@ def check_run(run: WatchedRun) -> None:
     check_logprobs(answers, run.kept)
 
 
-def check_files(lines: Sequence[dict[str, Any]], run: Path) -> None:
+def check_files(lines: Sequence[dict[str, Any]], run: Path, *, steps: int = STEPS) -> None:
     """Check what a run directory alone shows. ``lines`` are its statistics."""
-    check_statistics(lines)
-    check_outcome(run)
-    check_samples(dumped(run), (TINY / "data" / "train.jsonl").read_text().splitlines())
+    check_statistics(lines, steps)
+    check_outcome(run, steps)
+    check_samples(dumped(run), (TINY / "data" / "train.jsonl").read_text().splitlines(), steps)
 
 
-def check_statistics(lines: Sequence[dict[str, Any]]) -> None:
+def check_statistics(lines: Sequence[dict[str, Any]], steps: int) -> None:
     """Every step once, no sample over the staleness bound, every update applied."""
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
     for line in lines:
         assert line["staleness/max"] <= STALENESS, (
             f"step {line['step']} trained a sample of staleness {line['staleness/max']}"
@@ -56,13 +56,13 @@ def check_statistics(lines: Sequence[dict[str, Any]]) -> None:
         difference = line.get("grpo_actor/rollout_logprob_diff_current/max", 0.0)
         assert difference < LOGPROB_TOLERANCE, f"step {line['step']}: servers and trainer differ by {difference}"
     reward = lines[-1]["eval-rollout/reward"]
-    assert reward >= LEARNED, f"the held-out reward is {reward} after {STEPS} steps"
+    assert reward >= LEARNED, f"the held-out reward is {reward} after {steps} steps"
 
 
-def check_outcome(run: Path) -> None:
+def check_outcome(run: Path, steps: int) -> None:
     """The summary reports a complete run."""
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["outcome"], summary["steps"]) == ("succeeded", STEPS), f"summary.json: {summary}"
+    assert (summary["outcome"], summary["steps"]) == ("succeeded", steps), f"summary.json: {summary}"
 
 
 def dumped(run: Path) -> dict[int, list[Sample]]:
@@ -73,9 +73,9 @@ def dumped(run: Path) -> dict[int, list[Sample]]:
     }
 
 
-def check_samples(samples: dict[int, list[Sample]], rows: Iterable[str]) -> None:
+def check_samples(samples: dict[int, list[Sample]], rows: Iterable[str], steps: int = STEPS) -> None:
     """Complete batches, no sample too old, no row of the epoch in two batches."""
-    assert sorted(samples) == list(range(STEPS)), f"dumps exist for the steps {sorted(samples)}"
+    assert sorted(samples) == list(range(steps)), f"dumps exist for the steps {sorted(samples)}"
     trained: Counter[str] = Counter()
     for step, batch in samples.items():
         assert len(batch) == BATCH * SAMPLES, f"step {step} trained {len(batch)} samples"

@@ -83,6 +83,7 @@ class Watched(abc.ABC):
     """A run that is polled while faults are injected."""
 
     steps: Steps
+    total = STEPS  # steps of the run
     patience_s = 180.0  # deadline for the next step; on an idle machine servers and trainer start within 30 s
 
     @abc.abstractmethod
@@ -125,4 +126,4 @@ class Watched(abc.ABC):
     @property
     def finished(self) -> bool:
         """Whether the last step has completed."""
-        return self.steps.last >= STEPS
+        return self.steps.last >= self.total

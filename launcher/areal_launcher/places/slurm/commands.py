@@ -178,6 +178,12 @@ def time_limit_s(text: str) -> float | None:
     return 86400.0 * (days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
+def select_type() -> str:
+    """SelectType of slurm.conf: how the cluster shares nodes between jobs."""
+    found = re.search(r"^SelectType\s*=\s*(\S+)", run("scontrol", "show", "config"), re.MULTILINE)
+    return found.group(1) if found else "unknown"
+
+
 def node_addresses(names: Sequence[str]) -> dict[str, str]:
     """NodeAddr of nodes: the host name or address at which Slurm reaches each."""
     output = run("scontrol", "show", "node", "--oneliner", ",".join(names))

@@ -84,6 +84,8 @@ def plan_job(experiment: GRPOExperiment) -> list[Layout]:
                 f"{key}.device is cuda, but no node of partition {partition.name} that can run jobs has a GPU; choose "
                 f"another --partition, or set {key}.device=cpu"
             )
+    if gpus_per_trainer_node(spec) or gpus_per_server(spec):
+        check_selects_gpus()
     check_time(slurm, trainer)
     found = layouts(spec, gpus=trainer.gpus, server_gpus=servers.gpus)
     for layout, partition in zip(found, [trainer, servers], strict=False):
@@ -93,6 +95,15 @@ def plan_job(experiment: GRPOExperiment) -> list[Layout]:
                 "jobs; lower slurm.nodes, servers.replicas or trainer.nodes"
             )
     return found
+
+
+def check_selects_gpus() -> None:
+    """Raise ``ValueError`` for a cluster whose steps cannot have GPUs."""
+    if commands.select_type() == "select/linear":
+        raise ValueError(
+            "the cluster has SelectType=select/linear, with which Slurm gives no GPUs to the steps of a job; run on a "
+            "cluster with select/cons_tres, or on Ray within a job of this one"
+        )
 
 
 def check_time(slurm: SlurmSpec, partition: commands.Partition) -> None:

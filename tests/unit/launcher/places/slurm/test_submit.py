@@ -30,6 +30,17 @@ def test_a_cluster_without_a_default_partition_names_those_it_has(monkeypatch: p
         partition_named(None)
 
 
+def test_gpus_need_a_cluster_that_gives_them_to_steps(experiment_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "partitions", lambda name: [Partition("gpu", 4, 8)])
+    config = "SchedulerType           = sched/backfill\nSelectType              = select/{}\nSelectTypeParameters = x\n"
+    monkeypatch.setattr(commands, "run", lambda *arguments: config.format("cons_tres"))
+    assert plan_job(load(experiment_path, "servers.device=cuda"))
+    monkeypatch.setattr(commands, "run", lambda *arguments: config.format("linear"))
+    with pytest.raises(ValueError, match="SelectType=select/linear"):
+        plan_job(load(experiment_path, "servers.device=cuda"))
+    assert plan_job(load(experiment_path))
+
+
 def test_a_time_limit_without_time_to_train_is_refused(experiment_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = Partition("short", 4, 0, 120.0)
     monkeypatch.setattr(commands, "partitions", lambda name: [limited])
