@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api.areal_config.keys import foreign, is_areal_key
+from areal_api.areal_config.scheduling import is_dropped
 from areal_api.areal_config.tree import Tree
 from areal_api.errors import ConfigError
 
@@ -66,10 +67,9 @@ def has_areal_keys(data: Mapping[str, Any], prefix: str = "") -> bool:
 
 def _unused(value: Any, key: str) -> Any:
     entry = foreign(key)
-    if entry is not None and entry.only is None and "${" in str(value):
+    dropped = is_dropped(key) or (entry is not None and entry.only is None)
+    if dropped and "${" in str(value):
         return None
-    return (
-        {name: _unused(below, f"{key}.{name}") for name, below in value.items()}
-        if isinstance(value, Mapping)
-        else value
-    )
+    if isinstance(value, Mapping):
+        return {name: _unused(below, f"{key}.{name}") for name, below in value.items()}
+    return [_unused(below, key) for below in value] if isinstance(value, list) else value

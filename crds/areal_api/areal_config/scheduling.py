@@ -71,6 +71,12 @@ def convert_scheduling(config: Tree, spec: Tree, notes: Notes) -> None:
         _apply(needs, per_node, spec, notes)
 
 
+def is_dropped(key: str) -> bool:
+    """Whether conversion drops the dotted ``key`` of one of these sections, whatever its value."""
+    section, _, name = key.rpartition(".")
+    return (section in SPECS or section in ("launcher", "launcher.slurm")) and name in _UNUSED
+
+
 def _entries(key: str, value: Any) -> Iterable[Mapping[str, Any]]:
     entries = value if isinstance(value, list) else [] if value is None else [value]
     for entry in entries:

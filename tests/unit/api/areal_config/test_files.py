@@ -88,7 +88,7 @@ def test_areals_files_are_recognised_by_their_keys(config: dict[str, object], ex
 
 def test_references_in_dropped_sections_need_not_resolve(tmp_path: Path) -> None:
     text = BASE.replace("actor: {", "actor: {scheduling_spec: [{cmd: '${ROOT:-/x}'}], ")
-    text += "rollout: {scheduling_spec: '${actor.no_such}'}\nstats_logger: {wandb: {wandb_api_key: '${env.KEY}'}}\n"
+    text += "ref: {scheduling_spec: '${actor.no_such}'}\nstats_logger: {wandb: {wandb_api_key: '${env.KEY}'}}\n"
     assert load_experiment(write(tmp_path, "a.yaml", text)).spec.config.experiment_name == "base"
 
 
