@@ -20,7 +20,7 @@ WIDTH = 120
 def config_yaml(config: GRPOConfig) -> str:
     """The resolved configuration as a file, with every key and without interpolation."""
     data = _without_interpolation(config.model_dump(mode="json"))
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(data, Dumper=_FastDumper, sort_keys=False, allow_unicode=True)
 
 
 def experiment_yaml(experiment: GRPOExperiment) -> str:
@@ -72,9 +72,14 @@ class _Dumper(yaml.SafeDumper):
     """Quotes texts such as 1e5, which our loader, unlike PyYAML's, reads as numbers."""
 
 
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _FastDumper(yaml.CSafeDumper):
+    """``_Dumper`` in C, which escapes characters beyond the basic plane such as emoji."""
+
+
+for dumper in (_Dumper, _FastDumper):
+    dumper.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _flow(value: Any) -> str:

@@ -52,12 +52,15 @@ def binaries(build: Path = BUILD) -> Path:
 class ControlPlane:
     """Starts and stops the components; ``kubeconfig`` and ``token`` give access to the API server."""
 
-    def __init__(self, folder: Path, bin_dir: Path, *, ipv6: bool = False) -> None:
+    def __init__(self, folder: Path, bin_dir: Path, *, ipv6: bool = False, audited: bool = False) -> None:
+        """``audited``: the API server logs the requests of all users but the admin and itself to ``audit_log``."""
         self._folder = folder
         self._bin = bin_dir
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, list[str]] = {}
         self._tokens: dict[str, str] = {ADMIN: secrets.token_hex(16)}
+        self._admins = {ADMIN}
+        self._audited = audited
         self._etcd_port, self._etcd_peer_port, self._port = free_ports(3)
         self._network = IPV6 if ipv6 else IPV4
         self.url = f"https://{self._network.host}:{self._port}"
@@ -71,9 +74,16 @@ class ControlPlane:
         """A user's bearer token."""
         return self._tokens[user]
 
-    def add_user(self, user: str) -> None:
-        """Add a user; call before ``start``. RBAC decides its permissions."""
+    @property
+    def audit_log(self) -> Path:
+        """Requests as JSON lines, of an audited control plane."""
+        return self._folder / "audit.log"
+
+    def add_user(self, user: str, *, admin: bool = False) -> None:
+        """Add a user; call before ``start``. RBAC decides its permissions unless it is an ``admin``."""
         self._tokens[user] = secrets.token_hex(16)
+        if admin:
+            self._admins.add(user)
 
     def start(self) -> None:
         """Start all components and wait until the API server is ready."""
@@ -105,6 +115,7 @@ class ControlPlane:
                 f"--service-account-signing-key-file={self._folder / 'sa.key'}",
                 "--enable-priority-and-fairness=false",
                 "--allow-privileged=true",  # as in clusters; policies are what refuses privileged pods
+                *self._audit_flags(),
             ],
             "kube-controller-manager": [
                 f"--kubeconfig={self.kubeconfig()}",
@@ -144,8 +155,10 @@ class ControlPlane:
         self._end("kube-apiserver")
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
-        """Write a user's kubeconfig and return its path."""
+        """The path of a user's kubeconfig."""
         path = self._folder / f"{user}.kubeconfig"
+        if path.exists():  # components that run may be reading it
+            return path
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -165,11 +178,22 @@ class ControlPlane:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     def _write_files(self) -> None:
-        groups = {ADMIN: ',"system:masters"'}
-        lines = [f"{token},{user},{user}{groups.get(user, '')}" for user, token in self._tokens.items()]
+        groups = ',"system:masters"'
+        lines = [
+            f"{token},{user},{user}{groups if user in self._admins else ''}" for user, token in self._tokens.items()
+        ]
         (self._folder / "tokens.csv").write_text("\n".join(lines) + "\n")
         command = [str(self._bin / "kubeadm"), "init", "phase", "certs", "sa", f"--cert-dir={self._folder}"]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    def _audit_flags(self) -> list[str]:
+        if not self._audited:
+            return []
+        rules = [{"level": "Metadata", "users": [user for user in self._tokens if user != ADMIN]}, {"level": "None"}]
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+        path = self._folder / "audit.yaml"
+        path.write_text(yaml.safe_dump(policy))
+        return [f"--audit-policy-file={path}", f"--audit-log-path={self.audit_log}", "--audit-log-mode=blocking"]
 
     def _launch(self, name: str) -> None:
         with (self._folder / f"{name}.log").open("ab") as log:

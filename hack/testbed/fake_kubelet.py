@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,8 @@ from hack.testbed.kube_api import Api, Object, Refused
 NODES = ("node-a", "node-b")
 CLASS = "test"
 SELECTOR = resource_names.selector({resource_names.MANAGED_BY: resource_names.OPERATOR})
+CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "500", "nvidia.com/gpu": "16"}
+PERIOD_S = 0.1
 Behaviour = Callable[[Object], Object | None]  # pod → its status; None: no change yet
 
 
@@ -96,8 +98,21 @@ def hang(reason: str, message: str, **more: Any) -> Behaviour:
 class FakeKubelet:
     """Behaviours by namespace and component (``server`` or ``trainer``); without one, pods run."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(
+        self,
+        api: Api,
+        *,
+        selector: str = SELECTOR,
+        fields: str = "",
+        period_s: float = PERIOD_S,
+        capacity: Mapping[str, str] = CAPACITY,
+    ) -> None:
+        """It plays the pods with these labels and fields. ``capacity`` is that of each node."""
         self._api = api
+        self._selector = selector
+        self._fields = fields
+        self._period_s = period_s
+        self._capacity = dict(capacity)
         self._behaviours: dict[tuple[str, str], Behaviour] = {}
         self._applied: dict[str, Behaviour] = {}
         self.stuck: set[str] = set()  # namespaces whose deleted pods do not end
@@ -115,10 +130,9 @@ class FakeKubelet:
                 "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
             }
             self._api.create(node)
-            capacity = {"cpu": "64", "memory": "256Gi", "pods": "500", "nvidia.com/gpu": "16"}
             status = {
-                "capacity": capacity,
-                "allocatable": capacity,
+                "capacity": self._capacity,
+                "allocatable": self._capacity,
                 "conditions": [{"type": "Ready", "status": "True"}],
             }
             self._api.patch("Node", None, name, {"status": status}, "status")
@@ -144,7 +158,7 @@ class FakeKubelet:
         self._behaviours[namespace, component] = behaviour
 
     def _run(self) -> None:
-        while not self._stopping.wait(0.1):
+        while not self._stopping.wait(self._period_s):
             for update in (self._update_pods, self._update_claims):
                 try:
                     update()
@@ -154,7 +168,7 @@ class FakeKubelet:
                     print(f"kubelet: {error!r}")
 
     def _update_pods(self) -> None:
-        for pod in self._api.list("Pod", selector=SELECTOR):
+        for pod in self._api.list("Pod", selector=self._selector, fields=self._fields):
             try:
                 self._update_pod(pod)
             except Refused:
@@ -172,7 +186,7 @@ class FakeKubelet:
                     self._api.patch("Pod", namespace, name, {"status": end(143)(pod)}, "status")
                 self._api.delete("Pod", namespace, name, gracePeriodSeconds=0, preconditions={"uid": uid})
             return
-        behaviour = self._behaviours.get((namespace, metadata["labels"].get("areal.dev/component", "")), run)
+        behaviour = self._behaviours.get((namespace, metadata.get("labels", {}).get("areal.dev/component", "")), run)
         if ended or self._applied.get(uid) is behaviour:
             return
         status = behaviour(pod)

@@ -51,9 +51,9 @@ class Api:
                 return None
             raise
 
-    def list(self, kind: str, namespace: str | None = None, selector: str = "") -> list[Object]:
+    def list(self, kind: str, namespace: str | None = None, selector: str = "", fields: str = "") -> list[Object]:
         """Objects of a kind."""
-        query = {"labelSelector": selector} if selector else {}
+        query = {"labelSelector": selector, "fieldSelector": fields}
         return list(self._request("GET", _path(kind, namespace), params=query)["items"])
 
     def create(self, obj: Object, namespace: str | None = None) -> Object:

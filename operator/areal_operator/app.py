@@ -14,11 +14,12 @@ import uvicorn
 from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from areal_api import resource_names
 from areal_api.errors import describe
 from areal_api.experiment import KIND
+from areal_operator.child_watch import ChildWatch
 from areal_operator.cluster import CHILD_KINDS, ApiError, Cluster, is_transient
-from areal_operator.handlers import Experiments, WatchGuard, kopf_settings, make_registry, object_key
+from areal_operator.experiments import Experiments, object_key
+from areal_operator.handlers import WatchGuard, kopf_settings, make_registry
 from areal_operator.http_limits import MAX_HEADER_BYTES, LimitedProtocol
 from areal_operator.leader import Leader
 from areal_operator.metrics import Metrics
@@ -27,7 +28,8 @@ from areal_operator.reconcile import Reconciler
 from areal_operator.root_key import wait_for_root_key
 from areal_operator.settings import Settings
 from areal_operator.store import Key, Store
-from areal_operator.work_queue import WorkQueue
+from areal_operator.warning_events import NamespaceWarnings
+from areal_operator.work_queue import COALESCE_S, WorkQueue
 
 logger = logging.getLogger(__name__)
 WATCH_CHECK_S = 2.0
@@ -45,14 +47,30 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._experiments = Experiments()
         self._metrics = Metrics()
-        self._reconciler = Reconciler(cluster, self._store, settings=settings, root_key=root_key)
+        self._warnings = NamespaceWarnings(cluster, max_age_s=settings.waiting_s / 3)
+        self._reconciler = Reconciler(
+            cluster, self._store, self._experiments, self._warnings, settings=settings, root_key=root_key
+        )
+        self._child_watches = [
+            ChildWatch(
+                cluster,
+                kind,
+                namespace,
+                store=self._store,
+                changed=lambda key: self._queue.add(key, COALESCE_S),
+                metrics=self._metrics,
+                relist_s=settings.resync_s,
+            )
+            for kind in CHILD_KINDS
+            for namespace in settings.watched or (None,)
+        ]
         self._leader = Leader(cluster, namespace=settings.namespace, identity=settings.identity)
-        self.synced = False  # whether everything was listed once
+        self.synced = False  # whether the experiments were listed once
         self._unreadable: dict[str | None, str] = {}  # namespaces that cannot be listed, and why
         self._metrics.add_gauges(
             queue_depth=lambda: self._queue.depth,
             leads=self._leader.leads.is_set,
-            experiments=lambda: self._experiments.bodies,
+            experiments=self._experiments.statuses,
         )
 
     async def run(self, stop: asyncio.Event, watching: asyncio.Event) -> None:
@@ -62,7 +80,7 @@ class Operator:
         kopf_stop = asyncio.Event()
         parts = {
             "watches": kopf.operator(
-                registry=make_registry(self._store, self._experiments, self._queue, self._metrics),
+                registry=make_registry(self._experiments, self._queue, self._metrics),
                 settings=kopf_settings(),
                 standalone=True,
                 clusterwide=not watched,
@@ -72,6 +90,8 @@ class Operator:
             ),
             "leader": self._leader.run(),
             "resync": self._resync_forever(),
+            "children": self._watch_children(),
+            "warnings": self._poll_warnings(),
             "workers": self._work(),
             "guard": self._guard(),
             "service": server.serve(sockets=[listening_socket(self._settings.port)]),
@@ -94,7 +114,7 @@ class Operator:
                 raise RuntimeError(f"the operator's {task.get_name()} ended") from error
 
     async def resync(self) -> None:
-        """List everything again, to find what the watches missed.
+        """List the experiments again, to find what their watches missed.
 
         A namespace that cannot be listed is logged once and does not hold up the others.
         """
@@ -111,17 +131,13 @@ class Operator:
         self.synced = True
 
     async def _resync_namespace(self, namespace: str | None) -> None:
-        selector = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
-        for kind in CHILD_KINDS:
-            listed = await self._cluster.list(kind, namespace, selector)
-            for key in self._store.replace(kind, listed.items, listed.version, namespace):
-                self._queue.add(key)
-        listed = await self._cluster.list(KIND, namespace)
-        known = {object_key(body) for body in listed.items}
-        for body in listed.items:
-            self._experiments.put(body)
-            self._queue.add(object_key(body))
-        for key in [key for key in self._experiments.bodies if namespace in (None, key[0])]:
+        known: set[Key] = set()
+        async for page in self._cluster.pages(KIND, namespace):
+            for body in page.items:
+                known.add(object_key(body))
+                if self._experiments.put(body):
+                    self._queue.add(object_key(body))
+        for key in [key for key in self._experiments.known() if namespace in (None, key[0])]:
             if key not in known:
                 self._experiments.remove(key)
                 self._queue.add(key)
@@ -143,6 +159,27 @@ class Operator:
                 logger.warning("the resync failed and is repeated: %s", describe(error))
                 wait_s = 2.0
             await asyncio.sleep(wait_s)
+
+    async def _watch_children(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for watch in self._child_watches:
+                group.create_task(watch.run())
+
+    async def _poll_warnings(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.waiting_s)
+            try:
+                for key in await self._warnings.changed():
+                    self._queue.add(key)
+            except Exception as error:
+                if not isinstance(error, ApiError) and not is_transient(error):
+                    raise
+                logger.warning("warning events cannot be read: %s", describe(error))
+
+    @property
+    def ready(self) -> bool:
+        """Whether experiments and children were listed once."""
+        return self.synced and all(watch.listed.is_set() for watch in self._child_watches)
 
     async def _guard(self) -> None:
         """End the process when a watch has ended, except in namespaces that cannot be read at all."""
@@ -173,13 +210,26 @@ class Operator:
     async def _work(self) -> None:
         while True:
             async with self._leader.leading():
-                while not self.synced:
+                while not self.ready:
                     await asyncio.sleep(0.05)
-                for key in self._experiments.bodies:  # another leader may have changed any of them
-                    self._queue.add(key)
+                await self._list_as_leader()
                 async with asyncio.TaskGroup() as group:
                     for _ in range(self._settings.workers):
                         group.create_task(self._worker())
+
+    async def _list_as_leader(self) -> None:
+        """Read what an earlier leader has written, and reconcile every experiment once."""
+        while True:
+            try:
+                await self.resync()
+                break
+            except Exception as error:
+                if not isinstance(error, ApiError) and not is_transient(error):
+                    raise
+                logger.warning("the experiments cannot be listed: %s", describe(error))
+                await asyncio.sleep(2.0)
+        for key in self._experiments.known():
+            self._queue.add(key)
 
     async def _worker(self) -> None:
         while True:
@@ -225,7 +275,7 @@ class Operator:
 
         @app.get("/readyz")
         async def readyz() -> Response:
-            return Response("ok" if self.synced else "the first listing is not complete", 200 if self.synced else 503)
+            return Response("ok" if self.ready else "the first listing is not complete", 200 if self.ready else 503)
 
         return uvicorn.Config(
             app,

@@ -8,7 +8,8 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +29,8 @@ TIMEOUT_S = 30.0
 CREDENTIALS_TTL_S = 60.0  # after which credentials are read again, because the kubelet renews tokens
 MANAGER = resource_names.OPERATOR
 PROGRESS_MANAGER = "areal-operator-progress"
-PAGE = 500
+PAGE = 100
+ABSENT = "1"  # a resource version that no object has: apply creates the object, or is refused with a conflict
 MAX_MESSAGE_LENGTH = 800
 UNDECLARED = re.compile(r"\.status\.(\w+)\S*: field not declared in schema")
 
@@ -69,7 +71,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class ObjectList:
-    """Objects of one kind, and the resource version of the list."""
+    """Objects of one kind, and the resource version of the list: the same in all its pages."""
 
     items: list[Object]
     version: int
@@ -86,7 +88,7 @@ class Cluster:
         self._undeclared: set[str] = set()  # fields of the status that an older resource definition lacks
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))  # watches keep theirs
         return self
 
     async def __aexit__(
@@ -107,13 +109,22 @@ class Cluster:
     async def list(self, kind: str, namespace: str | None, selector: str = "", fields: str = "") -> ObjectList:
         """Objects of a kind, in one namespace or in all."""
         items: list[Object] = []
+        async for page in self.pages(kind, namespace, selector, fields):
+            items += page.items
+        return ObjectList(items, page.version)
+
+    async def pages(
+        self, kind: str, namespace: str | None, selector: str = "", fields: str = ""
+    ) -> AsyncIterator[ObjectList]:
+        """Like ``list``, in pages, so that not all objects are in memory at the same time. There is at least one."""
         query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields, "continue": ""}
         while True:
             page = await self.request("GET", path_of(kind, namespace), query=query)
-            items += [{**item, "kind": kind} for item in page["items"]]
+            items = [{**item, "kind": kind} for item in page["items"]]
+            yield ObjectList(items, int(page["metadata"]["resourceVersion"]))
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
-                return ObjectList(items, int(page["metadata"]["resourceVersion"]))
+                return
 
     async def apply(self, manifest: Object, *, subresource: str = "", manager: str = MANAGER) -> Object:
         """Server-side apply: afterwards ``manager`` owns the fields of ``manifest`` and no others.
@@ -134,6 +145,34 @@ class Cluster:
                 )
                 logger.warning(text, ", status.".join(sorted(undeclared)))
         return await self._apply(manifest, subresource, manager)
+
+    async def apply_new(self, manifest: Object) -> Object:
+        """Server-side apply of an object that must not exist yet; refused with 409 if one has its name."""
+        metadata = {**manifest["metadata"], "resourceVersion": ABSENT}
+        return await self._apply({**manifest, "metadata": metadata}, "", MANAGER)
+
+    async def watch(
+        self, kind: str, namespace: str | None, selector: str, version: int, *, timeout_s: float
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Types and objects of the changes since ``version``, until the server ends the watch after ``timeout_s``.
+
+        Raises ``ApiError`` if the server no longer has that version.
+        """
+        query = {"watch": "true", "labelSelector": selector, "resourceVersion": str(version)}
+        query |= {"timeoutSeconds": str(int(timeout_s))}
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=timeout_s + TIMEOUT_S)
+        async with self._open("GET", path_of(kind, namespace), query=query, timeout=limit) as response:
+            rest = b""
+            async for part in response.content.iter_any():
+                *lines, rest = (rest + part).split(b"\n")
+                for line in filter(None, lines):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise ApiError(
+                            status.get("code") or 500, status.get("reason") or "", status.get("message") or ""
+                        )
+                    yield event["type"], {**event["object"], "kind": kind}
 
     async def patch(self, manifest: Object, changes: Object) -> Object:
         """Merge ``changes`` into the object that ``manifest`` names; refused with 404 if it does not exist."""
@@ -206,6 +245,20 @@ class Cluster:
         kind: str = "application/json",
     ) -> Any:
         """Send a request; returns the parsed response, raises ``ApiError`` for a refusal."""
+        async with self._open(method, path, query=query, body=body, kind=kind) as response:
+            return json.loads(await response.read())
+
+    @asynccontextmanager
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        kind: str = "application/json",
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         assert self._session is not None, "use the cluster as a context manager"
         login = self._credentials()
         async with self._session.request(
@@ -215,12 +268,13 @@ class Cluster:
             data=None if body is None else json_as_yaml(body).encode(),
             headers={**login.as_http_headers(), "Content-Type": kind, "User-Agent": MANAGER},
             ssl=self._ssl or True,
+            timeout=timeout or aiohttp.ClientTimeout(total=TIMEOUT_S),
         ) as response:
             if response.status == 401:
                 self._credentials_at = 0.0
             if response.status >= 400:
                 raise await _error_of(response)
-            return json.loads(await response.read())
+            yield response
 
     def _credentials(self) -> kopf.ConnectionInfo:
         if self._login is None or time.monotonic() - self._credentials_at > CREDENTIALS_TTL_S:

@@ -55,7 +55,7 @@ class Metrics:
         leads: Callable[[], bool],
         experiments: Callable[[], Mapping[Key, Object]],
     ) -> None:
-        """Add gauges whose values are read when Prometheus scrapes them."""
+        """Add gauges whose values are read when Prometheus scrapes them. ``experiments`` returns their statuses."""
         self.registry.register(_State(self, queue_depth, leads, experiments))
 
 
@@ -81,7 +81,7 @@ class _State(Collector):
         yield GaugeMetricFamily(
             "areal_operator_last_watch_event_age_seconds", "Seconds since the last watch event.", age_s
         )
-        experiments = {key: body.get("status") or {} for key, body in self._experiments().items()}
+        experiments = self._experiments()
         phases = GaugeMetricFamily(
             "areal_experiment_phase", "1 for the current phase.", labels=["namespace", "name", "phase"]
         )

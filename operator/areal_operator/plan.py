@@ -16,7 +16,7 @@ from areal_api import conditions, resource_names
 from areal_api.status import TERMINAL_PHASES, AttemptOutcome, ExperimentStatus, Phase
 from areal_operator import status as report
 from areal_operator.clock import not_after, seconds_since, show
-from areal_operator.diagnosis import Reason
+from areal_operator.diagnosis import Reason, claim_problem
 from areal_operator.manifests import servers, shared, trainer
 from areal_operator.manifests.base import DIGEST, Build, Manifest
 from areal_operator.observed import (
@@ -223,11 +223,20 @@ def _running_plan(
     )
     objects = _attempt_objects(inputs, job=job)
     waits = [_deadline_s(inputs, phase), wait_s]
-    pending = any(update.status != "True" for update in updates)
-    if inputs.rejection is not None or inputs.contested is not None or pending:
+    if inputs.rejection is not None or inputs.contested is not None or _changes_unseen(inputs):
         waits.append(inputs.settings.waiting_s)
     due = [wait for wait in waits if wait is not None]
     return Plan(status, objects, _to_prune(inputs, objects), max(0.1, min(due)) if due else None)
+
+
+def _changes_unseen(inputs: PlanInputs) -> bool:
+    """Whether the run waits for something that the operator does not watch: the volume claim of somebody else, or the
+    Secret of a pod that is being started."""
+    claim = inputs.claim()
+    foreign = claim is not None and not shared.is_created_by_operator(claim)
+    return (foreign and claim_problem(claim, inputs.observed) is not None) or bool(
+        report.starting_pods(inputs.observed)
+    )
 
 
 def _suspend(inputs: PlanInputs) -> Plan:

@@ -37,6 +37,7 @@ MAX_TOKEN_LENGTH = 8_192
 REVIEWS = 8  # concurrent token reviews, so that a flood of bad tokens does not become a flood on the API server
 AUTHENTICATION_S = 15.0
 BODY_S = 10.0
+MAX_WRITES_PER_S = 40  # of all experiments together, approximately
 
 _AUDIENCE = re.compile(re.escape(resource_names.progress_audience("")) + r"[0-9a-f-]{36}")
 _ACCOUNT = re.compile(
@@ -52,8 +53,16 @@ class Sender:
     uid: str
 
 
+def interval_s(waiting: int) -> float:
+    """Seconds between two writes of one experiment while the reports of ``waiting`` experiments are to be written.
+
+    ``INTERVAL_S``, unless so many experiments report that the writes of all would exceed ``MAX_WRITES_PER_S``.
+    """
+    return max(INTERVAL_S, waiting / MAX_WRITES_PER_S)
+
+
 class ProgressReceiver:
-    """Accepts reports and writes the latest one of each experiment, at most once per ``INTERVAL_S``."""
+    """Accepts reports and writes the latest one of each experiment, at most once per ``interval_s``."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -123,7 +132,7 @@ class ProgressReceiver:
             del self._writers[key]
 
     async def _wait_for_interval(self, key: Key) -> None:
-        left_s = self._written_at.get(key, float("-inf")) + INTERVAL_S - time.monotonic()
+        left_s = self._written_at.get(key, float("-inf")) + interval_s(len(self._writers)) - time.monotonic()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), max(0.0, left_s))
 

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,26 +22,37 @@ from areal_operator.cluster import ApiError, Cluster, is_transient
 from areal_operator.corrections import PAUSE_S, Corrections
 from areal_operator.diagnosis import Reason
 from areal_operator.events import event
+from areal_operator.experiments import Experiments
 from areal_operator.manifests.base import DIGEST, Manifest, digest
 from areal_operator.manifests.shared import is_created_by_operator
-from areal_operator.observed import ExperimentState, Object, Observed, WarningEvent, annotation
+from areal_operator.observed import ExperimentState, Object, Observed, annotation
 from areal_operator.parsing import UnknownPhaseError, parsed_spec, status_of
 from areal_operator.patches import changes_of, is_unchanged, mutable_part
 from areal_operator.plan import Plan, plan, rejected
 from areal_operator.settings import Settings
-from areal_operator.status import find, status_to_write
-from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, owns_all, slim
+from areal_operator.status import find, starting_pods, status_to_write
+from areal_operator.store import DIGITS, FINGERPRINT, Key, Store, owner_uid, owns_all, slim
+from areal_operator.warning_events import NamespaceWarnings
+from areal_operator.work_queue import COALESCE_S
 
 logger = logging.getLogger(__name__)
 CREATE_PODS = ("StatefulSet", "Job")
 CLAIM = "PersistentVolumeClaim"
 SECRET = "Secret"
 NAME_TAKEN_RETRY_S = 2.0  # an earlier experiment's objects of the same name are about to be collected
-UNPROCESSABLE = 422
+CONFLICT, UNPROCESSABLE = 409, 422
+MAX_PARSED = 128  # parsed specs that are kept; parsing one again takes a few milliseconds
 
 
 class _Replaced(Exception):
-    """The experiment that is being reconciled, or its Job, no longer exists."""
+    """An object differs from what was planned with: the experiment or its Job no longer exists, or its claim does."""
+
+
+@dataclass(frozen=True)
+class _Existing:
+    """An object that exists although the watch has not shown it."""
+
+    obj: Object
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ class Reconciler:
         self,
         cluster: Cluster,
         store: Store,
+        experiments: Experiments,
+        warnings: NamespaceWarnings,
         *,
         settings: Settings,
         root_key: bytes,
@@ -68,28 +82,35 @@ class Reconciler:
     ) -> None:
         self._cluster = cluster
         self._store = store
+        self._experiments = experiments
+        self._warnings = warnings
         self._settings = settings
         self._root_key = root_key
         self._now = now
-        self._parsed: dict[Key, _Parsed] = {}
+        self._parsed: OrderedDict[Key, _Parsed] = OrderedDict()  # the last ones used
         # Digest of the manifest that was applied last, and fingerprint of the object that resulted from it.
         self._applied: dict[Key, dict[tuple[str, str], tuple[str, str]]] = {}
         self._rejections: dict[Key, Reason] = {}
         self._corrections = Corrections()
-        self._warning_events: dict[str, tuple[float, Sequence[WarningEvent]]] = {}
         self._secret_at: dict[Key, tuple[str, float]] = {}  # Secret, and time when it was last known to exist
+        self._unwatched_claims: set[Key] = set()  # experiments whose claim lacks the labels that the watch selects
+        self._written: set[Key] = set()  # experiments of which this reconcile has written a status or an object
         self._unreadable: dict[Key, str] = {}  # resource version of an experiment that another version wrote
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one experiment; returns after how many seconds to repeat it, None to wait for a change."""
-        namespace, name = key
-        body = await self._cluster.get(KIND, namespace, name)
+        self._written.discard(key)
+        body = self._experiments.get(key)
         if body is None or body["metadata"].get("deletionTimestamp") is not None:
             self._forget(key)
             return None
         try:
-            return await self._reconcile_object(key, body)
+            after_s = await self._reconcile_object(key, body)
+            if key in self._written:  # what it led to is planned with once
+                after_s = COALESCE_S if after_s is None else min(after_s, COALESCE_S)
+            return after_s
         except _Replaced:
+            await self._read_again(key)
             return 0.0
         except UnknownPhaseError as error:
             version = str(body["metadata"].get("resourceVersion"))
@@ -97,6 +118,14 @@ class Reconciler:
                 self._unreadable[key] = version
                 logger.warning("%s/%s is left alone until the operator is upgraded: %s", *key, error)
             return None
+
+    async def _read_again(self, key: Key) -> None:
+        """Read an experiment whose cached state may be older than what a request has found."""
+        body = await self._cluster.get(KIND, *key)
+        if body is None:
+            self._experiments.remove(key)
+        else:
+            self._experiments.put(body)
 
     async def _reconcile_object(self, key: Key, body: Object) -> float | None:
         status = status_of(body)
@@ -106,7 +135,7 @@ class Reconciler:
             await self._write_rejection(body, status, str(error))
             return None
         decided = await self._plan(key, state)
-        await self._write_status(state, decided.status)
+        await self._write_status(key, state, decided.status)
         self._store.drop_deleted(key, before_attempt=decided.status.attempt)
         if decided.delete:
             await self._cluster.delete(KIND, *key, uid=state.uid)
@@ -135,8 +164,11 @@ class Reconciler:
             config = config_yaml(experiment.spec.config)
             parsed = _Parsed(metadata["uid"], metadata["generation"], experiment, unknown, config)
             self._parsed[key] = parsed
+            if len(self._parsed) > MAX_PARSED:
+                self._parsed.popitem(last=False)
             if unknown:
                 logger.warning("%s/%s: unknown fields have no effect: %s", *key, ", ".join(unknown))
+        self._parsed.move_to_end(key)
         return ExperimentState(
             parsed.experiment,
             metadata["namespace"],
@@ -150,7 +182,7 @@ class Reconciler:
     async def _plan(self, key: Key, state: ExperimentState) -> Plan:
         """Plan; if something is pending without a reason, fetch its warning events and plan again."""
         observed = Observed(self._store.objects(key, state.uid), deleted=self._store.deleted(key, state.uid))
-        observed = await self._with_claim(state, observed)
+        observed = await self._with_claim(key, state, observed)
         api_key = hmac.new(self._root_key, state.uid.encode(), hashlib.sha256).hexdigest()
         rejection = self._rejections.get(key)
         contested = self._corrections.contested(key)
@@ -168,39 +200,32 @@ class Reconciler:
 
         decided = decide(observed)
         if not any(reason in conditions.UNEXPLAINED for reason in _pending(decided.status)):
+            self._warnings.forget(key)
             return decided
         uids = {str(obj["metadata"]["uid"]) for children in observed.objects.values() for obj in children}
-        warnings = [warning for warning in await self._warnings(state.namespace) if warning.uid in uids]
+        warnings = await self._warnings.about(key, uids)
         return decide(replace(observed, warnings=warnings)) if warnings else decided
 
-    async def _with_claim(self, state: ExperimentState, observed: Observed) -> Observed:
-        """``observed`` with a volume claim that somebody else created: the watch shows only the operator's own."""
-        name = resource_names.volume_claim(state.name)
-        if observed.get(CLAIM, name) is not None or (state.status.attempt == 0 and state.status.phase == "Suspended"):
+    async def _with_claim(self, key: Key, state: ExperimentState, observed: Observed) -> Observed:
+        """``observed`` with a volume claim that the watch does not show, because somebody else created it."""
+        name, storage = resource_names.volume_claim(state.name), find(state.status.conditions, conditions.STORAGE_READY)
+        if observed.get(CLAIM, name) is not None:
+            self._unwatched_claims.discard(key)
+            return observed
+        if key not in self._unwatched_claims and (storage is None or storage.reason != conditions.NOT_OURS):
             return observed
         claim = await self._cluster.get(CLAIM, state.namespace, name)
-        if claim is None or is_created_by_operator(claim):
+        if claim is None:
+            self._unwatched_claims.discard(key)
             return observed
         claim = slim({**claim, "kind": CLAIM})
         return replace(observed, objects={**observed.objects, CLAIM: [claim]})
 
-    async def _warnings(self, namespace: str) -> Sequence[WarningEvent]:
-        """The warning events of a namespace; experiments that are pending at the same time share one request."""
-        fetched_at, warnings = self._warning_events.get(namespace, (float("-inf"), ()))
-        if time.monotonic() - fetched_at > self._settings.waiting_s / 3:
-            try:
-                warnings = await self._cluster.warning_events(namespace)
-            except ApiError as error:
-                if is_transient(error):
-                    raise
-                logger.warning("%s: warning events cannot be read: %s", namespace, describe(error))
-            self._warning_events[namespace] = (time.monotonic(), warnings)
-        return warnings
-
-    async def _write_status(self, state: ExperimentState, status: ExperimentStatus) -> None:
+    async def _write_status(self, key: Key, state: ExperimentState, status: ExperimentStatus) -> None:
         if status == state.status:
             return
-        await self._apply_status(state.namespace, state.name, state.uid, status)
+        if await self._apply_status(state.namespace, state.name, state.uid, status):
+            self._written.add(key)
         for transition in transitions.between(state.status, status):
             logger.info("%s/%s: %s: %s", state.namespace, state.name, transition.reason, transition.message)
             try:
@@ -220,11 +245,10 @@ class Reconciler:
                 await self._cluster.delete(kind, state.namespace, name, uid=child["metadata"]["uid"])
         rejection: Reason | None = None
         job_created = decided.status.job_uid is not None
-        secret_age_s = self._settings.waiting_s if _pending(decided.status) else self._settings.resync_s
 
         async def write(manifest: Manifest) -> Reason | None:
             if manifest["kind"] == SECRET:
-                return await self._ensure_secret(key, manifest, max_age_s=secret_age_s)
+                return await self._ensure_secret(key, state, manifest)
             return await self._apply(key, state, manifest, job_created=job_created)
 
         for wave in _waves(decided.objects):
@@ -239,7 +263,7 @@ class Reconciler:
 
     async def _apply(self, key: Key, state: ExperimentState, manifest: Manifest, *, job_created: bool) -> Reason | None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        wanted, known = digest(manifest), self._store.get(key, kind, name)
+        wanted, known = digest(manifest)[:DIGITS], self._store.get(key, kind, name)
         if kind == "Job" and known is None and job_created:
             raise _Replaced  # deleted after the plan was made: it must not be created a second time
         applied = self._applied.setdefault(key, {})
@@ -251,18 +275,16 @@ class Reconciler:
             return None
         if known is not None and kind == CLAIM and _may_change(known, state) and is_unchanged(manifest, known):
             return None
-        if known is None or not _may_change(known, state):
-            existing = await self._cluster.get(kind, state.namespace, name)
-            if existing is not None and not _may_change({**existing, "kind": kind}, state):
-                return Reason(
-                    conditions.NAME_TAKEN, f"{kind} {name} exists and is not this experiment's; delete or rename one"
-                )
+        if known is not None and not _may_change(known, state):
+            known = await self._existing(manifest)
+            if known is not None and not _may_change(known, state):
+                return _name_taken(manifest)
         if known is not None and before is not None and before[0] == wanted:
             if self._corrections.must_wait(key, known):
                 return None
             self._corrections.add(key, known)
         try:
-            obj = await self._write(manifest, known)
+            obj = await self._write(key, state, manifest, known)
         except ApiError as error:
             if kind == "Job" and known is not None and _names_another_object(error):  # deleted since it was observed
                 raise _Replaced from error
@@ -270,18 +292,26 @@ class Reconciler:
                 raise
             logger.warning("%s/%s: %s %s was refused: %s", *key, kind, name, describe(error))
             return Reason(conditions.REFUSED, f"{kind} {name}: {error}"[:1000])
+        if isinstance(obj, Reason):
+            return obj
+        new = slim({**obj, "kind": kind})
+        if known is None or known["metadata"]["resourceVersion"] != new["metadata"]["resourceVersion"]:
+            self._written.add(key)
         self._store.put({**obj, "kind": kind})
-        applied[kind, name] = (wanted, slim({**obj, "kind": kind})[FINGERPRINT])
+        applied[kind, name] = (wanted, new[FINGERPRINT])
         return None
 
-    async def _ensure_secret(self, key: Key, manifest: Manifest, *, max_age_s: float) -> Reason | None:
-        """Create the Secret, unless it existed ``max_age_s`` ago. An existing one is ours: its name contains our UID.
+    async def _ensure_secret(self, key: Key, state: ExperimentState, manifest: Manifest) -> Reason | None:
+        """Create the Secret before the servers, and again if a pod that is being started may lack it.
 
-        The operator cannot read Secrets, so creating one is the only way to find out whether somebody deleted it.
+        The operator cannot read Secrets, so creating one is the only way to find out whether somebody deleted it. An
+        existing one is ours: its name contains our UID.
         """
         name = manifest["metadata"]["name"]
-        known, known_at = self._secret_at.get(key, ("", 0.0))
-        if known == name and time.monotonic() - known_at < max_age_s:
+        known, known_at = self._secret_at.get(key, ("", float("-inf")))
+        fresh = known == name and time.monotonic() - known_at < self._settings.waiting_s
+        children = self._store.objects(key, state.uid)
+        if fresh or (children.get("StatefulSet") and not starting_pods(Observed(children))):
             return None
         try:
             await self._cluster.create(manifest)
@@ -294,14 +324,19 @@ class Reconciler:
         self._secret_at[key] = (name, time.monotonic())
         return None
 
-    async def _write(self, manifest: Manifest, known: Object | None) -> Object:
+    async def _write(
+        self, key: Key, state: ExperimentState, manifest: Manifest, known: Object | None
+    ) -> Object | Reason:
         """Create an object, or update what of an existing one is mutable.
 
         A Job is never applied again: after its creation only few fields are mutable, and other controllers may have
         changed immutable ones while it was created. Its uid makes sure that a deleted Job is not created again.
         """
         if known is None:
-            return await self._cluster.apply(manifest)
+            created = await self._create(key, state, manifest)
+            if not isinstance(created, _Existing):
+                return created
+            known = created.obj
         if manifest["kind"] in ("Job", CLAIM):
             return await self._cluster.patch(manifest, changes_of(manifest, known))
         try:
@@ -311,17 +346,38 @@ class Reconciler:
                 raise
             return await self._cluster.patch(manifest, mutable_part(manifest, known))
 
+    async def _create(self, key: Key, state: ExperimentState, manifest: Manifest) -> Object | Reason | _Existing:
+        """Create an object. One of its name that the watch does not show is changed only if it is this experiment's."""
+        try:
+            return await self._cluster.apply_new(manifest)
+        except ApiError as error:
+            if error.status != CONFLICT:
+                raise
+        existing = await self._existing(manifest)
+        if existing is None:
+            raise _Replaced  # deleted in the meantime
+        if manifest["kind"] == CLAIM and key not in self._unwatched_claims:
+            self._unwatched_claims.add(key)
+            raise _Replaced  # the manifest depends on an existing claim
+        return _Existing(existing) if _may_change(existing, state) else _name_taken(manifest)
+
+    async def _existing(self, manifest: Manifest) -> Object | None:
+        metadata = manifest["metadata"]
+        obj = await self._cluster.get(manifest["kind"], metadata["namespace"], metadata["name"])
+        return None if obj is None else slim({**obj, "kind": manifest["kind"]})
+
     async def _write_rejection(self, body: Object, status: ExperimentStatus, problem: str) -> None:
         metadata = body["metadata"]
         new = rejected(status, problem, now=self._now(), generation=metadata["generation"])
         if new != status:
             await self._apply_status(metadata["namespace"], metadata["name"], metadata["uid"], new)
 
-    async def _apply_status(self, namespace: str, name: str, uid: str, status: ExperimentStatus) -> None:
+    async def _apply_status(self, namespace: str, name: str, uid: str, status: ExperimentStatus) -> bool:
+        """Write a status; returns whether that has changed the object."""
         metadata = {"name": name, "namespace": namespace, "uid": uid}  # never that of another object of this name
         manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status_to_write(status)}
         try:
-            await self._cluster.apply(manifest, subresource="status")
+            return self._experiments.refresh(await self._cluster.apply(manifest, subresource="status"))
         except ApiError as error:
             if error.status in (404, 409):  # deleted since it was read; its name may be in use again
                 raise _Replaced from error
@@ -330,8 +386,18 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         for cache in (self._parsed, self._applied, self._rejections, self._unreadable, self._secret_at):
             cache.pop(key, None)
+        for keys in (self._unwatched_claims, self._written):
+            keys.discard(key)
         self._corrections.forget(key)
+        self._warnings.forget(key)
         self._store.forget(key)
+
+
+def _name_taken(manifest: Manifest) -> Reason:
+    text = (
+        f"{manifest['kind']} {manifest['metadata']['name']} exists and is not this experiment's; delete or rename one"
+    )
+    return Reason(conditions.NAME_TAKEN, text)
 
 
 def _waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:

@@ -32,7 +32,7 @@ class Settings:
     port: int = 8080  # progress, metrics, health
     workers: int = 4
     resync_s: float = 300.0
-    waiting_s: float = 15.0  # how often pending experiments are reconciled
+    waiting_s: float = 15.0  # how often unwatched objects that experiments wait for are looked at
     json_logs: bool = False  # of this process and of the pods that it creates
     metrics_from: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicy peers that may read the servers' metrics
     fabric: frozenset[str] = frozenset()  # keys of an experiment's fabric sections that the cluster allows

@@ -13,7 +13,7 @@ from areal_api.status import Condition, ExperimentStatus, ServersStatus
 from areal_operator.clock import show
 from areal_operator.diagnosis import Reason, claim_problem, component_problem
 from areal_operator.manifests.shared import created_for, is_created_by_operator
-from areal_operator.observed import Observed, is_active, is_ready, is_terminating
+from areal_operator.observed import Observed, has_condition, is_active, is_ready, is_terminating
 from areal_operator.outcome import job_nodes, trainer_ended
 
 ConditionStatus = Literal["True", "False", "Unknown"]
@@ -146,6 +146,12 @@ def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: i
 def active_pods(observed: Observed, component: str | None = None) -> list[str]:
     """Names of pods whose containers may still run."""
     return [str(pod["metadata"]["name"]) for pod in observed.pods(component) if is_active(pod)]
+
+
+def starting_pods(observed: Observed) -> list[str]:
+    """Names of pods that have a node and whose containers have not started."""
+    pods = [pod for pod in observed.pods() if (pod.get("status") or {}).get("phase", "Pending") == "Pending"]
+    return [str(pod["metadata"]["name"]) for pod in pods if has_condition(pod, "PodScheduled")]
 
 
 def status_to_write(status: ExperimentStatus) -> dict[str, object]:

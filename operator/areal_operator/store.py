@@ -1,7 +1,6 @@
-"""Cache of the watched children, by the name of their experiment. The resync corrects it.
+"""Cache of the watched children, by the name of their experiment.
 
-kopf's indices would do, except that after a broken watch kopf lists again without reporting what was deleted in the
-meantime. Here a listing replaces the cached objects, and resource versions decide which of two reports is newer.
+A listing replaces the cached objects, and resource versions decide which of two reports is newer.
 
 Deleted Jobs and trainer pods stay in their last known state until the next attempt, because another controller may
 delete them before the operator has recorded the outcome of the attempt.
@@ -10,8 +9,9 @@ delete them before the operator has recorded the outcome of the attempt.
 from __future__ import annotations
 
 import json
+import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from areal_api import resource_names
@@ -30,19 +30,16 @@ Key = tuple[str, str]  # namespace and name of an experiment
 FINGERPRINT = "areal.dev/fingerprint"
 LAST_MANAGER = "areal.dev/last-manager"
 OWNED = "areal.dev/owned"  # compressed fieldsV1 of the operator
+DIGITS = 16  # of digests in memory
 MAX_DELETED = 256  # per experiment
-_KEPT = ("apiVersion", "kind", "metadata", "status")
-_METADATA = (
-    "name",
-    "namespace",
-    "uid",
-    "resourceVersion",
-    "labels",
-    "annotations",
-    "deletionTimestamp",
-    "ownerReferences",
-)
+_METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "deletionTimestamp")
+_OWNER = ("kind", "name", "uid", "controller")
+_ANNOTATIONS = ("areal.dev/", "batch.kubernetes.io/job-completion-index")  # the first characters of those that are read
 _JOB_SPEC = ("completions", "parallelism", "suspend")
+_CONDITION = ("type", "status", "reason", "message")
+_POD_STATUS = ("phase", "reason", "message")
+_CONTAINERS = ("initContainerStatuses", "containerStatuses")
+_CONTAINER = ("name", "image", "state", "lastState", "restartCount")
 
 
 class Store:
@@ -55,20 +52,21 @@ class Store:
         self._key_by_uid: dict[str, Key] = {}  # survives an edit of the label
 
     def put(self, obj: Object) -> Key | None:
-        """Add or update a child; returns the key of its experiment, None if it has none."""
+        """Add or update a child; returns the key of its experiment if a decision may depend on what has changed."""
         metadata = obj["metadata"]
         uid = metadata["uid"]
         key = self._key_by_uid.get(uid) or key_of(obj)
         if key is None or self._deleted_at.get(uid, -1) >= _version(obj):
-            return key
+            return None
         self._key_by_uid[uid] = key
         children = self._children.setdefault(key, {})
         old = children.get((obj["kind"], metadata["name"]))
-        if old is None or _version(old) <= _version(obj):
-            if old is not None and old["metadata"]["uid"] != uid:
-                self._keep_deleted(key, old, DELETION_MISSED)
-            children[obj["kind"], metadata["name"]] = _merged(old, obj)
-        return key
+        if old is not None and _version(old) >= _version(obj):
+            return None
+        if old is not None and old["metadata"]["uid"] != uid:
+            self._keep_deleted(key, old, DELETION_MISSED)
+        new = children[obj["kind"], metadata["name"]] = _merged(old, obj)
+        return key if old is None or _without_version(old) != _without_version(new) else None
 
     def remove(self, obj: Object) -> Key | None:
         """Remove a child that the watch reported as deleted; returns the key of its experiment."""
@@ -87,22 +85,23 @@ class Store:
 
     def replace(self, kind: str, items: list[Object], version: int, namespace: str | None = None) -> set[Key]:
         """Replace all children of a kind by a listing at ``version``; returns the experiments that this changed."""
+        changed = {key for item in items if (key := self.put(item)) is not None}
         uids = {item["metadata"]["uid"] for item in items}
+        return changed | self.prune(kind, uids, version, namespace)
+
+    def prune(self, kind: str, uids: Collection[str], version: int, namespace: str | None = None) -> set[Key]:
+        """Remove the children of a kind that a listing at ``version`` lacks; returns the experiments that had them."""
         changed: set[Key] = set()
         for key, children in self._children.items():
             if namespace not in (None, key[0]):
                 continue
             for place, obj in list(children.items()):
-                if place[0] == kind and obj["metadata"]["uid"] not in uids and _version(obj) <= version:
+                uid = obj["metadata"]["uid"]
+                if place[0] == kind and uid not in uids and _version(obj) <= version:
                     del children[place]
+                    self._key_by_uid.pop(uid, None)
                     self._keep_deleted(key, obj, DELETION_MISSED)
                     changed.add(key)
-        for item in items:
-            key_or_none = self._key_by_uid.get(item["metadata"]["uid"]) or key_of(item)
-            before = self.get(key_or_none, kind, item["metadata"]["name"]) if key_or_none else None
-            self.put(item)
-            if key_or_none and (before is None or _version(before) < _version(item)):
-                changed.add(key_or_none)
         self._deleted_at = {uid: at for uid, at in self._deleted_at.items() if at > version}
         return changed
 
@@ -162,18 +161,50 @@ def owner_uid(obj: Object) -> str | None:
 
 def slim(obj: Object) -> Object:
     """The fields that decisions need, and a fingerprint of those that the operator owns."""
-    metadata: dict[str, Any] = {key: obj["metadata"][key] for key in _METADATA if key in obj["metadata"]}
-    kept: Object = {key: obj[key] for key in _KEPT if key in obj}
-    kept |= {"metadata": metadata, FINGERPRINT: fingerprint(obj), LAST_MANAGER: last_other_manager(obj)}
-    if obj["kind"] != "Pod":
-        kept[OWNED] = zlib.compress(json.dumps(_owned_fields(obj)).encode())
-    if obj["kind"] == "PersistentVolumeClaim":
-        kept["spec"] = obj["spec"]
-    if obj["kind"] == "Job":
-        kept["spec"] = {key: obj["spec"][key] for key in _JOB_SPEC if key in obj.get("spec", {})}
-    if obj["kind"] == "Pod":
-        kept["nodeName"] = (obj.get("spec") or {}).get("nodeName")
+    kind, metadata = obj["kind"], _shared(_only(obj["metadata"], _METADATA))
+    annotations = obj["metadata"].get("annotations") or {}
+    kept_annotations = {key: value for key, value in annotations.items() if key.startswith(_ANNOTATIONS)}
+    metadata["annotations"] = _shared(kept_annotations)
+    owners = obj["metadata"].get("ownerReferences") or ()
+    metadata["ownerReferences"] = [_shared(_only(owner, _OWNER)) for owner in owners]
+    kept: Object = {"kind": kind, "metadata": metadata, FINGERPRINT: fingerprint(obj)}
+    if kind == "Pod":
+        return {**kept, "status": _pod_status(obj)}
+    kept |= {LAST_MANAGER: last_other_manager(obj), OWNED: zlib.compress(json.dumps(_owned_fields(obj)).encode())}
+    if kind == "PersistentVolumeClaim":
+        metadata["ownerReferences"] = obj["metadata"].get("ownerReferences") or []
+        kept |= {"spec": obj["spec"], "status": _only(obj.get("status"), ("phase",))}
+    if kind == "Job":
+        kept |= {"spec": _only(obj.get("spec"), _JOB_SPEC), "status": {"conditions": _conditions(obj)}}
     return kept
+
+
+def _pod_status(pod: Object) -> Object:
+    status = pod.get("status") or {}
+    kept = {**_only(status, _POD_STATUS), "conditions": _conditions(pod)}
+    for containers in _CONTAINERS:
+        if status.get(containers):
+            kept[containers] = [_only(container, _CONTAINER) for container in status[containers]]
+    return kept
+
+
+def _conditions(obj: Object) -> list[Object]:
+    return [_only(condition, _CONDITION) for condition in (obj.get("status") or {}).get("conditions") or ()]
+
+
+def _only(fields: Mapping[str, Any] | None, names: tuple[str, ...]) -> Object:
+    return {name: fields[name] for name in names if name in fields} if fields else {}
+
+
+def _shared(value: Any) -> Any:
+    """``value`` with one copy of each text: names, labels and owners repeat in all children of an experiment."""
+    if isinstance(value, dict):
+        return {_shared(key): _shared(item) for key, item in value.items()}
+    return sys.intern(value) if isinstance(value, str) else value
+
+
+def _without_version(obj: Object) -> Object:
+    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": None}}
 
 
 def fingerprint(obj: Object) -> str:
@@ -186,10 +217,11 @@ def fingerprint(obj: Object) -> str:
         return ""
     owned = _owned_fields(obj)
     if owned:
-        return digest([obj["metadata"].get("uid"), *[[fields, _values_of(obj, fields)] for fields in owned]])
+        values = [[fields, _values_of(obj, fields)] for fields in owned]
+        return digest([obj["metadata"].get("uid"), *values])[:DIGITS]
     metadata = {key: obj["metadata"].get(key) for key in ("labels", "annotations", "ownerReferences", "uid")}
     rest = {key: value for key, value in obj.items() if key not in ("metadata", "status", "apiVersion", "kind")}
-    return digest({**rest, "metadata": metadata})
+    return digest({**rest, "metadata": metadata})[:DIGITS]
 
 
 def owns_all(known: Object, manifest: Object) -> bool:

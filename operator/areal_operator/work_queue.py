@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 1.0, 300.0
+COALESCE_S = 0.5  # delay of a key whose objects have changed: changes in the meantime need no further reconcile
 
 
 class WorkQueue(Generic[K]):

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from areal_api import resource_names
+from areal_api.experiment import KIND
+from areal_operator.child_watch import SELECTOR
 from areal_operator.cluster import CHILD_KINDS, Cluster
+from areal_operator.experiments import Experiments
 from areal_operator.reconcile import Reconciler
 from areal_operator.settings import Settings
 from areal_operator.store import Store
+from areal_operator.warning_events import NamespaceWarnings
 from hack.cluster.control_plane import ControlPlane
 from hack.testbed.experiments import Experiment, Namespace
 from hack.testbed.fake_kubelet import end, run
@@ -69,29 +72,38 @@ async def reconcile_until(
     cluster.writes, cluster.lifetime = 0, lifetime
     died = False
     key = (experiment.namespace.name, experiment.name)
-    store, reconciler = await _fresh(cluster, experiment)
+    process = _Process(cluster)
     for _ in range(200):
         try:
-            await _relist(cluster, store, key[0])
-            await reconciler.reconcile(key)
+            await process.relist(key[0])
+            await process.reconciler.reconcile(key)
         except Killed:
             died, cluster.lifetime = True, 10**9
-            store, reconciler = await _fresh(cluster, experiment)
+            process = _Process(cluster)
         if await asyncio.to_thread(until):
             return died
         await asyncio.sleep(0.05)
     raise AssertionError(f"not reached with a lifetime of {lifetime}: {experiment.status}")
 
 
-async def _fresh(cluster: Cluster, experiment: Experiment) -> tuple[Store, Reconciler]:
-    store = Store()
-    return store, Reconciler(cluster, store, settings=SETTINGS, root_key=b"root")
+class _Process:
+    """A reconciler with the caches of a process that has just started."""
 
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._store, self._experiments = Store(), Experiments()
+        warnings = NamespaceWarnings(cluster, max_age_s=0.0)
+        self.reconciler = Reconciler(
+            cluster, self._store, self._experiments, warnings, settings=SETTINGS, root_key=b"root"
+        )
 
-async def _relist(cluster: Cluster, store: Store, namespace: str) -> None:
-    for kind in CHILD_KINDS:
-        listed = await cluster.list(kind, namespace, f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}")
-        store.replace(kind, listed.items, listed.version, namespace)
+    async def relist(self, namespace: str) -> None:
+        """Bring the caches up to date."""
+        for kind in CHILD_KINDS:
+            listed = await self._cluster.list(kind, namespace, SELECTOR)
+            self._store.replace(kind, listed.items, listed.version, namespace)
+        for body in (await self._cluster.list(KIND, namespace)).items:
+            self._experiments.put(body)
 
 
 async def test_a_start_survives_a_kill_after_any_write(

@@ -98,6 +98,9 @@ class MemoryCluster(Cluster):
     ) -> Object:
         if method == "POST" and key in self.objects:
             raise ApiError(409, "AlreadyExists", "it exists")
+        expected = body["metadata"].pop("resourceVersion", None) if apply else None
+        if apply and key in self.objects and expected not in (None, self.objects[key]["metadata"]["resourceVersion"]):
+            raise ApiError(409, "Conflict", "the object has been modified")
         self.writes.append(("APPLY" if apply else method, key[0], key[2]))
         refusal = self.check(method, {**body, "kind": key[0]})
         if refusal is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import Any
 
@@ -17,10 +18,13 @@ from support.memory_cluster import MemoryCluster
 class OneNamespaceGone(MemoryCluster):
     """Refuses to list namespace ``gone``."""
 
-    async def list(self, kind: str, namespace: str | None, selector: str = "", fields: str = "") -> ObjectList:
+    async def pages(
+        self, kind: str, namespace: str | None, selector: str = "", fields: str = ""
+    ) -> AsyncIterator[ObjectList]:
         if namespace == "gone":
             raise ApiError(403, "Forbidden", f"{kind} is forbidden: RoleBinding not found")
-        return await super().list(kind, namespace, selector, fields)
+        async for page in super().pages(kind, namespace, selector, fields):
+            yield page
 
 
 def free_port() -> int:
@@ -43,10 +47,11 @@ async def test_a_namespace_that_cannot_be_read_is_named_once_and_stops_no_other(
 async def test_an_unavailable_api_server_is_not_a_missing_namespace() -> None:
     cluster = MemoryCluster()
 
-    async def unavailable(*_: Any) -> ObjectList:
+    async def unavailable(*_: Any) -> AsyncIterator[ObjectList]:
         raise ApiError(503, "ServiceUnavailable", "")
+        yield
 
-    cluster.list = unavailable  # type: ignore[assignment,method-assign]
+    cluster.pages = unavailable  # type: ignore[assignment,method-assign]
     operator = Operator(Settings(watched=("ns",)), cluster, b"k" * 32)
     with pytest.raises(ApiError):
         await operator.resync()

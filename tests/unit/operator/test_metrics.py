@@ -17,7 +17,7 @@ def text_of(experiments: dict[tuple[str, str], Any]) -> str:
 
 def test_gauges_are_read_from_the_statuses() -> None:
     status = {"phase": "Running", "step": 3, "reward": 0.5, "servers": {"ready": 1, "desired": 2}}
-    text = text_of({("ns", "exp"): {"status": status}})
+    text = text_of({("ns", "exp"): status})
     for line in (
         "areal_operator_queue_depth 7.0",
         "areal_operator_leader 1.0",
@@ -34,6 +34,6 @@ def test_an_experiment_without_a_status_is_pending() -> None:
 
 
 def test_a_value_of_another_type_hides_no_other_metric() -> None:
-    text = text_of({("ns", "a"): {"status": {"step": "three", "reward": 1.0}}, ("ns", "b"): {"status": {"step": 4}}})
+    text = text_of({("ns", "a"): {"step": "three", "reward": 1.0}, ("ns", "b"): {"step": 4}})
     assert 'areal_experiment_step{name="b",namespace="ns"} 4.0' in text
     assert 'areal_experiment_step{name="a"' not in text

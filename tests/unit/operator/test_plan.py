@@ -244,7 +244,7 @@ def test_disruptions_of_short_attempts_are_delayed_more_and_more() -> None:
     status = running().status.model_copy(update={"disruptions": 5})
     gone = (deleted(job(1)),)
     plan = decide(state(status), claim(), now=later(30), deleted=gone)
-    assert (plan.status.attempt, plan.requeue_after_s) == (1, 15.0)  # 40 s, and pending objects are read every 15 s
+    assert (plan.status.attempt, plan.requeue_after_s) == (1, 40.0)
     assert "the next one starts 40 s later, it does not count" in plan.status.message
     assert decide(state(status), claim(), now=later(61), deleted=gone).status.attempt == 2  # it ran for a minute
 

@@ -20,7 +20,7 @@ from areal_api import resource_names
 from areal_operator import http_limits
 from areal_operator.cluster import ApiError, path_of
 from areal_operator.http_limits import MAX_HEADER_BYTES, LimitedProtocol
-from areal_operator.progress import ProgressReceiver, make_app
+from areal_operator.progress import ProgressReceiver, interval_s, make_app
 
 UID = "0b5c0d94-94c7-4d3c-8a8c-1c1f3a6c7e55"
 OTHER_UID = "11111111-94c7-4d3c-8a8c-1c1f3a6c7e55"
@@ -34,6 +34,11 @@ def token(audience: Any = AUDIENCE, signature: str = "valid") -> str:
     """A token with an unverified audience; the fake API server accepts the signature ``valid``."""
     claims = base64.urlsafe_b64encode(json.dumps({"aud": [audience]}).encode()).decode().rstrip("=")
     return f"e30.{claims}.{signature}"
+
+
+@pytest.mark.parametrize(("experiments", "seconds"), [(0, 3.0), (100, 3.0), (1000, 25.0)])
+def test_many_experiments_report_less_often(experiments: int, seconds: float) -> None:
+    assert interval_s(experiments) == seconds
 
 
 class FakeCluster:

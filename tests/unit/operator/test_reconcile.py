@@ -11,13 +11,16 @@ import pytest
 from areal_api import resource_names
 from areal_api.experiment import KIND
 from areal_operator.cluster import CHILD_KINDS, ApiError
+from areal_operator.experiments import Experiments
 from areal_operator.observed import Object
 from areal_operator.reconcile import Reconciler
 from areal_operator.settings import Settings
 from areal_operator.store import Store
+from areal_operator.warning_events import NamespaceWarnings
 from support.experiment_cases import Case
 from support.memory_cluster import MemoryCluster
 from support.operator_objects import NOW, SETTINGS
+from support.operator_objects import pod as pod_of
 
 KEY = ("ns", "case")
 
@@ -39,9 +42,16 @@ class World:
 
     def restart(self) -> None:
         """A new operator process."""
-        self.store = Store()
+        self.store, self.experiments = Store(), Experiments()
+        self.warnings = NamespaceWarnings(self.cluster, max_age_s=self.settings.waiting_s / 3)
         self.reconciler = Reconciler(
-            self.cluster, self.store, settings=self.settings, root_key=b"root", now=lambda: self.now
+            self.cluster,
+            self.store,
+            self.experiments,
+            self.warnings,
+            settings=self.settings,
+            root_key=b"root",
+            now=lambda: self.now,
         )
 
     async def sync(self) -> None:
@@ -50,6 +60,11 @@ class World:
         for kind in CHILD_KINDS:
             listed = await self.cluster.list(kind, None, selector)
             self.store.replace(kind, listed.items, listed.version)
+        bodies = (await self.cluster.list(KIND, None)).items
+        for body in bodies:
+            self.experiments.put(body)
+        if not bodies:
+            self.experiments.remove(KEY)
 
     async def run(self, times: int = 3) -> float | None:
         """Reconcile with an up-to-date cache, several times as the queue would; returns the last delay."""
@@ -94,8 +109,78 @@ async def test_a_deleted_secret_is_created_again_with_the_same_key() -> None:
     await world.run()
     (name,) = world.cluster.names("Secret")
     key = world.cluster.remove("Secret", "ns", name)["data"]
-    await world.run()  # its pods are pending
+    await world.run()
+    assert world.cluster.names("Secret") == []  # nothing needs it
+    conditions = [{"type": "PodScheduled", "status": "True"}]
+    pod = pod_of(resource_names.SERVER, phase="Pending", conditions=conditions)
+    pod["metadata"]["namespace"] = "ns"
+    world.cluster.add(pod)
+    await world.run()
     assert world.cluster.objects["Secret", "ns", name]["data"] == key
+
+
+async def test_an_experiment_that_waits_for_gpus_is_planned_again_only_after_a_change() -> None:
+    world = World()
+    message = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+    scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    await world.run()
+    for component in (resource_names.SERVER, resource_names.TRAINER):
+        pod = pod_of(component, phase="Pending", conditions=[scheduled])
+        world.cluster.add({**pod, "metadata": {**pod["metadata"], "namespace": "ns"}})
+    world.cluster.edit("PersistentVolumeClaim", "ns", "case-run", {"status": {"phase": "Bound"}})
+    assert await world.run() is None
+    assert world.condition("ServersReady")["reason"] == "Unschedulable"
+    assert await world.warnings.changed() == []
+
+
+async def test_a_start_reads_nothing_and_writes_each_object_once() -> None:
+    world = World()
+    await world.sync()
+    before = len(world.cluster.requests)
+    assert await world.reconciler.reconcile(KEY) == pytest.approx(0.5)
+    requests = world.cluster.requests[before:]
+    assert [request for request in requests if request[0] == "GET" and request[1] != "Event"] == []
+    assert len(set(requests)) == len(requests)
+
+
+async def test_an_object_of_somebody_else_is_found_without_being_read_first() -> None:
+    world = World()
+    foreign = {"kind": "ConfigMap", "metadata": {"name": "x", "namespace": "ns"}, "data": {"a": "b"}}
+    await world.sync()
+    await world.reconciler.reconcile(KEY)
+    (name,) = world.cluster.names("ConfigMap")
+    world = World()
+    foreign["metadata"]["name"] = name
+    world.cluster.add(foreign)
+    before = world.writes_of("ConfigMap")
+    await world.run()
+    assert world.condition("Accepted")["reason"] == "NameTaken"
+    assert world.writes_of("ConfigMap") == before
+    assert world.cluster.objects["ConfigMap", "ns", name]["data"] == {"a": "b"}
+
+
+async def test_an_object_of_ours_that_lost_its_labels_is_restored() -> None:
+    world = World()
+    await world.run()
+    labels = dict.fromkeys(world.cluster.objects["Service", "ns", "case-server"]["metadata"]["labels"])
+    world.cluster.edit("Service", "ns", "case-server", {"metadata": {"labels": labels}})
+    world.restart()
+    await world.run()
+    found = world.cluster.objects["Service", "ns", "case-server"]["metadata"]["labels"]
+    assert found.keys() == labels.keys()
+
+
+async def test_a_bound_claim_is_not_written_again() -> None:
+    world = World()
+    await world.run()
+    before = world.writes_of("PersistentVolumeClaim")
+    bound = {"spec": {"volumeName": "pv-1", "storageClassName": "fast"}, "status": {"phase": "Bound"}}
+    world.cluster.edit("PersistentVolumeClaim", "ns", "case-run", bound, manager="kube-controller-manager")
+    await world.run()
+    world.restart()
+    await world.run()
+    assert world.writes_of("PersistentVolumeClaim") == before
+    assert world.condition("StorageReady")["status"] == "True"
 
 
 async def test_a_refused_secret_holds_up_the_pods_that_need_it() -> None:

@@ -30,9 +30,22 @@ def known(store: Store) -> list[Object]:
 
 def test_of_two_reports_the_newer_one_counts() -> None:
     store = Store()
-    assert store.put(child(5, status={"a": 1})) == KEY
-    store.put(child(4, status={"a": 0}))
-    assert known(store)[0]["status"] == {"a": 1}
+    assert store.put(child(5, spec={"a": 1})) == KEY
+    assert store.put(child(4, spec={"a": 0})) is None
+    assert known(store)[0][FINGERPRINT] == fingerprint(child(5, spec={"a": 1}))
+
+
+def test_a_change_that_no_decision_depends_on_is_not_reported() -> None:
+    store = Store()
+    store.put(child(5))
+    unread = child(6, status={"loadBalancer": {}})
+    unread["metadata"]["annotations"] = {"team": "x"}
+    assert store.put(unread) is not None  # without ownership information, any annotation may be the operator's
+    store.put(trainer_pod(7, "Running"))
+    pod = trainer_pod(8, "Running")
+    pod["status"]["hostIP"] = "10.0.0.1"
+    assert store.put(pod) is None
+    assert store.put(trainer_pod(9, "Succeeded")) == KEY
 
 
 def test_an_older_list_does_not_bring_back_a_deleted_object() -> None:
@@ -121,10 +134,10 @@ def test_a_pod_that_ended_before_its_deletion_keeps_that_state() -> None:
     store.put(trainer_pod(5, "Running"))
     store.put(trainer_pod(6, "Succeeded"))
     store.put(trainer_pod(7, "Failed", terminating=True))
-    assert store.objects(KEY, "e1")["Pod"][0]["status"] == {"phase": "Succeeded"}
+    assert store.objects(KEY, "e1")["Pod"][0]["status"] == {"phase": "Succeeded", "conditions": []}
     store.remove(trainer_pod(8, "Failed", terminating=True))
     (pod,) = store.deleted(KEY, "e1")
-    assert pod["status"] == {"phase": "Succeeded"}
+    assert pod["status"] == {"phase": "Succeeded", "conditions": []}
 
 
 def test_the_number_of_deleted_objects_is_bounded() -> None:
