@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from areal_server.cuda_toolkit import toolkit_environment
+from areal_api.cuda_toolkit import toolkit_environment
 from areal_trainer.fabric import Host, detect
 from areal_trainer.model.attention import SegmentIndex, segment_attention
 from areal_trainer.model.layout import Segment

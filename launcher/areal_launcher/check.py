@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
-from areal_api.experiment import ExperimentSpec
 from areal_api.load import with_home_expanded
 from areal_api.paths import is_local_path
 from areal_api.render import experiment_yaml
@@ -17,7 +17,8 @@ from areal_api.sizing.disk import DiskUse
 from areal_api.sizing.gpus import Gpu, gpu_named, gpu_of_labels
 from areal_api.sizing.report import Report, Surroundings, gib, size_up
 from areal_launcher.console import console_for
-from areal_launcher.fit import model_for_check, needs_gpu, smallest_gpu
+from areal_launcher.fit import model_for_check, needs_gpu
+from areal_launcher.gpu_machine import GpuMachine, software_problems, this_machine
 from areal_launcher.request import Request
 
 FITS, PROBLEMS = 0, 1
@@ -40,11 +41,13 @@ def check(request: Request, options: CheckOptions) -> int:
     if options.print_config:
         sys.stdout.write(experiment_yaml(experiment))
     spec = experiment.spec
-    gpu = gpu_named(options.gpu) if options.gpu else found_gpu(spec)
+    machine = this_machine() if needs_gpu(spec) else GpuMachine()
+    gpu = gpu_named(options.gpu) if options.gpu else gpu_of_labels(spec.trainer.node_selector) or machine.smallest_gpu
     where = Surroundings(
-        gpu=gpu,
+        gpu=gpu if needs_gpu(spec) else None,
         nodes=None if options.nodes is None else parse_nodes(options.nodes),
         from_hub=not is_local_path(spec.config.actor.path),
+        problems=tuple(software_problems(spec, machine, os.environ)),
     )
     report = size_up(spec, model_for_check(spec.config.actor.path), where)
     if options.as_json:
@@ -67,11 +70,6 @@ def parse_nodes(text: str) -> list[int]:
     return found
 
 
-def found_gpu(spec: ExperimentSpec) -> Gpu | None:
-    """The GPU that the trainer's node selector names, else this machine's; None if neither is known."""
-    return (gpu_of_labels(spec.trainer.node_selector) or smallest_gpu()) if needs_gpu(spec) else None
-
-
 def print_report(report: Report, gpu: Gpu | None) -> None:
     """Tables for a person, then each problem with its fix."""
     console = console_for()
@@ -92,7 +90,7 @@ def print_report(report: Report, gpu: Gpu | None) -> None:
     if gpu is not None:
         console.print(f"Compared with {gpu.name}.", markup=False)
     for text in report.not_checked:
-        console.print(f"Not checked: {text}; name one with --gpu.", markup=False, soft_wrap=True)
+        console.print(f"Not checked: {text}", markup=False, soft_wrap=True)
     for text in report.warnings:
         console.print(f"! {text}", markup=False, soft_wrap=True)
     for problem in report.problems:

@@ -97,6 +97,10 @@ def check_parser() -> argparse.ArgumentParser:
 
 def check_action(args: argparse.Namespace) -> int:
     """Check whether an experiment fits."""
+    if args.on != "local":
+        for option in ("gpu", "nodes", "json", "print_config"):
+            if getattr(args, option):
+                raise ValueError(f"--{option.replace('_', '-')} does not apply to --on {args.on}; omit it")
     if args.on == "slurm":
         from areal_launcher.places.slurm import inspect_run
 

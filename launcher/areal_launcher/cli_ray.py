@@ -6,7 +6,7 @@ import argparse
 
 from areal_launcher.request import Request
 
-CANNOT_APPLY = ("detach", "results", "checkpoint", "namespace", "context", "kubeconfig", "gpu", "nodes")
+CANNOT_APPLY = ("detach", "results", "checkpoint", "namespace", "context", "kubeconfig")
 
 
 def add_ray(parser: argparse.ArgumentParser) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from areal_api import names
 from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
-from areal_api.sizing.gpus import Gpu, gpu_of_labels
+from areal_api.sizing.gpus import gpu_of_labels
 from areal_api.sizing.known_models import known_shape
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up
+from areal_launcher.gpu_machine import (
+    flash_attention_problems,
+    image_flash_attention_problems,
+    software_problems,
+    this_machine,
+)
 
-MIB = 2**20
-NVIDIA_SMI_TIMEOUT_S = 60.0
 HUB_TIMEOUT_S = 10.0
 
 
@@ -39,23 +42,35 @@ def require_fit(report: Report, *, force: bool, notify: Callable[[str], None]) -
 
 def fit_here(spec: ExperimentSpec) -> Report:
     """The report for a run on this machine. Never asks the hub."""
-    where = Surroundings(
-        gpu=smallest_gpu() if needs_gpu(spec) else None,
-        free_disk_bytes=free_bytes(names.run_dir(spec.config)),
-    )
+    gpu, problems = None, ()
+    if needs_gpu(spec):
+        machine = this_machine()
+        gpu, problems = machine.smallest_gpu, tuple(software_problems(spec, machine, os.environ))
+    where = Surroundings(gpu=gpu, free_disk_bytes=free_bytes(names.run_dir(spec.config)), problems=problems)
     return size_up(spec, local_model(spec.config.actor.path), where)
 
 
 def fit_in_jobs(spec: ExperimentSpec) -> Report:
-    """The report for a run in jobs of a cluster that shares this machine's file system, on GPUs of an unknown kind."""
-    where = Surroundings(free_disk_bytes=free_bytes(names.run_dir(spec.config)))
+    """The report for a run in jobs of a cluster that shares this machine's file system and, unless the jobs run in a
+    container, its packages. The GPU is the one that the trainer's node selector names.
+    """
+    problems = () if spec.slurm.container_image else tuple(flash_attention_problems(spec, os.environ))
+    where = Surroundings(
+        gpu=gpu_of_labels(spec.trainer.node_selector),
+        free_disk_bytes=free_bytes(names.run_dir(spec.config)),
+        problems=problems,
+    )
     return size_up(spec, local_model(spec.config.actor.path), where)
 
 
 def fit_in_cluster(spec: ExperimentSpec) -> Report:
-    """The report for a run in a cluster, with the GPU that the trainer's node selector names. Never asks the hub."""
+    """The report for a run in Kubernetes, with the GPU that the trainer's node selector names. Never asks the hub."""
     path = spec.config.actor.path
-    where = Surroundings(gpu=gpu_of_labels(spec.trainer.node_selector), from_hub=not is_local_path(path))
+    where = Surroundings(
+        gpu=gpu_of_labels(spec.trainer.node_selector),
+        from_hub=not is_local_path(path),
+        problems=tuple(image_flash_attention_problems(spec)),
+    )
     return size_up(spec, local_model(path), where)
 
 
@@ -96,21 +111,6 @@ def hub_config(name: str, *, offline: bool) -> Path:
             raise ValueError(f"actor.path {name!r} is on the hub and not in this machine's cache") from error
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"actor.path {name!r} cannot be read from the hub: {reason}; {advice}") from error
-
-
-def smallest_gpu() -> Gpu | None:
-    """The GPU of this machine with the least memory, by nvidia-smi; None without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
-    except (subprocess.TimeoutExpired, OSError):
-        return None
-    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line] if done.returncode == 0 else []
-    gpus = [Gpu(name.strip(), int(size) * MIB) for name, size in rows if size.strip().isdecimal()]
-    return min(gpus, key=lambda gpu: gpu.bytes, default=None)
 
 
 def free_bytes(run: Path) -> int:

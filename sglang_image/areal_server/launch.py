@@ -21,10 +21,10 @@ from typing import Any, Literal, NoReturn
 
 from areal_api import logs, names
 from areal_api.config import GRPOConfig
+from areal_api.cuda_toolkit import toolkit_environment
 from areal_api.load import read_resolved_config
 from areal_api.paths import expand_home, is_local_path
 from areal_server.arguments import Device, Flag, server_arguments, server_environment
-from areal_server.cuda_toolkit import toolkit_environment
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from areal_api.sizing.storage import storage_size
 from areal_api.sizing.trainer_memory import TrainerMemory, trainer_memory
 
 GIB = 2**30
+UNKNOWN_GPU = "GPU memory: the GPU is unknown; name it with grpo check --gpu, or in trainer.nodeSelector"
 REFERENCE_GPU = "H100-80GB"  # for the servers' KV cache if the GPU is unknown
 
 
@@ -37,6 +38,7 @@ class Surroundings:
     free_disk_bytes: int | None = None  # of the run directory; None takes the volume's size
     steps_per_epoch: int | None = None
     from_hub: bool = False
+    problems: Sequence[str] = ()  # of the place itself, such as a driver that is too old
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
     tokens = tokens_per_microbatch(spec)
     if isinstance(model, UnknownModel):
         problems = (
+            *where.problems,
             *microbatch_problems(config),
             *disk_problems(spec, DiskUse(0, 0, 0, 0), where.free_disk_bytes),
             *placement_problems(spec, where.nodes),
@@ -116,6 +119,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         )
     disk = disk_use(model, config, steps_per_epoch=where.steps_per_epoch, from_hub=where.from_hub)
     problems = (
+        *where.problems,
         *microbatch_problems(config),
         *model_length_problems(config, model),
         *combination_problems(spec, model),
@@ -125,7 +129,11 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         *placement_problems(spec, where.nodes),
     )
     compared = where.gpu is not None or (trainer is None and server is None)
-    not_checked = () if compared else ("GPU memory: the GPU is unknown",)
+    not_checked = (
+        ()
+        if compared
+        else ("GPU memory: the GPU is unknown; name it with grpo check --gpu, or in trainer.nodeSelector",)
+    )
     return Report(problems, tuple(useless_settings(spec)), not_checked, tokens, trainer, server, disk)
 
 

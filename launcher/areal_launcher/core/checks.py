@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ SHAPE_KEYS = (
     "vocab_size",
     "tie_word_embeddings",
 )
-PYTHON_TIMEOUT_S = 60.0
 
 
 def check_model(key: str, path: str) -> None:
@@ -115,23 +113,3 @@ def check_tokenizer(path: str) -> None:
     """A local tokenizer directory must exist."""
     if is_local_path(path) and not Path(path).exists():
         raise ValueError(f"tokenizer_path: no tokenizer at {Path(path).absolute()}; omit it to use actor.path")
-
-
-def check_attention(spec: ExperimentSpec, python: str) -> None:
-    """flash_attention_2 needs flash-attn 2 in the trainer's environment. ``python``: its interpreter."""
-    if spec.trainer.device != "cuda" or spec.config.actor.attn_impl != "flash_attention_2":
-        return
-    code = "import importlib.metadata as m; print(m.version('flash-attn'))"
-    try:
-        done = subprocess.run(
-            [python, "-c", code], capture_output=True, text=True, timeout=PYTHON_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ValueError(f"the trainer's interpreter {python} does not run: {error}") from error
-    version = done.stdout.strip() if done.returncode == 0 else None
-    if version is None or not version.startswith("2."):
-        found = "is not installed" if version is None else f"has version {version}"
-        raise ValueError(
-            f"actor.attn_impl is flash_attention_2, which needs flash-attn 2, but flash-attn {found} in the trainer's "
-            "environment; leave attn_impl out to use PyTorch's own kernel, or install flash-attn"
-        )

@@ -67,9 +67,9 @@ def test_the_resolved_configuration_is_an_experiment(experiment: Path, capsys: p
 def test_without_a_gpu_the_report_says_what_was_not_compared(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("areal_launcher.fit.shutil.which", lambda name: None)
+    monkeypatch.setenv("PATH", "/nowhere")
     assert main(["check", str(experiment)]) == 0
-    assert "name one with --gpu" in capsys.readouterr().out
+    assert "the GPU is unknown; name it with grpo check --gpu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "nodes"), [("8", [8]), ("8,4", [8, 4]), ("2x8", [8, 8]), ("2x8,1", [8, 8, 1])])

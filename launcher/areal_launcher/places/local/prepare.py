@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from areal_api import names
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
-from areal_launcher.core.checks import check_attention, check_experiment
+from areal_launcher.core.checks import check_experiment
 from areal_launcher.core.environment import check_environment
 from areal_launcher.core.plan import RunPlan, plan_run
 from areal_launcher.core.prepare import claimed_run
@@ -40,7 +39,6 @@ def prepared_run(
     check_gpus(spec, gpus)
     cores = len(os.sched_getaffinity(0))
     check_experiment(spec, run=run, cores=cores)
-    check_attention(spec, os.environ.get(names.TRAINER_PYTHON) or sys.executable)
     if check_fit is not None:
         check_fit(spec)
     check_ports(first_port, spec.max_replicas)

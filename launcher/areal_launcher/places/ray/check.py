@@ -6,10 +6,9 @@ import ray
 
 from areal_api.load import with_home_expanded
 from areal_api.sizing.gpus import gpu_of_labels
-from areal_api.sizing.report import Surroundings, size_up
 from areal_launcher.check import FITS, PROBLEMS, print_report
 from areal_launcher.console import console_for
-from areal_launcher.fit import local_model
+from areal_launcher.fit import fit_in_jobs
 from areal_launcher.places.ray.bundles import bundles_of, shortage, unplaced
 from areal_launcher.places.ray.connection import alive_nodes, connect
 from areal_launcher.request import Request
@@ -24,7 +23,7 @@ def check(request: Request, *, address: str | None) -> int:
     finally:
         ray.shutdown()
     gpu = gpu_of_labels(spec.trainer.node_selector)
-    report = size_up(spec, local_model(spec.config.actor.path), Surroundings(gpu=gpu))
+    report = fit_in_jobs(spec)
     print_report(report, gpu)
     bundles = bundles_of(spec)
     room = not unplaced(bundles, nodes, empty=False)

@@ -17,7 +17,7 @@ from areal_launcher.core.plan import RunPlan, plan_run
 from areal_launcher.core.prepare import claimed_run
 from areal_launcher.core.run import Run
 from areal_launcher.display import display_for
-from areal_launcher.fit import fit_in_cluster, require_fit
+from areal_launcher.fit import fit_in_jobs, require_fit
 from areal_launcher.places.ray.agent import PYTHON
 from areal_launcher.places.ray.bundles import bundles_of, server_bundle, threads_of
 from areal_launcher.places.ray.connection import connect
@@ -42,7 +42,7 @@ def train(request: Request, *, address: str | None, port: int | None, force: boo
         console.print(text, markup=False, soft_wrap=True)
 
     check_experiment(experiment.spec, run=directory, cores=MANY_CORES)
-    require_fit(fit_in_cluster(experiment.spec), force=force, notify=notify)
+    require_fit(fit_in_jobs(experiment.spec), force=force, notify=notify)
     with prepared_run(experiment, run=directory, address=address, port=port, notify=notify) as (plan, place):
         names.summary_file(directory).unlink(missing_ok=True)  # written by the previous start
         notify(f"run directory {directory}")

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from areal_api import names
 from areal_api.load import with_home_expanded
+from areal_api.sizing.gpus import gpu_of_labels
+from areal_launcher.check import FITS, PROBLEMS, print_report
 from areal_launcher.console import console_for
 from areal_launcher.core import status as run_directory
+from areal_launcher.fit import fit_in_jobs
 from areal_launcher.places.slurm import commands
 from areal_launcher.places.slurm.job import JOB_PREFIX, read_job, sbatch_arguments
 from areal_launcher.places.slurm.submit import estimate, plan_job
@@ -57,7 +60,10 @@ def stop(directory: Path, *, now: bool) -> int:
 
 
 def check(request: Request) -> int:
-    """Print how the cluster would hold the run, and when. Raises ``ValueError`` if it cannot."""
+    """Print how the cluster would hold the run, when, and whether it fits: 0 if so, else 1.
+
+    Raises ``ValueError`` if the cluster cannot hold it.
+    """
     experiment = with_home_expanded(request.load())
     directory = names.run_dir(experiment.spec.config).absolute()
     components = plan_job(experiment)
@@ -75,7 +81,9 @@ def check(request: Request) -> int:
         markup=False,
         soft_wrap=True,
     )
-    return 0
+    report = fit_in_jobs(experiment.spec)
+    print_report(report, gpu_of_labels(experiment.spec.trainer.node_selector))
+    return FITS if report.fits else PROBLEMS
 
 
 def squeue(*selection: str) -> list[list[str]]:

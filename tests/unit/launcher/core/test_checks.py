@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from areal_api.experiment import ExperimentSpec
 from areal_launcher import cli
-from areal_launcher.core.checks import check_attention
 
 
 def test_too_little_disk_space_reports_both_sizes(
@@ -45,36 +42,6 @@ def test_a_run_directory_that_cannot_exist_is_refused(
     error = capfd.readouterr().err
     assert "cluster.fileroot" in error
     assert problem in error
-
-
-def flash_attention_spec(device: str = "cuda") -> ExperimentSpec:
-    actor = {"path": "m", "attn_impl": "flash_attention_2"}
-    config = {"experiment_name": "e", "actor": actor, "train_dataset": {"path": "d", "batch_size": 4}}
-    return ExperimentSpec.model_validate({"config": config, "trainer": {"device": device}})
-
-
-def interpreter(folder: Path, version: str | None) -> str:
-    """A Python in whose environment flash-attn has a version."""
-    if version is not None:
-        (folder / f"flash_attn-{version}.dist-info").mkdir(parents=True)
-        (folder / f"flash_attn-{version}.dist-info" / "METADATA").write_text(f"Name: flash-attn\nVersion: {version}\n")
-    program = folder / "python"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
-    program.chmod(0o755)
-    return str(program)
-
-
-@pytest.mark.parametrize(("version", "found"), [(None, "is not installed"), ("4.0.0b1", "has version 4.0.0b1")])
-def test_flash_attention_without_its_package_is_refused_before_a_run(
-    tmp_path: Path, version: str | None, found: str
-) -> None:
-    with pytest.raises(ValueError, match=f"flash-attn {found} .*leave attn_impl out"):
-        check_attention(flash_attention_spec(), interpreter(tmp_path, version))
-
-
-def test_flash_attention_with_its_package_is_accepted(tmp_path: Path) -> None:
-    check_attention(flash_attention_spec(), interpreter(tmp_path, "2.8.3"))
-    check_attention(flash_attention_spec("cpu"), "/no/such/python")  # refused elsewhere, for the device
 
 
 def test_force_runs_what_does_not_fit_and_says_so(

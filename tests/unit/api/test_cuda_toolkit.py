@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from areal_server.cuda_toolkit import toolkit_environment
+from areal_api.cuda_toolkit import toolkit_environment
 
 
 def with_nvcc(folder: Path) -> Path:
