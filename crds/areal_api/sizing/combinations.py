@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from areal_api.experiment import ExperimentSpec
-from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.model_shape import MAX_HEADS, ModelShape
 
 VARLEN_MAX_HEAD_SIZE = 256
 VARLEN_HEAD_SIZE_MULTIPLE = 8
@@ -30,7 +30,9 @@ def combination_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[st
 
 def tensor_parallel_sizes(heads: int, kv_heads: int) -> list[int]:
     """The sizes for which SGLang can divide the heads over GPUs, and divide or replicate the key-value heads."""
-    return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    return [
+        n for n in range(1, min(heads, MAX_HEADS) + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+    ]
 
 
 def _attention_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:

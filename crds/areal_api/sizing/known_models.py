@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from areal_api.sizing.families import FAMILIES, LLAMA, Family
 from areal_api.sizing.model_shape import ModelShape
 
 
@@ -18,8 +19,7 @@ class _Family:
 
     pattern: re.Pattern[str]
     sizes: dict[str, tuple[int, int, int, int, int, int, int, bool]]
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    traits: Family = LLAMA
 
 
 _FAMILIES = (
@@ -34,7 +34,7 @@ _FAMILIES = (
             "32B": (5120, 27_648, 64, 40, 8, 128, 152_064, False),
             "72B": (8192, 29_568, 80, 64, 8, 128, 152_064, False),
         },
-        qkv_bias=True,
+        traits=FAMILIES["qwen2"],
     ),
     _Family(
         re.compile(r"Qwen/Qwen3-([\d.]+B)(?:-Base)?"),
@@ -46,7 +46,7 @@ _FAMILIES = (
             "14B": (5120, 17_408, 40, 40, 8, 128, 151_936, False),
             "32B": (5120, 25_600, 64, 64, 8, 128, 151_936, False),
         },
-        qk_norm=True,
+        traits=FAMILIES["qwen3"],
     ),
     _Family(
         re.compile(r"meta-llama/(?:Meta-)?Llama-3(?:\.[123])?-([\d.]+B)(?:-Instruct)?"),
@@ -85,7 +85,6 @@ def known_shape(name: str) -> ModelShape | None:
             vocabulary=vocabulary,
             tied=tied,
             longest=None,
-            qkv_bias=family.qkv_bias,
-            qk_norm=family.qk_norm,
+            family=family.traits,
         )
     return None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from areal_api.sizing.families import FAMILIES, LLAMA, Family
+
 MAX_CONFIG_BYTES = 4 * 2**20
-# Families whose q, k and v projections have biases although their config.json does not say so.
-QKV_BIAS_FAMILIES = frozenset({"qwen2", "qwen2_moe"})
-QK_NORM_FAMILIES = frozenset({"qwen3", "qwen3_moe"})
+# Largest sizes that are taken for a model's; the largest published ones are below a tenth of them.
+MAX_WIDTH, MAX_LAYERS, MAX_HEADS, MAX_VOCABULARY = 2**20, 4096, 4096, 2**24
+MAX_POSITIONS, MAX_EXPERTS = 2**40, 2**16
+MAX_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class ModelShape:
     experts: int = 0
     expert_intermediate: int = 0
     shared_intermediate: int = 0
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    family: Family = LLAMA
+    positions: int = 0  # rows of a learned embedding of positions
+    vision: int = 0  # parameters of an image encoder, which the trainer loads and shards with the rest
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -39,26 +43,29 @@ class ModelShape:
         text = config.get("text_config")
         if isinstance(text, Mapping):
             config = {**config, **text}
-        hidden, heads = _size(config, "hidden_size", "n_embd"), _size(config, "num_attention_heads", "n_head")
-        layers = _size(config, "num_hidden_layers", "n_layer")
-        family = str(config.get("model_type", ""))
-        experts = _optional(config, "num_experts", "num_local_experts", "n_routed_experts") or 0
-        intermediate = _optional(config, "intermediate_size", "n_inner") or 4 * hidden
+        family = family_of(config)
+        hidden = _size(config, "hidden_size", "n_embd", most=MAX_WIDTH)
+        heads = _size(config, "num_attention_heads", "n_head", most=MAX_HEADS)
+        layers = _size(config, "num_hidden_layers", "n_layer", most=MAX_LAYERS)
+        experts = _optional(config, "num_experts", "num_local_experts", "n_routed_experts", most=MAX_EXPERTS) or 0
+        intermediate = _optional(config, "intermediate_size", "n_inner", "ffn_dim", most=MAX_WIDTH) or 4 * hidden
+        longest = _optional(config, "max_position_embeddings", "n_positions", most=MAX_POSITIONS)
         return cls(
             hidden=hidden,
             intermediate=intermediate,
             layers=layers,
             heads=heads,
-            kv_heads=_optional(config, "num_key_value_heads") or heads,
-            head_dim=_optional(config, "head_dim") or hidden // heads,
-            vocabulary=_size(config, "vocab_size"),
-            tied=bool(config.get("tie_word_embeddings", True)),
-            longest=None if _scales_positions(config) else _optional(config, "max_position_embeddings", "n_positions"),
+            kv_heads=_kv_heads(config, heads),
+            head_dim=_head_dim(config, hidden, heads),
+            vocabulary=_size(config, "vocab_size", most=MAX_VOCABULARY),
+            tied=_flag(config, "tie_word_embeddings", default=family.tied),
+            longest=None if _scales_positions(config) else longest,
             experts=experts,
-            expert_intermediate=(_optional(config, "moe_intermediate_size") or intermediate) if experts else 0,
-            shared_intermediate=(_optional(config, "shared_expert_intermediate_size") or 0) if experts else 0,
-            qkv_bias=bool(config.get("attention_bias", family in QKV_BIAS_FAMILIES)),
-            qk_norm=family in QK_NORM_FAMILIES,
+            expert_intermediate=_optional(config, "moe_intermediate_size", most=MAX_WIDTH) or intermediate,
+            shared_intermediate=_optional(config, "shared_expert_intermediate_size", most=MAX_WIDTH) or 0,
+            family=family,
+            positions=min(longest or 0, MAX_VOCABULARY) if family.positions else 0,
+            vision=_vision_parameters(config.get("vision_config")),
         )
 
     @classmethod
@@ -88,25 +95,38 @@ class ModelShape:
     @property
     def layer(self) -> int:
         """Parameters of one layer."""
+        family = self.family
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (2 * queries + 2 * keys)
-        attention += (queries + 2 * keys) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        attention += (queries + 2 * keys) * family.qkv_bias + self.hidden * family.biases
+        attention += 2 * self.head_dim * family.norm_weights * family.head_norms + (queries + keys) * family.row_norms
         if self.experts:
             per_expert = 3 * self.hidden * self.expert_intermediate
             mlp = self.experts * (per_expert + self.hidden) + 3 * self.hidden * self.shared_intermediate
         else:
-            mlp = 3 * self.hidden * self.intermediate
-        return attention + mlp + 2 * self.hidden
+            mlp = family.mlp_matrices * self.hidden * self.intermediate
+            mlp += (self.intermediate + self.hidden) * family.biases
+        return attention + mlp + family.norms * family.norm_weights * self.hidden
 
     @property
     def outside_layers(self) -> int:
-        """Parameters of the embeddings and the final norm."""
-        return self.embedding * (1 if self.tied else 2) + self.hidden
+        """Parameters of embeddings, final norm and image encoder."""
+        embeddings = self.embedding * (1 if self.tied else 2) + self.positions * self.hidden
+        return embeddings + self.family.norm_weights * self.hidden + self.vision
 
     @property
     def parameters(self) -> int:
         """All parameters; a tied embedding counts once."""
         return self.layers * self.layer + self.outside_layers
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The traits of a model's family, with what its config.json says about them."""
+    family = FAMILIES.get(str(config.get("model_type", "")), LLAMA)
+    changes: dict[str, Any] = {"qkv_bias": _flag(config, "attention_bias", default=family.qkv_bias)}
+    if _flag(config, "use_post_norm", default=False):
+        changes["norms"] = 4
+    return replace(family, **changes)
 
 
 def _scales_positions(config: Mapping[str, Any]) -> bool:
@@ -115,20 +135,67 @@ def _scales_positions(config: Mapping[str, Any]) -> bool:
     return bool(config.get("rope_scaling")) or (isinstance(parameters, Mapping) and "factor" in parameters)
 
 
-def _optional(config: Mapping[str, Any], *keys: str) -> int | None:
-    """The first of ``keys`` that is set. Raises ``ValueError`` for a value that is not a positive integer."""
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    if _flag(config, "multi_query", default=False):
+        return 1
+    kv_heads = _optional(config, "num_key_value_heads", most=MAX_HEADS) or heads
+    if heads % kv_heads:
+        raise ValueError(f"num_key_value_heads is {kv_heads}, which does not divide num_attention_heads {heads}")
+    return kv_heads
+
+
+def _head_dim(config: Mapping[str, Any], hidden: int, heads: int) -> int:
+    size = _optional(config, "head_dim", most=MAX_WIDTH) or hidden // heads
+    if size == 0:
+        raise ValueError(f"num_attention_heads is {heads}, more than hidden_size {hidden}, and head_dim is missing")
+    return size
+
+
+def _vision_parameters(config: Any) -> int:
+    """Parameters of an image encoder of ordinary transformer layers, without its embeddings; 0 without one."""
+    if not isinstance(config, Mapping):
+        return 0
+    hidden = _optional(config, "hidden_size", most=MAX_WIDTH)
+    layers = _optional(config, "num_hidden_layers", most=MAX_LAYERS)
+    if hidden is None or layers is None:
+        return 0
+    intermediate = _optional(config, "intermediate_size", most=MAX_WIDTH) or 4 * hidden
+    return layers * (4 * hidden * hidden + 2 * hidden * intermediate)
+
+
+def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} is {shown(value)}, which is not true or false")
+    return value
+
+
+def _optional(config: Mapping[str, Any], *keys: str, most: int) -> int | None:
+    """The first of ``keys`` that is set. Raises ``ValueError`` for a value that is no integer from 1 to ``most``."""
     for key in keys:
         value = config.get(key)
         if value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
-            raise ValueError(f"{key} is {value!r}, which is not a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise ValueError(f"{key} is {shown(value)}, which is not a positive integer")
+        if value > most:
+            raise ValueError(f"{key} is {shown(value)}, which no model has; at most {most} is accepted")
         return value
     return None
 
 
-def _size(config: Mapping[str, Any], *keys: str) -> int:
-    value = _optional(config, *keys)
+def _size(config: Mapping[str, Any], *keys: str, most: int) -> int:
+    value = _optional(config, *keys, most=most)
     if value is None:
         raise ValueError(f"{keys[0]} is missing, so the model's size is unknown")
     return value
+
+
+def shown(value: object) -> str:
+    """A value of a stranger's file for a message, cut to a line."""
+    if isinstance(value, (list, dict)):
+        return f"a {'list' if isinstance(value, list) else 'mapping'}"
+    text = repr(value) if not isinstance(value, int) or abs(value) < 2**64 else "an integer of more than 64 bits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

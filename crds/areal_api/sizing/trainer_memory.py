@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from areal_api.actor import PPOActorConfig
+from areal_api.sizing.families import Family
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 
@@ -71,7 +72,7 @@ def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tok
 def _logits_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: int) -> dict[str, int]:
     """All layers are done forward. Chunks of logits in float32; the embedding's gradient, summed in float32."""
     layers = 1 if config.fsdp.reshard_after_forward else shape.layers
-    norm = (MASTER_BYTES + 2 * size) * shape.hidden
+    norm = (norm_bytes(shape.family, size) + size) * shape.hidden
     chunk = min(LOGITS_CHUNK_BYTES, MASTER_BYTES * shape.vocabulary * tokens)
     return {
         "gathered": size * (shape.outside_layers + layers * shape.layer),
@@ -111,14 +112,23 @@ def kept_bytes_per_token(shape: ModelShape, config: PPOActorConfig, *, size: int
 def layer_bytes_per_token(shape: ModelShape, *, size: int) -> int:
     """What one layer keeps of a token for its backward pass.
 
-    Two norms (their input in float32, its normalised form and their output in the computation type), attention's
-    queries, keys, values and two forms of its output, and four tensors of the gated MLP. Norms of queries and keys, in
-    families that have them, keep their input in float32 and its normalised form.
+    What its norms keep; the inputs of attention and MLP; attention's queries, keys, values and two forms of its output;
+    and the MLP's tensors.
     """
+    family = shape.family
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * (MASTER_BYTES + 2 * size) * shape.hidden
-    norms += (MASTER_BYTES + size) * (queries + keys) * shape.qk_norm
-    return norms + size * (3 * queries + 2 * keys + 4 * _mlp_width(shape))
+    kept = (family.norms * norm_bytes(family, size) + 2 * size) * shape.hidden
+    kept += norm_bytes(family, size) * (queries + keys) * (family.head_norms or family.row_norms)
+    return kept + size * (3 * queries + 2 * keys + family.mlp_tensors * _mlp_width(shape))
+
+
+def norm_bytes(family: Family, size: int) -> int:
+    """What a norm keeps of an element: an RMSNorm its input in float32 and, if it has a weight, the normalised form."""
+    if family.layer_norm:
+        return size
+    if family.norm_weights == 0:
+        return MASTER_BYTES
+    return MASTER_BYTES + (MASTER_BYTES if family.float32_norm else size)
 
 
 def _mlp_width(shape: ModelShape) -> int:

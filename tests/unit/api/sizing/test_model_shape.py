@@ -65,10 +65,38 @@ def test_the_sizes_of_a_composite_model_are_those_of_its_text_model() -> None:
     assert ModelShape.of_config({"model_type": "gemma3", "text_config": QWEN25_7B}).layers == 28
 
 
-@pytest.mark.parametrize("value", ["3584", 0, -1, True, 2**60, 3.5])
+@pytest.mark.parametrize(
+    "value", ["3584", 0, -1, True, -(2**600), 3.5, float("nan"), [1] * 10**6, {"a": 1}, "x" * 10**6]
+)
 def test_a_wrong_size_is_refused_with_its_key_and_value(value: object) -> None:
-    with pytest.raises(ValueError, match=r"hidden_size is .*positive integer"):
+    with pytest.raises(ValueError, match=r"hidden_size is .*not a positive integer") as error:
         ModelShape.of_config({**QWEN25_7B, "hidden_size": value})
+    assert len(str(error.value)) < 200
+
+
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "head_dim")
+
+
+@pytest.mark.parametrize("value", [2**40 - 1, 2**600, 10**6000], ids=["40 bits", "600 bits", "6000 digits"])
+@pytest.mark.parametrize("key", SIZES)
+def test_a_size_that_no_model_has_is_refused(key: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"{key} is .*which no model has; at most \d+ is accepted"):
+        ModelShape.of_config({**QWEN25_7B, key: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 4096, "hidden_size": 64, "num_key_value_heads": 1}, "more than hidden_size 64"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads is 5, which does not divide num_attention_heads 28"),
+        ({"num_key_value_heads": 56}, "num_key_value_heads is 56, which does not divide"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', which is not true or false"),
+        ({"attention_bias": 1}, "attention_bias is 1, which is not true or false"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelShape.of_config({**QWEN25_7B, **changes})
 
 
 def test_a_missing_size_is_named() -> None:

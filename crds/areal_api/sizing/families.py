@@ -1,0 +1,65 @@
+"""Model families that differ from Llama in what their config.json does not say.
+
+The trainer loads a model with transformers, whose classes these traits describe. tests/unit/api/sizing compares
+parameters with transformers, and `python -m benchmarks memory` activations with simulated steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Family:
+    """Traits of a decoder layer and of what surrounds the layers. The defaults are Llama's."""
+
+    tied: bool = False  # whether embeddings are tied if config.json does not say
+    norms: int = 2  # of the hidden state, per layer
+    norm_weights: int = 1  # tensors of a norm's parameters: none, a weight, or a weight and a bias
+    layer_norm: bool = False  # LayerNorm, which keeps its input for the backward pass, rather than RMSNorm
+    float32_norm: bool = False  # an RMSNorm that multiplies by its weight in float32
+    head_norms: bool = False  # norms of queries and keys, per head
+    row_norms: bool = False  # norms of queries and keys over all heads
+    qkv_bias: bool = False
+    biases: bool = False  # of every linear layer
+    mlp_matrices: int = 3  # gate, up and down, or up and down
+    mlp_tensors: int = 4  # of the MLP's width that are kept for the backward pass
+    positions: bool = False  # learned embeddings of positions
+
+
+LLAMA = Family()
+_GEMMA = Family(tied=True, float32_norm=True)
+_GEMMA3 = Family(tied=True, float32_norm=True, norms=4, head_norms=True)
+_OLMO2 = Family(float32_norm=True, row_norms=True)
+_NEOX = Family(norm_weights=2, layer_norm=True, qkv_bias=True, biases=True, mlp_matrices=2, mlp_tensors=2)
+_GPT2 = replace(_NEOX, tied=True, positions=True)
+
+FAMILIES = {
+    "apertus": Family(head_norms=True, mlp_matrices=2, mlp_tensors=2),
+    "arcee": Family(mlp_matrices=2, mlp_tensors=2),
+    "ernie4_5": Family(tied=True),
+    "exaone4": Family(head_norms=True),
+    "gemma": _GEMMA,
+    "gemma3": _GEMMA3,
+    "gemma3_text": _GEMMA3,
+    "glm4": Family(norms=4),
+    "gpt2": _GPT2,
+    "gpt-sw3": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neox": _NEOX,
+    "helium": Family(float32_norm=True),
+    "hunyuan_v1_dense": Family(head_norms=True),
+    "jais2": _NEOX,
+    "olmo": Family(norm_weights=0),
+    "olmo2": _OLMO2,
+    "olmo3": _OLMO2,
+    "opt": _GPT2,
+    "persimmon": replace(_NEOX, head_norms=True),
+    "qwen2": Family(qkv_bias=True),
+    "qwen2_moe": Family(qkv_bias=True),
+    "qwen3": Family(head_norms=True),
+    "qwen3_moe": Family(head_norms=True),
+    "seed_oss": Family(qkv_bias=True),
+    "smollm3": Family(tied=True),
+    "starcoder2": replace(_NEOX, tied=True),
+}
