@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from areal_launcher.places.local.gpus import visible_gpus
 from hack.gpu_smoke import checks
 
 REPORT = checks.ROOT / "build" / "gpu-smoke.md"
@@ -32,37 +34,45 @@ class Result:
     seconds: float = 0.0
 
 
-def without_gpu() -> list[Check]:
-    """What any machine can check."""
-    return [("environment", checks.environment), ("compiler", lambda: checks.compiler(architecture()))]
+def software(device: str) -> Iterator[Check]:
+    """What needs no GPU. On cpu the compiler is checked only where there is one."""
+    yield "environment", checks.environment
+    if device == "cuda" or checks.has_compiler():
+        yield "compiler", lambda: checks.compiler(architecture())
 
 
-def with_gpu(folder: Path) -> list[Check]:
-    """The rest, cheapest first."""
-    cuda = torch.device("cuda")
-    found: list[Check] = [("attention", lambda: checks.attention(cuda))]
-    if torch.cuda.device_count() >= 2:
-        found += [
-            ("collectives", lambda: checks.collectives("cuda", 2)),
-            ("updates by disk", lambda: checks.training("cuda", "disk", steps=6, folder=folder)),
-            ("updates by broadcast", lambda: checks.training("cuda", "distributed", steps=6, folder=folder)),
-        ]
+def on_device(device: str, gpus: Sequence[str], folder: Path) -> Iterator[Check]:
+    """The rest, cheapest first. On cpu the same steps run with gloo, SGLang on the CPU and no GPU kernels."""
+    enough = device == "cpu" or len(gpus) >= 2
+    implementations = ["packed sdpa", *(["varlen"] if device == "cuda" else [])]
+    modes = ["disk", *(["broadcast"] if enough else [])]
+    yield "attention", lambda: checks.attention(torch.device(device), implementations)
+    if enough:
+        yield "collectives", lambda: checks.collectives(device, 2)
+    yield "server", lambda: checks.server_start(device, folder, gpus[:1])
+    yield f"weight updates by {' and '.join(modes)}", lambda: checks.weight_updates(device, modes, folder, gpus[:2])
+    if enough:
+        yield "examples/tiny, updates by disk", lambda: checks.training(device, "disk", steps=6, folder=folder)
+        yield (
+            "examples/tiny, updates by broadcast",
+            lambda: checks.training(device, "distributed", steps=6, folder=folder),
+        )
         if hub_is_reachable():
-            gpus = torch.cuda.device_count()
-            found.append(("GSM8K", lambda: checks.gsm8k(gpus=gpus, steps=5, folder=folder)))
-    return found
+            yield "GSM8K", lambda: checks.gsm8k(gpus=len(gpus), steps=5, folder=folder)
 
 
-def left_out() -> Iterator[Result]:
+def left_out(device: str, gpus: Sequence[str]) -> Iterator[Result]:
     """What this machine cannot check, with the reason."""
-    count = torch.cuda.device_count()
-    if count < 2:
-        yield Result("collectives, weight updates, GSM8K", "not run", f"{count} GPUs; two are needed")
+    if device == "cpu":
+        compiler = "" if checks.has_compiler() else "compiler, "
+        yield Result(f"{compiler}GPU kernels, NCCL", "not run", "--device cpu")
+    if device == "cuda" and len(gpus) < 2:
+        yield Result("collectives, broadcast, training", "not run", f"{len(gpus)} GPUs; two are needed")
     elif not hub_is_reachable():
         yield Result("GSM8K", "not run", f"{HUB} cannot be reached")
 
 
-def run(found: list[Check]) -> Iterator[Result]:
+def run(found: Iterable[Check]) -> Iterator[Result]:
     """Run checks one by one."""
     for name, check in found:
         started = time.monotonic()
@@ -102,20 +112,29 @@ def main() -> int:
     """Check, print, and write the report."""
     parser = argparse.ArgumentParser(prog="python -m hack.gpu_smoke", description=__doc__)
     parser.add_argument("--report", type=Path, default=REPORT, help="file to write (default: build/gpu-smoke.md)")
-    path: Path = parser.parse_args().report
-    results = list(run(without_gpu()))
-    available = torch.cuda.is_available()
-    if available:
-        with tempfile.TemporaryDirectory(prefix="gpu-smoke-") as folder:
-            results += run(with_gpu(Path(folder)))
-        results += left_out()
-    else:
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: the same steps without a GPU (default: cuda)"
+    )
+    options = parser.parse_args()
+    results = list(run(software(options.device)))
+    lacks_gpu = options.device == "cuda" and not torch.cuda.is_available()
+    if lacks_gpu:
         results.append(Result("GPU", "not run", "torch sees no GPU here: the other checks need one"))
+    else:
+        gpus = visible_gpus(os.environ) if options.device == "cuda" else []
+        with tempfile.TemporaryDirectory(prefix="gpu-smoke-") as folder:
+            results += run(on_device(options.device, gpus, Path(folder)))
+        results += left_out(options.device, gpus)
+    path: Path = options.report
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(report(results))
     print(f"report: {path}")
-    if not available:
-        print("gpu-smoke: torch sees no GPU here, so only what needs none was checked", file=sys.stderr)
+    if lacks_gpu:
+        print(
+            "gpu-smoke: torch sees no GPU here, so only what needs none was checked; see the driver (nvidia-smi), or "
+            "use --device cpu",
+            file=sys.stderr,
+        )
         return NO_GPU
     return FAILED if any(result.outcome == "failed" for result in results) else PASSED
 

@@ -8,17 +8,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from areal_api.cuda_toolkit import toolkit_environment
+from areal_api.cuda_toolkit import find_nvcc, toolkit_environment
 from areal_trainer.fabric import Host, detect
 from areal_trainer.model.attention import SegmentIndex, segment_attention
 from areal_trainer.model.layout import Segment
 from areal_trainer.model.varlen_attention import VarlenIndex, varlen_attention
+from hack.gpu_smoke import server, updates
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("torch", "sglang", "flashinfer-python", "transformers", "triton", "nvidia-nccl-cu13", "cuda-toolkit")
@@ -31,6 +34,10 @@ __global__ void sum(float* x) {
   if (threadIdx.x == 0) x[0] = total;
 }
 """
+ATTENTIONS: dict[str, tuple[Callable[..., Any], Any]] = {
+    "packed sdpa": (segment_attention, SegmentIndex),
+    "varlen": (varlen_attention, VarlenIndex),
+}
 TOLERANCE = 0.02  # of bfloat16, for values of order 1
 COMMAND_S = 1800.0
 SHOWN_LINES = 30
@@ -56,14 +63,21 @@ def environment() -> str:
     return "\n".join(lines)
 
 
+def has_compiler() -> bool:
+    """Whether a server would find nvcc here."""
+    try:
+        find_nvcc(os.environ)
+    except ValueError:
+        return False
+    return True
+
+
 def compiler(architecture: str) -> str:
     """nvcc compiles a kernel that uses CUB. ``architecture``: such as sm_90a."""
     try:
-        variables = {**os.environ, **toolkit_environment(os.environ)}
+        nvcc, variables = find_nvcc(os.environ), {**os.environ, **toolkit_environment(os.environ)}
     except ValueError as error:
         raise CheckFailed(str(error)) from error
-    home = variables.get("CUDA_HOME")
-    nvcc = f"{home}/bin/nvcc" if home else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.cu")
         source.write_text(KERNEL)
@@ -76,27 +90,58 @@ def compiler(architecture: str) -> str:
             f"{folder}/kernel.so",
             str(source),
         ]
-        output([nvcc, *arguments], variables)
+        output([str(nvcc), *arguments], variables)
     return f"{nvcc} compiled a kernel for {architecture}"
 
 
-def attention(device: torch.device) -> str:
-    """PyTorch's variable-length kernel and sdpa agree, forward and backward, with a shared prefix and without."""
+def attention(device: torch.device, implementations: Sequence[str]) -> str:
+    """Implementations agree with sdpa on each sequence alone, forward and backward, with a shared prefix and without.
+
+    ``implementations``: of ``ATTENTIONS``.
+    """
     generator = torch.Generator().manual_seed(1)
     segments = [Segment(0, 96), Segment(96, 40, 0, 96), Segment(136, 33)]
-    tokens = 169
-    heads = [torch.randn(1, count, tokens, 64, generator=generator) for count in (8, 2, 2)]
-    results = []
-    for function, index in ((segment_attention, SegmentIndex), (varlen_attention, VarlenIndex)):
-        q, k, v = (x.to(device, torch.bfloat16).requires_grad_() for x in heads)
-        out, _ = function(torch.nn.Module(), q, k, v, None, segments=index.of(segments, device))  # type: ignore[operator]
-        out.float().square().sum().backward()
-        results.append([out, *(x.grad / x.grad.abs().max() for x in (q, k, v) if x.grad is not None)])
-    differences = [(a.detach().float() - b.detach().float()).abs().max() for a, b in zip(*results, strict=True)]
-    worst = float(torch.stack(differences).max())
-    if not worst <= TOLERANCE:  # also if it is not a number
-        raise CheckFailed(f"varlen and sdpa differ by {worst:.4f}, more than {TOLERANCE}")
-    return f"varlen and sdpa differ by at most {worst:.4f}"
+    heads = [torch.randn(1, count, 169, 64, generator=generator).to(device, torch.bfloat16) for count in (8, 2, 2)]
+    expected = _with_gradients(lambda q, k, v: plain_attention(q, k, v, segments), heads)
+    found: list[str] = []
+    for name in implementations:
+        function, index = ATTENTIONS[name]
+        indexed = index.of(segments, device)
+        results = _with_gradients(
+            lambda q, k, v: function(torch.nn.Module(), q, k, v, None, segments=indexed)[0],  # noqa: B023 - used here
+            heads,
+        )
+        differences = [(a - b).abs().max() for a, b in zip(results, expected, strict=True)]
+        worst = float(torch.stack(differences).max())
+        if not worst <= TOLERANCE:  # also if it is not a number
+            raise CheckFailed(f"{name} and sdpa differ by {worst:.4f}, more than {TOLERANCE}")
+        found.append(f"{name} and sdpa differ by at most {worst:.4f}")
+    return "\n".join(found)
+
+
+def _with_gradients(function: Callable[..., torch.Tensor], heads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The output, and the gradients of queries, keys and values relative to their largest element."""
+    inputs = [x.clone().requires_grad_() for x in heads]
+    out = function(*inputs)
+    out.float().square().sum().backward()
+    gradients = [x.grad for x in inputs if x.grad is not None]
+    return [out.detach().float(), *((grad / grad.abs().max()).float() for grad in gradients)]
+
+
+def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+    """PyTorch's sdpa of each segment after its prefix: of [1, heads, tokens, size] to [1, tokens, heads, size]."""
+    parts = []
+    for segment in segments:
+        own = slice(segment.start, segment.start + segment.length)
+        prefix = slice(segment.prefix_start, segment.prefix_start + segment.prefix_length)
+        keys, values = (torch.cat([x[:, :, prefix], x[:, :, own]], dim=2) for x in (k, v))
+        mask = torch.ones(segment.length, keys.shape[2], dtype=torch.bool, device=q.device).tril(segment.prefix_length)
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q[:, :, own], keys, values, attn_mask=mask, enable_gqa=True
+            )
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def collectives(device: str, ranks: int) -> str:
@@ -104,6 +149,36 @@ def collectives(device: str, ranks: int) -> str:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     printed = output([*torchrun, "-m", "hack.gpu_smoke.ranks"], {**os.environ, "AREAL_DEVICE": device})
     return next(line for line in printed.splitlines() if line.startswith("ranks: "))
+
+
+def server_start(device: str, folder: Path, gpus: Sequence[str]) -> str:
+    """A server starts and answers a request."""
+    model = server.save_model(folder / "model", torch.bfloat16 if device == "cuda" else torch.float32)
+    started = time.monotonic()
+    with server.running_server(device, model, folder / "start", gpus=gpus) as address:
+        ready_s = time.monotonic() - started
+        parameters = {"max_new_tokens": 8, "ignore_eos": True}
+        answer = updates.post(address, "/generate", {"input_ids": [5, 9, 14], "sampling_params": parameters})
+    if len(answer["output_ids"]) != 8:
+        raise CheckFailed(f"the server answered {answer} instead of 8 tokens")
+    return f"ready after {ready_s:.0f} s; it generated 8 tokens"
+
+
+def weight_updates(device: str, modes: Sequence[str], folder: Path, gpus: Sequence[str]) -> str:
+    """A server's tensors have the trainer's checksums after an update by each of ``modes``.
+
+    The server takes the first GPU. The trainer takes the second; with one GPU it is on the CPU and uses ``disk`` alone.
+    """
+    model = server.save_model(folder / "model", torch.bfloat16 if device == "cuda" else torch.float32)
+    trainer = device if device == "cpu" or len(gpus) > 1 else "cpu"
+    visible = {"CUDA_VISIBLE_DEVICES": gpus[len(gpus) > 1]} if gpus else {}
+    with server.running_server(device, model, folder / "updates", gpus=gpus[:1]) as address:
+        command = [sys.executable, "-m", "hack.gpu_smoke.updates", address, str(model), str(folder / "updates"), device]
+        printed = output([*command, trainer, ",".join(modes)], {**os.environ, **visible})
+    found = [line.removeprefix("update: ") for line in printed.splitlines() if line.startswith("update: ")]
+    if len(found) != len(modes):
+        raise CheckFailed(f"{len(found)} of {len(modes)} updates were checked:\n{printed}")
+    return "\n".join(found)
 
 
 def training(device: str, mode: str, *, steps: int, folder: Path) -> str:
@@ -128,10 +203,11 @@ def training(device: str, mode: str, *, steps: int, folder: Path) -> str:
 
 
 def gsm8k(*, gpus: int, steps: int, folder: Path) -> str:
-    """A few steps of examples/gsm8k with its own model from the hub, on 8 GPUs or on 2."""
-    overrides = [] if gpus >= 8 else ["servers.replicas=1", "trainer.processesPerNode=1"]
+    """A few steps of examples/gsm8k with a model from the hub: on 8 GPUs, on 2, or the CPU's variant on none."""
+    file = "examples/gsm8k/experiment.yaml" if gpus else "examples/gsm8k/cpu.yaml"
+    overrides = [] if gpus >= 8 or not gpus else ["servers.replicas=1", "trainer.processesPerNode=1"]
     overrides += [f"config.cluster.fileroot={folder}", "config.trial_name=smoke", f"config.total_train_steps={steps}"]
-    return run_grpo("examples/gsm8k/experiment.yaml", overrides, folder / "gsm8k" / "smoke", steps)
+    return run_grpo(file, overrides, folder / "gsm8k" / "smoke", steps)
 
 
 def run_grpo(experiment: str, overrides: Sequence[str], run: Path, steps: int) -> str:

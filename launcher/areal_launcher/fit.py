@@ -16,6 +16,7 @@ from areal_api.sizing.known_models import known_shape
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up
 from areal_launcher.gpu_machine import (
+    GpuMachine,
     flash_attention_problems,
     image_flash_attention_problems,
     software_problems,
@@ -42,11 +43,12 @@ def require_fit(report: Report, *, force: bool, notify: Callable[[str], None]) -
 
 def fit_here(spec: ExperimentSpec) -> Report:
     """The report for a run on this machine. Never asks the hub."""
-    gpu, problems = None, ()
-    if needs_gpu(spec):
-        machine = this_machine()
-        gpu, problems = machine.smallest_gpu, tuple(software_problems(spec, machine, os.environ))
-    where = Surroundings(gpu=gpu, free_disk_bytes=free_bytes(names.run_dir(spec.config)), problems=problems)
+    machine = this_machine() if needs_gpu(spec) else GpuMachine()
+    where = Surroundings(
+        gpu=machine.smallest_gpu,
+        free_disk_bytes=free_bytes(names.run_dir(spec.config)),
+        problems=tuple(software_problems(spec, machine, os.environ)),
+    )
     return size_up(spec, local_model(spec.config.actor.path), where)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from areal_trainer.model import varlen_attention
 from hack.gpu_smoke import __main__ as smoke
-from hack.gpu_smoke import checks
+from hack.gpu_smoke import checks, updates
 
 CPU = torch.device("cpu")
 
@@ -30,14 +31,15 @@ def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, *_: Any, scale: Any, **
 
 def test_attention_agrees_with_the_kernels_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen_attention, "varlen_attn", kernel)
-    assert "differ by at most 0.0" in checks.attention(CPU)
+    seen = checks.attention(CPU, ["packed sdpa", "varlen"])
+    assert [line.split(" differ")[0] for line in seen.splitlines()] == ["packed sdpa and sdpa", "varlen and sdpa"]
 
 
 @pytest.mark.parametrize("factor", [1.1, float("nan")])
 def test_attention_that_differs_fails(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     monkeypatch.setattr(varlen_attention, "varlen_attn", lambda *a, **k: kernel(*a, **k) * factor)
     with pytest.raises(checks.CheckFailed, match="varlen and sdpa differ by"):
-        checks.attention(CPU)
+        checks.attention(CPU, ["varlen"])
 
 
 def test_two_ranks_sum_and_broadcast() -> None:
@@ -57,18 +59,108 @@ def test_without_nvcc_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         checks.compiler("sm_90a")
 
 
-def test_a_machine_without_a_gpu_checks_the_rest_writes_the_report_and_ends_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken() -> str:
-        raise RuntimeError("out of order")
+def test_the_expected_tensors_are_those_of_a_server_of_one_gpu() -> None:
+    rows = {name: torch.full((2, 4), float(i)) for i, name in enumerate(("q_proj", "k_proj", "v_proj", "o_proj"))}
+    held = updates.fused({f"model.layers.0.self_attn.{name}.weight": tensor for name, tensor in rows.items()})
+    assert {name.split(".")[-2]: tuple(tensor.shape) for name, tensor in held.items()} == {
+        "qkv_proj": (6, 4),
+        "o_proj": (2, 4),
+    }
+    assert held["model.layers.0.self_attn.qkv_proj.weight"][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(smoke, "without_gpu", lambda: [("one", lambda: "seen"), ("two", broken)])
-    monkeypatch.setattr("sys.argv", ["gpu_smoke", "--report", str(tmp_path / "build" / "report.md")])
-    assert smoke.main() == 2
-    written = (tmp_path / "build" / "report.md").read_text()
-    assert "## one: passed" in written
-    assert "## two: failed" in written
-    assert "RuntimeError: out of order" in written
+
+def test_a_tensor_that_the_server_does_not_have_or_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"a.weight": torch.ones(4), "b.weight": torch.ones(4), "c.weight": torch.ones(4)}
+    held = updates.checksums(tensors, "cpu") | {"b.weight": "0" * 16, "d.weight": "0" * 16}
+    del held["c.weight"]
+    monkeypatch.setattr(updates, "held_by", lambda address: held)
+    assert updates.differing(tensors, "address", "cpu") == ["b.weight", "c.weight", "d.weight"]
+
+
+@pytest.fixture
+def run_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Runs the program with checks that only note their names; returns its status and the report."""
+
+    def run(*arguments: str, gpus: int, hub: bool = True, failing: str = "") -> tuple[int, str]:
+        def check(name: str) -> Callable[..., str]:
+            def seen(*positional: Any, **keywords: Any) -> str:
+                if name == failing:
+                    raise RuntimeError("out of order")
+                return f"{name} saw {positional} {keywords}"
+
+            return seen
+
+        names = ("environment", "compiler", "attention", "collectives", "server_start", "weight_updates", "training")
+        for name in (*names, "gsm8k"):
+            monkeypatch.setattr(checks, name, check(name))
+        monkeypatch.setattr(checks, "has_compiler", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
+        monkeypatch.setattr(smoke, "hub_is_reachable", lambda: hub)
+        report = tmp_path / "build" / "report.md"
+        monkeypatch.setattr("sys.argv", ["gpu_smoke", "--report", str(report), *arguments])
+        return smoke.main(), report.read_text()
+
+    return run
+
+
+def outcomes(report: str) -> dict[str, str]:
+    lines = [line[3:].rpartition(" (")[0] for line in report.splitlines() if line.startswith("## ")]
+    return dict(line.rsplit(": ", 1) for line in lines)
+
+
+STEPS = [
+    "environment",
+    "compiler",
+    "attention",
+    "collectives",
+    "server",
+    "weight updates by disk and broadcast",
+    "examples/tiny, updates by disk",
+    "examples/tiny, updates by broadcast",
+    "GSM8K",
+]
+
+
+def test_two_gpus_go_through_every_step(run_smoke: Callable[..., tuple[int, str]]) -> None:
+    status, report = run_smoke(gpus=2)
+    assert (status, list(outcomes(report))) == (0, STEPS)
+    assert "'varlen'" in report
+    assert "sm_90a" in report
+
+
+def test_one_gpu_checks_what_needs_one_and_says_what_is_left(run_smoke: Callable[..., tuple[int, str]]) -> None:
+    status, report = run_smoke(gpus=1)
+    assert status == 0
+    assert outcomes(report) == {
+        **dict.fromkeys(["environment", "compiler", "attention", "server", "weight updates by disk"], "passed"),
+        "collectives, broadcast, training": "not run",
+    }
+
+
+def test_a_cpu_goes_through_the_same_steps(run_smoke: Callable[..., tuple[int, str]]) -> None:
+    status, report = run_smoke("--device=cpu", gpus=0)
+    found = outcomes(report)
+    assert found.pop("compiler, GPU kernels, NCCL") == "not run"
+    assert (status, list(found)) == (0, [step for step in STEPS if step != "compiler"])
+    assert "'varlen'" not in report
+
+
+def test_a_step_that_fails_does_not_end_the_others(run_smoke: Callable[..., tuple[int, str]]) -> None:
+    status, report = run_smoke(gpus=2, failing="server_start", hub=False)
+    assert status == 1
+    assert {name: outcome for name, outcome in outcomes(report).items() if outcome != "passed"} == {
+        "server": "failed",
+        "GSM8K": "not run",
+    }
+    assert "RuntimeError: out of order" in report
+
+
+def test_without_a_gpu_what_needs_none_is_checked_and_the_status_is_2(
+    run_smoke: Callable[..., tuple[int, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, report = run_smoke(gpus=0)
+    assert status == 2
+    assert outcomes(report) == {"environment": "passed", "compiler": "passed", "GPU": "not run"}
     assert "torch sees no GPU here" in capsys.readouterr().err
