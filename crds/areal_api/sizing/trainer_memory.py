@@ -48,8 +48,8 @@ class TrainerMemory:
 def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tokens: int) -> TrainerMemory:
     """Memory of each of ``ranks`` GPUs for microbatches of at most ``tokens`` tokens.
 
-    A step has three peaks: the backward pass through the logits, through a layer, and the broadcast of new weights. The
-    largest one is returned.
+    A step has four peaks: the backward pass through the logits, through a layer, the reduction of the embeddings'
+    gradients, and the broadcast of new weights. The largest one is returned.
     """
     size = BYTES_OF_DTYPE[config.dtype]
     shards = max(1, ranks // (config.fsdp.replicas or 1))
@@ -58,6 +58,7 @@ def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tok
     moments = (
         _logits_peak(shape, config, size, tokens),
         _layer_peak(shape, config, size, tokens),
+        _reduction_peak(shape, size, shards),
         _broadcast_peak(shape, config, size),
     )
     return TrainerMemory(
@@ -94,6 +95,17 @@ def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: in
         "logits": size * shape.embedding,
         "broadcast": 0,
     }
+
+
+def _reduction_peak(shape: ModelShape, size: int, shards: int) -> dict[str, int]:
+    """The end of the backward pass, for models whose embeddings outweigh the activations.
+
+    The gradients of the embeddings are copied to float32 and then reduced to a shard, while one of them still exists.
+    """
+    outside = shape.outside_layers
+    copied = (size + MASTER_BYTES) * outside
+    reduced = MASTER_BYTES * (outside + outside // shards) + size * shape.embedding
+    return {"gathered": max(copied, reduced), "activations": 0, "logits": 0, "broadcast": 0}
 
 
 def _broadcast_peak(shape: ModelShape, config: PPOActorConfig, size: int) -> dict[str, int]:
