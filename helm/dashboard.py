@@ -111,6 +111,15 @@ RUN = Row(
             [(run_metric("staleness_versions"), "versions")],
             "Mean weight versions that a batch lagged.",
         ),
+        Panel(
+            "Policy health",
+            [
+                (run_metric("health_warnings"), "warnings"),
+                (run_metric("collapsed"), "collapsed"),
+                (run_metric("rollbacks"), "rollbacks"),
+            ],
+            "Warnings about the policy, which the condition PolicyHealthy lists; 1 after a collapse; rollbacks so far.",
+        ),
         Panel("Trained tokens per second", [(run_metric("tokens_per_second"), "tokens/s")]),
         Panel(
             "Servers",

@@ -32,6 +32,9 @@ REPORT = {
     "tokensPerSecond": 12.5,
     "serversCurrent": 1,
     "serversBehind": 0,
+    "healthWarnings": [],
+    "collapsed": False,
+    "rollbacks": 0,
 }
 MONITORING = ("serviceMonitor", "podMonitor", "prometheusRule", "grafanaDashboard")
 
