@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from areal_api import health, names
+from areal_api import health, names, stat_names
 from benchmarks import trl_peer
 from benchmarks.learning_options import Options
 from benchmarks.learning_results import Cell, Record, table
@@ -169,4 +170,10 @@ def _train(task: Task, setting: str, mode: str, work: Path, *, seed: int, steps:
         [line["seconds_per_step"] for line in lines],
         [line["task_reward/avg"] for line in lines],
         warned=sum(line[health.COUNT] > 0 for line in lines),
+        staleness=statistics.fmean(line[stat_names.mean(stat_names.STALENESS)] for line in lines[2:] or lines),
+        warnings={
+            name: count
+            for name in health.WARNINGS
+            if (count := int(sum(line[f"{health.PREFIX}{name}"] for line in lines)))
+        },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 WINDOW = 3  # steps of a mean reward
@@ -27,6 +27,8 @@ class Record:
     seconds: list[float]
     rewards: list[float]
     warned: int = 0  # steps with warnings about the policy's health
+    staleness: float | None = None  # mean versions that samples lagged, from the third step on
+    warnings: dict[str, int] = field(default_factory=dict)  # steps that had each warning
 
     @property
     def final(self) -> float:
@@ -45,12 +47,16 @@ class Record:
         return max(means) > 0 and means[-1] < COLLAPSED * max(means)
 
     @property
+    def steps_to_goal(self) -> int | None:
+        """Steps until the mean reward of ``WINDOW`` of them reaches ``GOAL``; None if it never does."""
+        ends = (end for end, part in enumerate(windows(self.rewards), WINDOW) if statistics.fmean(part) >= GOAL)
+        return next(ends, None)
+
+    @property
     def seconds_to_goal(self) -> float | None:
-        """Seconds until the mean reward of ``WINDOW`` steps reaches ``GOAL``; None if it never does."""
-        for end, part in enumerate(windows(self.rewards), WINDOW):
-            if statistics.fmean(part) >= GOAL:
-                return sum(self.seconds[:end])
-        return None
+        """Seconds of these steps; None if it never does."""
+        steps = self.steps_to_goal
+        return None if steps is None else sum(self.seconds[:steps])
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class Cell:
             return {**names, "not_run": self.reason}
         mean, half = interval([record.final for record in self.records])
         reached = [seconds for record in self.records if (seconds := record.seconds_to_goal) is not None]
+        steps = [count for record in self.records if (count := record.steps_to_goal) is not None]
+        ages = [record.staleness for record in self.records if record.staleness is not None]
         return {
             **names,
             "final_reward": mean,
@@ -77,8 +85,10 @@ class Cell:
             "collapsed": sum(record.collapsed for record in self.records),
             "warned_steps": sum(record.warned for record in self.records),
             "reached_goal": len(reached),
+            "steps_to_goal": statistics.median(steps) if steps else None,
             "seconds_to_goal": statistics.median(reached) if reached else None,
             "seconds_per_step": statistics.median(record.step_s for record in self.records),
+            "staleness": statistics.fmean(ages) if ages else None,
             "runs": [asdict(record) for record in self.records],
         }
 
@@ -100,21 +110,23 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 def table(cells: Sequence[Cell]) -> str:
     """A Markdown table."""
     lines = [
-        "| task | setting | mode | seeds | final reward (95 %) | collapsed "
-        f"| reached {GOAL} | s to {GOAL} | s per step |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | setting | mode | seeds | final reward (95 %) | collapsed | steps with warnings "
+        f"| reached {GOAL} | steps, s to {GOAL} | s per step | staleness |",
+        "|" + "---|" * 11,
     ]
     for cell in cells:
         numbers = cell.figures()
         head = f"| {cell.task} | {cell.setting} | {cell.mode} |"
         if not cell.records:
-            lines.append(f"{head} not run: {cell.reason} | | | | | |")
+            lines.append(f"{head} not run: {cell.reason} |" + " |" * 7)
             continue
         half = numbers["final_reward_95"]
         reward = f"{numbers['final_reward']:.3f}" + (f" ± {half:.3f}" if half is not None else "")
         reached = numbers["seconds_to_goal"]
+        time = "" if reached is None else f"{numbers['steps_to_goal']:g}, {reached:.0f}"
+        age = "" if numbers["staleness"] is None else f"{numbers['staleness']:.2f}"
         lines.append(
-            f"{head} {numbers['seeds']} | {reward} | {numbers['collapsed']} | {numbers['reached_goal']} | "
-            f"{'' if reached is None else f'{reached:.0f}'} | {numbers['seconds_per_step']:.2f} |"
+            f"{head} {numbers['seeds']} | {reward} | {numbers['collapsed']} | {numbers['warned_steps']} | "
+            f"{numbers['reached_goal']} | {time} | {numbers['seconds_per_step']:.2f} | {age} |"
         )
     return "\n".join(lines)

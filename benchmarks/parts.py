@@ -64,14 +64,14 @@ def _generate(config: GRPOConfig, address: str, batches: int) -> list[tuple[floa
 
 
 def _train(config: GRPOConfig, model: Path, work: Path, batches: list[list[Trajectory]]) -> list[float]:
-    """Seconds of log-probs, advantages, update and publishing of each batch, without the first."""
+    """Seconds of a training step without its rollout for each batch, without the first."""
     actor = config.actor.model_copy(update={"path": str(model)})
-    policy = Policy(actor, device="cpu", total_steps=1000, seed=config.seed)
+    policy = Policy(actor, device="cpu", total_steps=1000, seed=config.seed, kl_penalty=config.kl_penalty)
     seconds = []
     for samples in batches:
         started = time.perf_counter()
         batch = pack(samples)
-        logp_T = policy.logprobs(batch)
+        logp_T = policy.logprobs(batch) if policy.needs_logprobs else None
         advantages_T, _ = compute_advantages(
             batch, actor, config.gconfig, logp_T=logp_T, ref_logp_T=None, reduce=lambda values: values
         )

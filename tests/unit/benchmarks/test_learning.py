@@ -49,6 +49,6 @@ def test_runs_that_have_a_result_are_not_repeated(tmp_path: Path, monkeypatch: p
         file.write_text(json.dumps(asdict(Record([1.0] * 4, [0.5 + 0.1 * seed] * 4))))
     options = Options(2, ("tiny",), ("sync",), ("defaults", "areal"), ("trl",), tmp_path)
     [report] = learning.run(small=False, rounds=1, options=options)
-    assert "| tiny | defaults | sync | 2 | 0.650 ± 0.635 | 0 | 0 |  | 1.00 |" in report.report()
+    assert "| tiny | defaults | sync | 2 | 0.650 ± 0.635 | 0 | 0 | 0 |  | 1.00 |  |" in report.report()
     assert "| tiny | trl |  | not run: model cannot be trained here |" in (tmp_path / "results.md").read_text()
     assert [cell.get("not_run") for cell in json.loads((tmp_path / "results.json").read_text())][1] is not None
