@@ -182,4 +182,5 @@ connect_registry
 log "images"
 tag=$("$here/images.sh")
 echo "$tag" >"$bin/images.tag"
+"$here/prune.sh" "$tag"
 print_usage
