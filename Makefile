@@ -83,6 +83,7 @@ check: setup ## Check lint, formatting, types, import contracts and generated fi
 test: setup aworld ray ## Run all tests except the scenarios of make e2e, slurm and ray-tests; tests that cannot run here are listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
 	@hack/slurm/install.sh || [ $$? -eq 3 ]
+	@hack/browser/install.sh || [ $$? -eq 3 ]
 	@reports=$$(mktemp); trap 'rm -f $$reports' EXIT; status=0; \
 	$(VENV)/bin/pytest --numprocesses=2 $(PARALLEL_TESTS) -r N --save-reports=$$reports || status=$$?; \
 	$(VENV)/bin/pytest -m "not scenario" $(SERIAL_TESTS) --durations=10 --add-reports=$$reports && exit $$status

@@ -30,9 +30,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedFileError(f"{path} is not a regular file; remove it")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedFileError(f"{path} is not a regular file; remove it")
         yield file
 
 

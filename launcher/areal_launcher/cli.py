@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from areal_api import logs
 from areal_api.paths import expand_home
 from areal_launcher import commands
-from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LOGS, RUN, RUN_DIR, SCALE, STATUS, STOP
+from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LOGS, RUN, RUN_DIR, SCALE, STATUS, STOP, UI
 from areal_launcher.cli_ray import add_ray, check_on_ray, refuse_without_ray, run_on_ray
 from areal_launcher.cli_slurm import add_slurm, refuse_without_slurm, run_on_slurm, slurm_request
+from areal_launcher.cli_ui import add_ui
 from areal_launcher.console import console_for, discard_output, prepare_standard_streams
 from areal_launcher.errors import RunError
 from areal_launcher.request import Request
@@ -284,6 +285,13 @@ def crd_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def ui_parser() -> argparse.ArgumentParser:
+    """``grpo ui``."""
+    parser = command_parser("ui", UI)
+    add_ui(parser, path=path, port=port)
+    return parser
+
+
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "run": (run_parser, "train"),
     "check": (check_parser, "check whether an experiment fits its GPUs and disk"),
@@ -292,6 +300,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "logs": (logs_parser, "print the logs of a run"),
     "stop": (stop_parser, "end a run after a recovery checkpoint"),
     "scale": (scale_parser, "change the number of servers of a run"),
+    "ui": (ui_parser, "show runs on a page in the browser"),
     "plot": (plot_parser, "plot the statistics of a run"),
     "convert": (convert_parser, "convert AReaL's configuration file to an experiment.yaml"),
     "crd": (crd_parser, "print the custom resource definition"),

@@ -82,3 +82,13 @@ status is 0 if the experiment fits and 1 if it does not.
 
   grpo check experiment.yaml --gpu H100-80GB --nodes 2x8
   grpo check experiment.yaml config.gconfig.max_new_tokens=32768 --gpu H200-141GB --json"""
+
+UI = """\
+Serve a page that shows runs: curves, events, servers, configuration. Live, read-only.
+
+Prints the address, which contains a token: only who has it can see the page. It listens on this machine only; from
+another machine, forward the port (ssh -L 8265:127.0.0.1:8265 HOST).
+
+examples:
+  grpo ui
+  grpo ui runs/tiny/first ~/other-runs"""

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from areal_launcher.bounded_files import (
     opened,
     parse_json,
     read_object,
+    read_tail,
 )
 
 Line = dict[str, Any]
@@ -71,7 +73,11 @@ def parse_line(text: bytes) -> Line | None:
         return None
     if not isinstance(content, dict):
         return None
-    line: Line = {name: statistic for name, raw in content.items() if (statistic := number(raw)) is not None}
+    line: Line = {
+        name: statistic
+        for name, raw in content.items()
+        if (statistic := raw if type(raw) is float and isfinite(raw) else number(raw)) is not None
+    }
     if not 0 <= line.get("step", -1) <= MAX_STEP or "time" not in line:
         return None
     return {**line, "step": int(line["step"])}
@@ -143,6 +149,11 @@ class Stats:
         """The latest value of a statistic that not every step has."""
         newest = (value(line, name) for line in reversed(self.by_step.values()))
         return next((statistic for statistic in newest if statistic is not None), None)
+
+
+def read_last_lines(path: Path, limit: int = 2**17) -> list[bytes]:
+    """The whole lines in the last ``limit`` bytes of a file; raises like ``bounded_files.opened``."""
+    return read_tail(path, limit).splitlines()
 
 
 def read_stats(run: Path) -> Stats:

@@ -7,6 +7,7 @@ from areal_api.experiment import ExperimentSpec
 from areal_api.load import with_home_expanded
 from areal_launcher.commands import plot_if_possible
 from areal_launcher.console import console_for
+from areal_launcher.core.journal import Recorded
 from areal_launcher.core.run import Run
 from areal_launcher.display import display_for
 from areal_launcher.fit import fit_here, require_fit
@@ -31,7 +32,7 @@ def train(request: Request, port: int | None, *, force: bool = False) -> int:
         names.summary_file(directory).unlink(missing_ok=True)  # written by the previous start
         console.print(f"run directory {directory}", markup=False, soft_wrap=True)
         try:
-            with display_for(console) as display:
+            with Recorded(display_for(console), directory) as display:
                 status = Run(plan, place, display).run()
         finally:
             plot_if_possible(directory, console)

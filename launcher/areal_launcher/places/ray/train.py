@@ -13,6 +13,7 @@ from areal_api.load import with_home_expanded
 from areal_launcher.commands import plot_if_possible
 from areal_launcher.console import console_for
 from areal_launcher.core.checks import check_experiment
+from areal_launcher.core.journal import Recorded
 from areal_launcher.core.plan import RunPlan, plan_run
 from areal_launcher.core.prepare import claimed_run
 from areal_launcher.core.run import Run
@@ -47,7 +48,7 @@ def train(request: Request, *, address: str | None, port: int | None, force: boo
         names.summary_file(directory).unlink(missing_ok=True)  # written by the previous start
         notify(f"run directory {directory}")
         try:
-            with display_for(console) as display:
+            with Recorded(display_for(console), directory) as display:
                 place.notify = display.message
                 status = Run(plan, place, display).run()
         finally:

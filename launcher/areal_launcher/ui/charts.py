@@ -1,0 +1,52 @@
+"""The charts of a run: which statistics each one shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from areal_api import stat_names
+from areal_api.stat_names import TIMING_PREFIX, maximum
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the page. ``statistics``: names as ``run_files.value`` takes them; those a run lacks are omitted."""
+
+    title: str
+    unit: str
+    statistics: tuple[str, ...]
+
+
+CHARTS: Final = (
+    Chart(
+        "Reward",
+        "reward (mean)",
+        (stat_names.TASK_REWARD, stat_names.EVAL_REWARD),
+    ),
+    Chart("Completion length", "tokens (mean)", ("completion_len",)),
+    Chart("Truncated answers", "share", ("no_eos_ratios",)),
+    Chart("Entropy", "nats per token", (stat_names.ENTROPY,)),
+    Chart("KL from the policy of the samples", "nats per token", ("behave_kl", "behave_approx_kl")),
+    Chart("Clipped tokens", "share", ("clip_ratio", "dual_clip_ratio")),
+    Chart("Staleness", "weight versions", (stat_names.STALENESS, maximum(stat_names.STALENESS))),
+    Chart("Log-probs: trainer − servers", "nats, absolute", ("rollout_logprob_diff", maximum("rollout_logprob_diff"))),
+    Chart("Gradient norm", "", ("grad_norm",)),
+    Chart("Groups without signal", "share", (stat_names.GROUPS_WITHOUT_SIGNAL, "rollout/rejected_share")),
+    Chart("Throughput", "tokens per second", (stat_names.TOKENS_PER_SECOND, "rollout/tokens_per_second")),
+    Chart("Servers", "servers", (stat_names.SERVERS_CURRENT, stat_names.SERVERS_BEHIND)),
+    Chart("Prefix cache", "share of prompt tokens", ("rollout/cache_hit_rate",)),
+)
+TIME_PER_STAGE: Final = "Time per stage"
+
+
+def charts_of(known: Iterable[str]) -> list[Chart]:
+    """The charts with at least one statistic in ``known``, and the time per stage."""
+    available = set(known)
+    charts = [
+        Chart(chart.title, chart.unit, tuple(name for name in chart.statistics if name in available))
+        for chart in CHARTS
+    ]
+    stages = tuple(sorted(name for name in available if name.startswith(TIMING_PREFIX)))
+    return [chart for chart in [*charts, Chart(TIME_PER_STAGE, "seconds", stages)] if chart.statistics]

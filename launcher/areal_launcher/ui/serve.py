@@ -1,0 +1,78 @@
+"""`grpo ui`: serves the page until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from areal_launcher.console import console_for
+from areal_launcher.ui.catalog import Catalog, is_run
+
+DEFAULT_PORT = 8265
+MAX_CONCURRENT = 256
+
+
+def serve(roots: Sequence[Path], *, host: str, port: int | None) -> int:
+    """Show the runs below ``roots``. ``port``: None for 8265, or a free one if that is in use.
+
+    Raises ``ValueError`` if a folder does not exist, or for an address that cannot be listened on.
+    """
+    try:
+        import uvicorn
+
+        from areal_launcher.ui.app import create_app
+    except ModuleNotFoundError as error:
+        raise ValueError(f"grpo ui requires {error.name}: pip install 'areal-k8s[ui]'") from error
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"{root}: no such folder; give run directories, or folders that contain them")
+    catalog = Catalog(roots)
+    listener = listen(host, port)
+    token = secrets.token_urlsafe(24)
+    console = console_for()
+    runs = len(catalog.scan())
+    at = f"[{host}]" if ":" in host else host
+    console.print(f"{runs} run{'' if runs == 1 else 's'}; the page is", markup=False)
+    console.print(f"http://{at}:{listener.getsockname()[1]}/?token={token}", markup=False, soft_wrap=True)
+    console.print("Ctrl-C ends it", markup=False)
+    config = uvicorn.Config(
+        create_app(catalog, token),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        limit_concurrency=MAX_CONCURRENT,
+        timeout_graceful_shutdown=1,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """A listening socket. Raises ``ValueError`` for an address that is in use or not of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in [port] if port is not None else [DEFAULT_PORT, 0]:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen(128)
+            return listener
+        except OSError as error:
+            listener.close()
+            if candidate == DEFAULT_PORT and port is None:
+                continue
+            raise ValueError(
+                f"--host {host} --port {candidate}: {error.strerror or error}; choose another address"
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def default_roots() -> list[Path]:
+    """``runs`` in the current folder, or the folder itself if it is a run or has no ``runs``."""
+    here = Path.cwd()
+    return [here / "runs"] if not is_run(here) and (here / "runs").is_dir() else [here]

@@ -1,0 +1,234 @@
+"""The statistics of a run as columns, which a page draws; thinned out where a run has more steps than pixels.
+
+``run_files.Stats`` keeps a dictionary per step. At 100,000 steps that is a gigabyte; columns take 8 bytes per value.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from areal_api import names, stat_names
+from areal_api.stat_names import ACTOR_PREFIX
+from areal_launcher import run_files
+from areal_launcher.bounded_files import DamagedFileError, opened
+from areal_launcher.run_files import MAX_LINE_BYTES, parse_line
+
+COMPLETION_LENGTH = "completion_len"
+MAX_SHOWN = 1e30
+HIDDEN = frozenset({"step", "time", stat_names.EVAL_REWARD_INITIAL})
+MAX_COLUMNS = 1_000
+MAX_STEPS = 1_000_000
+CHUNK_BYTES = 8 * 2**20  # read per poll
+
+Floats = NDArray[np.float64]
+
+
+def shown_name(key: str) -> str:
+    """The name under which a statistic is shown: without AReaL's prefix and ``/avg``."""
+    return key.removeprefix(ACTOR_PREFIX).removesuffix("/avg")
+
+
+class _Column:
+    """A growing column; rows that nobody set are NaN. An ``array``, whose items are set faster than NumPy's."""
+
+    def __init__(self) -> None:
+        self._values = array("d")
+
+    def put(self, row: int, value: float) -> None:
+        """Set ``row``, which is at or after the end."""
+        missing = row - len(self._values)
+        if missing > 0:
+            self._values.extend(repeat(math.nan, missing))
+        self._values.append(value)
+
+    def head(self, rows: int) -> Floats:
+        """A copy of the first ``rows`` values. [rows]"""
+        values = np.array(self._values[:rows], dtype=np.float64)
+        return np.concatenate([values, np.full(rows - len(values), np.nan)])
+
+    def cut(self, rows: int) -> None:
+        """Drop everything from ``rows`` on."""
+        del self._values[rows:]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Statistics by step. A point of a thinned series stands for several steps: their mean, minimum and maximum."""
+
+    steps: list[int]
+    means: dict[str, list[float | None]]
+    low: dict[str, list[float | None]]  # empty without thinning
+    high: dict[str, list[float | None]]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the page."""
+        return {"steps": self.steps, "means": self.means, "low": self.low, "high": self.high}
+
+
+class StatsTable:
+    """The columns of a growing stats.jsonl. A step that is written again replaces it and drops the steps after it.
+
+    ``damaged`` counts lines that were skipped, ``problem`` says why the file cannot be read, ``changes`` counts times
+    that earlier steps changed: a page that drew them has to draw them again.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.damaged = 0
+        self.changes = 0
+        self.problem: str | None = None
+        self._path = names.stats_file(run)
+        self._columns: dict[str, _Column] = {}  # by shown name
+        self._by_key: dict[str, _Column] = {}  # by name in the file
+        self._steps = _Column()
+        self._rows = 0
+        self._last_step = 0
+        self._offset = 0
+        self._inode = 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def last_step(self) -> int:
+        """The newest step; 0 without any."""
+        return self._last_step
+
+    @property
+    def statistics(self) -> list[str]:
+        """Names of the statistics that some step has."""
+        return sorted(self._columns)
+
+    def last(self, name: str) -> float | None:
+        """The latest value of a statistic."""
+        values = self._values(name)
+        present = np.flatnonzero(~np.isnan(values))
+        return float(values[present[-1]]) if len(present) else None
+
+    def poll(self) -> bool:
+        """Read the next part of the file; whether there is more to read."""
+        try:
+            with opened(self._path) as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._forget(status.st_ino)
+                data = os.pread(file.fileno(), CHUNK_BYTES, self._offset)
+        except FileNotFoundError:
+            self._forget(0)
+            self.problem = None
+            return False
+        except (DamagedFileError, OSError) as error:
+            self.problem = str(error)
+            return False
+        self.problem = None
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) > MAX_LINE_BYTES:
+            end = len(data)  # an endless line
+            self.damaged += 1
+        else:
+            for text in data[:end].splitlines():
+                self._add(text)
+        self._offset += end
+        return end > 0 and self._offset < status.st_size
+
+    def points(self, wanted: list[str], *, first: int, last: int, limit: int) -> Points:
+        """``wanted`` statistics of the steps ``first`` to ``last``, in at most ``limit`` points."""
+        steps = self._steps.head(self._rows)
+        begin, end = np.searchsorted(steps, [first, last + 1])
+        chosen = steps[begin:end].astype(int)
+        values = {name: self._values(name)[begin:end] for name in wanted if name in self._columns}
+        if len(chosen) <= limit:
+            return Points(chosen.tolist(), {name: _plain(column) for name, column in values.items()}, {}, {})
+        edges = np.linspace(0, len(chosen), limit + 1).astype(int)
+        thinned = {name: _thin(column, edges) for name, column in values.items()}
+        return Points(
+            chosen[edges[1:] - 1].tolist(),
+            {name: parts[0] for name, parts in thinned.items()},
+            {name: parts[1] for name, parts in thinned.items()},
+            {name: parts[2] for name, parts in thinned.items()},
+        )
+
+    def changed_rows(self, name: str) -> list[tuple[int, float]]:
+        """Step and new value wherever a statistic differs from the step before it that has it."""
+        values = self._values(name)
+        present = np.flatnonzero(~np.isnan(values))
+        kept = values[present]
+        differs = np.flatnonzero(np.diff(kept, prepend=0.0))
+        steps = self._steps.head(self._rows)
+        return [(int(steps[present[index]]), float(kept[index])) for index in differs]
+
+    def _values(self, name: str) -> Floats:
+        column = self._columns.get(name)
+        return column.head(self._rows) if column is not None else np.full(self._rows, np.nan)
+
+    def _add(self, text: bytes) -> None:
+        line = parse_line(text)
+        if line is None:
+            self.damaged += bool(text.strip())
+            return
+        step = line["step"]
+        if step <= self._last_step and self._rows:
+            self._cut(int(np.searchsorted(self._steps.head(self._rows), step)))
+        if self._rows >= MAX_STEPS:
+            return
+        initial = run_files.value(line, stat_names.EVAL_REWARD_INITIAL)
+        if initial is not None and not self._rows and (column := self._column_of(stat_names.EVAL_REWARD)) is not None:
+            self._steps.put(0, step - 1)  # the evaluation before the first step
+            column.put(0, initial)
+            self._rows = 1
+        row, by_key = self._rows, self._by_key
+        self._steps.put(row, step)
+        for key, value in line.items():
+            if (column := by_key.get(key) or self._column_of(key)) is not None and -MAX_SHOWN <= value <= MAX_SHOWN:
+                column.put(row, value)
+        length, prompt = (
+            run_files.value(line, stat_names.SEQUENCE_LENGTH),
+            run_files.value(line, stat_names.PROMPT_LENGTH),
+        )
+        if length is not None and prompt is not None and (column := self._column_of(COMPLETION_LENGTH)) is not None:
+            column.put(row, length - prompt)
+        self._rows, self._last_step = row + 1, step
+
+    def _column_of(self, key: str) -> _Column | None:
+        """The column of a statistic; None for what is not shown. Of two keys with one name the first has it."""
+        name = shown_name(key)
+        if key in HIDDEN or name in self._columns or len(self._columns) >= MAX_COLUMNS:
+            return self._by_key.get(key)
+        self._columns[name] = self._by_key[key] = _Column()
+        return self._columns[name]
+
+    def _cut(self, rows: int) -> None:
+        self.changes += 1
+        self._rows = rows
+        for column in [self._steps, *self._columns.values()]:
+            column.cut(rows)
+
+    def _forget(self, inode: int) -> None:
+        self.changes += self._rows > 0
+        self._columns, self._by_key, self._steps = {}, {}, _Column()
+        self._rows, self._last_step = 0, 0
+        self._offset, self._inode, self.damaged = 0, inode, 0
+
+
+def _plain(column: Floats) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in column]
+
+
+def _thin(column: Floats, edges: NDArray[np.int64]) -> tuple[list[float | None], ...]:
+    present = ~np.isnan(column)
+    count = np.add.reduceat(present.astype(int), edges[:-1])
+    mean = np.add.reduceat(np.where(present, column, 0.0), edges[:-1]) / np.maximum(count, 1)
+    low = np.minimum.reduceat(np.where(present, column, np.inf), edges[:-1])
+    high = np.maximum.reduceat(np.where(present, column, -np.inf), edges[:-1])
+    return tuple(
+        [float(value) if there else None for value, there in zip(part, count > 0, strict=True)]
+        for part in (mean, low, high)
+    )

@@ -1,0 +1,173 @@
+"""What the page shows of a run: its state, its newest figures, its events and its servers."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from areal_api import health, names, stat_names
+from areal_launcher import run_files
+from areal_launcher.bounded_files import DamagedFileError, read_bytes
+from areal_launcher.core.journal import read_entries
+from areal_launcher.ui.catalog import RunEntry
+from areal_launcher.ui.charts import charts_of
+from areal_launcher.ui.table import StatsTable
+
+MAX_TABLES = 32  # runs whose statistics are kept in memory
+MAX_EVENTS = 500
+MAX_TEXT = 500
+MAX_CONFIG_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class State:
+    """State of a run: running, succeeded, stopped, failed, collapsed or interrupted, and the reason if there is one."""
+
+    name: str
+    reason: str = ""
+
+
+def state_of(run: Path) -> State:
+    """The state of a run, from its lock and its summary."""
+    try:
+        if run_files.launcher_pid(run) is not None:
+            return State("running")
+        summary = run_files.read_summary(run)
+    except (DamagedFileError, OSError) as error:
+        return State("damaged", clipped(str(error)))
+    if summary is None:
+        return State("interrupted", "the run ended without a summary; the same command continues it")
+    outcome = summary.get("outcome")
+    return State(clipped(outcome) if isinstance(outcome, str) else "finished", clipped(str(summary.get("error") or "")))
+
+
+def clipped(text: str) -> str:
+    """``text``, shortened to what a page can show in a line."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+class Tables:
+    """Tables of statistics, of the runs that were shown last."""
+
+    def __init__(self) -> None:
+        self._tables: OrderedDict[Path, StatsTable] = OrderedDict()
+
+    def of(self, run: Path) -> StatsTable:
+        """The table of a run, as it was last read."""
+        table = self._tables.pop(run, None) or StatsTable(run)
+        self._tables[run] = table
+        while len(self._tables) > MAX_TABLES:
+            self._tables.popitem(last=False)
+        return table
+
+
+def row(entry: RunEntry) -> dict[str, Any]:
+    """A line in the list of runs. Reads the end of stats.jsonl only."""
+    state = state_of(entry.path)
+    last = newest_line(entry.path)
+    reward = run_files.value(last, stat_names.TASK_REWARD)
+    return {
+        "id": entry.identifier,
+        "name": clipped(entry.name),
+        "state": state.name,
+        "reason": state.reason,
+        "step": last.get("step"),
+        "total": last.get(stat_names.TOTAL_STEPS),
+        "reward": reward,
+        "changed": changed(entry.path),
+    }
+
+
+def newest_line(run: Path) -> run_files.Line:
+    """The last undamaged line of the statistics; empty without one."""
+    try:
+        tail = run_files.read_last_lines(names.stats_file(run))
+    except (DamagedFileError, OSError):
+        return {}
+    lines = (run_files.parse_line(text) for text in reversed(tail))
+    return next((line for line in lines if line is not None), {})
+
+
+def changed(run: Path) -> float | None:
+    """When the statistics last changed, as a Unix time."""
+    try:
+        return os.stat(names.stats_file(run)).st_mtime
+    except OSError:
+        return None
+
+
+def overview(entry: RunEntry, table: StatsTable) -> dict[str, Any]:
+    """A run, without its series."""
+    state = state_of(entry.path)
+    problems = [table.problem] if table.problem else []
+    if table.damaged:
+        problems.append(f"{table.damaged} damaged lines of {names.stats_file(entry.path).name} are ignored")
+    return {
+        "id": entry.identifier,
+        "name": clipped(entry.name),
+        "path": str(entry.path),
+        "state": state.name,
+        "reason": state.reason,
+        "problems": [clipped(text) for text in problems],
+        "step": table.last_step,
+        "total": table.last(stat_names.TOTAL_STEPS),
+        "figures": figures(table),
+        "charts": [asdict(chart) for chart in charts_of(table.statistics)],
+        "statistics": table.statistics,
+        "servers": run_files.read_servers(entry.path)[:MAX_EVENTS],
+        "events": events(entry.path, table),
+        "changes": table.changes,
+    }
+
+
+def figures(table: StatsTable) -> list[dict[str, Any]]:
+    """The newest values that tell most, with their labels."""
+    shown = {
+        "reward": stat_names.TASK_REWARD,
+        "evaluation": stat_names.EVAL_REWARD,
+        "tokens per second": stat_names.TOKENS_PER_SECOND,
+        "staleness": stat_names.STALENESS,
+        "entropy": stat_names.ENTROPY,
+    }
+    found = [(label, table.last(name)) for label, name in shown.items()]
+    return [{"label": label, "value": value} for label, value in found if value is not None]
+
+
+def events(run: Path, table: StatsTable) -> list[dict[str, Any]]:
+    """What happened to a run, by step: warnings about the policy, rollbacks, and what the launcher reported."""
+    found = [
+        {"step": step, "kind": "warning", "text": text}
+        for name, text in health.WARNINGS.items()
+        for step, value in table.changed_rows(health.PREFIX + name)
+        if value == 1.0
+    ]
+    for step, count in table.changed_rows(health.ROLLBACKS):
+        if count > 0:
+            found.append({"step": step, "kind": "rollback", "text": f"{health.COLLAPSE_MESSAGE} and was rolled back"})
+    found += [
+        {"step": step, "kind": "launcher", "text": clipped(text)} for step, text in launcher_messages(run)[-MAX_EVENTS:]
+    ]
+    return sorted(found, key=lambda event: int(str(event["step"])))[-MAX_EVENTS:]
+
+
+def launcher_messages(run: Path) -> list[tuple[int, str]]:
+    """Messages of the launcher, with the step that was last finished before each."""
+    messages = []
+    for entry in read_entries(run):
+        step, text = entry.get("step"), entry.get("message", entry.get("error"))
+        if isinstance(text, str):
+            messages.append((step if isinstance(step, int) and 0 <= step <= run_files.MAX_STEP else 0, text))
+    return messages
+
+
+def configuration(run: Path) -> str:
+    """The text of the experiment, or of the configuration if there is none; empty if neither can be read."""
+    for path in (run_files.experiment_file(run), names.config_file(run)):
+        try:
+            return read_bytes(path, MAX_CONFIG_BYTES).decode("utf-8", errors="replace")
+        except (DamagedFileError, OSError):
+            continue
+    return ""

@@ -1,0 +1,48 @@
+"""A real browser on the page of `grpo ui`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.ui_page import Served, served
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed: hack/browser/install.sh installs it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Served]:
+    """`grpo ui` on an empty folder of runs."""
+    with served(tmp_path / "runs") as site:
+        yield site
+
+
+@pytest.fixture
+def page(browser: Any, site: Served) -> Iterator[Any]:
+    """The page, opened; fails the test if a script on it failed or was refused."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.goto(site.address)
+    yield page
+    context.close()
+    assert [text for text in problems if text not in site.expected_problems] == []

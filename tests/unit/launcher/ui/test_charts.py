@@ -1,0 +1,19 @@
+"""Which charts a run has."""
+
+from __future__ import annotations
+
+from areal_launcher.ui.charts import TIME_PER_STAGE, charts_of
+
+
+def test_charts_show_only_statistics_that_the_run_has() -> None:
+    [reward] = charts_of(["task_reward", "something_else"])
+    assert (reward.title, reward.statistics) == ("Reward", ("task_reward",))
+
+
+def test_the_stages_of_a_step_are_one_chart() -> None:
+    [stages] = charts_of(["timeperf/train", "timeperf/rollout"])
+    assert (stages.title, stages.statistics) == (TIME_PER_STAGE, ("timeperf/rollout", "timeperf/train"))
+
+
+def test_a_run_without_statistics_has_no_charts() -> None:
+    assert charts_of([]) == []

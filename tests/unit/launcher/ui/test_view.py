@@ -1,0 +1,117 @@
+"""What the page shows of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from areal_api import names
+from areal_launcher import run_files
+from areal_launcher.core.journal import journal_file
+from areal_launcher.run_files import RunLock
+from areal_launcher.ui import view
+from areal_launcher.ui.catalog import Catalog
+from areal_launcher.ui.table import StatsTable
+from support.ui_runs import make_run
+
+
+def overview(run: Path) -> dict[str, Any]:
+    [entry] = Catalog([run]).scan()
+    table = StatsTable(run)
+    while table.poll():
+        pass
+    return view.overview(entry, table)
+
+
+@pytest.mark.parametrize(
+    ("summary", "state", "reason"),
+    [
+        ({"outcome": "succeeded"}, "succeeded", ""),
+        ({"outcome": "failed", "error": "out of memory"}, "failed", "out of memory"),
+        ({"outcome": 7}, "finished", ""),
+    ],
+)
+def test_the_state_is_the_outcome_in_the_summary(
+    tmp_path: Path, summary: dict[str, Any], state: str, reason: str
+) -> None:
+    assert view.state_of(make_run(tmp_path, "r", summary=summary)) == view.State(state, reason)
+
+
+def test_a_run_with_a_launcher_is_running(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", summary={"outcome": "stopped"})
+    lock = RunLock(run)
+    assert view.state_of(run).name == "running"
+    lock.release()
+    assert view.state_of(run).name == "stopped"
+
+
+def test_a_run_without_launcher_and_summary_was_interrupted(tmp_path: Path) -> None:
+    assert view.state_of(make_run(tmp_path, "r")).name == "interrupted"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '"text"'])
+def test_a_damaged_summary_is_a_state_with_a_reason(tmp_path: Path, content: str) -> None:
+    run = make_run(tmp_path, "r")
+    names.summary_file(run).write_text(content)
+    assert view.state_of(run).name == "damaged"
+    assert "summary.json" in view.state_of(run).reason
+
+
+def test_a_row_has_the_newest_step_without_reading_the_whole_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", steps=2000)
+    with names.stats_file(run).open("a") as file:
+        file.write('{"step": 2001, "ti')
+    [entry] = Catalog([tmp_path]).scan()
+    row = view.row(entry)
+    assert (row["step"], row["reward"], row["total"]) == (2000, 1.0, 2000)
+
+
+def test_an_empty_run_has_a_row_and_an_overview(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", steps=1)
+    names.stats_file(run).unlink()
+    [entry] = Catalog([tmp_path]).scan()
+    assert view.row(entry)["step"] is None
+    assert (overview(run)["step"], overview(run)["charts"]) == (0, [])
+
+
+def test_warnings_and_rollbacks_are_events_at_their_first_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", steps=2, **{"health/drift": 1.0})
+    texts = {event["step"]: event["text"] for event in overview(run)["events"]}
+    assert texts == {1: "the KL from the policy that generated the samples is high"}
+
+
+def test_what_the_launcher_reported_is_an_event_at_its_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    entries = [{"message": "server-0 was restarted", "step": 2}, {"phase": "training", "step": 2}, {"message": 5}]
+    journal_file(run).write_text("".join(json.dumps(entry) + "\n" for entry in entries) + "{damaged")
+    assert overview(run)["events"] == [{"step": 2, "kind": "launcher", "text": "server-0 was restarted"}]
+
+
+def test_texts_are_shortened(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", summary={"outcome": "failed", "error": "x" * 100_000})
+    assert len(overview(run)["reason"]) < 1000
+
+
+def test_damaged_lines_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    with names.stats_file(run).open("a") as file:
+        file.write("garbage\n")
+    assert overview(run)["problems"] == ["1 damaged lines of stats.jsonl are ignored"]
+
+
+def test_the_experiment_is_shown_before_the_configuration(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r")
+    assert view.configuration(run) == "experiment_name: r\n"
+    run_files.experiment_file(run).write_text("kind: GRPOExperiment\n")
+    assert view.configuration(run) == "kind: GRPOExperiment\n"
+
+
+def test_tables_of_runs_that_nobody_looks_at_are_dropped(tmp_path: Path) -> None:
+    tables = view.Tables()
+    first = tables.of(tmp_path / "first")
+    for number in range(view.MAX_TABLES):
+        tables.of(tmp_path / str(number))
+    assert tables.of(tmp_path / "first") is not first
