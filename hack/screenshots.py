@@ -1,4 +1,4 @@
-"""Takes the pictures of the page of runs in docs/images: ``python -m hack.screenshots RUNS``, RUNS with a finished run."""
+"""Takes the picture of the page of runs in docs/images from a finished run: ``python -m hack.screenshots RUNS``."""
 
 from __future__ import annotations
 

@@ -33,6 +33,9 @@ def test_the_list_finds_new_runs_by_itself(page: Any, site: Served) -> None:
     row = page.get_by_role("row").filter(has_text="tiny/first")
     row.wait_for()
     assert "succeeded" in row.inner_text()
+    row.get_by_role("link").click()
+    page.locator(".chart canvas").first.wait_for()
+    assert not {"null", "undefined", "NaN"} & set(page.locator("main").inner_text().split())
 
 
 def test_a_run_that_trains_is_shown_live(page: Any, site: Served) -> None:

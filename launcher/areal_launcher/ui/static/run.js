@@ -70,13 +70,14 @@ export class RunView {
     const run = this.run;
     const steps = `${run.step}${run.total ? ` / ${run.total}` : ""}`;
     const figures = [["step", steps], ...run.figures.map(({ label, value }) => [label, shortNumber(value)])];
-    this.head.replaceChildren(
+    this.head.replaceChildren(...[
       element("p", {}, stateLabel(run), run.loading ? element("span", { class: "faint" }, " reading statistics…") : null),
       run.reason ? problem(run.reason) : null,
       ...run.problems.map(problem),
       element("dl", { class: "figures" },
         figures.map(([label, text]) => element("div", {}, element("dt", {}, label), element("dd", {}, text)))),
-      run.step === 0 && !run.loading ? element("p", { class: "faint" }, "No step has finished yet.") : "");
+      run.step === 0 && !run.loading ? element("p", { class: "faint" }, "No step has finished yet.") : null,
+    ].filter((part) => part !== null));
   }
 
   drawLists() {
