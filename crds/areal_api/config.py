@@ -79,6 +79,12 @@ class AgentConfig(Section):
         description="What to do with a request's parameters that would sample from another distribution than the one "
         "that is trained: answer with status 400, or sample as gconfig says.",
     )
+    constrained_decoding: Literal["refuse", "untrained"] = Field(
+        "refuse",
+        description="What to do with a request for a response format or a forced tool call. The servers answer it by "
+        "constrained decoding, which is not the distribution that is trained: answer with status 400, or leave its "
+        "completion out of training.",
+    )
 
 
 class RolloutConfig(Section):

@@ -8,14 +8,17 @@ from typing import Any
 
 import msgspec
 
-from areal_trainer.gateway.chat import MAX_MESSAGES, parses_tools, tools_of
+from areal_trainer.gateway.chat import MAX_MESSAGES, tools_of
 from areal_trainer.gateway.completer import Choice, Completed, Completer, Request
+from areal_trainer.gateway.constraints import anthropic_tool_choice, constraint_of, response_schema
 from areal_trainer.gateway.http import server_sent_event
 from areal_trainer.gateway.messages import Message, invalid, normalize
 from areal_trainer.gateway.sampling import boolean, check_sampling, integer, stop_texts
 from areal_trainer.gateway.sessions import Session
 
-_HONOURED = frozenset({"model", "messages", "system", "tools", "tool_choice", "max_tokens", "stop_sequences", "stream"})
+_HONOURED = frozenset(
+    {"model", "messages", "system", "tools", "tool_choice", "max_tokens", "stop_sequences", "stream"}
+) | {"output_config"}
 # They affect billing, placement or caching at Anthropic, and nothing here.
 _WITHOUT_EFFECT = frozenset(
     {"metadata", "service_tier", "cache_control", "inference_geo", "speed", "context_management"}
@@ -69,8 +72,19 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
     max_tokens = integer(body, "max_tokens", low=1, high=1 << 31)
     if max_tokens is None:
         raise invalid("max_tokens", "is missing")
+    conversation = conversation_of(body)
+    choice = anthropic_tool_choice(body.get("tool_choice"), ignore_unsupported=ignore_unsupported)
+    constraint = constraint_of(
+        _schema(body.get("output_config"), ignore_unsupported=ignore_unsupported),
+        choice,
+        conversation.tools,
+        field="output_config",
+        policy=completer.constraint_policy(session),
+    )
     request = replace(
-        conversation_of(body, ignore_unsupported=ignore_unsupported),
+        conversation,
+        constraint=constraint,
+        parse_tools=choice.kind != "none",
         id_prefix="msg",
         max_tokens=max_tokens,
         stop=stop_texts(body, "stop_sequences"),
@@ -78,7 +92,16 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
     return MessagesCall(request, stream=boolean(body, "stream"), model=str(body["model"]))
 
 
-def conversation_of(body: dict[str, Any], *, ignore_unsupported: bool) -> Request:
+def _schema(value: Any, *, ignore_unsupported: bool) -> dict[str, Any] | None:
+    """The schema in ``output_config.format``; its other keys are hints for Anthropic's models."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or (not ignore_unsupported and not value.keys() <= {"format"}):
+        raise invalid("output_config", f"is {value!r:.80}; only its format is supported")
+    return response_schema(value.get("format"), "output_config.format")
+
+
+def conversation_of(body: dict[str, Any]) -> Request:
     """System text, messages and tools of a request."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -90,7 +113,7 @@ def conversation_of(body: dict[str, Any], *, ignore_unsupported: bool) -> Reques
     for number, message in enumerate(messages):
         normalized += _messages(message, f"messages[{number}]")
     tools = tools_of({"tools": _tools(body.get("tools"))})
-    return Request(normalized, tools, _parses_tools(body.get("tool_choice"), ignore_unsupported=ignore_unsupported))
+    return Request(normalized, tools)
 
 
 def _messages(message: Any, field: str) -> list[Message]:
@@ -129,11 +152,6 @@ def _tools(tools: Any) -> list[Any]:
             function["description"] = tool["description"]
         converted.append({"type": "function", "function": function})
     return converted
-
-
-def _parses_tools(choice: Any, *, ignore_unsupported: bool) -> bool:
-    kind = choice.get("type") if isinstance(choice, dict) else choice
-    return parses_tools(kind, ignore_unsupported=ignore_unsupported)
 
 
 def _blocks(choice: Choice) -> list[dict[str, Any]]:

@@ -229,7 +229,7 @@ class Completions:
         session = self._sessions.by_key(key_of(request))
         body = await json_object(request)
         check_model(body, self._model)
-        call = parse(body, session, self._completer, ignore_unsupported=self._ignores(session))
+        call = parse(body, session, self._completer, ignore_unsupported=self._completer.ignores_unsupported(session))
         work = self._completer.complete(session, call.request)
         if call.stream:
             return await stream(request, work, call.events, protocol=protocol_of(request.url.path))
@@ -240,11 +240,8 @@ class Completions:
         session = self._sessions.by_key(key_of(request))
         body = await json_object(request)
         check_model(body, self._model)
-        parsed = anthropic.conversation_of(body, ignore_unsupported=self._ignores(session))
+        parsed = anthropic.conversation_of(body)
         return json_response({"input_tokens": self._completer.count_tokens(session, parsed)})
-
-    def _ignores(self, session: Session) -> bool:
-        return self._config.unsupported_sampling == "ignore" or session.evaluation
 
 
 def check_model(body: dict[str, Any], model: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
-from areal_trainer.servers.generation import StopReason
+from areal_trainer.servers.generation import StopReason, TokenLogprob
 
 HEADER = struct.Struct("<I")
 MAX_FRAME_BYTES = 1 << 30
@@ -24,6 +24,20 @@ class Generate(msgspec.Struct, tag="generate"):
     stop: list[str]
     evaluation: bool  # sample by eval_gconfig
     session: str
+    json_schema: str | None = None
+    top_logprobs: int = 0
+
+
+class Options(TypedDict):
+    """The fields of ``Generate`` but for number and prompt."""
+
+    n: int
+    max_new_tokens: int
+    stop: list[str]
+    evaluation: bool
+    session: str
+    json_schema: str | None
+    top_logprobs: int
 
 
 class Parse(msgspec.Struct, tag="parse"):
@@ -53,6 +67,7 @@ class Sample(msgspec.Struct):
     logprobs: list[float]
     versions: list[int]
     stop_reason: StopReason
+    top_logprobs: list[list[TokenLogprob]] = []  # of each token; empty unless requested
 
 
 class Result(msgspec.Struct):

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from areal_trainer.gateway.channel import Sample
 from areal_trainer.gateway.completer import MAX_CHOICES, Choice, Completed, Completer, Request
-from areal_trainer.gateway.errors import GatewayError
+from areal_trainer.gateway.constraints import constraint_of, openai_tool_choice, response_schema
 from areal_trainer.gateway.http import server_sent_event
 from areal_trainer.gateway.messages import invalid, normalize
 from areal_trainer.gateway.sampling import boolean, check_sampling, integer, stop_texts
@@ -17,9 +16,10 @@ from areal_trainer.gateway.sessions import Session
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
+MAX_TOP_LOGPROBS = 20
 _HONOURED = frozenset(
     ("model", "messages", "tools", "tool_choice", "n", "max_tokens", "max_completion_tokens", "stop", "logprobs")
-) | {"stream", "stream_options"}
+) | {"stream", "stream_options", "top_logprobs", "response_format", "parallel_tool_calls"}
 # They affect billing, storage or caching at OpenAI, and nothing here.
 _WITHOUT_EFFECT = frozenset(
     ("user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier")
@@ -28,14 +28,14 @@ _WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True)
 class ChatCall:
-    """A request and how to answer it. ``token_texts`` gives the text of each token of a sample."""
+    """A request and how to answer it. ``token_texts`` gives the text of each token."""
 
     request: Request
     logprobs: bool
     stream: bool
     include_usage: bool
     model: str
-    token_texts: Callable[[Sample], list[str]]
+    token_texts: Callable[[list[int]], list[str]]
 
     def response(self, completed: Completed) -> dict[str, Any]:
         """The body of a response that is not streamed."""
@@ -81,10 +81,14 @@ class ChatCall:
     def _logprobs(self, choice: Choice) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
+        sample = choice.sample
         content = [
-            {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-            for text, logprob in zip(self.token_texts(choice.sample), choice.sample.logprobs, strict=True)
+            _token(text, logprob) | {"top_logprobs": []}
+            for text, logprob in zip(self.token_texts(sample.tokens), sample.logprobs, strict=True)
         ]
+        for entry, candidates in zip(content, sample.top_logprobs, strict=False):
+            texts = self.token_texts([candidate.token for candidate in candidates])
+            entry["top_logprobs"] = [_token(*pair) for pair in zip(texts, (c.logprob for c in candidates), strict=True)]
         return {"content": content, "refusal": None}
 
 
@@ -101,17 +105,31 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise invalid("stream_options", f"is {options!r:.80}, not an object")
+    tools = tools_of(body)
+    choice = openai_tool_choice(body, ignore_unsupported=ignore_unsupported)
+    logprobs = boolean(body, "logprobs")
+    top_logprobs = integer(body, "top_logprobs", low=0, high=MAX_TOP_LOGPROBS) or 0
+    if top_logprobs and not logprobs:
+        raise invalid("top_logprobs", f"is {top_logprobs} without logprobs; set logprobs to true")
     request = Request(
         [normalize(message, field=f"messages[{number}]") for number, message in enumerate(messages)],
-        tools=tools_of(body),
-        parse_tools=parses_tools(body.get("tool_choice"), ignore_unsupported=ignore_unsupported),
+        tools=tools,
+        parse_tools=choice.kind != "none",
         n=integer(body, "n", low=1, high=MAX_CHOICES) or 1,
         max_tokens=min((limit for limit in limits if limit is not None), default=None),
         stop=stop_texts(body, "stop"),
+        constraint=constraint_of(
+            response_schema(body.get("response_format"), "response_format"),
+            choice,
+            tools,
+            field="response_format",
+            policy=completer.constraint_policy(session),
+        ),
+        top_logprobs=top_logprobs,
     )
     return ChatCall(
         request,
-        logprobs=boolean(body, "logprobs"),
+        logprobs=logprobs,
         stream=boolean(body, "stream"),
         include_usage=boolean(options, "include_usage"),
         model=str(body["model"]),
@@ -133,19 +151,8 @@ def tools_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     return tools
 
 
-def parses_tools(choice: Any, *, ignore_unsupported: bool) -> bool:
-    """Whether tool calls are looked for; raises ``GatewayError`` for a choice that forces a call."""
-    if choice in (None, "auto") or choice == "none":
-        return choice != "none"
-    if ignore_unsupported:
-        return True
-    raise GatewayError(
-        400,
-        f"tool_choice is {choice!r:.80}, which forces a call, so tokens would not come from the trained distribution; "
-        "use 'auto' or 'none', or set rollout.agent.unsupported_sampling=ignore",
-        field="tool_choice",
-        code="unsupported_value",
-    )
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
 def _message(choice: Choice) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import msgspec
 
 from areal_api.config import AgentConfig
 from areal_api.generation import GenerationHyperparameters
-from areal_trainer.gateway.channel import Sample
+from areal_trainer.gateway.channel import Options, Sample
+from areal_trainer.gateway.constraints import Constraint, Policy, forced_calls
 from areal_trainer.gateway.errors import GatewayError
 from areal_trainer.gateway.messages import Message, parse_arguments
 from areal_trainer.gateway.sessions import Session, Sessions
@@ -22,10 +23,8 @@ MAX_CHOICES = 64
 class Engine(Protocol):
     """What generates: the trainer, on the other side of the channel."""
 
-    async def generate(
-        self, input_ids: list[int], *, n: int, max_new_tokens: int, stop: list[str], evaluation: bool, session: str
-    ) -> list[Sample]:
-        """``n`` completions of a prompt. Raises ``GatewayError``."""
+    async def generate(self, input_ids: list[int], **options: Unpack[Options]) -> list[Sample]:
+        """Completions of a prompt. Raises ``GatewayError``."""
         ...
 
     async def parse(self, path: str, body: dict[str, Any]) -> Any:
@@ -52,6 +51,13 @@ class Request:
     max_tokens: int | None = None
     id_prefix: str = "chatcmpl"
     stop: list[str] = field(default_factory=list)
+    constraint: Constraint | None = None
+    top_logprobs: int = 0
+
+    @property
+    def looks_for_calls(self) -> bool:
+        """Whether the parser of tool calls reads the answer."""
+        return bool(self.tools) and self.parse_tools and self.constraint is None
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,16 @@ class Completer:
         """How the session's completions are sampled."""
         return self._gconfigs[session.evaluation]
 
+    def constraint_policy(self, session: Session) -> Policy:
+        """What to do with requests for constrained decoding."""
+        if self._config.constrained_decoding == "untrained":
+            return "untrained"
+        return "ignore" if self.ignores_unsupported(session) else "refuse"
+
+    def ignores_unsupported(self, session: Session) -> bool:
+        """Whether sampling parameters that cannot be honoured are ignored."""
+        return self._config.unsupported_sampling == "ignore" or session.evaluation
+
     def count_tokens(self, session: Session, request: Request) -> int:
         """Number of tokens of the prompt for ``request``. Raises ``GatewayError``."""
         try:
@@ -147,7 +163,7 @@ class Completer:
         If the caller is cancelled, for example because the agent hung up, nothing is recorded.
         """
         gconfig = self.gconfig(session)
-        if request.tools and request.parse_tools and self._config.tool_call_parser is None:
+        if request.looks_for_calls and self._config.tool_call_parser is None:
             raise GatewayError(
                 400, "tools need a parser for the model's tool calls; set rollout.agent.tool_call_parser", field="tools"
             )
@@ -171,6 +187,8 @@ class Completer:
                 stop=request.stop,
                 evaluation=session.evaluation,
                 session=session.id,
+                json_schema=None if request.constraint is None else request.constraint.schema,
+                top_logprobs=request.top_logprobs,
             )
             choices = list(await asyncio.gather(*(self._choice(sample, request, gconfig) for sample in samples)))
         except ValueError as error:  # the chat template rejects the messages
@@ -180,12 +198,17 @@ class Completer:
         if session.state != "open":
             raise GatewayError(401, f"session {session.id} ended during the call")
         completion_id = f"{request.id_prefix}-{uuid.uuid4().hex}"
-        session.tree.add(prompt, completion_id, [(c.sample, self._raw(c.sample, gconfig), c.message) for c in choices])
+        session.tree.add(
+            prompt,
+            completion_id,
+            [(c.sample, self._raw(c.sample, gconfig), c.message) for c in choices],
+            trained=request.constraint is None or session.evaluation,
+        )
         return Completed(completion_id, len(prompt.input_ids), choices)
 
-    def token_texts(self, sample: Sample) -> list[str]:
+    def token_texts(self, tokens: list[int]) -> list[str]:
         """The text of each token."""
-        return self._codec.decode([[token] for token in sample.tokens], skip_special_tokens=False)
+        return self._codec.decode([[token] for token in tokens], skip_special_tokens=False)
 
     def _raw(self, sample: Sample, gconfig: GenerationHyperparameters) -> str:
         """The whole text with special tokens, but without the stop token."""
@@ -195,29 +218,36 @@ class Completer:
         return self._codec.decode([tokens], skip_special_tokens=False)[0]
 
     async def _choice(self, sample: Sample, request: Request, gconfig: GenerationHyperparameters) -> Choice:
-        parses = bool(request.tools and request.parse_tools)
-        if parses or self._config.reasoning_parser is not None or not gconfig.skip_special_tokens:
+        reasons = self._config.reasoning_parser is not None and request.constraint is None
+        if request.looks_for_calls or reasons or not gconfig.skip_special_tokens:
             text = self._raw(sample, gconfig)  # tool calls and reasoning may be delimited by special tokens
         else:
             text = self._codec.decode([sample.tokens], skip_special_tokens=True)[0]
         stop_text = None
         if sample.stop_reason == "stop":
             text, stop_text = _before_stop(text, [*request.stop, *(gconfig.stop or ())])
-        reasoning, calls = "", []
-        if self._config.reasoning_parser is not None:
-            parsed = await self._engine.parse(
-                "/separate_reasoning", {"text": text, "reasoning_parser": self._config.reasoning_parser}
-            )
-            reasoning, text = parsed.get("reasoning_text") or "", parsed.get("text") or ""
-        if parses:
-            body: dict[str, Any] = {
-                "text": text,
-                "tools": request.tools,
-                "tool_call_parser": self._config.tool_call_parser,
-            }
-            parsed = await self._engine.parse("/parse_function_call", body)
-            text, calls = parsed.get("normal_text") or "", [_tool_call(call) for call in parsed.get("calls") or ()]
+        reasoning = ""
+        calls: list[ToolCall] = []
+        if reasons:
+            reasoning, text = await self._reasoning(text)
+        if request.looks_for_calls:
+            text, calls = await self._calls(text, request)
+        elif request.constraint is not None and request.constraint.calls:
+            calls = [_tool_call({"name": name, "parameters": arguments}) for name, arguments in forced_calls(text)]
+            text = "" if calls else text
         return Choice(sample, text, reasoning, calls, stop_text)
+
+    async def _reasoning(self, text: str) -> tuple[str, str]:
+        """The reasoning in a text, and the rest."""
+        body = {"text": text, "reasoning_parser": self._config.reasoning_parser}
+        parsed = await self._engine.parse("/separate_reasoning", body)
+        return parsed.get("reasoning_text") or "", parsed.get("text") or ""
+
+    async def _calls(self, text: str, request: Request) -> tuple[str, list[ToolCall]]:
+        """The text without tool calls, and the calls."""
+        body = {"text": text, "tools": request.tools, "tool_call_parser": self._config.tool_call_parser}
+        parsed = await self._engine.parse("/parse_function_call", body)
+        return parsed.get("normal_text") or "", [_tool_call(call) for call in parsed.get("calls") or ()]
 
 
 def _before_stop(text: str, stops: list[str]) -> tuple[str, str | None]:

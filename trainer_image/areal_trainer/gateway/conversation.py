@@ -37,6 +37,7 @@ class Interaction:
     sample: Sample
     prompt: str  # text of the new messages
     text: str
+    trained: bool  # False: its log-probs are not those of the policy
     reward: float | None = None  # as it was set
     value: float = 0.0  # the reward with the discounted rewards of later completions
 
@@ -118,10 +119,18 @@ class ConversationTree:
 
     # Answers
 
-    def add(self, prompt: Prompt, completion_id: str, samples: Iterable[tuple[Sample, str, Message]]) -> None:
+    def add(
+        self,
+        prompt: Prompt,
+        completion_id: str,
+        samples: Iterable[tuple[Sample, str, Message]],
+        *,
+        trained: bool = True,
+    ) -> None:
         """Record the answers to a call: of each, the sample, its text, and the message as the agent receives it.
 
-        Answer 0 has ``completion_id`` as its ID, answer k ``<completion_id>-k``.
+        Answer 0 has ``completion_id`` as its ID, answer k ``<completion_id>-k``. Answers that are not ``trained`` are
+        only the context of later ones.
         """
         answers = []
         for index, (sample, text, message) in enumerate(samples):
@@ -133,6 +142,7 @@ class ConversationTree:
                 sample,
                 prompt.text,
                 text,
+                trained,
             )
             history = prompt.digest.copy()
             history.update(canonical(message))
@@ -166,7 +176,7 @@ class ConversationTree:
         A completion's value is its reward plus ``turn_discount`` times the value of the next call's completion (the
         mean over its choices), in the order in which calls ended. ``individual`` trains each completion with its value.
         ``concat`` trains a whole branch with the value of its last completion plus the rewards set on earlier ones;
-        completions that several branches share are trained once.
+        completions that several branches share are trained once. Sequences without a trained completion are left out.
         """
         later = 0.0
         for _, group in itertools.groupby(reversed(self.interactions), key=lambda one: one.call):
@@ -175,7 +185,7 @@ class ConversationTree:
                 interaction.value = (interaction.reward or 0.0) + turn_discount * later
             later = sum(interaction.value for interaction in choices) / len(choices)
         if style == "individual":
-            return [_export([one], {one}, one.value) for one in self.interactions]
+            return [_export([one], {one}, one.value) for one in self.interactions if one.trained]
         inner = {one.parent for one in self.interactions}
         trained: set[Interaction] = set()
         exports = []
@@ -184,7 +194,9 @@ class ConversationTree:
                 continue
             path = _path(leaf)
             reward = leaf.value + sum(one.reward or 0.0 for one in path[:-1])
-            exports.append(_export(path, set(path) - trained, reward))
+            new = {one for one in path if one.trained} - trained
+            if new:
+                exports.append(_export(path, new, reward))
             trained.update(path)
         return exports
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-from typing import Any
+from typing import Any, Unpack
 
-from areal_trainer.gateway.channel import RESULT, Call, Cancel, Generate, Parse, Result, Sample, frame, read_frame
+from areal_trainer.gateway.channel import (
+    RESULT,
+    Call,
+    Cancel,
+    Generate,
+    Options,
+    Parse,
+    Result,
+    Sample,
+    frame,
+    read_frame,
+)
 from areal_trainer.gateway.errors import GatewayError
 
 
@@ -41,12 +52,9 @@ class EngineClient:
         """Send a message without an answer."""
         self._writer.write(frame(message))
 
-    async def generate(
-        self, input_ids: list[int], *, n: int, max_new_tokens: int, stop: list[str], evaluation: bool, session: str
-    ) -> list[Sample]:
-        """``n`` completions of a prompt."""
-        number = next(self._numbers)
-        return (await self._call(Generate(number, input_ids, n, max_new_tokens, stop, evaluation, session))).samples
+    async def generate(self, input_ids: list[int], **options: Unpack[Options]) -> list[Sample]:
+        """Completions of a prompt."""
+        return (await self._call(Generate(next(self._numbers), input_ids, **options))).samples
 
     async def parse(self, path: str, body: dict[str, Any]) -> Any:
         """The answer of a server's parser."""

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from areal_trainer.gateway.chat import MAX_MESSAGES, parses_tools, tools_of
+from areal_trainer.gateway.chat import MAX_MESSAGES, tools_of
 from areal_trainer.gateway.completer import Choice, Completed, Completer, Request
+from areal_trainer.gateway.constraints import constraint_of, openai_tool_choice, response_schema
 from areal_trainer.gateway.errors import GatewayError
 from areal_trainer.gateway.http import server_sent_event
 from areal_trainer.gateway.messages import Message, invalid, normalize
@@ -19,6 +20,7 @@ from areal_trainer.gateway.sessions import Session
 
 _HONOURED = frozenset(
     {"model", "input", "instructions", "previous_response_id", "tools", "tool_choice", "max_output_tokens", "stream"}
+    | {"text", "parallel_tool_calls"}
 )
 # They affect billing, storage or caching at OpenAI, and nothing here.
 _WITHOUT_EFFECT = frozenset(
@@ -29,7 +31,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "include": ([],),
     "truncation": ("disabled",),
     "background": (False,),
-    "text": ({}, {"format": {"type": "text"}}),
     "reasoning": ({},),
 }
 
@@ -106,22 +107,38 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
     messages = _instructions(body.get("instructions")) + _earlier(body, session) + _input(body.get("input"))
     if len(messages) > MAX_MESSAGES:
         raise invalid("input", f"has {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
-    choice = body.get("tool_choice")
+    tools = tools_of({"tools": _tools(body.get("tools"))})
+    choice = openai_tool_choice(body, ignore_unsupported=ignore_unsupported)
     request = Request(
         messages,
-        tools=tools_of({"tools": _tools(body.get("tools"))}),
-        parse_tools=parses_tools(choice, ignore_unsupported=ignore_unsupported),
+        tools=tools,
+        parse_tools=choice.kind != "none",
         max_tokens=integer(body, "max_output_tokens", low=1, high=1 << 31),
         id_prefix="resp",
+        constraint=constraint_of(
+            response_schema(_format(body.get("text")), "text.format"),
+            choice,
+            tools,
+            field="text.format",
+            policy=completer.constraint_policy(session),
+        ),
     )
     settings = {
         "instructions": body.get("instructions"),
         "previous_response_id": body.get("previous_response_id"),
         "tools": body.get("tools") or [],
-        "tool_choice": choice or "auto",
-        "parallel_tool_calls": True,
+        "tool_choice": body.get("tool_choice") or "auto",
+        "parallel_tool_calls": choice.parallel,
     }
     return ResponsesCall(request, boolean(body, "stream"), str(body["model"]), settings, session)
+
+
+def _format(text: Any) -> Any:
+    if text is None:
+        return None
+    if not isinstance(text, dict) or not text.keys() <= {"format"}:
+        raise invalid("text", f"is {text!r:.80}; only text.format is supported")
+    return text.get("format")
 
 
 def _instructions(text: Any) -> list[Message]:

@@ -27,10 +27,7 @@ def check_sampling(body: dict[str, Any], gconfig: GenerationHyperparameters, *, 
         "repetition_penalty": (1,),
         "logit_bias": ({},),
         "min_tokens": (0,),
-        "top_logprobs": (0,),
-        "parallel_tool_calls": (True,),
         "modalities": (["text"],),
-        "response_format": ({"type": "text"},),
     }
     for name, value in body.items():
         if value is None or name in known:

@@ -170,10 +170,22 @@ class GatewayProcess:
         changes["min_new_tokens"] = min(gconfig.min_new_tokens, changes["max_new_tokens"])
         if call.stop:
             changes["stop"] = [*(gconfig.stop or ()), *call.stop]
-        request = ModelRequest(call.input_ids, gconfig.model_copy(update=changes), conversation=call.session)
+        request = ModelRequest(
+            call.input_ids,
+            gconfig.model_copy(update=changes),
+            conversation=call.session,
+            json_schema=call.json_schema,
+            top_logprobs=call.top_logprobs,
+        )
         responses = await self._engine.agenerate_n(request, call.n)
         return [
-            Sample(response.output_tokens, response.output_logprobs, response.output_versions, response.stop_reason)
+            Sample(
+                response.output_tokens,
+                response.output_logprobs,
+                response.output_versions,
+                response.stop_reason,
+                response.top_logprobs,
+            )
             for response in responses
         ]
 

@@ -22,6 +22,15 @@ class ModelRequest:
     gconfig: GenerationHyperparameters = field(default_factory=GenerationHyperparameters)
     rid: str | None = None
     conversation: str | None = None  # requests of one conversation stay on a server, for its prefix cache
+    json_schema: str | None = None  # a grammar for the completion, whose log-probs then are not those of the policy
+    top_logprobs: int = 0  # number of most likely tokens to report for each token
+
+
+class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
+    """[logprob, token id, …]. There are millions of these, so the garbage collector does not track them (gc=False)."""
+
+    logprob: float
+    token: int
 
 
 class ModelResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -33,6 +42,7 @@ class ModelResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
     output_versions: list[int]  # weight version that generated each output token
     stop_reason: StopReason
     latency_s: float
+    top_logprobs: list[list[TokenLogprob]] = []  # of each output token; empty unless requested
 
     @property
     def input_len(self) -> int:
@@ -43,13 +53,6 @@ class ModelResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
     def output_len(self) -> int:
         """Tokens of the completion."""
         return len(self.output_tokens)
-
-
-class TokenLogprob(msgspec.Struct, array_like=True, gc=False):
-    """[logprob, token id, …]. There are millions of these, so the garbage collector does not track them (gc=False)."""
-
-    logprob: float
-    token: int
 
 
 class FinishReason(msgspec.Struct):
@@ -75,6 +78,7 @@ class MetaInfo(msgspec.Struct):
     weight_version: str = ""
     weight_versions: list[Span] | None = None
     output_token_logprobs: list[TokenLogprob] | None = None
+    output_top_logprobs: list[list[TokenLogprob] | None] | None = None
 
 
 class Completion(msgspec.Struct):
@@ -98,6 +102,7 @@ class PartialCompletion(msgspec.Struct, gc=False):
     logprobs: list[float]
     versions: list[int]
     stop_reason: StopReason | None
+    top_logprobs: list[list[TokenLogprob]] = []
 
     @classmethod
     def from_server(cls, completion: Completion, *, oldest: int, newest: int, limit: int) -> PartialCompletion:
@@ -113,6 +118,7 @@ class PartialCompletion(msgspec.Struct, gc=False):
             logprobs=[entry.logprob for entry in entries],
             versions=_versions(meta, len(entries), oldest=oldest, newest=newest),
             stop_reason=reason if reason != "abort" else "length" if len(entries) >= limit else None,
+            top_logprobs=[top or [] for top in meta.output_top_logprobs or ()],
         )
 
     def append(self, part: PartialCompletion) -> None:
@@ -120,12 +126,26 @@ class PartialCompletion(msgspec.Struct, gc=False):
         self.tokens += part.tokens
         self.logprobs += part.logprobs
         self.versions += part.versions
+        self.top_logprobs += part.top_logprobs
         self.stop_reason = part.stop_reason
+
+    def clear(self) -> None:
+        """Discard the tokens."""
+        for values in (self.tokens, self.logprobs, self.versions, self.top_logprobs):
+            values.clear()
 
     def response(self, input_tokens: list[int], latency_s: float) -> ModelResponse:
         """The finished completion."""
         assert self.stop_reason is not None, "the completion is not finished"
-        return ModelResponse(input_tokens, self.tokens, self.logprobs, self.versions, self.stop_reason, latency_s)
+        return ModelResponse(
+            input_tokens,
+            self.tokens,
+            self.logprobs,
+            self.versions,
+            self.stop_reason,
+            latency_s,
+            self.top_logprobs,
+        )
 
 
 @functools.lru_cache(maxsize=64)

@@ -91,15 +91,18 @@ class Sampler:
         return cached / prompt if prompt else None
 
     async def _continue(self, request: ModelRequest, completion: PartialCompletion) -> None:
-        """Finish an aborted completion from the tokens it has."""
+        """Finish an aborted completion from the tokens it has; a grammar can only start at the beginning."""
         without_progress = 0
         while completion.stop_reason is None:
+            if request.json_schema is not None:
+                completion.clear()
             [part] = await self._request(request, completion.tokens, 1)
             completion.append(part)
-            without_progress = 0 if part.tokens else without_progress + 1
+            progress = part.tokens and request.json_schema is None
+            without_progress = 0 if progress else without_progress + 1
             if completion.stop_reason is None and without_progress >= self._retries:
                 raise GenerationError(
-                    f"{_describe(request)} was aborted {without_progress} times in a row before it got a token; "
+                    f"{_describe(request)} was aborted {without_progress} times in a row without progress; "
                     "something aborts the servers' requests"
                 )
             if without_progress and completion.stop_reason is None:
@@ -113,6 +116,10 @@ class Sampler:
             "sampling_params": params,
             "return_logprob": True,
         }
+        if request.json_schema is not None:
+            params["json_schema"] = request.json_schema
+        if request.top_logprobs:
+            body["top_logprobs_num"] = request.top_logprobs
         tried: set[Server] = set()
         last: Exception | None = None
         for attempt in range(self._retries):
