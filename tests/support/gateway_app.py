@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,9 @@ from areal_trainer.gateway.channel import Sample
 from areal_trainer.gateway.completer import Completer
 from areal_trainer.gateway.conversation import ConversationTree
 from areal_trainer.gateway.errors import GatewayError
+from areal_trainer.gateway.server import listen, make_server
 from areal_trainer.gateway.sessions import Sessions
+from areal_trainer.servers.generation import TokenLogprob
 from support.chat_tokenizer import END, PAD, ChatTokenizer
 
 ADMIN_KEY = "sk-admin-key-of-the-tests"
@@ -49,13 +52,21 @@ class SpeakingEngine:
             await self.hold.wait()
         if self.error is not None:
             raise self.error
-        return [self._sample() for _ in range(options["n"])]
+        return [self._sample(options.get("top_logprobs", 0)) for _ in range(options["n"])]
 
-    def _sample(self) -> Sample:
+    def _sample(self, top: int) -> Sample:
         text = self.answers.pop(0)
         tokens = TOKENIZER.encode(text) + [END] * (self.stop_reason == "stop")
         version = len(self.calls)
-        return Sample(tokens, [-float(version)] * len(tokens), [version] * len(tokens), self.stop_reason)  # type: ignore[arg-type]
+        ranks = range(top)
+        candidates = [[TokenLogprob(-float(rank), token + rank) for rank in ranks] for token in tokens] if top else []
+        return Sample(
+            tokens,
+            [-float(version)] * len(tokens),
+            [version] * len(tokens),
+            self.stop_reason,  # type: ignore[arg-type]
+            candidates,
+        )
 
     async def parse(self, path: str, body: dict[str, Any]) -> Any:
         self.parses.append((path, body))
@@ -96,15 +107,14 @@ class Gateway:
         return await self.client.post("/v1/chat/completions", json=body, headers=headers)
 
 
-@asynccontextmanager
-async def gateway_of(
+def build(
     *answers: str,
     agent: dict[str, Any] | None = None,
     gconfig: dict[str, Any] | None = None,
     clock: Any = None,
     **engine: Any,
-) -> AsyncIterator[Gateway]:
-    """A gateway whose model answers ``answers``, one after the other."""
+) -> tuple[Any, SpeakingEngine, Sessions]:
+    """The application, its model, which answers ``answers`` one after the other, and its sessions."""
     speaking = SpeakingEngine(list(answers), **engine)
     config = AgentConfig(**(agent or {}))
     sampling = GenerationHyperparameters(stop_token_ids=[PAD, END], **{"max_tokens": 4096, **(gconfig or {})})
@@ -113,10 +123,55 @@ async def gateway_of(
         config, admin_key=ADMIN_KEY, new_tree=lambda: ConversationTree(render, TOKENIZER.encode), **more
     )
     completer = Completer(speaking, sessions, Codec(), config, gconfig=sampling, eval_gconfig=sampling.new(greedy=True))
-    app = make_app(sessions, completer, config, model="org/model")
+    return make_app(sessions, completer, config, model="org/model"), speaking, sessions
+
+
+@asynccontextmanager
+async def gateway_of(*answers: str, **settings: Any) -> AsyncIterator[Gateway]:
+    """A gateway in this process; arguments are those of ``build``."""
+    app, speaking, sessions = build(*answers, **settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield Gateway(client, speaking, sessions, app)
+
+
+@dataclass
+class Served:
+    """A gateway that listens on a socket."""
+
+    url: str
+    engine: SpeakingEngine
+    sessions: Sessions
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    def start(self, **body: Any) -> tuple[str, str]:
+        """A new session: its ID and key."""
+        opened = self.admin("/rl/start_session", {"task_id": "task", **body}).json()
+        return opened["session_id"], opened["api_key"]
+
+    def admin(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        return httpx.post(f"{self.url}{path}", json=body, headers=headers, timeout=60.0)
+
+
+@contextmanager
+def served(*answers: str, **settings: Any) -> Iterator[Served]:
+    """A gateway on a socket of this machine, in a thread; arguments are those of ``build``."""
+    app, speaking, sessions = build(*answers, **settings)
+    listener = listen("127.0.0.1", 0)
+    server = make_server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", speaking, sessions)
+    finally:
+        server.should_exit = True
+        thread.join(30.0)
+        assert not thread.is_alive()
 
 
 def text_of(trajectory: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ import socket
 import sys
 from functools import partial
 
-import uvicorn
 import uvloop
 
 from areal_api import logs
@@ -23,10 +22,9 @@ from areal_trainer.gateway.completer import Completer
 from areal_trainer.gateway.conversation import ConversationTree
 from areal_trainer.gateway.engine_client import EngineClient
 from areal_trainer.gateway.messages import Message
+from areal_trainer.gateway.server import listen, make_server
 from areal_trainer.gateway.sessions import Sessions
 from areal_trainer.gateway.settings import GatewaySettings
-
-CONNECTIONS_WAITING = 4096  # backlog of the listening socket
 
 
 async def run(channel: socket.socket) -> None:
@@ -47,22 +45,12 @@ async def run(channel: socket.socket) -> None:
     )
     app = make_app(sessions, completer, settings.agent, model=settings.model)
     listener = listen(settings.host, settings.port)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
-    )
+    server = make_server(app)
     engine.send(Listening(listener.getsockname()[1]))
     serving = asyncio.create_task(server.serve([listener]))
     await engine.serve()
     server.should_exit = True
     await serving
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=CONNECTIONS_WAITING)
-    listener.set_inheritable(False)
-    return listener
 
 
 def main(arguments: list[str]) -> None:

@@ -18,9 +18,10 @@ from starlette.exceptions import HTTPException
 
 from areal_api.config import AgentConfig
 from areal_trainer.gateway import anthropic, chat, responses
+from areal_trainer.gateway.admission import Admission
 from areal_trainer.gateway.completer import Completed, Completer
 from areal_trainer.gateway.completer import Request as ModelRequest
-from areal_trainer.gateway.errors import Dialect, GatewayError, error_body
+from areal_trainer.gateway.errors import GatewayError, error_body, protocol_of
 from areal_trainer.gateway.groups import Groups
 from areal_trainer.gateway.http import (
     json_object,
@@ -41,6 +42,7 @@ MAX_TASK_ID_LENGTH = 1024
 def make_app(sessions: Sessions, completer: Completer, config: AgentConfig, *, model: str) -> FastAPI:
     """The application. ``model``: the model's name; requests may also call it ``default``."""
     app = FastAPI(openapi_url=None)
+    app.add_middleware(Admission)
     app.add_exception_handler(GatewayError, _on_error(sessions))
     app.add_exception_handler(HTTPException, _on_error(sessions))
     app.add_exception_handler(Exception, _on_error(sessions))
@@ -48,11 +50,6 @@ def make_app(sessions: Sessions, completer: Completer, config: AgentConfig, *, m
     Models(sessions, model).add_routes(app)
     Completions(sessions, completer, config, model).add_routes(app)
     return app
-
-
-def protocol_of(path: str) -> Dialect:
-    """The protocol that a path belongs to."""
-    return "anthropic" if path.startswith(("/v1/messages", "/messages")) else "openai"
 
 
 def _on_error(sessions: Sessions) -> Any:

@@ -204,6 +204,7 @@ class Completer:
             [(c.sample, self._raw(c.sample, gconfig), c.message) for c in choices],
             trained=request.constraint is None or session.evaluation,
         )
+        self._sessions.account(session)
         return Completed(completion_id, len(prompt.input_ids), choices)
 
     def token_texts(self, tokens: list[int]) -> list[str]:

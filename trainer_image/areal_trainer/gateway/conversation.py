@@ -22,6 +22,8 @@ from areal_trainer.gateway.messages import Message, canonical, canonical_tools
 # Stands for an answer while a template renders what follows it.
 _MARK = f"answer-{uuid.uuid4().hex}"
 
+_TOKEN_BYTES = 100  # a token, its log-prob and its version as Python objects in lists
+
 Render = Callable[[list[Message], list[dict[str, Any]]], str]
 Encode = Callable[[str], list[int]]
 
@@ -33,7 +35,8 @@ class Interaction:
     id: str
     call: int  # number of the call; its choices share it
     parent: Interaction | None  # the answer that its prompt continues
-    prompt_ids: list[int]  # starts with the parent's prompt_ids and tokens
+    new_ids: list[int]  # of the prompt, after those of the parent
+    prompt_len: int
     sample: Sample
     prompt: str  # text of the new messages
     text: str
@@ -44,7 +47,12 @@ class Interaction:
     @property
     def end(self) -> int:
         """Number of tokens up to the end of the completion."""
-        return len(self.prompt_ids) + len(self.sample.tokens)
+        return self.prompt_len + len(self.sample.tokens)
+
+    @property
+    def input_ids(self) -> list[int]:
+        """All tokens up to the end of the completion."""
+        return [token for one in _path(self) for ids in (one.new_ids, one.sample.tokens) for token in ids]
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Prompt:
 
     parent: Interaction | None
     input_ids: list[int]
+    new_ids: list[int]  # after those of the parent
     text: str
     digest: Any  # hash of the tools and all messages
 
@@ -83,6 +92,7 @@ class ConversationTree:
     _by_id: dict[str, list[Interaction]] = field(default_factory=dict)
     _by_history: dict[bytes, Interaction] = field(default_factory=dict)
     _calls: int = 0
+    size_bytes: int = 0  # roughly, of what is held
 
     # Prompts
 
@@ -96,10 +106,11 @@ class ConversationTree:
                 found.append((position, interaction))
         for position, interaction in reversed(found):
             if (suffix := self._suffix(messages, position, tools)) is not None:
-                input_ids = interaction.prompt_ids + interaction.sample.tokens
-                return Prompt(interaction, input_ids + self._suffix_ids(suffix, interaction), suffix, digest)
+                new_ids = self._suffix_ids(suffix, interaction)
+                return Prompt(interaction, interaction.input_ids + new_ids, new_ids, suffix, digest)
         text = self.render(messages, tools)
-        return Prompt(None, self.encode(text), text, digest)
+        input_ids = self.encode(text)
+        return Prompt(None, input_ids, input_ids, text, digest)
 
     def _suffix(self, messages: list[Message], position: int, tools: list[dict[str, Any]]) -> str | None:
         """The text that the template writes after the answer at ``position``; None if it cannot be told."""
@@ -138,7 +149,8 @@ class ConversationTree:
                 f"{completion_id}-{index}" if index else completion_id,
                 self._calls,
                 prompt.parent,
-                prompt.input_ids,
+                prompt.new_ids,
+                len(prompt.input_ids),
                 sample,
                 prompt.text,
                 text,
@@ -149,6 +161,7 @@ class ConversationTree:
             self._by_history[history.digest()] = interaction
             self._by_id[interaction.id] = [interaction]
             answers.append(interaction)
+            self.size_bytes += _TOKEN_BYTES * (len(prompt.new_ids) + len(sample.tokens)) + len(prompt.text) + len(text)
         self._by_id[completion_id] = answers
         self.interactions += answers
         self._calls += 1
@@ -217,18 +230,18 @@ def _export(path: list[Interaction], trained: set[Interaction], reward: float) -
     versions = [-1] * last.end
     for interaction in path:
         if interaction in trained:
-            start, end = len(interaction.prompt_ids), interaction.end
+            start, end = interaction.prompt_len, interaction.end
             loss_mask[start:end] = [True] * (end - start)
             logprobs[start:end] = interaction.sample.logprobs
             versions[start:end] = interaction.sample.versions
     return Export(
         interaction_id=last.id,
-        input_ids=last.prompt_ids + last.sample.tokens,
+        input_ids=last.input_ids,
         loss_mask=loss_mask,
         logprobs=logprobs,
         versions=versions,
         reward=reward,
-        prompt_len=len(path[0].prompt_ids),
+        prompt_len=path[0].prompt_len,
         finish_reason=last.sample.stop_reason,
         prompt=path[0].prompt,
         completion=last.text,

@@ -29,6 +29,11 @@ class GatewayError(Exception):
         self.code = code
 
 
+def protocol_of(path: str) -> Dialect:
+    """The protocol that a path belongs to."""
+    return "anthropic" if path.startswith(("/v1/messages", "/messages")) else "openai"
+
+
 def error_body(error: GatewayError, protocol: Dialect) -> dict[str, Any]:
     """The body of the response, as the protocol's own SDK expects it."""
     if protocol == "anthropic":

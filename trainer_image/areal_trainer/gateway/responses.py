@@ -44,6 +44,8 @@ class ResponsesCall:
     model: str
     settings: dict[str, Any]  # fields of the request that stand in the response
     session: Session
+    previous: str | None
+    new_messages: list[Message]  # after those of the previous response
 
     def response(self, completed: Completed) -> dict[str, Any]:
         """The body of a response that is not streamed."""
@@ -96,7 +98,7 @@ class ResponsesCall:
         return head | {"error": None, "incomplete_details": None, "metadata": {}, **self.settings}
 
     def _remember(self, completed: Completed, choice: Choice) -> None:
-        self.session.responses[completed.id] = [*self.request.messages, choice.message]
+        self.session.histories.add(completed.id, self.previous, [*self.new_messages, choice.message])
 
 
 def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignore_unsupported: bool) -> ResponsesCall:
@@ -104,7 +106,10 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
     if not ignore_unsupported:
         changed = {name: value for name, value in body.items() if value not in _PLAIN.get(name, ())}
         check_sampling(changed, completer.gconfig(session), known=_HONOURED | _WITHOUT_EFFECT)
-    messages = _instructions(body.get("instructions")) + _earlier(body, session) + _input(body.get("input"))
+    previous = _previous(body, session)
+    earlier = [] if previous is None else session.histories.messages(previous)
+    instructions, new = _instructions(body.get("instructions")), _input(body.get("input"))
+    messages = instructions + earlier + new
     if len(messages) > MAX_MESSAGES:
         raise invalid("input", f"has {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
     tools = tools_of({"tools": _tools(body.get("tools"))})
@@ -130,7 +135,7 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
         "tool_choice": body.get("tool_choice") or "auto",
         "parallel_tool_calls": choice.parallel,
     }
-    return ResponsesCall(request, boolean(body, "stream"), str(body["model"]), settings, session)
+    return ResponsesCall(request, boolean(body, "stream"), str(body["model"]), settings, session, previous, new)
 
 
 def _format(text: Any) -> Any:
@@ -145,19 +150,16 @@ def _instructions(text: Any) -> list[Message]:
     return [normalize({"role": "system", "content": text}, field="instructions")] if text else []
 
 
-def _earlier(body: dict[str, Any], session: Session) -> list[Message]:
-    """The messages of the previous response, without its instructions, which do not carry over."""
+def _previous(body: dict[str, Any], session: Session) -> str | None:
+    """The ID of the response that the request continues, if any."""
     previous = body.get("previous_response_id")
-    if previous is None:
-        return []
-    messages = session.responses.get(previous) if isinstance(previous, str) else None
-    if messages is None:
+    if previous is not None and (not isinstance(previous, str) or previous not in session.histories):
         raise GatewayError(
             404,
             f"previous_response_id is {previous!r:.80}, which is no response of this session",
             field="previous_response_id",
         )
-    return messages[1:] if messages[0]["role"] == "system" else messages
+    return previous
 
 
 def _input(items: Any) -> list[Message]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from areal_api.config import AgentConfig
 from areal_trainer.gateway.conversation import ConversationTree
 from areal_trainer.gateway.errors import GatewayError
@@ -17,8 +19,35 @@ from areal_trainer.gateway.settings import new_key
 
 MAX_SESSIONS = 16384
 MAX_KEY_LENGTH = 256
+MAX_SESSION_BYTES = 256 << 20
+MAX_BYTES = 4 << 30  # of all sessions
 
 State = Literal["open", "ended"]
+
+
+class Histories:
+    """Messages up to each response, for ``previous_response_id``. A response that continues another adds to its."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, tuple[str | None, list[Message]]] = {}
+        self.size_bytes = 0
+
+    def add(self, response_id: str, previous: str | None, messages: list[Message]) -> None:
+        """Record the messages of a response after those of the ``previous`` one."""
+        self._nodes[response_id] = (previous, messages)
+        self.size_bytes += len(msgspec.json.encode(messages))
+
+    def __contains__(self, response_id: str) -> bool:
+        return response_id in self._nodes
+
+    def messages(self, response_id: str) -> list[Message]:
+        """All messages up to a response. Raises ``KeyError``."""
+        parts: list[list[Message]] = []
+        current: str | None = response_id
+        while current is not None:
+            current, messages = self._nodes[current]
+            parts.append(messages)
+        return [message for part in reversed(parts) for message in part]
 
 
 @dataclass(eq=False)
@@ -34,7 +63,13 @@ class Session:
     state: State = "open"
     calls: int = 0  # model calls that were admitted
     running: int = 0  # model calls in progress
-    responses: dict[str, list[Message]] = field(default_factory=dict)  # histories by ID, for previous_response_id
+    histories: Histories = field(default_factory=Histories)
+    accounted_bytes: int = 0  # in the sum over all sessions
+
+    @property
+    def size_bytes(self) -> int:
+        """What the session holds, roughly."""
+        return self.tree.size_bytes + self.histories.size_bytes
 
 
 @dataclass
@@ -68,6 +103,7 @@ class Sessions:
         self._by_id: dict[str, Session] = {}
         self._by_key: dict[str, Session] = {}
         self._numbers = itertools.count()
+        self._held_bytes = 0
         self.counters = Counters()
 
     def __len__(self) -> int:
@@ -83,6 +119,8 @@ class Sessions:
         self._expire()
         if len(self._by_id) >= MAX_SESSIONS:
             raise GatewayError(429, f"{MAX_SESSIONS} sessions are open or wait for export; end and export some first")
+        if self._held_bytes > MAX_BYTES:
+            raise GatewayError(429, f"the sessions hold {self._held_bytes} bytes; end and export some first")
         key = self._chosen_key(key) if key is not None else new_key()
         timeout_s = min(timeout_s or self._config.session_timeout_seconds, self._config.session_timeout_seconds)
         session = Session(
@@ -137,8 +175,16 @@ class Sessions:
                 f"session {session.id} has {session.running} model calls in progress, the most that "
                 "rollout.agent.max_concurrent_calls allows",
             )
+        if session.size_bytes > MAX_SESSION_BYTES:
+            raise GatewayError(429, f"session {session.id} holds {session.size_bytes} bytes; end it")
         session.calls += 1
         self.counters.calls += 1
+
+    def account(self, session: Session) -> None:
+        """Count what a session holds now."""
+        if self._by_id.get(session.id) is session:
+            self._held_bytes += session.size_bytes - session.accounted_bytes
+            session.accounted_bytes = session.size_bytes
 
     def end(self, session: Session) -> None:
         """Accept no more calls and rewards."""
@@ -148,7 +194,8 @@ class Sessions:
 
     def remove(self, session: Session) -> None:
         """Forget a session."""
-        self._by_id.pop(session.id, None)
+        if self._by_id.pop(session.id, None) is not None:
+            self._held_bytes -= session.accounted_bytes
         if self._by_key.get(session.key) is session:
             del self._by_key[session.key]
 
