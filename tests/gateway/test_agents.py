@@ -204,6 +204,23 @@ def test_online_training_takes_groups_of_sessions_from_outside(engine: RemoteSGL
 
         samples = asyncio.run(train_and_talk())
         assert [(sample.task_id, sample.reward) for sample in samples] == [("b", 0.75)] * 4
+
+        async def hand_out_a_row() -> list[Trajectory]:
+            row = {"id": 7, "outcome": "over HTTP"}
+            episode = asyncio.create_task(trainer.workflows.training.arun_episode(engine, row))
+            access = json.loads(names.gateway_file(names.run_dir(config)).read_text())
+            async with httpx.AsyncClient(base_url=access["url"], timeout=60.0) as client:
+                for _ in range(2):
+                    headers = {"Authorization": f"Bearer {access['admin_key']}"}
+                    task = (await client.post("/rl/next_task", json={}, headers=headers)).json()
+                    assert task["data"] == row
+                    key = task["api_key"]
+                    await outside.run(task["data"], base_url=access["url"], api_key=key, http_client=client)
+                    await client.post("/rl/end_session", headers={"Authorization": f"Bearer {key}"})
+            return await episode or []
+
+        samples = asyncio.run(hand_out_a_row())
+        assert [(sample.task_id.split("#")[0], sample.reward) for sample in samples] == [("7", 0.75)] * 4
     finally:
         trainer.workflows.close()
 

@@ -6,6 +6,7 @@ disagree on whether a base URL ends in ``/v1``, so every route of a protocol exi
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -37,6 +38,8 @@ from areal_trainer.gateway.sessions import MAX_SESSIONS, Session, Sessions
 logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "default"
 MAX_TASK_ID_LENGTH = 1024
+WAIT_S = 30.0  # for a task, unless the request says otherwise
+MAX_WAIT_S = 300.0
 
 
 def make_app(sessions: Sessions, completer: Completer, config: AgentConfig, *, model: str) -> FastAPI:
@@ -75,11 +78,13 @@ class Administration:
     def __init__(self, sessions: Sessions, config: AgentConfig) -> None:
         self._sessions = sessions
         self._config = config
-        self._groups = Groups(sessions.counters)
+        self._groups = Groups(sessions.counters, is_open=sessions.is_open)
+        self._numbers = itertools.count(1)  # of the trainer's requests
 
     def add_routes(self, app: FastAPI) -> None:
         """Register the routes."""
         app.post("/rl/next_group")(self.next_group)
+        app.post("/rl/next_task")(self.next_task)
         app.get("/health")(self.health)
         app.post("/rl/start_session")(self.start_session)
         app.post("/rl/set_reward")(self.set_reward)
@@ -144,16 +149,49 @@ class Administration:
     async def next_group(self, request: Request) -> Response:
         """Wait for ``size`` ended sessions of one task, and return and forget their samples; for the trainer.
 
-        Sessions with tokens older than weight version ``oldest_version`` are dropped.
+        Sessions with tokens older than weight version ``oldest_version`` are dropped. ``data`` is the row that
+        /rl/next_task hands out, and ``task_id`` its ID.
         """
         self._sessions.check_admin(key_of(request))
         body = await json_object(request)
         size = integer(body, "size", low=1, high=MAX_SESSIONS) or 1
         oldest = integer(body, "oldest_version", low=0, high=1 << 31) or 0
-        group = await unless_disconnected(request, self._groups.take(size, oldest_version=oldest))
+        row = body.get("data")
+        if row is not None and not isinstance(row, dict):
+            raise invalid("data", f"is {row!r:.80}; use an object")
+        task_id = f"{_text(body, 'task_id', required=False)[:200]}#{next(self._numbers)}"
+        wait = self._groups.take(task_id, size, oldest_version=oldest, row=row)
+        group = await unless_disconnected(request, wait)
         discount, style = self._config.turn_discount, self._config.export_style
         exports = [self._export(session, discount=discount, style=style) for session in group]
         return json_response({"task_id": group[0].task_id, "sessions": exports})
+
+    async def next_task(self, request: Request) -> Response:
+        """Open a session on a row that the trainer wants to train on: the row as ``data``, and the session's ID and key.
+
+        Status 204 after ``wait_seconds`` in which the trainer wanted none.
+        """
+        self._sessions.check_admin(key_of(request))
+        body = await json_object(request)
+        if self._config.mode != "online":
+            raise GatewayError(409, "rollout.agent.mode is not online: the trainer runs its own agent")
+        wait_s = _number(body, "wait_seconds", required=False)
+        wait_s = WAIT_S if wait_s is None else wait_s
+        if not 0 <= wait_s <= MAX_WAIT_S:
+            raise invalid("wait_seconds", f"is {wait_s:g}; use 0 to {MAX_WAIT_S:g}")
+        timeout_s = _number(body, "timeout_seconds", required=False)
+
+        def start(task_id: str) -> Session:
+            return self._sessions.start(task_id, key=None, evaluation=False, timeout_s=timeout_s)
+
+        try:
+            wait = self._groups.start_on_row(start, wait_s=wait_s)
+            session, row = await unless_disconnected(request, wait)
+        except TimeoutError:
+            return Response(status_code=204)
+        return json_response(
+            {"task_id": session.task_id, "session_id": session.id, "api_key": session.key, "data": row}
+        )
 
     def _export(self, session: Session, *, discount: float, style: str) -> dict[str, Any]:
         self._sessions.remove(session)

@@ -155,6 +155,10 @@ class Sessions:
             raise GatewayError(401, f"session {session.id} has ended")
         return session
 
+    def is_open(self, session: Session) -> bool:
+        """Whether a session has neither ended nor expired."""
+        return session.state == "open" and self._clock() <= session.deadline
+
     def by_id(self, session_id: str) -> Session:
         """The session with this ID, open or ended; raises ``GatewayError``."""
         session = self._by_id.get(session_id)

@@ -171,7 +171,7 @@ class AgentRunner:
 class OnlineWorkflow(RolloutWorkflow):
     """Waits for ``n_samples`` sessions of one task that programs outside opened and ended; their samples are a group.
 
-    Rows of data only count the episodes.
+    A program that asks the gateway for a task gets the row.
     """
 
     def __init__(self, gateway: GatewayProcess, *, n_samples: int) -> None:
@@ -180,11 +180,16 @@ class OnlineWorkflow(RolloutWorkflow):
 
     async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
         """The next group, all of whose tokens are as new as the weights are now."""
-        body = {"size": self._n_samples, "oldest_version": engine.get_version()}
+        body = {
+            "size": self._n_samples,
+            "oldest_version": engine.get_version(),
+            "task_id": task_id_of(data),
+            "data": data,
+        }
         headers = {"Authorization": f"Bearer {self._gateway.admin_key}"}
         url = f"{await self._gateway.url()}/rl/next_group"
         async with httpx.AsyncClient(timeout=None, trust_env=False) as client:
-            response = await client.post(url, json=body, headers=headers)
+            response = await client.post(url, content=msgspec.json.encode(body), headers=headers)
         if response.status_code != 200:
             raise GatewayError(f"{url}: status {response.status_code}: {response.text[:500]}")
         group = _GROUP.decode(response.content)

@@ -436,3 +436,37 @@ async def test_a_reward_for_an_unknown_completion_is_not_found() -> None:
         for body in ({"reward": 1.0}, {"reward": 1.0, "interaction_id": "chatcmpl-x"}):
             response = await gateway.client.post("/rl/set_reward", json=body, headers=headers)
             assert response.status_code == 404
+
+
+async def test_a_task_is_a_session_on_a_row_that_the_trainer_asked_for() -> None:
+    async with gateway_of("3", agent={"mode": "online"}) as gateway:
+        asked = {"size": 1, "oldest_version": 0, "task_id": "7", "data": {"messages": [ASKED], "answer": "2"}}
+        group = asyncio.create_task(gateway.admin("/rl/next_group", asked))
+        task = (await gateway.admin("/rl/next_task", {})).json()
+        assert task["data"] == asked["data"]
+        headers = bearer(task["api_key"])
+        await gateway.chat(headers, task["data"]["messages"])
+        await gateway.client.post("/rl/set_reward", json={"reward": 0.5}, headers=headers)
+        await gateway.client.post("/rl/end_session", headers=headers)
+        answer = (await group).json()
+        assert answer["task_id"] == task["task_id"]
+        assert [one["reward"] for session in answer["sessions"] for one in session["trajectories"]] == [0.5]
+        assert (await gateway.admin("/rl/next_task", {"wait_seconds": 0})).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "body", "status", "words"),
+    [
+        ("inline", ADMIN_KEY, {}, 409, "mode is not online"),
+        ("online", "sk-something-else", {}, 403, "needs the admin key"),
+        ("online", ADMIN_KEY, {"wait_seconds": 1e9}, 400, "wait_seconds is 1e+09; use 0 to 300"),
+        ("online", ADMIN_KEY, {"wait_seconds": "long"}, 400, "wait_seconds"),
+    ],
+)
+async def test_a_request_for_a_task_that_cannot_be_served_is_refused(
+    mode: str, key: str, body: dict[str, Any], status: int, words: str
+) -> None:
+    async with gateway_of(agent={"mode": mode}) as gateway:
+        response = await gateway.client.post("/rl/next_task", json=body, headers=bearer(key))
+        assert response.status_code == status
+        assert words in response.json()["error"]["message"]
