@@ -13,6 +13,7 @@ ACCEPTED: Final = "Accepted"
 STORAGE_READY: Final = "StorageReady"
 SERVERS_READY: Final = "ServersReady"
 TRAINER_RUNNING: Final = "TrainerRunning"
+AGENTS_READY: Final = "AgentsReady"  # only present with spec.agents or spec.tools; it never stops a run
 SUSPENDED: Final = "Suspended"
 SUCCEEDED: Final = "Succeeded"
 FITS: Final = "Fits"  # what grpo check finds, as far as the operator can see; it never stops a run
@@ -36,7 +37,10 @@ VOLUME_PENDING: Final = "VolumePending"
 VOLUME_LOST: Final = "VolumeLost"
 PROVISIONING_FAILED: Final = "ProvisioningFailed"
 
-# Reasons of ServersReady and TrainerRunning.
+# Reason of AgentsReady: they start once the trainer runs.
+WAITING_FOR_TRAINER: Final = "WaitingForTrainer"
+
+# Reasons of ServersReady, TrainerRunning and AgentsReady.
 READY: Final = "Ready"
 RUNNING: Final = "Running"
 STARTING: Final = "Starting"
@@ -92,4 +96,4 @@ SETTLED: Final = "Settled"
 # Something is pending and these do not say why; a warning event may.
 UNEXPLAINED: Final = frozenset({STARTING, CREATING, VOLUME_PENDING})
 # Part of a normal life: no warning event, and no reason to hide what else is pending.
-BENIGN: Final = UNEXPLAINED | {DRAINING, FINISHED, SUSPENDED}
+BENIGN: Final = UNEXPLAINED | {DRAINING, FINISHED, SUSPENDED, WAITING_FOR_TRAINER}

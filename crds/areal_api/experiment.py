@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from areal_api.agents import MAX_AGENTS, MAX_NAMES_LENGTH, AgentSpec, GatewaySpec, ToolSpec
 from areal_api.bounds import FreeForm
 from areal_api.config import GRPOConfig
 from areal_api.pods import PodSettings
@@ -156,6 +157,17 @@ class ExperimentSpec(CamelSection):
     trainer: TrainerSpec = Field(default_factory=TrainerSpec, description="The trainer.")
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Shared volume in a cluster.")
     run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Suspension, retries and clean-up.")
+    agents: list[AgentSpec] = Field(
+        default_factory=list,
+        max_length=MAX_AGENTS,
+        description="Agents that run in pods and train by rollout.agent.mode online; only in Kubernetes.",
+    )
+    tools: list[ToolSpec] = Field(
+        default_factory=list,
+        max_length=MAX_AGENTS,
+        description="Tool servers of agents, in pods without any network access; only in Kubernetes.",
+    )
+    gateway: GatewaySpec = Field(default_factory=GatewaySpec, description="Access to the session gateway.")
     slurm: SlurmSpec = Field(default_factory=SlurmSpec, description="The job of grpo run --on slurm.")
 
     @model_validator(mode="after")
@@ -163,11 +175,17 @@ class ExperimentSpec(CamelSection):
         problems = [
             *_placement_problems(self),
             *_gpu_problems(self),
+            *_agent_problems(self),
             *server_problems(self.config, self.servers.args, device=self.servers.device),
         ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether programs outside the trainer open sessions with its gateway."""
+        return self.config.rollout.agent.mode == "online"
 
     @property
     def max_replicas(self) -> int:
@@ -204,6 +222,23 @@ def _placement_problems(spec: ExperimentSpec) -> list[str]:
         problems.append(
             f"actor.weight_update_mode is distributed, servers.device {servers.device}, trainer.device "
             f"{trainer.device}; a broadcast needs one kind of device: set weight_update_mode=disk"
+        )
+    return problems
+
+
+def _agent_problems(spec: ExperimentSpec) -> list[str]:
+    problems: list[str] = []
+    for kind, entries in (("agents", spec.agents), ("tools", spec.tools)):
+        listed = [entry.name for entry in entries]
+        twice = sorted({name for name in listed if listed.count(name) > 1})
+        if twice:
+            problems.append(f"{kind} has several entries with the name {twice[0]}; give each its own")
+    mode = spec.config.rollout.agent.mode
+    if mode != "online" and (spec.agents or spec.gateway.allow_from):
+        key = "agents is not empty" if spec.agents else "gateway.allowFrom is not empty"
+        problems.append(
+            f"{key}, and rollout.agent.mode is {mode}: the trainer runs its own agent; set mode to online, or leave it "
+            "empty"
         )
     return problems
 
@@ -254,6 +289,17 @@ class GRPOExperiment(CamelSection):
             return values
         named = {**config, "experiment_name": metadata.get("name", "")}
         return {**values, "spec": {**spec, "config": named}}
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for kind, entries in (("agents", self.spec.agents), ("tools", self.spec.tools)):
+            for entry in entries:
+                if len(self.name) + len(entry.name) > MAX_NAMES_LENGTH:
+                    raise ValueError(
+                        f"spec.{kind}: the name {entry.name} and the experiment's name {self.name} have together more "
+                        f"than {MAX_NAMES_LENGTH} characters; shorten one"
+                    )
+        return self
 
     @property
     def name(self) -> str:

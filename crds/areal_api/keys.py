@@ -22,6 +22,11 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+def item_section_of(annotation: Any) -> type[Section] | None:
+    """The section in ``list[Section]``; None for every other type."""
+    return section_of(get_args(annotation)[0]) if get_origin(annotation) is list else None
+
+
 def unannotated(annotation: Any) -> Any:
     """The type in ``Annotated[type, …]``; every other type as it is."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
@@ -70,11 +75,26 @@ def without_unknown(
         if key not in keys:
             unknown.append(f"{prefix}{key}")
             continue
-        section = section_of(model.model_fields[keys[key]].annotation)
+        annotation = model.model_fields[keys[key]].annotation
+        section, item = section_of(annotation), item_section_of(annotation)
         if section is not None and isinstance(value, Mapping):
             value, below = without_unknown(section, value, f"{prefix}{key}.")
             unknown += below
+        elif item is not None and isinstance(value, list):
+            value, below = _items_without_unknown(item, value, f"{prefix}{key}")
+            unknown += below
         kept[key] = value
+    return kept, unknown
+
+
+def _items_without_unknown(model: type[Section], items: list[Any], prefix: str) -> tuple[list[Any], list[str]]:
+    kept: list[Any] = []
+    unknown: list[str] = []
+    for index, item in enumerate(items):
+        if isinstance(item, Mapping):
+            item, below = without_unknown(model, item, f"{prefix}[{index}].")
+            unknown += below
+        kept.append(item)
     return kept, unknown
 
 

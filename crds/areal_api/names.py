@@ -12,6 +12,8 @@ CONFIG = "AREAL_CONFIG"  # path of the resolved configuration
 RUN_DIR = "AREAL_RUN_DIR"
 API_KEY_FILE = "AREAL_API_KEY_FILE"
 GATEWAY_KEY_FILE = "AREAL_GATEWAY_KEY_FILE"  # the gateway's admin key; unset: a random one
+GATEWAY_ADDRESS = "AREAL_GATEWAY_ADDRESS"  # host:port that the gateway listens on; unset: as rollout.agent says
+GATEWAY_URL = "AREAL_GATEWAY_URL"  # base URL of the gateway, for agents in pods
 PROGRESS_URL = "AREAL_PROGRESS_URL"  # unset: no reports
 PROGRESS_TOKEN_FILE = "AREAL_PROGRESS_TOKEN_FILE"
 POD_IP = "AREAL_POD_IP"  # primary address of a server's pod; decides the IP version it listens on
@@ -26,6 +28,11 @@ TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # Python interpreter of the trainer; un
 
 IMAGE_ROOT = PurePosixPath("/opt/areal")  # working directory of the images; relative paths start here
 TORCHRUN_SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds; the default of 30 is too short for a checkpoint
+
+
+def tool_url(tool: str) -> str:
+    """Environment variable with the base URL of a tool of ``spec.tools``."""
+    return f"AREAL_TOOL_{tool.upper().replace('-', '_')}_URL"
 
 
 def run_dir(config: GRPOConfig) -> Path:

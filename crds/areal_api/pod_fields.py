@@ -250,3 +250,18 @@ class VolumeMount(PodSection):
     read_only: bool | None = None
     recursive_read_only: Literal["Disabled", "IfPossible", "Enabled"] | None = None
     mount_propagation: Literal["None", "HostToContainer", "Bidirectional"] | None = None
+
+
+class IPBlock(PodSection):
+    """A range of IP addresses."""
+
+    cidr: Annotated[str, Field(min_length=1, max_length=49)]
+    except_: list[Annotated[str, Field(min_length=1, max_length=49)]] | None = Field(None, max_length=64, alias="except")
+
+
+class NetworkPeer(PodSection):
+    """A peer of a NetworkPolicy."""
+
+    pod_selector: Annotated[dict[str, Any], Shape(LabelSelector)] | None = None
+    namespace_selector: Annotated[dict[str, Any], Shape(LabelSelector)] | None = None
+    ip_block: Annotated[dict[str, Any], Shape(IPBlock)] | None = None

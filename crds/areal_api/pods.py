@@ -54,10 +54,9 @@ class Fabric(CamelSection):
     )
 
 
-class PodSettings(CamelSection):
-    """Pods of one component. ``device`` and ``env`` always apply, the rest only in Kubernetes."""
+class PodBasics(CamelSection):
+    """What every pod of an experiment may set. ``env`` always applies, the rest only in Kubernetes."""
 
-    device: Device = Field("cuda", description="cuda (one GPU per process) or cpu; never detected automatically.")
     env: list[Annotated[dict[str, Any], Shape(EnvVar)]] = Field(
         default_factory=list, description="Environment variables, as in a pod: name and value, or name and valueFrom."
     )
@@ -68,11 +67,6 @@ class PodSettings(CamelSection):
     image_pull_secrets: list[Annotated[dict[str, Any], Shape(Reference)]] = Field(
         default_factory=list, max_length=16, description="Secrets with registry credentials: a list of {name: …}."
     )
-    resources: Annotated[dict[str, Any], Shape(Resources)] = Field(
-        default_factory=dict,
-        description="Requests and limits per pod. On cuda the required GPUs, and per GPU requests of 3 CPUs and 12Gi "
-        "(servers) or 24Gi (trainer) of memory, are added unless listed here.",
-    )
     pod_security: PodSecurity = Field(default_factory=PodSecurity, description="User and groups of the pods.")
     node_selector: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=64, description="Labels that a node must have."
@@ -80,21 +74,32 @@ class PodSettings(CamelSection):
     tolerations: list[Annotated[dict[str, Any], Shape(Toleration)]] = Field(
         default_factory=list, max_length=64, description="Node taints that the pods tolerate."
     )
-    affinity: Annotated[dict[str, Any], Shape(Affinity)] = Field(
-        default_factory=dict, description="Affinity to nodes and pods."
-    )
-    topology_spread_constraints: list[Annotated[dict[str, Any], Shape(TopologySpread)]] = Field(
-        default_factory=list, max_length=16, description="How pods are spread over nodes and zones."
-    )
     priority_class_name: Name | None = Field(None, description="Priority class; null is the cluster's default.")
     runtime_class_name: Name | None = Field(None, description="Runtime class; null is the cluster's default.")
-    scheduler_name: Name | None = Field(None, description="Scheduler; null is the cluster's default.")
     pod_labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=64, description="Additional pod labels."
     )
     pod_annotations: dict[LabelKey, str] = Field(
         default_factory=dict, max_length=64, description="Additional pod annotations."
     )
+
+
+class PodSettings(PodBasics):
+    """Pods of one component. ``device`` and ``env`` always apply, the rest only in Kubernetes."""
+
+    device: Device = Field("cuda", description="cuda (one GPU per process) or cpu; never detected automatically.")
+    resources: Annotated[dict[str, Any], Shape(Resources)] = Field(
+        default_factory=dict,
+        description="Requests and limits per pod. On cuda the required GPUs, and per GPU requests of 3 CPUs and 12Gi "
+        "(servers) or 24Gi (trainer) of memory, are added unless listed here.",
+    )
+    affinity: Annotated[dict[str, Any], Shape(Affinity)] = Field(
+        default_factory=dict, description="Affinity to nodes and pods."
+    )
+    topology_spread_constraints: list[Annotated[dict[str, Any], Shape(TopologySpread)]] = Field(
+        default_factory=list, max_length=16, description="How pods are spread over nodes and zones."
+    )
+    scheduler_name: Name | None = Field(None, description="Scheduler; null is the cluster's default.")
     volumes: list[Annotated[dict[str, Any], Shape(Volume)]] = Field(
         default_factory=list, max_length=64, description="Additional volumes."
     )

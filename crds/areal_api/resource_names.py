@@ -9,7 +9,12 @@ COMPONENT = "areal.dev/component"
 ATTEMPT = "areal.dev/attempt"
 SERVER = "server"
 TRAINER = "trainer"
+AGENT = "agent"
+TOOL = "tool"
+EXTERNAL = "areal.dev/external-network"  # label of agents' pods: "true" or "false"
+JOB_INDEX = "batch.kubernetes.io/job-completion-index"  # label of the trainer's pods
 SERVER_PORT = 30000
+GATEWAY_PORT = 8400
 MASTER_PORT = 29500
 
 
@@ -52,6 +57,51 @@ def trainer_job(experiment: str, attempt: int) -> str:
 def trainer_host(experiment: str, namespace: str, attempt: int, node: int) -> str:
     """DNS name of one pod of the trainer."""
     return f"{trainer_job(experiment, attempt)}-{node}.{trainer(experiment)}.{namespace}.svc"
+
+
+def gateway(experiment: str) -> str:
+    """Service of the session gateway, and NetworkPolicy of its pod."""
+    return f"{experiment}-gateway"
+
+
+def gateway_url(experiment: str, namespace: str) -> str:
+    """Base URL of the session gateway."""
+    return f"http://{gateway(experiment)}.{namespace}.svc:{GATEWAY_PORT}"
+
+
+def gateway_key_secret(experiment: str, uid: str) -> str:
+    """Secret with the gateway's admin key."""
+    return f"{experiment}-{uid[:8]}-gateway-api-key"
+
+
+def agent(experiment: str, name: str) -> str:
+    """StatefulSet of an agent."""
+    return f"{experiment}-agent-{name}"
+
+
+def tool(experiment: str, name: str) -> str:
+    """StatefulSet of a tool, and its Service."""
+    return f"{experiment}-tool-{name}"
+
+
+def tool_url(experiment: str, name: str, namespace: str, port: int) -> str:
+    """Base URL of a tool."""
+    return f"http://{tool(experiment, name)}.{namespace}.svc:{port}"
+
+
+def agents_policy(experiment: str) -> str:
+    """NetworkPolicy of the agents."""
+    return f"{experiment}-agents"
+
+
+def external_agents_policy(experiment: str) -> str:
+    """NetworkPolicy of the agents with access to external networks."""
+    return f"{experiment}-agents-external"
+
+
+def tools_policy(experiment: str) -> str:
+    """NetworkPolicy of the tools."""
+    return f"{experiment}-tools"
 
 
 def config_map(experiment: str, digest: str) -> str:

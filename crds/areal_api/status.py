@@ -48,6 +48,15 @@ class ServersStatus(StatusSection):
     selector: Text = Field("", description="Label selector of the server pods, for autoscalers.")
 
 
+class AgentsStatus(StatusSection):
+    """Pods of spec.agents and spec.tools."""
+
+    ready: int = Field(0, ge=0, description="Pods that run.")
+    desired: int = Field(0, ge=0, description="Desired number of pods.")
+    restarts: int = Field(0, ge=0, description="Restarts of the containers of existing pods.")
+    summary: Text = Field("", description="ready/desired.")
+
+
 class AttemptOutcome(StatusSection):
     """How an attempt of the trainer ended. Kept here because its Job and pods may be deleted by others."""
 
@@ -106,3 +115,4 @@ class ExperimentStatus(StatusSection):
     collapsed: bool | None = Field(None, description="Whether the policy had collapsed after the last step.")
     rollbacks: int | None = Field(None, ge=0, description="Rollbacks of the policy after a collapse.")
     servers: ServersStatus = Field(default_factory=ServersStatus, description="Servers of the run.")
+    agents: AgentsStatus | None = Field(None, description="Pods of agents and tools; absent without any.")

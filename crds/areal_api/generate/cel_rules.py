@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from areal_api.agents import MAX_NAMES_LENGTH
 from areal_api.experiment import MAX_NAME_LENGTH
 from areal_api.generation import WHOLE_VOCABULARY
 
@@ -83,6 +84,30 @@ RULES = (
         "spec",
         f"!({_PER_NODE}) || self.servers.device != 'cuda' || self.servers.tensorParallel <= {_CLUSTER}.n_gpus_per_node",
         "servers.tensorParallel is above cluster.n_gpus_per_node; a server runs on one node",
+    ),
+    *(
+        rule
+        for key in ("agents", "tools")
+        for rule in (
+            Rule(
+                "",
+                f"!has(self.spec.{key}) || self.spec.{key}.all(one, size(one.name) + size(self.metadata.name) <= "
+                f"{MAX_NAMES_LENGTH})",
+                f"a name in {key} and metadata.name have together more than {MAX_NAMES_LENGTH} characters; shorten one",
+            ),
+            Rule(
+                "spec",
+                f"!has(self.{key}) || self.{key}.all(one, self.{key}.exists_one(other, other.name == one.name))",
+                f"{key} has several entries with one name; give each its own",
+            ),
+        )
+    ),
+    Rule(
+        "spec",
+        "self.config.rollout.agent.mode == 'online' || "
+        "((!has(self.agents) || size(self.agents) == 0) && (!has(self.gateway.allowFrom) || "
+        "size(self.gateway.allowFrom) == 0))",
+        "agents and gateway.allowFrom need rollout.agent.mode online; set it, or leave them empty",
     ),
     Rule("spec.config", "size(self.actor.path) > 0", "actor.path is empty; set it to a Hugging Face model"),
     Rule(

@@ -53,6 +53,7 @@ _COLUMNS = (
     ("Version", "integer", ".status.version", 1),
     ("Staleness", "number", ".status.staleness", 1),
     ("Tokens/s", "number", ".status.tokensPerSecond", 1),
+    ("Agents", "string", ".status.agents.summary", 1),
     ("Restarts", "integer", ".status.restarts", 1),
     ("Message", "string", ".status.message", 1),
 )

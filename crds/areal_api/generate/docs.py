@@ -29,7 +29,7 @@ from areal_api.bounds import (
 from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.generate.check import check_or_write
-from areal_api.keys import fields, section_of
+from areal_api.keys import fields, item_section_of, section_of
 from areal_api.section import Section
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "configuration.md"
@@ -73,9 +73,12 @@ def configuration_markdown() -> str:
     lines += _tables(GRPOConfig, "", "run")
     lines += ["## Experiment (`spec`, around the configuration)", ""]
     for key, name in ExperimentSpec.keys().items():
-        section = section_of(ExperimentSpec.model_fields[name].annotation)
+        annotation = ExperimentSpec.model_fields[name].annotation
+        section, item = section_of(annotation), item_section_of(annotation)
         if key != "config" and section is not None:
             lines += _tables(section, f"{key}.", key)
+        elif item is not None:
+            lines += _tables(item, f"{key}[].", f"{key} (a list)")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -128,7 +131,7 @@ def _type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join("null" if argument is type(None) else _type_name(argument) for argument in arguments)
     if origin is list:
-        return "list" if _is_mapping(arguments[0]) else f"list of {_type_name(arguments[0])}"
+        return "list" if _is_mapping(arguments[0]) or section_of(arguments[0]) else f"list of {_type_name(arguments[0])}"
     if origin is dict:
         return "mapping"
     return _TYPES[annotation.__name__]
@@ -182,6 +185,8 @@ spec:
   trainer: {…}     # torchrun
   storage: {…}     # in a cluster
   runPolicy: {…}
+  agents: […]      # in a cluster: pods that train by online mode
+  tools: […]       # in a cluster: tool servers in sandboxes
   slurm: {…}       # grpo run --on slurm
 ```
 
