@@ -27,7 +27,9 @@ class AgentPod(PodBasics):
         pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$",
         description="Name: lower-case letters, digits and hyphens; with the experiment's name at most 45 characters.",
     )
-    image: str | None = Field(None, min_length=1, max_length=1024, description="Container image; null is the trainer's.")
+    image: str | None = Field(
+        None, min_length=1, max_length=1024, description="Container image; null is the trainer's."
+    )
     command: Words = Field(default_factory=list, description="Command, as in a pod; empty is the image's entry point.")
     args: Words = Field(default_factory=list, description="Arguments, as in a pod; empty are the image's.")
     replicas: int = Field(1, ge=0, le=MAX_REPLICAS, description="Number of pods; may be changed during the run.")

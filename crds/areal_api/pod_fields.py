@@ -256,7 +256,9 @@ class IPBlock(PodSection):
     """A range of IP addresses."""
 
     cidr: Annotated[str, Field(min_length=1, max_length=49)]
-    except_: list[Annotated[str, Field(min_length=1, max_length=49)]] | None = Field(None, max_length=64, alias="except")
+    except_: list[Annotated[str, Field(min_length=1, max_length=49)]] | None = Field(
+        None, max_length=64, alias="except"
+    )
 
 
 class NetworkPeer(PodSection):

@@ -52,9 +52,16 @@ def _section(section: Section, pad: str, *, hidden: set[str]) -> Iterator[str]:
             yield from _commented(f"{pad}{key}:" if below else f"{pad}{key}: {{}}", described(field), pad)
             yield from below
         else:
-            plain = section.model_dump(mode="json", include={name})[name]
+            plain = _plain(section, name)
             plain = _without_interpolation(plain) if _is_config(section) else plain
             yield from _commented(f"{pad}{key}: {_flow(plain)}", described(field), pad)
+
+
+def _plain(section: Section, name: str) -> Any:
+    value = getattr(section, name)
+    if isinstance(value, list) and value and isinstance(value[0], Section):
+        return [item.model_dump(mode="json", by_alias=True, exclude_defaults=True) for item in value]
+    return section.model_dump(mode="json", include={name})[name]
 
 
 def _is_config(section: Section) -> bool:

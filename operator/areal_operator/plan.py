@@ -14,10 +14,11 @@ from typing import Any
 
 from areal_api import conditions, resource_names
 from areal_api.status import TERMINAL_PHASES, AttemptOutcome, ExperimentStatus, Phase
+from areal_operator import programs
 from areal_operator import status as report
 from areal_operator.clock import not_after, seconds_since, show
 from areal_operator.diagnosis import Reason, claim_problem
-from areal_operator.manifests import servers, shared, trainer
+from areal_operator.manifests import agents, servers, shared, trainer
 from areal_operator.manifests.base import DIGEST, Build, Manifest
 from areal_operator.observed import (
     ExperimentState,
@@ -59,6 +60,7 @@ def plan(
     *,
     settings: Settings,
     api_key: str,
+    gateway_key: str,
     rejection: Reason | None = None,
     contested: Reason | None = None,
 ) -> Plan:
@@ -67,7 +69,7 @@ def plan(
     ``rejection`` is what the API server last answered to the experiment's objects, ``contested`` names an object that
     another controller keeps changing.
     """
-    inputs = PlanInputs(state, observed, now, settings, api_key, rejection, contested)
+    inputs = PlanInputs(state, observed, now, settings, api_key, gateway_key, rejection, contested)
     inputs = inputs.with_status(_without_future_times(state.status, now))
     try:
         return _decide(inputs)
@@ -208,10 +210,12 @@ def _running_plan(
 ) -> Plan:
     """Status and objects of an attempt. ``job``: apply its Job."""
     state, observed = inputs.state, inputs.observed
+    wanted = programs.wanted(inputs, trainer_update)
     updates = [
         report.storage(state.experiment, observed, uid=state.uid),
         report.servers(state.experiment, observed, addressed=_addressed_servers(inputs)),
         trainer_update,
+        *programs.ready(state.experiment, observed, wanted=wanted),
     ]
     status = inputs.updated(
         updates,
@@ -220,8 +224,9 @@ def _running_plan(
             [inputs.acceptance(), *updates, *report.policy_health(inputs.status)], inputs.contested, phase
         ),
         servers=report.servers_status(state.experiment, observed, desired=inputs.spec.servers.replicas),
+        agents=programs.numbers(state.experiment, observed, wanted=(*inputs.spec.agents, *inputs.spec.tools)),
     )
-    objects = _attempt_objects(inputs, job=job)
+    objects = (*_attempt_objects(inputs, job=job), *programs.manifests(inputs, wanted))
     waits = [_deadline_s(inputs, phase), wait_s]
     if inputs.rejection is not None or inputs.contested is not None or _changes_unseen(inputs):
         waits.append(inputs.settings.waiting_s)
@@ -259,12 +264,14 @@ def _suspend(inputs: PlanInputs) -> Plan:
             ConditionUpdate(conditions.SUSPENDED, "True", Reason(conditions.SUSPENDED, text)),
             ConditionUpdate(conditions.SERVERS_READY, "False", stopped),
             ConditionUpdate(conditions.TRAINER_RUNNING, "False", stopped),
+            *programs.stopped(inputs.state.experiment, stopped),
         ],
         phase="Suspended",
         message=text,
         active_since=None,
         attempt_since=None,
         servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0),
+        agents=programs.numbers(inputs.state.experiment, inputs.observed, wanted=()),
     )
     wait_s = None if inputs.spec.run_policy.suspend else 0.1
     return Plan(status, objects, _to_prune(inputs, objects), wait_s)
@@ -278,6 +285,7 @@ def _finish(inputs: PlanInputs, phase: Phase, reason: Reason) -> Plan:
             ConditionUpdate(conditions.SUCCEEDED, "True" if phase == "Succeeded" else "False", reason),
             ConditionUpdate(conditions.SERVERS_READY, "False", ended),
             ConditionUpdate(conditions.TRAINER_RUNNING, "False", ended),
+            *programs.stopped(inputs.state.experiment, ended),
         ],
         phase=phase,
         message=reason.message,
@@ -290,16 +298,18 @@ def _after_finish(inputs: PlanInputs) -> Plan:
     """Delete the servers, keep the trainer's finished pods for their logs, and delete the experiment after its TTL."""
     ttl = inputs.spec.run_policy.ttl_seconds_after_finished
     since_s = seconds_since(inputs.status.completion_time, inputs.now)
-    status = inputs.updated(servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0))
+    status = inputs.updated(
+        servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0),
+        agents=programs.numbers(inputs.state.experiment, inputs.observed, wanted=()),
+    )
     claim = shared.volume_claim(inputs.build(inputs.status.attempt), inputs.claim())
     objects = () if claim is None else (claim,)
-    service = ("Service", resource_names.servers(inputs.state.name))
+    kept = ("Service", resource_names.trainer(inputs.state.name))
     lingering = _lingering_job(inputs)
     prune = tuple(
         (kind, name)
         for kind, name in _to_prune(inputs, objects)
-        if (kind in (*SERVER_KINDS, "Job") or (kind, name) == service)
-        and not (lingering == name and kind == "Job" and since_s < SIDECAR_GRACE_S)
+        if (kind, name) != kept and not (lingering == name and kind == "Job" and since_s < SIDECAR_GRACE_S)
     )
     waits = [SIDECAR_GRACE_S - since_s] if lingering is not None and since_s < SIDECAR_GRACE_S else []
     waits += [] if ttl is None else [ttl - since_s]
@@ -332,6 +342,7 @@ def _common_objects(inputs: PlanInputs) -> tuple[Manifest, ...]:
         shared.service_account(build),
         *(() if claim is None else (claim,)),
         shared.network_policy(build),
+        *agents.access(build),
         shared.headless_service(build, resource_names.servers(name), resource_names.SERVER, resource_names.SERVER_PORT),
         shared.headless_service(
             build, resource_names.trainer(name), resource_names.TRAINER, resource_names.MASTER_PORT

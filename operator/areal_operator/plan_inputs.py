@@ -29,6 +29,7 @@ class PlanInputs:
     now: datetime
     settings: Settings
     api_key: str
+    gateway_key: str
     rejection: Reason | None = None  # by the API server, when the objects were last applied
     contested: Reason | None = None  # another controller keeps changing an object
 
@@ -52,6 +53,7 @@ class PlanInputs:
             state.uid,
             attempt,
             self.api_key,
+            self.gateway_key,
             self.settings,
             config_text=state.config_yaml,
             claim_access_modes=modes,

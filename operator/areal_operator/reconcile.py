@@ -92,7 +92,7 @@ class Reconciler:
         self._applied: dict[Key, dict[tuple[str, str], tuple[str, str]]] = {}
         self._rejections: dict[Key, Reason] = {}
         self._corrections = Corrections()
-        self._secret_at: dict[Key, tuple[str, float]] = {}  # Secret, and time when it was last known to exist
+        self._secret_at: dict[Key, dict[str, float]] = {}  # times when Secrets were last known to exist, by name
         self._unwatched_claims: set[Key] = set()  # experiments whose claim lacks the labels that the watch selects
         self._written: set[Key] = set()  # experiments of which this reconcile has written a status or an object
         self._unreadable: dict[Key, str] = {}  # resource version of an experiment that another version wrote
@@ -183,7 +183,7 @@ class Reconciler:
         """Plan; if something is pending without a reason, fetch its warning events and plan again."""
         observed = Observed(self._store.objects(key, state.uid), deleted=self._store.deleted(key, state.uid))
         observed = await self._with_claim(key, state, observed)
-        api_key = hmac.new(self._root_key, state.uid.encode(), hashlib.sha256).hexdigest()
+        api_key, gateway_key = self._derived_key(state.uid), self._derived_key(f"{state.uid}/gateway")
         rejection = self._rejections.get(key)
         contested = self._corrections.contested(key)
 
@@ -194,6 +194,7 @@ class Reconciler:
                 self._now(),
                 settings=self._settings,
                 api_key=api_key,
+                gateway_key=gateway_key,
                 rejection=rejection,
                 contested=contested,
             )
@@ -205,6 +206,9 @@ class Reconciler:
         uids = {str(obj["metadata"]["uid"]) for children in observed.objects.values() for obj in children}
         warnings = await self._warnings.about(key, uids)
         return decide(replace(observed, warnings=warnings)) if warnings else decided
+
+    def _derived_key(self, purpose: str) -> str:
+        return hmac.new(self._root_key, purpose.encode(), hashlib.sha256).hexdigest()
 
     async def _with_claim(self, key: Key, state: ExperimentState, observed: Observed) -> Observed:
         """``observed`` with a volume claim that the watch does not show, because somebody else created it."""
@@ -308,8 +312,8 @@ class Reconciler:
         existing one is ours: its name contains our UID.
         """
         name = manifest["metadata"]["name"]
-        known, known_at = self._secret_at.get(key, ("", float("-inf")))
-        fresh = known == name and time.monotonic() - known_at < self._settings.waiting_s
+        known_at = self._secret_at.setdefault(key, {})
+        fresh = time.monotonic() - known_at.get(name, float("-inf")) < self._settings.waiting_s
         children = self._store.objects(key, state.uid)
         if fresh or (children.get("StatefulSet") and not starting_pods(Observed(children))):
             return None
@@ -321,7 +325,7 @@ class Reconciler:
             if error.reason != "AlreadyExists":
                 logger.warning("%s/%s: Secret %s was refused: %s", *key, name, describe(error))
                 return Reason(conditions.REFUSED, f"Secret {name}: {error}"[:1000])
-        self._secret_at[key] = (name, time.monotonic())
+        known_at[name] = time.monotonic()
         return None
 
     async def _write(
@@ -412,7 +416,12 @@ def _pending(status: ExperimentStatus) -> list[str]:
         return []
     return [
         condition.reason
-        for kind in (conditions.STORAGE_READY, conditions.SERVERS_READY, conditions.TRAINER_RUNNING)
+        for kind in (
+            conditions.STORAGE_READY,
+            conditions.SERVERS_READY,
+            conditions.TRAINER_RUNNING,
+            conditions.AGENTS_READY,
+        )
         if (condition := find(status.conditions, kind)) is not None and condition.status != "True"
     ]
 

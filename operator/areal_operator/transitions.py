@@ -27,7 +27,13 @@ def between(before: ExperimentStatus, after: ExperimentStatus) -> list[Transitio
     if after.phase != before.phase and after.phase not in ("Pending", "Starting"):
         kind: Literal["Normal", "Warning"] = "Warning" if after.phase == "Failed" else "Normal"
         result.append(Transition(kind, after.phase, after.message or f"the experiment is {after.phase}"))
-    for name in (*conditions.HEALTH, conditions.FITS, conditions.POLICY_HEALTHY, conditions.CONTESTED):
+    for name in (
+        *conditions.HEALTH,
+        conditions.AGENTS_READY,
+        conditions.FITS,
+        conditions.POLICY_HEALTHY,
+        conditions.CONTESTED,
+    ):
         old, new = find(before.conditions, name), find(after.conditions, name)
         if new is not None and _is_trouble(new) and (old is None or old.reason != new.reason):
             result.append(Transition("Warning", new.reason, new.message))

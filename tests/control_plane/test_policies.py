@@ -18,12 +18,24 @@ from support.chart import Helm
 
 KINDS = "validatingadmissionpolicies,validatingadmissionpolicybindings"
 LISTS = ("admission.images={registry.example.org/*}", "admission.tolerations={gpu}", "admission.secrets={hf}")
+ONLINE = {"config.rollout.agent.mode": "online"}
 FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"trainer.volumes": [{"name": "h", "hostPath": {"path": "/"}}]}, "volumes of type hostPath"),
     ({"servers.priorityClassName": "system-node-critical"}, "the priority class"),
     ({"servers.image": "elsewhere/x"}, "the image"),
     ({"trainer.tolerations": [{"operator": "Exists"}]}, "a toleration"),
     ({"trainer.env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}]}, "a Secret in env"),
+    ({**ONLINE, "agents": [{"name": "a", "image": "elsewhere/x"}]}, "the image"),
+    ({"tools": [{"name": "a", "tolerations": [{"operator": "Exists"}]}]}, "a toleration"),
+    (
+        {
+            **ONLINE,
+            "agents": [
+                {"name": "a", "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}]}
+            ],
+        },
+        "a Secret in env",
+    ),
     ({"trainer.fabric": {"hostNetwork": True}}, "fabric.hostNetwork is not allowed"),
     ({"servers.fabric": {"ipcLock": True}}, "fabric.ipcLock is not allowed"),
     ({"servers.volumes": [{"name": "s", "secret": {"secretName": "x-api-key"}}]}, "a Secret in secret volumes"),

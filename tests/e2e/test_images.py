@@ -52,7 +52,7 @@ def host(tag: str, tmp_path: Path) -> Iterator[PodHost]:
     """Runs the containers of a short run of the tiny example on an isolated network."""
     network = f"areal-test-{uuid.uuid4().hex[:8]}"
     experiment = load_experiment(ROOT / "examples/tiny/experiment.yaml", [f"config.total_train_steps={STEPS}"])
-    build = Build(experiment, "default", "uid", 1, "s3cret", Settings(images=IMAGES, progress_url=None))
+    build = Build(experiment, "default", "uid", 1, "s3cret", "gateway-key", Settings(images=IMAGES, progress_url=None))
     host = PodHost(build, network, tmp_path)
     host.prepare()
     docker("network", "create", "--internal", network)

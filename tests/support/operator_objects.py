@@ -52,7 +52,7 @@ def decide(
     for obj in objects:
         by_kind.setdefault(obj["kind"], []).append(obj)
     observed = Observed(by_kind, warnings, deleted)
-    return plan(state, observed, now, settings=settings or SETTINGS, api_key="s3cret", **more)
+    return plan(state, observed, now, settings=settings or SETTINGS, api_key="s3cret", gateway_key="adm1n", **more)
 
 
 def continued(state: ExperimentState, plan: Plan) -> ExperimentState:

@@ -131,7 +131,9 @@ def _type_name(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join("null" if argument is type(None) else _type_name(argument) for argument in arguments)
     if origin is list:
-        return "list" if _is_mapping(arguments[0]) or section_of(arguments[0]) else f"list of {_type_name(arguments[0])}"
+        return (
+            "list" if _is_mapping(arguments[0]) or section_of(arguments[0]) else f"list of {_type_name(arguments[0])}"
+        )
     if origin is dict:
         return "mapping"
     return _TYPES[annotation.__name__]

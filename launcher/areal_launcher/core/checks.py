@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from areal_api import names
 from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
 from areal_launcher.bounded_files import read_object
@@ -87,6 +88,7 @@ def check_run_directory(run: Path) -> None:
 def check_experiment(spec: ExperimentSpec, *, run: Path, cores: int) -> None:
     """Run all checks that hold in every place. ``cores``: that a server on cpu may use."""
     config = spec.config
+    check_programs(spec)
     check_script(spec.trainer.script)
     check_model("actor.path", config.actor.path)
     if config.tokenizer_path:
@@ -101,6 +103,22 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, cores: int) -> None:
     if config.valid_dataset is not None:
         check_dataset("valid_dataset.path", config.valid_dataset.path)
     check_run_directory(run)
+
+
+def check_programs(spec: ExperimentSpec) -> None:
+    """Only the operator starts agents and tools, whose images cannot run here."""
+    for key, programs in (("agents", spec.agents), ("tools", spec.tools)):
+        if not programs:
+            continue
+        hint = (
+            "and start the agent yourself with the URL and the key from gateway.json in the run directory"
+            if key == "agents"
+            else f"start the tool yourself, and set {names.tool_url(programs[0].name)} in trainer.env to its address"
+        )
+        raise ValueError(
+            f"{key} lists {programs[0].name}, which only Kubernetes runs; leave it out ({key}=[]), {hint} (see "
+            "docs/agents-kubernetes.md)"
+        )
 
 
 def check_script(script: str | None) -> None:

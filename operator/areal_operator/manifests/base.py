@@ -27,6 +27,7 @@ class Build:
     uid: str
     attempt: int
     api_key: str
+    gateway_key: str
     settings: Settings
     config_text: str | None = None  # the resolved configuration as YAML, if it is already rendered
     claim_access_modes: tuple[str, ...] | None = None  # of the existing volume claim; None before it exists

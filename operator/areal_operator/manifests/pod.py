@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from areal_api import names, resource_names
-from areal_api.pods import PodSettings
+from areal_api.pods import PodBasics, PodSettings
 from areal_api.quantities import parse_quantity
 from areal_operator.manifests.base import Build, Manifest
 from areal_operator.manifests.shared import API_KEY, CONFIG_KEY
@@ -32,9 +32,9 @@ def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, conta
         "serviceAccountName": resource_names.service_account(build.name),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": _security_context(settings),
+        "securityContext": security_context(settings),
         "volumes": [*_volumes(build, settings), *_checked(settings.volumes)],
-        "tolerations": [*_node_tolerations(settings), *settings.tolerations],
+        "tolerations": [*node_tolerations(settings), *settings.tolerations],
         "affinity": _affinity(build, settings),
         "imagePullSecrets": settings.image_pull_secrets,
         "nodeSelector": settings.node_selector,
@@ -57,7 +57,7 @@ def container(
     settings: PodSettings, *, name: str, image: str, command: Sequence[str], env: Sequence[Manifest], amounts: Manifest
 ) -> Manifest:
     """A container without privileges and with a read-only root file system; writable paths are mounted."""
-    added = {"add": ["IPC_LOCK"]} if settings.fabric.ipc_lock else {}
+    added = ["IPC_LOCK"] if settings.fabric.ipc_lock else []
     result: Manifest = {
         "name": name,
         "image": image,
@@ -65,6 +65,17 @@ def container(
         "workingDir": str(names.IMAGE_ROOT),
         "env": list(env),
         "resources": amounts,
+        **unprivileged(added),
+    }
+    if settings.image_pull_policy is not None:
+        result["imagePullPolicy"] = settings.image_pull_policy
+    return result
+
+
+def unprivileged(capabilities: Sequence[str] = ()) -> Manifest:
+    """The parts of a container that are the same in all pods: no privileges, and why it ended."""
+    added = {"add": list(capabilities)} if capabilities else {}
+    return {
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -73,9 +84,6 @@ def container(
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
-    if settings.image_pull_policy is not None:
-        result["imagePullPolicy"] = settings.image_pull_policy
-    return result
 
 
 def mounts(build: Build, settings: PodSettings, *, run_volume: Access) -> list[Manifest]:
@@ -91,7 +99,7 @@ def mounts(build: Build, settings: PodSettings, *, run_volume: Access) -> list[M
 
 
 def environment(
-    build: Build, settings: PodSettings, values: Mapping[str, str], more: Sequence[Manifest]
+    build: Build, settings: PodBasics, values: Mapping[str, str], more: Sequence[Manifest]
 ) -> list[Manifest]:
     """Environment variables, each name once; the user's come last and take precedence."""
     everywhere = {
@@ -176,7 +184,8 @@ def _host_network(build: Build, settings: PodSettings) -> Manifest:
     return {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
 
 
-def _security_context(settings: PodSettings) -> Manifest:
+def security_context(settings: PodBasics) -> Manifest:
+    """The security context of a pod."""
     security = settings.pod_security
     values = {
         "runAsUser": security.run_as_user,
@@ -211,7 +220,8 @@ def _checked(volumes: Sequence[Manifest]) -> Sequence[Manifest]:
     return volumes
 
 
-def _node_tolerations(settings: PodSettings) -> list[Manifest]:
+def node_tolerations(settings: PodBasics) -> list[Manifest]:
+    """A pod leaves an unreachable node after ``NODE_GONE_S``, unless the user tolerates that longer."""
     taints = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
     tolerated = {str(toleration.get("key")) for toleration in settings.tolerations}
     return [

@@ -110,12 +110,18 @@ def _size(spec: ExperimentSpec, existing_spec: dict[str, Any]) -> str:
 
 
 def network_policy(build: Build) -> Manifest:
-    """Only pods of the same experiment can reach its pods; metrics readers can also reach the servers' port.
+    """Only servers and trainer can reach each other; metrics readers can also reach the servers' port.
 
     On that port everything except health and metrics requires the run's API key. If the operator's settings restrict
     egress, the pods reach each other, DNS, the operator, and the peers in the settings.
     """
-    peers = {"podSelector": {"matchLabels": resource_names.labels(build.name)}}
+    others = {
+        "key": resource_names.COMPONENT,
+        "operator": "NotIn",
+        "values": [resource_names.AGENT, resource_names.TOOL],
+    }
+    selector = {"matchLabels": resource_names.labels(build.name), "matchExpressions": [others]}
+    peers = {"podSelector": selector}
     ingress: list[Manifest] = [{"from": [peers]}]
     if build.settings.metrics_from:
         ports = [{"protocol": "TCP", "port": resource_names.SERVER_PORT}]
@@ -136,7 +142,7 @@ def _egress(build: Build, peers: Manifest) -> Manifest:
         return {}
     rules: list[Manifest] = [
         {"to": [peers]},
-        {"ports": [{"protocol": protocol, "port": DNS_PORT} for protocol in ("UDP", "TCP")]},
+        dns_rule(),
     ]
     if settings.progress_url is not None:
         operator = {
@@ -144,9 +150,17 @@ def _egress(build: Build, peers: Manifest) -> Manifest:
             "podSelector": {"matchLabels": {"app.kubernetes.io/name": resource_names.OPERATOR}},
         }
         rules.append({"to": [operator], "ports": [{"protocol": "TCP", "port": settings.port}]})
+    if build.experiment.spec.tools:
+        tools = resource_names.component_labels(build.name, resource_names.TOOL)
+        rules.append({"to": [{"podSelector": {"matchLabels": tools}}]})
     if settings.egress_to:
         rules.append({"to": [dict(peer) for peer in settings.egress_to]})
     return {"policyTypes": ["Ingress", "Egress"], "egress": rules}
+
+
+def dns_rule() -> Manifest:
+    """Egress to name servers, wherever they are."""
+    return {"ports": [{"protocol": protocol, "port": DNS_PORT} for protocol in ("UDP", "TCP")]}
 
 
 def headless_service(build: Build, name: str, component: str, port: int) -> Manifest:

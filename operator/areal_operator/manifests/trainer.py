@@ -7,6 +7,7 @@ from pathlib import Path
 from areal_api import names, resource_names
 from areal_api.commands import TORCHRUN_MODULE, script_arguments, trainer_env
 from areal_api.experiment import TrainerSpec
+from areal_operator.manifests.agents import tool_urls
 from areal_operator.manifests.base import Build, Manifest, owned
 from areal_operator.manifests.pod import (
     API_KEY_FILE,
@@ -20,9 +21,11 @@ from areal_operator.manifests.pod import (
     without_devices,
 )
 from areal_operator.manifests.servers import PYTHON
+from areal_operator.manifests.shared import API_KEY
 
 MEMORY_PER_GPU_GIB = 24  # host memory requested by default; for the copies of checkpoints among others
 TOKEN_DIR = "/var/run/areal"
+GATEWAY_KEY_DIR = "/etc/areal/gateway-key"
 TOKEN_S = 3600  # the kubelet renews the token
 SERVERS = "areal.dev/servers"  # annotation: number of servers whose addresses the trainer was started with
 HUB_CACHE = ".huggingface"  # on the run's volume: trainer pods and later attempts download nothing again
@@ -85,6 +88,9 @@ def _template(build: Build, labels: Manifest) -> Manifest:
         token = {"path": "token", "audience": resource_names.progress_audience(build.uid), "expirationSeconds": TOKEN_S}
         source = {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o440}
         spec["volumes"] = [*spec["volumes"], {"name": "areal-progress", "projected": source}]
+    if build.experiment.spec.has_gateway:
+        secret = {"secretName": resource_names.gateway_key_secret(build.name, build.uid), "defaultMode": 0o440}
+        spec["volumes"] = [*spec["volumes"], {"name": "areal-gateway-key", "secret": secret}]
     return {**template, "spec": spec}
 
 
@@ -129,19 +135,48 @@ def _trainer(build: Build) -> Manifest:
         env=environment(
             build,
             trainer,
-            {"HF_HOME": str(build.fileroot / HUB_CACHE), **_torchrun(build), **_progress(build), **env},
-            [{"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": COMPLETION_INDEX}}}],
+            {
+                "HF_HOME": str(build.fileroot / HUB_CACHE),
+                **_torchrun(build),
+                **_progress(build),
+                **tool_urls(build),
+                **env,
+            },
+            [
+                {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": COMPLETION_INDEX}}},
+                *_gateway_env(build),
+            ],
         ),
         amounts=_resources(trainer),
     )
     mounted = mounts(build, trainer, run_volume="read-write")
     if build.settings.progress_url is not None:
         mounted = [*mounted, {"name": "areal-progress", "mountPath": TOKEN_DIR, "readOnly": True}]
+    if build.experiment.spec.has_gateway:
+        mounted = [*mounted, {"name": "areal-gateway-key", "mountPath": GATEWAY_KEY_DIR, "readOnly": True}]
+        result["readinessProbe"] = _gateway_probe()
     return {
         **result,
         "volumeMounts": mounted,
         "ports": [{"name": "torchrun", "containerPort": resource_names.MASTER_PORT, "protocol": "TCP"}],
     }
+
+
+def _gateway_env(build: Build) -> list[Manifest]:
+    if not build.experiment.spec.has_gateway:
+        return []
+    return [
+        {"name": names.POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        {"name": names.GATEWAY_ADDRESS, "value": f"$({names.POD_IP}):{resource_names.GATEWAY_PORT}"},
+        {"name": names.GATEWAY_KEY_FILE, "value": f"{GATEWAY_KEY_DIR}/{API_KEY}"},
+    ]
+
+
+def _gateway_probe() -> Manifest:
+    """Ready once the gateway listens: agents start then. Only the first pod has a gateway."""
+    script = f'[ "$PET_NODE_RANK" != 0 ] || exec 3<>"/dev/tcp/${names.POD_IP}/{resource_names.GATEWAY_PORT}"'
+    probe = {"exec": {"command": ["/bin/bash", "-c", script]}}
+    return {**probe, "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 3}
 
 
 def _resources(trainer: TrainerSpec) -> Manifest:

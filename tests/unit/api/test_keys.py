@@ -53,6 +53,11 @@ def test_every_key_of_a_model_is_known_to_it() -> None:
     assert all(known(ExperimentSpec, key) for key, _, _ in fields(ExperimentSpec))
 
 
+def test_unknown_keys_of_items_are_removed_and_named() -> None:
+    kept, unknown = without_unknown(ExperimentSpec, {"agents": [{"name": "a"}, {"name": "b", "new": 1}, 3]})
+    assert (kept, unknown) == ({"agents": [{"name": "a"}, {"name": "b"}, 3]}, ["agents[1].new"])
+
+
 def test_unknown_keys_are_removed_and_named_in_every_section() -> None:
     data = {"seed": 1, "new": 2, "actor": {"path": "m", "newer": 3}, "workflow": {"kwargs": {"kept": 4}}}
     kept, unknown = without_unknown(GRPOConfig, data)

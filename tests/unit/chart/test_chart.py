@@ -264,7 +264,7 @@ def test_pods_of_experiments_select_the_operator_by_the_labels_of_its_pods(helm:
     variables = environment(operator_container(objects))
     settings = Settings.from_env({**variables, "AREAL_OPERATOR_NAMESPACE": "areal"})
     policy = network_policy(
-        Build(load_experiment(ROOT / "examples/tiny/experiment.yaml", []), "x", "u", 1, "", settings)
+        Build(load_experiment(ROOT / "examples/tiny/experiment.yaml", []), "x", "u", 1, "", "", settings)
     )
     _, _, operator, everywhere = policy["spec"]["egress"]
     labels = one(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]

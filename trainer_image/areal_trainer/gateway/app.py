@@ -167,7 +167,7 @@ class Administration:
         return json_response({"task_id": group[0].task_id, "sessions": exports})
 
     async def next_task(self, request: Request) -> Response:
-        """Open a session on a row that the trainer wants to train on: the row as ``data``, and the session's ID and key.
+        """Open a session on a row that the trainer asks for: the row as ``data``, and the session's ID and key.
 
         Status 204 after ``wait_seconds`` in which the trainer wanted none.
         """

@@ -144,7 +144,9 @@ class Groups:
 
 
 def _fail(task: Task) -> None:
-    text = f"{task.started} sessions were started on a row that needs {task.size}, and the others ended without a reward "
+    text = (
+        f"{task.started} sessions were started on a row that needs {task.size}, and the others ended without a reward "
+    )
     text += "or expired"
     task.group.set_exception(GatewayError(422, text))
 

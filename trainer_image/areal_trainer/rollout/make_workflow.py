@@ -77,6 +77,7 @@ def gateway_settings(
     config: GRPOConfig, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any]
 ) -> GatewaySettings:
     """The settings of the gateway's process."""
+    host, port = _address(config)
     return GatewaySettings(
         tokenizer=config.tokenizer,
         model=config.actor.path,
@@ -85,9 +86,16 @@ def gateway_settings(
         agent=config.rollout.agent,
         chat_template_kwargs=chat_template_kwargs,
         admin_key=_admin_key(),
-        host=config.rollout.agent.host,
-        port=config.rollout.agent.port,
+        host=host,
+        port=port,
     )
+
+
+def _address(config: GRPOConfig) -> tuple[str, int]:
+    """Where the gateway listens: on the pod's address in online mode in a cluster, else as the configuration says."""
+    host, _, port = os.environ.get(names.GATEWAY_ADDRESS, "").rpartition(":")
+    agent = config.rollout.agent
+    return (host, int(port)) if host and agent.mode == "online" else (agent.host, agent.port)
 
 
 def _admin_key() -> str:

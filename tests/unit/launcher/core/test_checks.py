@@ -24,6 +24,23 @@ def test_a_missing_script_in_the_file_is_refused(experiment_path: Path, capfd: p
     assert "trainer.script: no file at /nowhere/train.py" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["config.rollout.agent.mode=online", "agents=[{name: solver}]"],
+            "agents lists solver, which only Kubernetes runs; leave it out (agents=[]), and start the agent yourself",
+        ),
+        (["tools=[{name: run-python}]"], "set AREAL_TOOL_RUN_PYTHON_URL in trainer.env to its address"),
+    ],
+)
+def test_agents_and_tools_in_pods_are_refused_outside_kubernetes(
+    experiment_path: Path, capfd: pytest.CaptureFixture[str], overrides: list[str], words: str
+) -> None:
+    assert cli.main(["run", str(experiment_path), *overrides]) == 2
+    assert words in " ".join(capfd.readouterr().err.split())
+
+
 def test_a_home_directory_in_the_file_is_expanded(
     experiment_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

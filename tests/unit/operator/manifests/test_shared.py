@@ -16,6 +16,11 @@ from support import operator_objects
 from support.operator_manifests import made
 from support.operator_objects import decide, manifest, state
 
+RUN_PODS = {
+    "matchLabels": resource_names.labels("case"),
+    "matchExpressions": [{"key": "areal.dev/component", "operator": "NotIn", "values": ["agent", "tool"]}],
+}
+
 
 def test_the_configuration_is_immutable_and_named_by_its_digest() -> None:
     first, second = made("ConfigMap"), made("ConfigMap", config__seed=2)
@@ -37,13 +42,14 @@ def test_a_retained_volume_claim_has_no_owner() -> None:
 
 def test_only_pods_of_the_experiment_reach_its_pods() -> None:
     spec = made("NetworkPolicy")["spec"]
-    assert spec["ingress"] == [{"from": [{"podSelector": {"matchLabels": resource_names.labels("case")}}]}]
+    assert spec["ingress"] == [{"from": [{"podSelector": RUN_PODS}]}]
+    assert spec["podSelector"] == RUN_PODS
 
 
 def test_metrics_readers_reach_only_the_servers_port() -> None:
     text = '[{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}]'
     settings = Settings.from_env({"AREAL_METRICS_FROM": text})
-    build = Build(operator_objects.experiment(), "ns", "uid", 1, "key", settings)
+    build = Build(operator_objects.experiment(), "ns", "uid", 1, "key", "gateway-key", settings)
     _, scraping = network_policy(build)["spec"]["ingress"]
     assert scraping == {"from": json.loads(text), "ports": [{"protocol": "TCP", "port": resource_names.SERVER_PORT}]}
 
@@ -57,10 +63,10 @@ def test_egress_is_open_unless_the_operator_restricts_it() -> None:
 def test_restricted_egress_leaves_what_a_run_needs(allowed: list[Any]) -> None:
     env = {"AREAL_EGRESS_TO": json.dumps(allowed), "AREAL_OPERATOR_NAMESPACE": "areal"}
     settings = Settings.from_env({**env, "AREAL_OPERATOR_URL": "http://areal-operator.areal.svc:8080"})
-    spec = network_policy(Build(operator_objects.experiment(), "ns", "uid", 1, "key", settings))["spec"]
+    spec = network_policy(Build(operator_objects.experiment(), "ns", "uid", 1, "key", "gateway-key", settings))["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     own, dns, operator, *others = spec["egress"]
-    assert own == {"to": [{"podSelector": {"matchLabels": resource_names.labels("case")}}]}
+    assert own == {"to": [{"podSelector": RUN_PODS}]}
     assert dns == {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
     assert operator["ports"] == [{"protocol": "TCP", "port": 8080}]
     assert operator["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "areal"}
