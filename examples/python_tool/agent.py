@@ -2,8 +2,9 @@
 
     python3 -m examples.python_tool.agent
 
-It asks the gateway for tasks, and sets the reward: 1 if what the model's code prints is the row's answer. The environment
-has the gateway's address and key (``AREAL_GATEWAY_URL``, ``OPENAI_API_KEY``) and the tool's (``AREAL_TOOL_PYTHON_URL``).
+It asks the gateway for tasks, and sets the reward: 1 if what the model's code prints is the row's answer. The
+environment has the gateway's address and key (``AREAL_GATEWAY_URL``, ``OPENAI_API_KEY``) and the tool's address
+(``AREAL_TOOL_PYTHON_URL``).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ async def solve(client: httpx.AsyncClient, task: dict[str, Any], *, gateway: str
 
 
 async def work(client: httpx.AsyncClient, *, gateway: str, key: str, tool: str) -> None:
-    """Ask for tasks and work on them, for ever. A failed session is left to expire, and its task is handed out again."""
+    """Ask for tasks and work on them, for ever. A failed session is left to expire; its task is handed out again."""
     while True:
         try:
             response = await client.post(
