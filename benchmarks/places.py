@@ -32,7 +32,8 @@ from hack.testbed.slurm_cluster import command_lines
 STEPS = 40
 DEADLINE_S = 600.0
 POLL_S = 0.05
-REPEATED_STEPS = 1  # at most, by a trainer that is killed: it continues from a checkpoint
+CHECKPOINT_STEPS = 5
+REPEATED_STEPS = 3  # at most, by a trainer that is killed: it continues from a checkpoint
 CONSOLE_LINES = 20
 
 
@@ -60,6 +61,7 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
     places, notes = installed_places()
     if len(places) == 1:
         raise SystemExit(f"places: {'; '.join(notes)}")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # leaves no cluster behind
     steps, rounds = (8, 1) if small else (STEPS, min(rounds, 3))
     found: dict[str, list[Measured]] = {place.name: [] for place in places}
     with tempfile.TemporaryDirectory() as folder:
@@ -155,6 +157,7 @@ def started(place: Place, environment: Mapping[str, str], directory: Path) -> It
     grpo = [sys.executable, "-m", "areal_launcher.cli"]
     argv = [*grpo, "run", str(TINY / "experiment.yaml"), *place.arguments, "config.total_train_steps=100000"]
     argv += ["config.total_train_epochs=100000", "config.evaluator.freq_steps=100000"]
+    argv += [f"config.recover.freq_steps={CHECKPOINT_STEPS}"]
     argv += [f"config.cluster.fileroot={directory.parents[1]}", f"config.trial_name={directory.name}"]
     env = {**os.environ, **environment}
     directory.parent.mkdir(parents=True)

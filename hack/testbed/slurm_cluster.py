@@ -2,6 +2,7 @@
 
 Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge. All nodes are this host, so their
 file system is shared. Nodes have GPUs that do not exist (character devices that nothing opens), for scheduling only.
+Each node has the feature only-<node>. Partition last is hidden and has the last node.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=500
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
 SlurmdParameters=config_overrides
 GresTypes=gpu
@@ -54,12 +56,18 @@ SlurmdTimeout={node_timeout_s}
 InactiveLimit=0
 MinJobAge=300
 OverTimeLimit=0
-NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports}] CPUs={cpus} RealMemory=20000 Gres=gpu:{gpus}
+{node_lines}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes={nodes} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=last Nodes={last} Hidden=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
+PartitionName=short Nodes={nodes} MaxTime=00:02:00 State=UP PriorityTier=1
 """
+NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=20000 Gres=gpu:{gpus} "
+    "Feature=only-{name}"
+)
 
 
 def missing() -> str | None:
@@ -197,14 +205,17 @@ class SlurmCluster:
                 os.mknod(device, 0o666 | 0o020000, os.makedev(1, 3))
         names, ports = f"n[1-{len(self.nodes)}]", free_ports(len(self.nodes) + 1)
         (self.work / "gres.conf").write_text(f"NodeName={names} Name=gpu File={self.work}/gpu[0-{NODE_GPUS - 1}]\n")
+        host = socket.gethostname().split(".")[0]
+        nodes = zip(self.nodes, ports[1:], strict=True)
         text = CONFIG.format(
-            host=socket.gethostname().split(".")[0],
+            host=host,
             work=self.work,
             nodes=names,
+            last=self.nodes[-1],
             port=ports[0],
-            ports=",".join(map(str, ports[1:])),
-            cpus=NODE_CPUS,
-            gpus=NODE_GPUS,
+            node_lines="\n".join(
+                NODE.format(name=name, host=host, port=port, cpus=NODE_CPUS, gpus=NODE_GPUS) for name, port in nodes
+            ),
             kill_wait_s=self._kill_wait_s,
             node_timeout_s=self._node_timeout_s,
         )

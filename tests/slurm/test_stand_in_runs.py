@@ -173,7 +173,13 @@ def test_two_runs_share_the_nodes(run: SlurmRun, cluster: SlurmCluster, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--partition", "nope"], "slurm.partition: no partition nope; the cluster has main, urgent"),
+        (["--partition", "nope"], "slurm.partition: no partition nope; the cluster has main, short, urgent"),
+        (["slurm.servers={partition: nope}"], "slurm.servers.partition: no partition nope"),
+        (["--partition", "short"], "partition short has a limit, 120 s"),
+        (["--partition", "last"], "the run needs 3 nodes, partition last has 1"),
+        (["--sbatch=--array=1-3"], "slurm.args: --array=1-3 is set by grpo"),
+        (["trainer.device=cuda", "trainer.processesPerNode=8"], "trainer.processesPerNode is 8, but a node has 4 GPUs"),
+        (["runPolicy.suspend=true"], "runPolicy.suspend is true"),
         (["slurm.nodes=4"], "the run needs 4 nodes, partition main has 3"),
         (["slurm.cpusPerNode=64"], "Requested node configuration is not available"),
         (["--constraint", "h100"], "choose another --constraint"),
@@ -206,12 +212,65 @@ def test_steps_on_a_node_get_separate_gpus(run: SlurmRun) -> None:
     assert {node: sorted(gpus) for node, gpus in used.items()} == {"n1": list("0123"), "n2": list("0123")}
 
 
-def test_servers_in_a_component_of_their_own_run_on_its_nodes(run: SlurmRun) -> None:
-    run.change("slurm", nodes=2, servers={"nodes": 1})
+def test_servers_in_a_component_of_their_own_have_its_partition_and_gpus(run: SlurmRun) -> None:
+    run.change("servers", device="cuda", tensorParallel=2)
+    run.change("slurm", nodes=2, servers={"nodes": 1, "partition": "last", "constraint": "only-n3"})
     status, output = run.finish(run.start())
     assert status == 0, output
-    ranks = {re.findall(r"training on (n\d)", run.log(name))[0] for name in ("trainer", "trainer-1")}
-    servers = {re.findall(r"serving \d+ (n\d)", run.log(name))[0] for name in ("server-0", "server-1")}
-    assert (len(ranks), len(servers)) == (2, 1)
-    assert not ranks & servers
+    ranks = [re.findall(r"gpus (n\d) (\S+)", run.log(name))[0] for name in ("trainer", "trainer-1")]
+    assert len({node for node, _ in ranks}) == 2
+    assert [gpus for _, gpus in ranks] == ["None", "None"]
+    servers = [re.findall(r"serving \d+ (n\d) (\S+)", run.log(name))[0] for name in ("server-0", "server-1")]
+    assert sorted(servers) == [("n3", "0,1"), ("n3", "2,3")]
     wait_until(lambda: not [job for job in run.cluster.jobs() if job.startswith(run.job)], "the job is gone")
+
+
+def test_a_run_waits_for_room_and_is_cancelled_after_its_deadline(run: SlurmRun, cluster: SlurmCluster) -> None:
+    options = ("--nodes=3", "--exclusive", "--job-name=full", f"--output={os.devnull}", "--wrap=sleep 600")
+    cluster.command("sbatch", *options)
+    try:
+        status, output = run.finish(run.start("runPolicy.preRunningDeadlineSeconds=5"))
+        assert status == 1, output
+        assert re.search(r"is cancelled: it waited in the queue \((Resources|Priority|None)\)", output), output
+        assert "runPolicy.preRunningDeadlineSeconds = 5" in output
+        wait_until(lambda: len(cluster.jobs()) == 1, "only the job that fills the cluster is left")
+        assert not run.log("trainer")
+    finally:
+        cluster.command("scancel", "--name=full")
+        wait_until(lambda: not cluster.jobs(), "the cluster is empty")
+
+
+def test_a_container_of_apptainer_runs_every_step(run: SlurmRun, tmp_path: Path) -> None:
+    """With a stand-in for apptainer, which records its arguments and runs the command."""
+    tool = tmp_path / "bin" / "apptainer"
+    tool.parent.mkdir()
+    tool.write_text(
+        f"""#!/bin/sh
+echo "$@" >> {tmp_path}/calls
+while [ "$1" != image.sif ]; do shift; done
+shift
+exec "$@"
+"""
+    )
+    tool.chmod(0o755)
+    run.extra_environment["PATH"] = f"{tool.parent}:{os.environ['PATH']}"
+    run.change("slurm", containerImage="image.sif", containerRuntime="apptainer", containerArgs=["--bind=/data"])
+    status, output = run.finish(run.start())
+    assert status == 0, output
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 4
+    assert all(call.startswith(f"exec --bind={run.directory} --bind=/data image.sif ") for call in calls)
+
+
+def test_a_path_with_spaces_quotes_and_percent_signs_is_kept(cluster: SlurmCluster, tmp_path: Path) -> None:
+    odd = tmp_path / "a 'b\" 100%j $HOME"
+    odd.mkdir()
+    run = SlurmRun(cluster, odd)
+    run.change("trainer", env=[{"name": "STEPS", "value": "20"}, {"name": "LONG", "value": "x" * 16000}])
+    try:
+        status, output = run.finish(run.start())
+        assert status == 0, output
+        assert run.steps == list(range(1, 21))
+        assert (run.directory / "logs" / "slurm-job.log").exists()
+    finally:
+        run.end()

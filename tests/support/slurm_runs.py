@@ -28,6 +28,7 @@ class SlurmRun:
         self.directory = work / "runs" / name / "trial0"
         self._work = work
         self._file = work / f"{name}.yaml"
+        self.extra_environment: dict[str, str] = {}
         self._started: list[subprocess.Popen[str]] = []
         self._write(name)
 
@@ -61,7 +62,7 @@ class SlurmRun:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, **self.cluster.environment}
+        return {**os.environ, **self.cluster.environment, **self.extra_environment}
 
     @property
     def steps(self) -> list[int]:

@@ -74,7 +74,9 @@ def plan_job(experiment: GRPOExperiment) -> list[Layout]:
     """The layout of each component of the job. Raises ``ValueError`` if the partitions cannot hold it."""
     spec, slurm = experiment.spec, experiment.spec.slurm
     trainer = partition_named(slurm.partition)
-    servers = partition_named(slurm.servers.partition or slurm.partition) if slurm.servers else trainer
+    servers = trainer
+    if slurm.servers is not None and slurm.servers.partition is not None:
+        servers = partition_named(slurm.servers.partition, key="slurm.servers.partition")
     for needed, key, partition in (
         (gpus_per_trainer_node(spec), "trainer", trainer),
         (gpus_per_server(spec), "servers", servers),
@@ -117,7 +119,7 @@ def check_time(slurm: SlurmSpec, partition: commands.Partition) -> None:
         )
 
 
-def partition_named(name: str | None) -> commands.Partition:
+def partition_named(name: str | None, *, key: str = "slurm.partition") -> commands.Partition:
     """A partition, or the default one. Raises ``ValueError`` if there is none, naming those that exist.
 
     Of several, separated by commas, Slurm takes the one that can start first: the result describes what all can hold.
@@ -138,7 +140,7 @@ def partition_named(name: str | None) -> commands.Partition:
     shown = ", ".join(sorted(set(known))) or "none"
     if name is None:
         raise ValueError(f"the cluster has no default partition; give --partition: {shown}")
-    raise ValueError(f"slurm.partition: no partition {name}; the cluster has {shown}")
+    raise ValueError(f"{key}: no partition {name}; the cluster has {shown}")
 
 
 def estimate(arguments: Sequence[str]) -> str:
