@@ -120,31 +120,39 @@ class StorageSpec(CamelSection):
 
 
 class RunPolicy(CamelSection):
-    """Suspension, retries and clean-up of a run. grpo run honours backoffLimit and activeDeadlineSeconds."""
+    """Suspension, retries and clean-up of a run. Only Kubernetes suspends runs and deletes finished ones."""
 
-    suspend: bool = Field(False, description="Stop the run and delete its pods; false resumes from a checkpoint.")
+    suspend: bool = Field(
+        False,
+        description="Stop the run and delete its pods; false resumes from a checkpoint. grpo run refuses true elsewhere.",
+    )
     backoff_limit: int = Field(
-        3, ge=0, le=1000, description="Maximum restarts of a failed trainer; disruptions do not count."
+        3,
+        ge=0,
+        le=1000,
+        description="Maximum restarts of a failed trainer; disruptions and lost nodes do not count. Outside Kubernetes a "
+        "trainer that fails before its first step is not restarted.",
     )
     active_deadline_seconds: int | None = Field(
         None,
         ge=1,
         le=MAX_SECONDS,
-        description="Maximum duration of the run; null is unlimited.",
+        description="Maximum duration of the run since its first start or its last resumption; null is unlimited.",
         json_schema_extra={"unit": "s"},
     )
     pre_running_deadline_seconds: int | None = Field(
         None,
         ge=1,
         le=MAX_SECONDS,
-        description="Maximum time until servers and trainer run, else the run fails; null is unlimited.",
+        description="Maximum time until the trainer and a server run, with the wait for nodes, at every start of the "
+        "trainer; else the run fails. null is unlimited.",
         json_schema_extra={"unit": "s"},
     )
     ttl_seconds_after_finished: int | None = Field(
         None,
         ge=0,
         le=MAX_SECONDS,
-        description="Time until a finished experiment is deleted; null keeps it.",
+        description="Time until a finished experiment is deleted, in Kubernetes; null keeps it.",
         json_schema_extra={"unit": "s"},
     )
 
