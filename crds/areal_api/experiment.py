@@ -73,7 +73,7 @@ class ServersSpec(PodSettings):
 class TrainerSpec(PodSettings):
     """The trainer's ranks, started by torchrun."""
 
-    nodes: int = Field(1, ge=1, le=MAX_PODS, description="Trainer pods; grpo run supports 1.")
+    nodes: int = Field(1, ge=1, le=MAX_PODS, description="Nodes of the trainer, each one pod; on one machine only 1.")
     processes_per_node: int = Field(
         1, ge=1, le=MAX_PROCESSES, description="Ranks per pod; on cuda each rank uses one GPU."
     )
@@ -124,14 +124,14 @@ class RunPolicy(CamelSection):
 
     suspend: bool = Field(
         False,
-        description="Stop the run and delete its pods; false resumes from a checkpoint. grpo run refuses true elsewhere.",
+        description="Stop the run and delete its pods; false resumes from a checkpoint. Refused outside Kubernetes.",
     )
     backoff_limit: int = Field(
         3,
         ge=0,
         le=1000,
-        description="Maximum restarts of a failed trainer; disruptions and lost nodes do not count. Outside Kubernetes a "
-        "trainer that fails before its first step is not restarted.",
+        description="Maximum restarts of a failed trainer; disruptions and lost nodes do not count. Outside "
+        "Kubernetes a trainer that fails before its first step is not restarted.",
     )
     active_deadline_seconds: int | None = Field(
         None,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from areal_api import names
@@ -79,6 +81,7 @@ def prepared_run(
             trainer_python=os.environ.get(names.TRAINER_PYTHON),
         )
         wait_s = spec.run_policy.pre_running_deadline_seconds
+        began = time.monotonic()
         place = RayPlace(
             bundles_of(spec),
             later=[server_bundle(spec, index) for index in range(spec.servers.replicas, spec.max_replicas)],
@@ -89,7 +92,7 @@ def prepared_run(
             notify=notify,
         )
         try:
-            yield plan, place
+            yield replace(plan, waited_s=time.monotonic() - began), place
         finally:
             place.close()
 
