@@ -18,7 +18,6 @@ from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 MASTER_BYTES = 4  # float32 weights and gradients
 ADAM_BYTES = 8  # two float32 moments
 LOGITS_CHUNK_BYTES = 256 * 2**20  # algo.logprobs.DEFAULT_CHUNK_BYTES
-LOGITS_CHUNKS = 2  # float32 chunks that live at the same time
 BROADCAST_BUCKET_BYTES = 512 * 2**20
 
 
@@ -71,16 +70,29 @@ def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tok
 
 
 def _logits_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: int) -> dict[str, int]:
-    """All layers are done forward. Chunks of logits in float32; the embedding's gradient, summed in float32."""
+    """All layers are done forward; what the output embedding needs follows, see ``_output_bytes``."""
     layers = 1 if config.fsdp.reshard_after_forward else shape.layers
     norm = (norm_bytes(shape.family, size) + size) * shape.hidden
-    chunk = min(LOGITS_CHUNK_BYTES, MASTER_BYTES * shape.vocabulary * tokens)
     return {
         "gathered": size * (shape.outside_layers + layers * shape.layer),
         "activations": tokens * (kept_bytes_per_token(shape, config, size=size) + norm),
-        "logits": (MASTER_BYTES + size) * shape.embedding + LOGITS_CHUNKS * chunk,
+        "logits": _output_bytes(shape, size, tokens),
         "broadcast": 0,
     }
+
+
+def _output_bytes(shape: ModelShape, size: int, tokens: int) -> int:
+    """Chunks of logits, and the gradient of the embedding, which is summed in float32 (algo/logprobs.py).
+
+    A chunk's logits and probabilities are computed while those of the last chunk still exist: four float32 tensors in
+    the forward pass, and three and a half beside the sum in the backward pass, after which the sum is converted.
+    """
+    token = MASTER_BYTES * shape.vocabulary
+    summed, converted = MASTER_BYTES * shape.embedding, size * shape.embedding
+    if token * tokens <= LOGITS_CHUNK_BYTES:  # one chunk, whose probabilities are kept
+        return max(5 * token * tokens // 2 + summed, 3 * token * tokens // 2 + summed + converted)
+    chunk = max(1, LOGITS_CHUNK_BYTES // token) * token
+    return max(4 * chunk, 7 * chunk // 2 + summed, 3 * chunk // 2 + summed + converted)
 
 
 def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: int) -> dict[str, int]:
