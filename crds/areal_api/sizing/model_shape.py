@@ -73,12 +73,17 @@ class ModelShape:
         """From ``directory``/config.json. Raises ``ValueError`` with the path if it is missing or not a model's."""
         file = directory / "config.json"
         try:
-            if file.stat().st_size > MAX_CONFIG_BYTES:
-                raise ValueError(f"{file} has more than {MAX_CONFIG_BYTES} bytes, so it is not a model's config.json")
-            config = json.loads(file.read_text(encoding="utf-8"))
+            if file.exists() and not file.is_file():
+                raise ValueError(f"{file} is not a regular file")
+            with file.open("rb") as opened:
+                content = opened.read(MAX_CONFIG_BYTES + 1)
         except OSError as error:
             raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ValueError(f"{file} has more than {MAX_CONFIG_BYTES} bytes, so it is not a model's config.json")
+        try:
+            config = json.loads(content.decode())
+        except (ValueError, RecursionError) as error:  # also integers of too many digits
             raise ValueError(f"{file} is not valid JSON: {error}") from error
         if not isinstance(config, Mapping):
             raise ValueError(f"{file} must hold a JSON object, not {type(config).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,23 @@ def test_a_directory_without_weights_is_enough(tmp_path: Path) -> None:
     assert ModelShape.of_directory(tmp_path).hidden == 3584
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b" " * (MAX_CONFIG_BYTES + 1)])
+NOT_CONFIGURATIONS = [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b"9" * 5000, b" " * (MAX_CONFIG_BYTES + 1)]
+
+
+@pytest.mark.parametrize("content", NOT_CONFIGURATIONS, ids=range(len(NOT_CONFIGURATIONS)))
 def test_a_file_that_is_no_configuration_is_refused_with_its_path(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json"):
+        ModelShape.of_directory(tmp_path)
+
+
+def test_a_file_that_never_ends_and_a_pipe_are_not_read_to_their_end(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="not a regular file"):
+        ModelShape.of_directory(tmp_path)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="not a regular file"):
         ModelShape.of_directory(tmp_path)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from areal_api.experiment import ExperimentSpec
-from areal_api.sizing.gpus import GPUS
+from areal_api.sizing.gpus import GPUS, Gpu
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up, tokens_per_microbatch
 from benchmarks.memory import qwen25
@@ -148,3 +151,36 @@ def test_processes_on_the_cpu_have_no_gpu_memory() -> None:
     report = checked(spec(servers={"device": "cpu"}, trainer={"device": "cpu"}))
     assert report.as_json()["trainer"] is None
     assert report.as_json()["server"] is None
+
+
+SIZE = st.one_of(st.integers(1, 64), st.integers(1, 2**20), st.just(2**12))
+
+
+@settings(max_examples=60)
+@given(
+    st.fixed_dictionaries(
+        {
+            "hidden_size": SIZE,
+            "num_attention_heads": st.integers(1, 4096),
+            "num_hidden_layers": st.integers(1, 4096),
+            "vocab_size": st.integers(1, 2**24),
+            "tie_word_embeddings": st.booleans(),
+            "model_type": st.sampled_from(["llama", "qwen3", "gpt2", "gemma3", "unknown"]),
+        },
+        optional={
+            "intermediate_size": SIZE,
+            "num_key_value_heads": st.integers(1, 4096),
+            "head_dim": SIZE,
+            "num_experts": st.integers(1, 2**16),
+        },
+    ),
+    st.sampled_from(list(GPUS.values())),
+    st.booleans(),
+)
+def test_any_model_has_a_report_or_an_error(config: dict[str, Any], gpu: Gpu, checkpointing: bool) -> None:
+    try:
+        shape = ModelShape.of_config(config)
+    except ValueError:  # heads that do not divide
+        return
+    report = size_up(spec(actor={"gradient_checkpointing": checkpointing}), shape, Surroundings(gpu=gpu, nodes=[2]))
+    assert json.loads(json.dumps(report.as_json()))["fits"] is (not report.problems)
