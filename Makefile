@@ -25,7 +25,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm hostile bench gpu-smoke tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm hostile bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -114,6 +114,10 @@ bench: setup ## Run the benchmarks: each prints a ratio to a named baseline.
 gpu-smoke: ## Check a machine with GPUs: compiler, attention, NCCL, weight updates, short runs; write a report.
 	@$(MAKE) --no-print-directory setup DEVICE=cuda
 	$(VENV)/bin/python -m hack.gpu_smoke
+
+gpu-images: setup cluster ## Build the images for GPUs (11 GB), push them to the cluster's registry and test them in its pods.
+	@DEVICE=cuda hack/cluster/images.sh
+	$(VENV)/bin/pytest tests/e2e/test_gpu_images.py
 
 tools: ## Put kind, kubectl and helm into .bin/.
 	@hack/cluster/tools.sh

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from areal_api.actor import PPOActorConfig
-from areal_api.config import GRPOConfig
+from areal_api.config import GRPOConfig, WorkflowConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.quantities import quantity_bytes
 from areal_api.sizing.combinations import combination_problems, tensor_parallel_sizes, useless_settings
@@ -53,7 +53,7 @@ class Report:
     """The answer of ``grpo check``. ``problems`` is empty if and only if the experiment fits."""
 
     problems: tuple[str, ...]
-    warnings: tuple[str, ...]  # settings without effect
+    warnings: tuple[str, ...]  # settings without effect, and sequences that may be too long
     not_checked: tuple[str, ...]  # what could not be compared, and why
     tokens_per_microbatch: int
     trainer: TrainerMemory | None
@@ -97,6 +97,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
     """Compute what ``spec`` needs with ``model``, and compare it with ``where``."""
     config = spec.config
     tokens = tokens_per_microbatch(spec)
+    warnings = (*useless_settings(spec), *length_warnings(config))
     if isinstance(model, UnknownModel):
         problems = (
             *where.problems,
@@ -105,7 +106,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
             *placement_problems(spec, where.nodes),
         )
         reason = f"memory, disk and the model's limits: {model.reason}"
-        return Report(problems, tuple(useless_settings(spec)), (reason,), tokens, None, None, None)
+        return Report(problems, warnings, (reason,), tokens, None, None, None)
     trainer = server = None
     if spec.trainer.device == "cuda":
         trainer = trainer_memory(model, with_replicas(spec, model, where.gpu), ranks=spec.trainer.ranks, tokens=tokens)
@@ -134,7 +135,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         if compared
         else ("GPU memory: the GPU is unknown; name it with grpo check --gpu, or in trainer.nodeSelector",)
     )
-    return Report(problems, tuple(useless_settings(spec)), not_checked, tokens, trainer, server, disk)
+    return Report(problems, warnings, not_checked, tokens, trainer, server, disk)
 
 
 def longest_sequence(config: GRPOConfig) -> int:
@@ -168,6 +169,17 @@ def microbatch_problems(config: GRPOConfig) -> Iterator[str]:
         yield (
             f"actor.mb_spec.max_tokens_per_mb is {bound}, but a sequence can have {longest} tokens "
             f"({_length_keys(config)}); set actor.mb_spec.max_tokens_per_mb={longest} or lower gconfig.max_new_tokens"
+        )
+
+
+def length_warnings(config: GRPOConfig) -> Iterator[str]:
+    """Sequences that may become too long, because nothing but ``gconfig.max_tokens`` limits prompts or turns."""
+    bound, most = config.actor.mb_spec.max_tokens_per_mb, config.gconfig.max_tokens
+    unlimited = config.train_dataset.max_length is None or config.workflow.path != WorkflowConfig().path
+    if bound is not None and longest_sequence(config) <= bound < most and unlimited:
+        yield (
+            f"a sequence may have up to {most} tokens (gconfig.max_tokens), and one of more than {bound} "
+            f"(actor.mb_spec.max_tokens_per_mb) would end the run; set gconfig.max_tokens={bound}"
         )
 
 

@@ -84,6 +84,16 @@ def test_a_sequence_longer_than_a_microbatch_is_refused_with_both_lengths() -> N
     assert "set actor.mb_spec.max_tokens_per_mb=2048" in problem
 
 
+def test_prompts_or_turns_without_a_limit_are_a_warning_with_the_key_that_limits_them() -> None:
+    unlimited = spec(config={"train_dataset": {"path": "d", "batch_size": 8}})
+    turns = spec(config={"workflow": {"path": "my_agent:Agent"}})
+    for experiment in (unlimited, turns):
+        (warning,) = checked(experiment).warnings
+        assert warning.endswith("set gconfig.max_tokens=10240")
+    capped = spec(config={"workflow": {"path": "my_agent:Agent"}, "gconfig": {"n_samples": 4, "max_tokens": 10240}})
+    assert checked(spec()).warnings == checked(capped).warnings == ()
+
+
 def test_a_server_without_room_for_one_sequence_is_named() -> None:
     report = size_up(
         spec(trainer={"device": "cpu"}),
