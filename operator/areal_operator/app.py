@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import kopf
 import uvicorn
-from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from areal_api.errors import describe
 from areal_api.experiment import KIND
@@ -264,18 +265,18 @@ class Operator:
     def _uvicorn_config(self) -> uvicorn.Config:
         app = make_app(ProgressReceiver(self._cluster))
 
-        @app.get("/metrics")
-        async def metrics() -> Response:
+        async def metrics(_: Request) -> Response:
             return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-        @app.get("/healthz")
-        async def healthz() -> Response:
+        async def healthz(_: Request) -> Response:
             problem = self._problem()
             return Response(problem or "ok", status_code=503 if problem else 200, media_type="text/plain")
 
-        @app.get("/readyz")
-        async def readyz() -> Response:
+        async def readyz(_: Request) -> Response:
             return Response("ok" if self.ready else "the first listing is not complete", 200 if self.ready else 503)
+
+        for endpoint in (metrics, healthz, readyz):
+            app.add_route(f"/{endpoint.__name__}", endpoint)
 
         return uvicorn.Config(
             app,

@@ -51,17 +51,20 @@ class ChildWatch:
 
     async def run(self) -> None:
         """List and watch until cancelled."""
+        refusals = 0
         while True:
             began = time.monotonic()
             try:
                 version = await self.relist()
+                refusals = 0
                 await self.follow(version)
             except Exception as error:
                 if not isinstance(error, ApiError) and not is_transient(error):
                     raise
                 if isinstance(error, ApiError) and error.status in (403, 404):
                     self._refuse(describe(error))
-                    await asyncio.sleep(self._relist_s)
+                    await asyncio.sleep(min(self._relist_s, RETRY_S * 2.0 ** min(refusals, 32)))
+                    refusals += 1  # an API server that has just started may refuse what it allows a second later
                 elif not is_transient(error):  # 410: the version is too old
                     logger.info("the watch of %s starts again: %s", self._kind, describe(error))
             await asyncio.sleep(max(0.0, RETRY_S - (time.monotonic() - began)))

@@ -18,8 +18,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from areal_api import resource_names
 from areal_api.errors import describe
@@ -154,32 +158,37 @@ class ProgressReceiver:
             logger.warning("%s/%s: progress cannot be written: %s", namespace, name, describe(error))
 
 
-def make_app(progress: ProgressReceiver) -> FastAPI:
+def make_app(progress: ProgressReceiver) -> Starlette:
     """The service: ``POST /v1/namespaces/{namespace}/experiments/{name}/progress``."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await progress.close()
 
-    app = FastAPI(title="AReaL operator", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.post("/v1/namespaces/{namespace}/experiments/{name}/progress", status_code=202)
-    async def post_progress(namespace: str, name: str, request: Request) -> Response:
+    async def post_progress(request: Request) -> Response:
         sender = await _sender(progress, request.headers.get("Authorization", ""))
-        if sender is None or sender.key != (namespace, name):
+        if sender is None or sender.key != (request.path_params["namespace"], request.path_params["name"]):
             raise HTTPException(401, "a token of this experiment is required")
         body = await _read_body(request)
         try:
             report = ProgressReport.model_validate_json(body)
         except ValidationError as error:
-            raise HTTPException(
-                422, error.errors(include_url=False, include_input=False, include_context=False)
-            ) from error
+            problems = error.errors(include_url=False, include_input=False, include_context=False)
+            return JSONResponse({"detail": problems}, 422)
         progress.accept(sender, report)
         return Response(status_code=202)
 
-    return app
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
+
+    path = "/v1/namespaces/{namespace}/experiments/{name}/progress"
+    return Starlette(
+        routes=[Route(path, post_progress, methods=["POST"])],
+        exception_handlers={HTTPException: refuse},
+        lifespan=lifespan,
+    )
 
 
 async def _sender(progress: ProgressReceiver, authorization: str) -> Sender | None:

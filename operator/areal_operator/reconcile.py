@@ -267,7 +267,7 @@ class Reconciler:
 
     async def _apply(self, key: Key, state: ExperimentState, manifest: Manifest, *, job_created: bool) -> Reason | None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        wanted, known = digest(manifest)[:DIGITS], self._store.get(key, kind, name)
+        wanted, known = _digest_of(manifest), self._store.get(key, kind, name)
         if kind == "Job" and known is None and job_created:
             raise _Replaced  # deleted after the plan was made: it must not be created a second time
         applied = self._applied.setdefault(key, {})
@@ -301,7 +301,7 @@ class Reconciler:
         new = slim({**obj, "kind": kind})
         if known is None or known["metadata"]["resourceVersion"] != new["metadata"]["resourceVersion"]:
             self._written.add(key)
-        self._store.put({**obj, "kind": kind})
+        self._store.put_slim(new)
         applied[kind, name] = (wanted, new[FINGERPRINT])
         return None
 
@@ -431,6 +431,12 @@ def _is_applied(manifest: Manifest, known: Object) -> bool:
     digest_of = annotation(known, DIGEST)
     same = digest_of is not None and digest_of == manifest["metadata"].get("annotations", {}).get(DIGEST)
     return same and owns_all(known, manifest)
+
+
+def _digest_of(manifest: Manifest) -> str:
+    """A digest of ``manifest``. Its annotations contain one of everything else, unless it is a volume claim."""
+    annotations = manifest["metadata"].get("annotations", {})
+    return digest(annotations if DIGEST in annotations else manifest)[:DIGITS]
 
 
 def _names_another_object(error: ApiError) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from areal_api import resource_names
@@ -53,6 +53,13 @@ class Store:
 
     def put(self, obj: Object) -> Key | None:
         """Add or update a child; returns the key of its experiment if a decision may depend on what has changed."""
+        return self._put(obj, slim)
+
+    def put_slim(self, obj: Object) -> None:
+        """Add or update a child of which ``slim`` has already kept the fields."""
+        self._put(obj, lambda slimmed: slimmed)
+
+    def _put(self, obj: Object, slim_of: Callable[[Object], Object]) -> Key | None:
         metadata = obj["metadata"]
         uid = metadata["uid"]
         key = self._key_by_uid.get(uid) or key_of(obj)
@@ -65,7 +72,7 @@ class Store:
             return None
         if old is not None and old["metadata"]["uid"] != uid:
             self._keep_deleted(key, old, DELETION_MISSED)
-        new = children[obj["kind"], metadata["name"]] = _merged(old, obj)
+        new = children[obj["kind"], metadata["name"]] = _merged(old, obj, slim_of(obj))
         return key if old is None or _without_version(old) != _without_version(new) else None
 
     def remove(self, obj: Object) -> Key | None:
@@ -78,7 +85,7 @@ class Store:
         children = self._children.get(key, {})
         old = children.get((obj["kind"], metadata["name"]))
         same = old is not None and old["metadata"]["uid"] == metadata["uid"]
-        self._keep_deleted(key, _merged(old if same else None, obj), DELETION_WATCHED)
+        self._keep_deleted(key, _merged(old if same else None, obj, slim(obj)), DELETION_WATCHED)
         if same:
             del children[obj["kind"], metadata["name"]]
         return key
@@ -285,9 +292,8 @@ def _values_of(value: Any, fields: Mapping[str, Any]) -> Any:
     return result
 
 
-def _merged(old: Object | None, obj: Object) -> Object:
-    """The slim form of ``obj``; a pod that ended before it was deleted keeps the state in which it ended."""
-    new = slim(obj)
+def _merged(old: Object | None, obj: Object, new: Object) -> Object:
+    """``new``, the slim form of ``obj``; a pod that ended before it was deleted keeps the state in which it ended."""
     ended = old is not None and old["kind"] == "Pod" and not is_active(old) and not is_terminating(old)
     if old is None or not ended or old["metadata"]["uid"] != obj["metadata"]["uid"] or not is_terminating(obj):
         return new
