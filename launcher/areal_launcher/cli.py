@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from areal_api import logs
 from areal_api.paths import expand_home
 from areal_launcher import commands
-from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LOGS, RUN, RUN_DIR, SCALE, STATUS, STOP, UI
+from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LIST, LOGS, RESUME, RUN, RUN_DIR, SCALE, STATUS, STOP, UI
 from areal_launcher.cli_ray import add_ray, check_on_ray, refuse_without_ray, run_on_ray
 from areal_launcher.cli_slurm import add_slurm, refuse_without_slurm, run_on_slurm, slurm_request
-from areal_launcher.cli_ui import add_ui
+from areal_launcher.cli_ui import add_roots, add_ui, list_action
 from areal_launcher.console import console_for, discard_output, prepare_standard_streams
 from areal_launcher.errors import RunError
 from areal_launcher.request import Request
@@ -292,13 +292,45 @@ def ui_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def list_parser() -> argparse.ArgumentParser:
+    """``grpo list``."""
+    parser = command_parser("list", LIST)
+    add_roots(parser, path)
+    parser.set_defaults(action=list_action)
+    return parser
+
+
+def resume_parser() -> argparse.ArgumentParser:
+    """``grpo resume``."""
+    parser = command_parser("resume", RESUME)
+    add_run(parser)
+    add_target(parser, "where the run is")
+    parser.set_defaults(action=resume_action)
+    return parser
+
+
+def resume_action(args: argparse.Namespace) -> int:
+    """Continue a suspended experiment."""
+    if args.on != "kubernetes":
+        raise ValueError(
+            f"--on {args.on}: grpo run with the same experiment continues a run; resume needs --on kubernetes"
+        )
+    target = cluster_target(args)
+    assert target is not None
+    from areal_launcher.cluster import control
+
+    return control.resume(args.run, target)
+
+
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "run": (run_parser, "train"),
     "check": (check_parser, "check whether an experiment fits its GPUs and disk"),
     "eval": (eval_parser, "evaluate a checkpoint"),
+    "list": (list_parser, "list runs and their states"),
     "status": (status_parser, "show the state of a run"),
     "logs": (logs_parser, "print the logs of a run"),
     "stop": (stop_parser, "end a run after a recovery checkpoint"),
+    "resume": (resume_parser, "continue a suspended experiment in Kubernetes"),
     "scale": (scale_parser, "change the number of servers of a run"),
     "ui": (ui_parser, "show runs on a page in the browser"),
     "plot": (plot_parser, "plot the statistics of a run"),

@@ -92,3 +92,14 @@ another machine, forward the port (ssh -L 8265:127.0.0.1:8265 HOST).
 examples:
   grpo ui
   grpo ui runs/tiny/first ~/other-runs"""
+
+LIST = """\
+List the runs below some folders: state, step, reward. grpo status --on kubernetes lists the experiments of a cluster.
+
+  grpo list
+  grpo list ~/runs"""
+
+RESUME = """\
+Continue an experiment in Kubernetes that is suspended (grpo stop --on kubernetes, or runPolicy.suspend: true).
+
+  grpo resume gsm8k --on kubernetes"""

@@ -1,4 +1,4 @@
-"""The arguments of ``grpo ui``."""
+"""The arguments of ``grpo ui`` and ``grpo list``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ from pathlib import Path
 
 
 def add_ui(parser: argparse.ArgumentParser, *, path: Callable[[str], Path], port: Callable[[str], int]) -> None:
-    """Add the arguments."""
-    parser.add_argument(
-        "roots",
-        nargs="*",
-        type=path,
-        metavar="DIR",
-        help="run directories, or folders that contain runs (default: runs)",
-    )
+    """Add the arguments of ``grpo ui``."""
+    add_roots(parser, path)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
@@ -23,8 +17,23 @@ def add_ui(parser: argparse.ArgumentParser, *, path: Callable[[str], Path], port
     parser.set_defaults(action=ui_action)
 
 
+def add_roots(parser: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
+    """Add the folders in which runs are looked for."""
+    help_text = "run directories, or folders that contain runs (default: runs)"
+    parser.add_argument("roots", nargs="*", type=path, metavar="DIR", help=help_text)
+
+
 def ui_action(args: argparse.Namespace) -> int:
     """Serve the page."""
-    from areal_launcher.ui.serve import default_roots, serve
+    from areal_launcher.catalog import default_roots
+    from areal_launcher.ui.serve import serve
 
     return serve(args.roots or default_roots(), host=args.host, port=args.port)
+
+
+def list_action(args: argparse.Namespace) -> int:
+    """Print a table of runs."""
+    from areal_launcher.catalog import default_roots
+    from areal_launcher.list_runs import list_runs
+
+    return list_runs(args.roots or default_roots())

@@ -343,6 +343,10 @@ def test_a_stopped_run_is_continued_by_the_same_command_but_a_suspended_one_is_n
     grpo.experiment.edit(runPolicy__suspend=True)
     assert grpo.run("--detach") == 0
     assert suspended()
+    assert cli.main(["resume", "exp", *grpo.place]) == 0
+    assert not suspended()
+    assert cli.main(["resume", "exp", *grpo.place]) == 2
+    assert "exp is not suspended" in capfd.readouterr().err
     assert cli.main(["stop", "exp", *grpo.place, "--now"]) == 2
     assert "--now does not apply to --on kubernetes" in capfd.readouterr().err
 

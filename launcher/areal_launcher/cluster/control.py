@@ -1,4 +1,4 @@
-"""`grpo stop` and `grpo scale` with ``--on kubernetes``: changes to an experiment, which the operator carries out."""
+"""`grpo stop`, `resume` and `scale` with ``--on kubernetes``: changes that the operator carries out."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def stop(name: str, target: ClusterTarget, *, now: bool) -> int:
         f"asked {name} to write a recovery checkpoint and end; grpo run --on kubernetes with the same experiment "
         "continues it"
     )
+    return 0
+
+
+def resume(name: str, target: ClusterTarget) -> int:
+    """Continue a suspended experiment from its last checkpoint. Raises ``ValueError`` if it is not suspended."""
+    cluster, body = unfinished(name, target)
+    if not ((body.get("spec") or {}).get("runPolicy") or {}).get("suspend"):
+        raise ValueError(f"{name} is not suspended; grpo status {name} --on kubernetes shows its state")
+    change(cluster, body, {"runPolicy": {"suspend": False}})
+    print(f"{name} continues; grpo status {name} --on kubernetes shows it")
     return 0
 
 

@@ -15,9 +15,9 @@ from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from areal_launcher.catalog import Catalog, RunEntry
 from areal_launcher.run_files import MAX_STEP
 from areal_launcher.ui import view
-from areal_launcher.ui.catalog import Catalog, RunEntry
 
 STATIC = Path(__file__).with_name("static")
 COOKIE = "grpo_ui"
@@ -49,8 +49,7 @@ class Page:
 
     async def runs(self) -> list[dict[str, Any]]:
         """A line for each run, the latest first."""
-        rows = await asyncio.to_thread(lambda: [view.row(entry) for entry in self._catalog.scan()])
-        return sorted(rows, key=lambda row: row["changed"] or 0.0, reverse=True)
+        return await asyncio.to_thread(lambda: view.rows(self._catalog))
 
     def find(self, identifier: str) -> RunEntry:
         """The run with this identifier; the answer 404 if there is none."""

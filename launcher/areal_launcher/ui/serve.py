@@ -8,8 +8,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from areal_launcher.catalog import Catalog, require_folders
 from areal_launcher.console import console_for
-from areal_launcher.ui.catalog import Catalog, is_run
 
 DEFAULT_PORT = 8265
 MAX_CONCURRENT = 256
@@ -26,9 +26,7 @@ def serve(roots: Sequence[Path], *, host: str, port: int | None) -> int:
         from areal_launcher.ui.app import create_app
     except ModuleNotFoundError as error:
         raise ValueError(f"grpo ui requires {error.name}: pip install 'areal-k8s[ui]'") from error
-    for root in roots:
-        if not root.is_dir():
-            raise ValueError(f"{root}: no such folder; give run directories, or folders that contain them")
+    require_folders(roots)
     catalog = Catalog(roots)
     listener = listen(host, port)
     token = secrets.token_urlsafe(24)
@@ -70,9 +68,3 @@ def listen(host: str, port: int | None) -> socket.socket:
                 f"--host {host} --port {candidate}: {error.strerror or error}; choose another address"
             ) from error
     raise AssertionError("unreachable")
-
-
-def default_roots() -> list[Path]:
-    """``runs`` in the current folder, or the folder itself if it is a run or has no ``runs``."""
-    here = Path.cwd()
-    return [here / "runs"] if not is_run(here) and (here / "runs").is_dir() else [here]

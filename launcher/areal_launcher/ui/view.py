@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from areal_api import health, names, stat_names
 from areal_launcher import run_files
 from areal_launcher.bounded_files import DamagedFileError, read_bytes
+from areal_launcher.catalog import Catalog, RunEntry
 from areal_launcher.core.journal import read_entries
-from areal_launcher.ui.catalog import RunEntry
+from areal_launcher.run_state import clipped, progress_of, state_of
 from areal_launcher.ui.charts import charts_of
 from areal_launcher.ui.table import StatsTable
 
 MAX_TABLES = 32  # runs whose statistics are kept in memory
 MAX_EVENTS = 500
-MAX_TEXT = 500
 MAX_CONFIG_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True)
-class State:
-    """State of a run: running, succeeded, stopped, failed, collapsed or interrupted, and the reason if there is one."""
-
-    name: str
-    reason: str = ""
-
-
-def state_of(run: Path) -> State:
-    """The state of a run, from its lock and its summary."""
-    try:
-        if run_files.launcher_pid(run) is not None:
-            return State("running")
-        summary = run_files.read_summary(run)
-    except (DamagedFileError, OSError) as error:
-        return State("damaged", clipped(str(error)))
-    if summary is None:
-        return State("interrupted", "the run ended without a summary; the same command continues it")
-    outcome = summary.get("outcome")
-    return State(clipped(outcome) if isinstance(outcome, str) else "finished", clipped(str(summary.get("error") or "")))
-
-
-def clipped(text: str) -> str:
-    """``text``, shortened to what a page can show in a line."""
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
 class Tables:
@@ -64,39 +36,14 @@ class Tables:
         return table
 
 
-def row(entry: RunEntry) -> dict[str, Any]:
-    """A line in the list of runs. Reads the end of stats.jsonl only."""
-    state = state_of(entry.path)
-    last = newest_line(entry.path)
-    reward = run_files.value(last, stat_names.TASK_REWARD)
-    return {
-        "id": entry.identifier,
-        "name": clipped(entry.name),
-        "state": state.name,
-        "reason": state.reason,
-        "step": last.get("step"),
-        "total": last.get(stat_names.TOTAL_STEPS),
-        "reward": reward,
-        "changed": changed(entry.path),
-    }
-
-
-def newest_line(run: Path) -> run_files.Line:
-    """The last undamaged line of the statistics; empty without one."""
-    try:
-        tail = run_files.read_last_lines(names.stats_file(run))
-    except (DamagedFileError, OSError):
-        return {}
-    lines = (run_files.parse_line(text) for text in reversed(tail))
-    return next((line for line in lines if line is not None), {})
-
-
-def changed(run: Path) -> float | None:
-    """When the statistics last changed, as a Unix time."""
-    try:
-        return os.stat(names.stats_file(run)).st_mtime
-    except OSError:
-        return None
+def rows(catalog: Catalog) -> list[dict[str, Any]]:
+    """A line for each run, the latest first."""
+    found = []
+    for entry in catalog.scan():
+        state, progress = state_of(entry.path), progress_of(entry.path)
+        line = {"id": entry.identifier, "name": clipped(entry.name), "state": state.name, "reason": state.reason}
+        found.append(line | asdict(progress))
+    return sorted(found, key=lambda row: row["changed"] or 0.0, reverse=True)
 
 
 def overview(entry: RunEntry, table: StatsTable) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from areal_launcher.catalog import Catalog
 from areal_launcher.ui.app import create_app
-from areal_launcher.ui.catalog import Catalog
 from support.ui_runs import make_run
 
 TOKEN = "the-token"

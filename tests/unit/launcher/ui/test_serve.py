@@ -59,15 +59,6 @@ def test_without_a_port_a_free_one_replaces_one_in_use(monkeypatch: pytest.Monke
             assert listener.getsockname()[1] != port
 
 
-def test_the_default_is_the_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert serve.default_roots() == [tmp_path]
-    run = make_run(tmp_path, "runs/tiny/first")
-    assert serve.default_roots() == [tmp_path / "runs"]
-    monkeypatch.chdir(run)
-    assert serve.default_roots() == [run]
-
-
 @contextlib.contextmanager
 def listening() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as server:

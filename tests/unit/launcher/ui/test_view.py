@@ -6,14 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from areal_api import names
 from areal_launcher import run_files
+from areal_launcher.catalog import Catalog
 from areal_launcher.core.journal import journal_file
-from areal_launcher.run_files import RunLock
 from areal_launcher.ui import view
-from areal_launcher.ui.catalog import Catalog
 from areal_launcher.ui.table import StatsTable
 from support.ui_runs import make_run
 
@@ -26,54 +23,11 @@ def overview(run: Path) -> dict[str, Any]:
     return view.overview(entry, table)
 
 
-@pytest.mark.parametrize(
-    ("summary", "state", "reason"),
-    [
-        ({"outcome": "succeeded"}, "succeeded", ""),
-        ({"outcome": "failed", "error": "out of memory"}, "failed", "out of memory"),
-        ({"outcome": 7}, "finished", ""),
-    ],
-)
-def test_the_state_is_the_outcome_in_the_summary(
-    tmp_path: Path, summary: dict[str, Any], state: str, reason: str
-) -> None:
-    assert view.state_of(make_run(tmp_path, "r", summary=summary)) == view.State(state, reason)
-
-
-def test_a_run_with_a_launcher_is_running(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "r", summary={"outcome": "stopped"})
-    lock = RunLock(run)
-    assert view.state_of(run).name == "running"
-    lock.release()
-    assert view.state_of(run).name == "stopped"
-
-
-def test_a_run_without_launcher_and_summary_was_interrupted(tmp_path: Path) -> None:
-    assert view.state_of(make_run(tmp_path, "r")).name == "interrupted"
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '"text"'])
-def test_a_damaged_summary_is_a_state_with_a_reason(tmp_path: Path, content: str) -> None:
-    run = make_run(tmp_path, "r")
-    names.summary_file(run).write_text(content)
-    assert view.state_of(run).name == "damaged"
-    assert "summary.json" in view.state_of(run).reason
-
-
-def test_a_row_has_the_newest_step_without_reading_the_whole_file(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "r", steps=2000)
-    with names.stats_file(run).open("a") as file:
-        file.write('{"step": 2001, "ti')
-    [entry] = Catalog([tmp_path]).scan()
-    row = view.row(entry)
-    assert (row["step"], row["reward"], row["total"]) == (2000, 1.0, 2000)
-
-
 def test_an_empty_run_has_a_row_and_an_overview(tmp_path: Path) -> None:
     run = make_run(tmp_path, "r", steps=1)
     names.stats_file(run).unlink()
-    [entry] = Catalog([tmp_path]).scan()
-    assert view.row(entry)["step"] is None
+    [row] = view.rows(Catalog([tmp_path]))
+    assert row["step"] is None
     assert (overview(run)["step"], overview(run)["charts"]) == (0, [])
 
 

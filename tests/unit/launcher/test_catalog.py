@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from areal_launcher.ui import catalog
-from areal_launcher.ui.catalog import Catalog
+from areal_launcher import catalog
+from areal_launcher.catalog import Catalog
 from support.ui_runs import make_run
 
 
@@ -60,3 +60,12 @@ def test_the_search_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_deep_below_the_folder_is_not_searched(tmp_path: Path) -> None:
     make_run(tmp_path, "a/b/c/d/run")
     assert Catalog([tmp_path]).scan() == []
+
+
+def test_the_default_is_the_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert catalog.default_roots() == [tmp_path]
+    run = make_run(tmp_path, "runs/tiny/first")
+    assert catalog.default_roots() == [tmp_path / "runs"]
+    monkeypatch.chdir(run)
+    assert catalog.default_roots() == [run]

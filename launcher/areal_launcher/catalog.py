@@ -1,4 +1,4 @@
-"""Finds the runs below the folders that the page shows."""
+"""Finds run directories below folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_RUNS = 2_000
 
 @dataclass(frozen=True)
 class RunEntry:
-    """A run directory, and the name and identifier under which the page shows it."""
+    """A run directory, and the name and identifier under which it is shown."""
 
     path: Path
     name: str  # path below its root
@@ -50,6 +50,19 @@ class Catalog:
             self.scan()
         entry = self._entries.get(identifier)
         return entry if entry is not None and is_run(entry.path) else None
+
+
+def default_roots() -> list[Path]:
+    """``runs`` in the current folder, or the folder itself if it is a run or has no ``runs``."""
+    here = Path.cwd()
+    return [here / "runs"] if not is_run(here) and (here / "runs").is_dir() else [here]
+
+
+def require_folders(roots: Sequence[Path]) -> None:
+    """Raise ``ValueError`` for a folder that does not exist."""
+    for root in roots:
+        if not root.is_dir():
+            raise ValueError(f"{root}: no such folder; give run directories, or folders that contain them")
 
 
 def is_run(path: Path) -> bool:
