@@ -25,10 +25,19 @@ from areal_launcher.core.prepare import claimed_run
 from areal_launcher.core.run import Run
 from areal_launcher.errors import RunError
 from areal_launcher.places.slurm import commands
-from areal_launcher.places.slurm.job import layout_file, probe_file, read_start, submitted_experiment, write_start
+from areal_launcher.places.slurm.job import (
+    count_idle_starts,
+    layout_file,
+    probe_file,
+    read_start,
+    submitted_experiment,
+    write_start,
+)
 from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.places.slurm.place import SlurmPlace
+from areal_launcher.run_files import read_stats
 
+MAX_IDLE_STARTS = 5
 DEADLINE = "runPolicy.preRunningDeadlineSeconds"
 EXIT_TERMINATED = 128 + signal.SIGTERM
 EXIT_STOPPED_BY_USER = 128 + signal.SIGINT  # not queued again
@@ -41,7 +50,7 @@ def main(directory: Path, nonce: str) -> int:
     try:
         status = execute(directory, nonce, journal)
         if status == EXIT_TERMINATED and load_experiment(submitted_experiment(directory)).spec.slurm.requeue:
-            requeue(job_id, journal)
+            requeue(directory, job_id, journal)
         journal.end(status)
     except RunError as error:
         journal.fail(error)
@@ -60,7 +69,7 @@ def execute(directory: Path, nonce: str, journal: Journal) -> int:
     elapsed_s, waited_s = clocks(directory, os.environ["SLURM_JOB_ID"])
     limit_s = experiment.spec.run_policy.pre_running_deadline_seconds
     if limit_s is not None and waited_s > limit_s:
-        raise RunError(f"the job waited {waited_s:.0f} s in the queue, {DEADLINE} = {limit_s}")
+        raise RunError(f"the job waited {waited_s:.0f} s in the queue, longer than {DEADLINE} = {limit_s}")
     components = [Layout(**layout) for layout in json.loads(layout_file(directory).read_text(encoding="utf-8"))]
     place = SlurmPlace(directory, slurm, components, environ=os.environ)
     place.check_shared(nonce, probe_file(directory))
@@ -102,8 +111,18 @@ def threads_per_process(components: list[Layout]) -> int:
     return max(1, layout.cpus_per_node // max(1, busiest))
 
 
-def requeue(job_id: str, journal: Journal) -> None:
-    """Queue the job again, unless a user has cancelled it: after preemption or a warning before the time limit."""
+def requeue(directory: Path, job_id: str, journal: Journal) -> None:
+    """Queue the job again, unless a user has cancelled it: after preemption or a warning before the time limit.
+
+    Raises ``RunError`` for a job that would be queued again for ever.
+    """
+    lines = read_stats(directory).lines
+    step = int(lines[-1]["step"]) if lines else 0
+    if count_idle_starts(directory, job_id, step) >= MAX_IDLE_STARTS:
+        raise RunError(
+            f"the job was started {MAX_IDLE_STARTS} times since step {step} and stopped before the next one each time; "
+            "raise its time limit (--time)"
+        )
     with contextlib.suppress(commands.SlurmError):
         job = commands.find_job(job_id)
         if job is not None and job.state == "RUNNING":

@@ -89,7 +89,7 @@ def check(request: Request) -> int:
 def squeue(*selection: str) -> list[list[str]]:
     """Jobs in the queue, by ``COLUMNS``. Empty for a job that the queue no longer has."""
     try:
-        output = commands.run("squeue", "--noheader", "--states=all", f"--format={COLUMNS}", *selection)
+        output = commands.run("squeue", "--all", "--noheader", "--states=all", f"--format={COLUMNS}", *selection)
     except commands.SlurmError as error:
         if "Invalid job id" in str(error):
             return []

@@ -92,6 +92,19 @@ def read_start(run: Path, job_id: str) -> float | None:
     return number(found.get("started_at")) if found.get("id") == job_id else None
 
 
+def count_idle_starts(run: Path, job_id: str, step: int) -> int:
+    """How many starts of the job in a row, with this one, have ended without a step after ``step``; remembered."""
+    file = job_dir(run) / "requeues.json"
+    try:
+        found = read_object(file) or {}
+    except DamagedFileError:
+        found = {}
+    same = found.get("id") == job_id and found.get("step") == step
+    count = int(number(found.get("idle_starts")) or 0) + 1 if same else 0
+    write_atomic(file, json.dumps({"id": job_id, "step": step, "idle_starts": count}))
+    return count
+
+
 def sbatch_arguments(experiment: GRPOExperiment, run: Path, components: Sequence[Layout]) -> list[str]:
     """Arguments of sbatch for one allocation, or for a heterogeneous job if there are two layouts."""
     config, slurm = experiment.spec.config, experiment.spec.slurm
