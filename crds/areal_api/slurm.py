@@ -38,7 +38,10 @@ class SlurmSpec(CamelSection):
         description="Nodes of the allocation; null is cluster.n_nodes, else as few as hold servers and trainer.",
     )
     cpus_per_node: int | None = Field(
-        None, ge=1, le=4096, description="CPUs on each node; null is one per process on cpu and four per GPU on cuda."
+        None,
+        ge=1,
+        le=4096,
+        description="CPUs on each node; null is one per process on cpu and four per GPU on cuda, if a node has them.",
     )
     args: list[Argument] = Field([], max_length=MAX_ARGS, description="Additional arguments of sbatch.")
     requeue: bool = Field(

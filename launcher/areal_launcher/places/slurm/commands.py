@@ -21,7 +21,7 @@ QUEUED = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECI
 GPU = re.compile(r"\bgpu:(?:[^:,()]+:)?(\d+)")
 # sinfo's compact states of nodes that run jobs now or later. A node that does not answer has a star.
 CAN_RUN = re.compile(r"(idle|alloc|mix|comp|resv|maint|plnd|npc|pow_dn|pow_up)[^*]?")
-NODE_COLUMNS = "%P|%G|%t|%l|%L"
+NODE_COLUMNS = "%P|%G|%t|%l|%L|%c"
 JOB_COLUMNS = "%i|%T|%B|%N|%V|%S|%r"  # no text of a user's: the reason is Slurm's
 TIME_LIMIT = re.compile(r"(?:(\d{1,6})-)?(\d{1,8})(?::(\d{1,8}))?(?::(\d{1,8}))?")
 KEPT_VARIABLES = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
@@ -51,12 +51,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition: its nodes that can run jobs, the most GPUs of one of them, and the limit of jobs that set none."""
+    """A partition: its nodes that can run jobs, the most GPUs and CPUs of one, and the limit of jobs that set none."""
 
     name: str
     nodes: int
     gpus: int
     time_s: float | None = None  # None: unlimited or unknown
+    cpus: int | None = None  # None: unknown
 
 
 def run(tool: str, *arguments: str, stdin: str = "") -> str:
@@ -152,14 +153,15 @@ def partitions(names: str | None) -> list[Partition]:
     output = run("sinfo", "--all", "--noheader", "--Node", f"--format={NODE_COLUMNS}", *only)
     found: dict[str, Partition] = {}
     for line in output.splitlines():
-        if line.count("|") != 4 or (names is None and not line.split("|")[0].endswith("*")):
+        if line.count("|") != 5 or (names is None and not line.split("|")[0].endswith("*")):
             continue
-        name, gres, state, limit, default = line.split("|")
+        name, gres, state, limit, default, cpus = line.split("|")
         usable = CAN_RUN.fullmatch(state) is not None
         gpus = sum(int(count) for count in GPU.findall(gres)) if usable else 0
         time_s = time_limit_s(default) if default != "n/a" else time_limit_s(limit)
         before = found.get(name.rstrip("*"), Partition(name.rstrip("*"), 0, 0, time_s))
-        found[before.name] = replace(before, nodes=before.nodes + usable, gpus=max(before.gpus, gpus))
+        most = max(before.cpus or 0, int(cpus) if usable and cpus.isdecimal() else 0) or None
+        found[before.name] = replace(before, nodes=before.nodes + usable, gpus=max(before.gpus, gpus), cpus=most)
     return list(found.values())
 
 

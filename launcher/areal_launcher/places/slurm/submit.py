@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from areal_api import names
@@ -89,7 +90,12 @@ def plan_job(experiment: GRPOExperiment) -> list[Layout]:
     if gpus_per_trainer_node(spec) or gpus_per_server(spec):
         check_selects_gpus()
     check_time(slurm, trainer)
-    found = layouts(spec, gpus=trainer.gpus, server_gpus=servers.gpus)
+    found = [
+        fitted(layout, partition) if slurm.cpus_per_node is None else layout
+        for layout, partition in zip(
+            layouts(spec, gpus=trainer.gpus, server_gpus=servers.gpus), [trainer, servers], strict=False
+        )
+    ]
     for layout, partition in zip(found, [trainer, servers], strict=False):
         if layout.nodes > partition.nodes:
             raise ValueError(
@@ -97,6 +103,11 @@ def plan_job(experiment: GRPOExperiment) -> list[Layout]:
                 "jobs; lower slurm.nodes, servers.replicas or trainer.nodes"
             )
     return found
+
+
+def fitted(layout: Layout, partition: commands.Partition) -> Layout:
+    """The layout with at most as many CPUs per node as the nodes have."""
+    return replace(layout, cpus_per_node=min(layout.cpus_per_node, partition.cpus or layout.cpus_per_node))
 
 
 def check_selects_gpus() -> None:
@@ -133,6 +144,7 @@ def partition_named(name: str | None, *, key: str = "slurm.partition") -> comman
                 max(one.nodes for one in found),
                 min((one.gpus for one in found if one.gpus), default=0),
                 min((one.time_s for one in found if one.time_s), default=None),
+                min((one.cpus for one in found if one.cpus), default=None),
             )
         known = commands.run("sinfo", "--noheader", "--format=%R").split()
     except commands.SlurmError as error:

@@ -42,15 +42,16 @@ def test_a_job_has_state_reason_and_nodes(printing) -> None:
 
 
 def test_a_partition_counts_the_nodes_that_can_run_jobs_and_their_gpus(printing) -> None:
+    unusable = ("down*", "idle*", "drain", "drng", "inval", "futr")
     rows = [
-        *["gpu*|gpu:h100:8(S:0-1)|idle|infinite|n/a"] * 2,
-        *(f"gpu*|gpu:h100:16|{state}|infinite|n/a" for state in ("down*", "idle*", "drain", "drng", "inval", "futr")),
-        *(f"gpu*|gpu:a:2,gpu:b:2|{state}|infinite|n/a" for state in ("alloc", "mix-", "idle~", "resv", "maint$")),
-        "cpu|(null)|mix|2-00:00:00|30:00",
+        *["gpu*|gpu:h100:8(S:0-1)|idle|infinite|n/a|64"] * 2,
+        *(f"gpu*|gpu:h100:16|{state}|infinite|n/a|256" for state in unusable),
+        *(f"gpu*|gpu:a:2,gpu:b:2|{state}|infinite|n/a|32" for state in ("alloc", "mix-", "idle~", "resv", "maint$")),
+        "cpu|(null)|mix|2-00:00:00|30:00|?",
         "broken line",
     ]
     printing("sinfo", "\n".join(rows) + "\n")
-    assert partitions(None) == [Partition("gpu", 7, 8)]
+    assert partitions(None) == [Partition("gpu", 7, 8, None, 64)]
     assert partitions("cpu")[1] == Partition("cpu", 1, 0, 1800.0)
 
 

@@ -53,11 +53,20 @@ def test_a_time_limit_without_time_to_train_is_refused(experiment_path: Path, mo
 
 
 def test_of_several_partitions_the_layout_fits_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = [Partition("a", 4, 8, None), Partition("b", 2, 4, 60.0), Partition("c", 1, 0)]
+    both = [Partition("a", 4, 8, None, 64), Partition("b", 2, 4, 60.0, 32), Partition("c", 1, 0)]
     monkeypatch.setattr(commands, "partitions", lambda name: both if name == "a,b,c" else [])
-    assert partition_named("a,b,c") == Partition("a,b,c", 4, 4, 60.0)
+    assert partition_named("a,b,c") == Partition("a,b,c", 4, 4, 60.0, 32)
     monkeypatch.setenv("SBATCH_PARTITION", "a,b,c")
     assert partition_named(None).gpus == 4
+
+
+def test_no_more_cpus_are_requested_than_a_node_has(experiment_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "partitions", lambda name: [Partition("gpu", 4, 8, None, 12)])
+    monkeypatch.setattr(commands, "select_type", lambda: "select/cons_tres")
+    devices = ("servers.device=cuda", "servers.replicas=2", "servers.tensorParallel=4", "slurm.nodes=1")
+    assert [layout.cpus_per_node for layout in plan_job(load(experiment_path, *devices))] == [12]
+    explicit = load(experiment_path, *devices, "slurm.cpusPerNode=20")
+    assert [layout.cpus_per_node for layout in plan_job(explicit)] == [20]
 
 
 @pytest.mark.parametrize("folder", ["a:b", "a,b"])
