@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -16,7 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from examples.python_tool import agent
 from examples.python_tool.sandbox import instructions
+from support.gateway_app import ADMIN_KEY, gateway_of
 
 SOURCE = Path(__file__).parents[3] / "examples" / "python_tool"
 USER = 64100  # without processes, as RLIMIT_NPROC counts those of a user
@@ -194,3 +197,33 @@ def test_the_filter_of_this_machine_is_known() -> None:
     assert instructions(platform.machine())
     with pytest.raises(KeyError):
         instructions("riscv64")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("13 + 8 = 21. 21 - 10 = 11.\n#### 11", "print(21 - 10)"),
+        ("4 * 3 = 12.\n#### 12", "print(4 * 3)"),
+        ("Like this:\n```python\nprint(1)\n```\nor\n```\nprint(2)\n```", "print(2)\n"),
+        ("I do not know.", None),
+        ("= = =", None),
+        ("(" * 10_000, None),
+    ],
+)
+def test_the_agent_runs_a_block_of_python_or_the_last_calculation(text: str, code: str | None) -> None:
+    assert agent.code_of(text) == code
+
+
+async def test_the_agent_is_rewarded_for_what_its_code_prints(tool: Tool) -> None:
+    row = {"messages": [{"role": "user", "content": "3 jars of 4?"}], "answer": "4 * 3 = 12.\n#### 12"}
+    async with gateway_of("4 * 3 = 13.\n#### 13", "4 + 3 = 7.\n#### 7", "no", agent={"mode": "online"}) as gateway:
+        asked = {"size": 3, "oldest_version": 0, "data": row}
+        group = asyncio.create_task(gateway.admin("/rl/next_group", asked))
+        transport = {"http://gateway": httpx.ASGITransport(gateway.app)}
+        async with httpx.AsyncClient(mounts=transport, timeout=60.0, trust_env=False) as client:
+            url = str(tool.client.base_url).rstrip("/")
+            work = agent.work(client, gateway="http://gateway", key=ADMIN_KEY, tool=url)
+            worker = asyncio.create_task(work)
+            sessions = (await group).json()["sessions"]
+            worker.cancel()
+        assert [session["reward"] for session in sessions] == [1.0, 0.0, 0.0]
