@@ -22,7 +22,7 @@ def test_an_agent_trains_with_a_sandboxed_tool_although_its_pod_is_killed(releas
     tool = run.pod("tool")["metadata"]["name"]
     listed = run.kubectl("exec", tool, "--", "ls", "/var/run", "/run")
     assert "secrets" not in listed
-    with pytest.raises(subprocess.CalledProcessError, match="Read-only file system"):
+    with pytest.raises(subprocess.CalledProcessError, match="non-zero exit status"):
         run.kubectl("exec", tool, "--", "touch", "/opt/areal/x")
     run.kill_pod("agent")
     run.until_phase("Succeeded", timeout_s=600.0)
