@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from areal_api.keys import nearest_key
-from areal_api.section import UNKNOWN_KEYS, Section
+from areal_api.section import UNKNOWN_KEYS, Section, nearest
 
 
 class ConfigError(ValueError):
@@ -50,6 +50,10 @@ def _lines(details: ErrorDetails, model: type[Section], unwritten: list[str]) ->
     while unwritten and place[:1] == unwritten[:1]:
         place, unwritten = place[1:], unwritten[1:]
     context: Mapping[str, Any] = details.get("ctx", {})
+    if details["type"] == UNKNOWN_KEYS and any(
+        isinstance(part, int) for part in details["loc"]
+    ):  # in an item of a list
+        return [f"{'.'.join([*place, key])}: unknown key; {nearest(key, context['known'])}" for key in context["keys"]]
     if details["type"] == UNKNOWN_KEYS:
         return [unknown_key(".".join([*whole, key]), model, written=".".join([*place, key])) for key in context["keys"]]
     where = ".".join(place)

@@ -175,8 +175,9 @@ class ClusterRun:
     @cached_property
     def api_key(self) -> str:
         """The API key of the run's servers."""
-        selector = f"--selector={resource_names.EXPERIMENT}={self.name}"
-        (secret,) = json.loads(self.kubectl("get", "secrets", selector, "--output", "json"))["items"]
+        uid = str(json.loads(self.kubectl("get", "grpo", self.name, "--output", "json"))["metadata"]["uid"])
+        name = resource_names.api_key_secret(self.name, uid)
+        secret = json.loads(self.kubectl("get", "secret", name, "--output", "json"))
         return base64.b64decode(secret["data"]["api-key"]).decode()
 
     def stats(self) -> list[Object]:

@@ -420,7 +420,8 @@ def _why_not_running(inputs: PlanInputs, trainer_update: ConditionUpdate) -> Rea
 
 def _message(updates: Sequence[ConditionUpdate], contested: Reason | None, phase: Phase) -> str:
     """The most useful sentence: the first problem, else what is still pending while the run starts."""
-    pending = [update.reason for update in updates if update.status != "True"]
+    waiting = [update.reason for update in updates if update.status != "True"]
+    pending = [reason for reason in waiting if reason.code != conditions.WAITING_FOR_TRAINER]  # for the one before it
     problems = [reason.message for reason in pending if reason.code not in conditions.BENIGN]
     if contested is not None:
         problems.append(contested.message)

@@ -33,8 +33,8 @@ def open_condition(status: ExperimentStatus) -> Condition | None:
     by_type = {condition.type: condition for condition in status.conditions}
     pending = [
         by_type[name]
-        for name in (*conditions.HEALTH, conditions.POLICY_HEALTHY)
-        if name in by_type and by_type[name].status != "True"
+        for name in (*conditions.HEALTH, conditions.AGENTS_READY, conditions.POLICY_HEALTHY)
+        if name in by_type and by_type[name].status != "True" and by_type[name].reason != conditions.WAITING_FOR_TRAINER
     ]
     problems = [condition for condition in pending if condition.reason not in conditions.BENIGN]
     return next(iter([*problems, *reversed(pending)]), None)

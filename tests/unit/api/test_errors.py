@@ -8,7 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from areal_api.config import GRPOConfig
-from areal_api.errors import config_error, describe, problems_of, shown
+from areal_api.errors import ConfigError, config_error, describe, problems_of, shown
+from areal_api.load import parse_experiment
+from support.experiment_cases import Case
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,9 @@ def test_sections_around_the_users_file_are_left_out() -> None:
     with pytest.raises(ValidationError) as caught:
         GRPOConfig.model_validate({"experiment_name": "e", "seed": -1})
     assert problems_of(caught.value, GRPOConfig)[0] == "seed: -1 is below 0; give at least 0"
+
+
+def test_an_unknown_key_of_an_item_suggests_the_keys_of_the_item() -> None:
+    case = Case("", {"spec.tools": [{"name": "a", "imge": "x"}]})
+    with pytest.raises(ConfigError, match=r"spec\.tools\.0\.imge: unknown key; did you mean 'image'\?"):
+        parse_experiment(case.experiment(), source="case")

@@ -77,6 +77,7 @@ def test_online_mode_adds_the_gateway_and_agents_once_the_trainer_runs() -> None
     assert {"StatefulSet case-tool-python", "Service case-tool-python", "NetworkPolicy case-tools"} <= set(found)
     assert "StatefulSet case-agent-solver" not in found
     assert condition(first.status, "AgentsReady").reason == "WaitingForTrainer"
+    assert "agents" not in first.status.message
     plan = decide(started(**AGENTS), *RUNNING)
     assert "StatefulSet case-agent-solver" in named(plan)
     assert (plan.status.phase, condition(plan.status, "AgentsReady").reason) == ("Running", "Starting")
