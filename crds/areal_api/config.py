@@ -39,10 +39,17 @@ class ClusterConfig(Section):
 class AgentConfig(Section):
     """Agents: workflows that call the model by HTTP through the session gateway. Used if workflow.path is an agent."""
 
-    mode: Literal["inline", "online"] = Field(
+    mode: Literal["inline", "subproc", "online"] = Field(
         "inline",
-        description="inline runs the agent at workflow.path on every row; online trains on the sessions that programs "
-        "outside open and end, and runs no agent.",
+        description="inline runs the agent at workflow.path on every row, in the trainer's process; subproc runs it in "
+        "processes of its own; online trains on the sessions that programs outside open and end, and runs no agent.",
+    )
+    subproc_max_workers: int = Field(4, ge=1, le=1024, description="Most processes of mode subproc.")
+    python: str | None = Field(
+        None,
+        min_length=1,
+        description="Python interpreter of mode subproc's processes, for agents whose libraries do not fit the "
+        "trainer's environment; null is the trainer's.",
     )
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address that the gateway listens on; 0.0.0.0 is every interface."
@@ -414,6 +421,16 @@ class GRPOConfig(Section):
             raise ValueError(
                 f"actor.ppo_n_minibatches is {self.actor.ppo_n_minibatches}, above train_dataset.batch_size "
                 f"{self.train_dataset.batch_size}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _agent_has_processes(self) -> Self:
+        agent = self.rollout.agent
+        if agent.python is not None and agent.mode != "subproc":
+            raise ValueError(
+                f"rollout.agent.python is {agent.python!r}, for agents in processes of their own, but "
+                f"rollout.agent.mode is {agent.mode}; set it to subproc"
             )
         return self
 

@@ -175,6 +175,16 @@ def test_an_agent_that_does_not_take_the_arguments_is_refused(engine: RemoteSGLa
         Trainer(engine, config)
 
 
+def test_an_agent_in_processes_of_its_own_trains(engine: RemoteSGLangEngine) -> None:
+    config = configuration(mode="subproc", subproc_max_workers=2)
+    workflow = config.workflow.new(path="support.pooled_agents:CallsModel", kwargs={})
+    trainer = Trainer(engine, config.model_copy(update={"workflow": workflow}))
+    try:
+        assert [sample.reward for sample in trainer.episode("number")] == [0.5] * 2
+    finally:
+        trainer.workflows.close()
+
+
 def test_online_training_takes_groups_of_sessions_from_outside(engine: RemoteSGLangEngine, tmp_path: Path) -> None:
     config = configuration(mode="online")
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"fileroot": str(tmp_path)})})

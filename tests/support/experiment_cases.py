@@ -144,6 +144,16 @@ CASES = [
         "eval_gconfig.min_new_tokens",
     ),
     Case("separate sampling in evaluation", {f"{_CONFIG}.eval_gconfig": {"greedy": True}}),
+    Case(
+        "an agent in another Python environment",
+        {f"{_CONFIG}.rollout.agent": {"mode": "subproc", "python": "bin/python", "subproc_max_workers": 2}},
+    ),
+    Case(
+        "another Python environment in the trainer's process",
+        {f"{_CONFIG}.rollout.agent.python": "bin/python"},
+        "rollout.agent.python is 'bin/python'",
+        "rollout.agent.python",
+    ),
     Case("a batch named twice alike", {f"{_CONFIG}.rollout.consumer_batch_size": 8}),
     Case(
         "a batch named twice",

@@ -246,13 +246,10 @@ def _convert_agent(config: Tree, notes: Notes) -> None:
         pop(config, "rollout.agent")
         return
     mode = pop(config, "rollout.agent.mode")
-    if mode == "online":
+    if mode in ("subproc", "online"):
         set_in(config, "rollout.agent.mode", mode)
     elif mode not in (None, "inline"):
-        raise ConfigError(
-            f"rollout.agent.mode is {shown(mode)}: agents run in the trainer's process; set it to inline, "
-            "or to online for agents in separate processes"
-        )
+        raise ConfigError(f"rollout.agent.mode is {shown(mode)}; set it to inline, subproc or online")
     else:
         notes.add("rollout.agent.mode", "inline is the default")
 

@@ -194,7 +194,6 @@ _FOREIGN = _table(
             ["rollout.pause_grace_period", "rollout.pause_generation_clearance_period"],
         ),
         ("agents always use the gateway", None, ["rollout.use_gateway"]),
-        ("agents run in the trainer's process", None, ["rollout.agent.subproc_max_workers"]),
         ("a history keeps the tokens that the model generated", None, ["rollout.agent.chat_template_type"]),
         ("use gconfig.max_tokens", (None,), ["rollout.agent.engine_max_tokens"]),
         ("the gateway's key is random", None, ["rollout.agent.admin_api_key"]),

@@ -166,6 +166,11 @@ RULES = (
     ),
     Rule(
         "spec.config",
+        f"!({_is_set('self.rollout.agent.python')}) || self.rollout.agent.mode == 'subproc'",
+        "rollout.agent.python is for agents in processes of their own; set rollout.agent.mode to subproc",
+    ),
+    Rule(
+        "spec.config",
         "self.actor.ppo_n_minibatches <= self.train_dataset.batch_size",
         "actor.ppo_n_minibatches is above train_dataset.batch_size; lower it",
     ),

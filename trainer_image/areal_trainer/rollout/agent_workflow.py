@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import httpx
 import msgspec
 
+from areal_trainer.rollout.agent_pool import PooledAgent
 from areal_trainer.rollout.gateway_process import GatewayError, GatewayProcess
 from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, task_id_of
@@ -85,14 +86,18 @@ class AgentRunner:
         self._timeout_s = timeout_s
         self._loop: LoopThread | None = None
         self._client: httpx.AsyncClient | None = None
+        self._pooled: list[PooledAgent] = []
+
+    def start(self, agent: PooledAgent) -> None:
+        """Start the agent's first process. Raises ``ValueError`` if its class cannot be used."""
+        self._ensure_loop().run(agent.start())
+        self._pooled.append(agent)
 
     async def run(self, agent: Agent, data: dict[str, Any], *, evaluation: bool) -> list[Trajectory]:
         """The samples of one session. Raises what the agent raises, and ``AgentError``."""
-        if self._loop is None:
-            self._loop = LoopThread("agents")
-            self._client = self._loop.call(self._make_client)
+        loop = self._ensure_loop()
         url = await self._gateway.url()  # starting the gateway is not the agent's time
-        work = asyncio.wrap_future(self._loop.start(self._session(agent, data, url=url, evaluation=evaluation)))
+        work = asyncio.wrap_future(loop.start(self._session(agent, data, url=url, evaluation=evaluation)))
         try:
             async with asyncio.timeout(self._timeout_s + _BLOCKED_S) as deadline:
                 return await work
@@ -112,6 +117,12 @@ class AgentRunner:
             self._loop.close()
             self._loop = None
 
+    def _ensure_loop(self) -> LoopThread:
+        if self._loop is None:
+            self._loop = LoopThread("agents")
+            self._client = self._loop.call(self._make_client)
+        return self._loop
+
     def _make_client(self) -> httpx.AsyncClient:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line per request
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -122,6 +133,8 @@ class AgentRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for agent in self._pooled:
+            agent.close()
         await client.aclose()
 
     async def _session(self, agent: Agent, data: dict[str, Any], *, url: str, evaluation: bool) -> list[Trajectory]:
@@ -139,9 +152,9 @@ class AgentRunner:
             raise
         exported = _EXPORTED.decode(await self._post(f"{url}/export_trajectories", {**export, "rewards": rewards}))
         if not exported.trajectories:
-            raise AgentError(f"{type(agent).__name__}.run made no model call that succeeded")
+            raise AgentError(f"{_name(agent)}.run made no model call that succeeded")
         if exported.reward is None:
-            raise AgentError(f"{type(agent).__name__}.run returned None and set no reward; return a reward")
+            raise AgentError(f"{_name(agent)}.run returned None and set no reward; return a reward")
         if evaluation:  # each session counts once, with all its rewards
             exported.trajectories = exported.trajectories[-1:]
             exported.trajectories[0].reward = exported.reward
@@ -155,8 +168,7 @@ class AgentRunner:
             if not deadline.expired():
                 raise
             raise AgentError(
-                f"{type(agent).__name__}.run did not end within rollout.agent.session_timeout_seconds = "
-                f"{self._timeout_s:g}"
+                f"{_name(agent)}.run did not end within rollout.agent.session_timeout_seconds = {self._timeout_s:g}"
             ) from None
 
     async def _post(self, url: str, body: dict[str, Any]) -> bytes:
@@ -238,6 +250,10 @@ def _trajectory(sample: ExportedSample, *, task_id: str) -> Trajectory:
     return Trajectory.of_lists(**values, task_id=task_id)
 
 
+def _name(agent: Agent) -> str:
+    return agent.path if isinstance(agent, PooledAgent) else type(agent).__name__
+
+
 def _rewards(returned: Any, agent: Agent) -> float | dict[str, float] | None:
     if returned is None:
         return None
@@ -247,5 +263,5 @@ def _rewards(returned: Any, agent: Agent) -> float | dict[str, float] | None:
         return float(returned)
     except (TypeError, ValueError):
         raise AgentError(
-            f"{type(agent).__name__}.run returned {returned!r:.200}; return a number, or numbers by completion ID"
+            f"{_name(agent)}.run returned {returned!r:.200}; return a number, or numbers by completion ID"
         ) from None

@@ -14,7 +14,15 @@ from areal_api.config import GRPOConfig
 from areal_trainer.gateway.settings import GatewaySettings, new_key
 from areal_trainer.import_path import load_object
 from areal_trainer.reward.pool import RewardPool
-from areal_trainer.rollout.agent_workflow import AgentRunner, AgentWorkflow, OnlineWorkflow, is_agent, make_agent
+from areal_trainer.rollout.agent_pool import PooledAgent
+from areal_trainer.rollout.agent_workflow import (
+    Agent,
+    AgentRunner,
+    AgentWorkflow,
+    OnlineWorkflow,
+    is_agent,
+    make_agent,
+)
 from areal_trainer.rollout.gateway_process import GatewayProcess
 from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, load_workflow, with_stop_tokens
 
@@ -33,20 +41,35 @@ class Workflows:
         if config.rollout.agent.mode == "online":
             self._build_online(config, engine, tokenizer)
             return
-        path = config.workflow.path
+        path, kwargs = config.workflow.path, dict(config.workflow.kwargs)
+        if config.rollout.agent.mode == "subproc":
+            template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
+            pooled = PooledAgent(path=path, kwargs=kwargs, config=config.rollout.agent)
+            self._build_agent(config, engine, tokenizer, pooled, template_kwargs).start(pooled)
+            return
         loaded = load_object(path, field="workflow.path")
         if is_agent(loaded):
-            kwargs = dict(config.workflow.kwargs)
             template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
             agent = make_agent(loaded, path=path, kwargs=kwargs)
-            self.gateway = GatewayProcess(engine, gateway_settings(config, tokenizer, template_kwargs))
-            self._runner = AgentRunner(self.gateway, timeout_s=config.rollout.agent.session_timeout_seconds)
-            self.training = AgentWorkflow(agent, self._runner, n_samples=config.gconfig.n_samples, evaluation=False)
-            self.evaluation = AgentWorkflow(agent, self._runner, n_samples=config.evaluation.n_samples, evaluation=True)
+            self._build_agent(config, engine, tokenizer, agent, template_kwargs)
             return
-        arguments: Mapping[str, Any] = {"reward_fn": pool.score, "tokenizer": tokenizer, **config.workflow.kwargs}
+        arguments: Mapping[str, Any] = {"reward_fn": pool.score, "tokenizer": tokenizer, **kwargs}
         self.training = load_workflow(path, gconfig=config.gconfig, **arguments)
         self.evaluation = load_workflow(path, gconfig=config.evaluation, **arguments)
+
+    def _build_agent(
+        self,
+        config: GRPOConfig,
+        engine: GenerationEngine,
+        tokenizer: PreTrainedTokenizerBase,
+        agent: Agent,
+        template_kwargs: dict[str, Any],
+    ) -> AgentRunner:
+        self.gateway = GatewayProcess(engine, gateway_settings(config, tokenizer, template_kwargs))
+        self._runner = AgentRunner(self.gateway, timeout_s=config.rollout.agent.session_timeout_seconds)
+        self.training = AgentWorkflow(agent, self._runner, n_samples=config.gconfig.n_samples, evaluation=False)
+        self.evaluation = AgentWorkflow(agent, self._runner, n_samples=config.evaluation.n_samples, evaluation=True)
+        return self._runner
 
     def _build_online(self, config: GRPOConfig, engine: GenerationEngine, tokenizer: PreTrainedTokenizerBase) -> None:
         if config.valid_dataset is not None:

@@ -231,18 +231,18 @@ def test_a_number_of_gpus_that_is_none_is_refused(value: Any) -> None:
 
 def test_the_agent_section_is_kept_without_what_has_no_meaning_here() -> None:
     agent = {"mode": "inline", "tool_call_parser": "qwen25", "turn_discount": 0.9, "export_style": "concat"}
-    dropped = {"subproc_max_workers": 4, "chat_template_type": "hf", "engine_max_tokens": None, "admin_api_key": "k"}
+    dropped = {"chat_template_type": "hf", "engine_max_tokens": None, "admin_api_key": "k"}
     experiment, notes = convert(with_change("rollout.agent", agent | dropped))
     kept = {key: value for key, value in agent.items() if key != "mode"}
     assert experiment["spec"]["config"]["rollout"]["agent"] == kept
     for key in ("mode", *dropped):
         assert any(f"rollout.agent.{key}" in note for note in notes)
-    online = convert(with_change("rollout.agent", {"mode": "online"}))[0]
-    assert online["spec"]["config"]["rollout"]["agent"] == {"mode": "online"}
+    for kept in ({"mode": "online"}, {"mode": "subproc", "subproc_max_workers": 8}):
+        assert convert(with_change("rollout.agent", kept))[0]["spec"]["config"]["rollout"]["agent"] == kept
     assert "agent" not in convert(with_change("rollout.agent", None))[0]["spec"]["config"]["rollout"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("mode", "subproc")])
+@pytest.mark.parametrize(("key", "value"), [("mode", "thread")])
 def test_an_agent_setting_that_would_change_the_run_is_refused(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"rollout\.agent\.{key} is"):
         convert(with_change("rollout.agent", {key: value}))
