@@ -325,8 +325,8 @@ class WorkflowConfig(Section):
 
     path: str = Field(
         "areal_trainer.rollout.workflow:RLVRWorkflow",
-        pattern=r"^[\w.]+:[\w.]+$",
-        description="Workflow or agent class, package.module:Class.",
+        pattern=r"^(openenv:https?://\S+|[\w.]+:[\w.]+)$",
+        description="Workflow or agent class, package.module:Class; or an environment of OpenEnv, openenv:URL.",
     )
     kwargs: FreeForm = Field(default_factory=dict, description="More keyword arguments of its constructor.")
 

@@ -177,8 +177,8 @@ def test_an_agent_that_does_not_take_the_arguments_is_refused(engine: RemoteSGLa
 
 def test_an_agent_in_processes_of_its_own_trains(engine: RemoteSGLangEngine) -> None:
     config = configuration(mode="subproc", subproc_max_workers=2)
-    workflow = config.workflow.new(path="support.pooled_agents:CallsModel", kwargs={})
-    trainer = Trainer(engine, config.model_copy(update={"workflow": workflow}))
+    changes = {"path": "support.pooled_agents:CallsModel", "kwargs": {}}
+    trainer = Trainer(engine, config.model_copy(update={"workflow": config.workflow.model_copy(update=changes)}))
     try:
         assert [sample.reward for sample in trainer.episode("number")] == [0.5] * 2
     finally:

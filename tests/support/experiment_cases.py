@@ -154,6 +154,8 @@ CASES = [
         "rollout.agent.python is 'bin/python'",
         "rollout.agent.python",
     ),
+    Case("an environment by URL", {f"{_CONFIG}.workflow.path": "openenv:https://host:8000/base"}),
+    Case("an environment without its URL", {f"{_CONFIG}.workflow.path": "openenv:host:80"}, "workflow.path"),
     Case("a batch named twice alike", {f"{_CONFIG}.rollout.consumer_batch_size": 8}),
     Case(
         "a batch named twice",

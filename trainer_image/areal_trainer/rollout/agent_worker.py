@@ -1,7 +1,8 @@
 """Runs an agent class in a process of its own, in any Python environment; ``agent_pool.py`` starts it.
 
-It uses only the standard library, and httpx if the environment has it. Messages on the socket are lines of JSON. The
-trainer sends the class, then rows with the access to a session; the answers are what the agent returned or raised.
+It uses only the standard library, and httpx or httpx2 if the environment has it. Messages on the socket are lines of
+JSON. The trainer sends the class, then rows with the access to a session; the answers are what the agent returned or
+raised.
 """
 
 from __future__ import annotations
@@ -71,12 +72,7 @@ def load(path: str) -> Any:
 async def serve_async(agent: Any, channel: socket.socket) -> None:
     """Run sessions concurrently."""
     reader, writer = await asyncio.open_connection(sock=channel, limit=LONGEST_LINE)
-    extra: dict[str, Any] = {}
-    with contextlib.suppress(ImportError):
-        import httpx
-
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        extra["http_client"] = httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)
+    extra = {"http_client": client} if (client := http_client()) is not None else {}
     tasks: dict[int, asyncio.Task[None]] = {}
 
     async def session(request: dict[str, Any]) -> None:
@@ -95,6 +91,16 @@ async def serve_async(agent: Any, channel: socket.socket) -> None:
                 task.cancel()
         else:
             tasks[request["number"]] = asyncio.create_task(session(request))
+
+
+def http_client() -> Any:
+    """A client that all sessions share; None if the environment has neither httpx nor its successor."""
+    for name in ("httpx", "httpx2"):
+        with contextlib.suppress(ImportError):
+            httpx = importlib.import_module(name)
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+            return httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)
+    return None
 
 
 def serve(agent: Any, channel: socket.socket) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from areal_api import names
-from areal_api.config import GRPOConfig
+from areal_api.config import GRPOConfig, WorkflowConfig
+from areal_trainer import environments
 from areal_trainer.gateway.settings import GatewaySettings, new_key
 from areal_trainer.import_path import load_object
 from areal_trainer.reward.pool import RewardPool
@@ -25,6 +26,9 @@ from areal_trainer.rollout.agent_workflow import (
 )
 from areal_trainer.rollout.gateway_process import GatewayProcess
 from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, load_workflow, with_stop_tokens
+
+# The class that plays the environment "<kind>:<name>" at workflow.path, and the name of its argument <name>.
+ENVIRONMENTS = {"openenv": ("areal_trainer.environments.openenv_agent:OpenEnvAgent", "url")}
 
 
 class Workflows:
@@ -41,10 +45,10 @@ class Workflows:
         if config.rollout.agent.mode == "online":
             self._build_online(config, engine, tokenizer)
             return
-        path, kwargs = config.workflow.path, dict(config.workflow.kwargs)
+        path, kwargs = agent_class(config.workflow)
         if config.rollout.agent.mode == "subproc":
             template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
-            pooled = PooledAgent(path=path, kwargs=kwargs, config=config.rollout.agent)
+            pooled = PooledAgent(path=_file_path(path), kwargs=kwargs, config=config.rollout.agent)
             self._build_agent(config, engine, tokenizer, pooled, template_kwargs).start(pooled)
             return
         loaded = load_object(path, field="workflow.path")
@@ -94,6 +98,23 @@ class Workflows:
             self._runner.close()
         if self.gateway is not None:
             self.gateway.close()
+
+
+def agent_class(workflow: WorkflowConfig) -> tuple[str, dict[str, Any]]:
+    """Import path and constructor arguments of the class at ``workflow.path``."""
+    kind, _, name = workflow.path.partition(":")
+    if kind not in ENVIRONMENTS:
+        return workflow.path, dict(workflow.kwargs)
+    path, argument = ENVIRONMENTS[kind]
+    return path, {argument: name, **workflow.kwargs}
+
+
+def _file_path(path: str) -> str:
+    """The path for another Python environment, which has no module of this project but can read its file."""
+    module, _, name = path.partition(":")
+    if path not in (environment for environment, _ in ENVIRONMENTS.values()):
+        return path
+    return f"{Path(environments.__file__).with_name(module.rpartition('.')[2])}.py:{name}"
 
 
 def gateway_settings(

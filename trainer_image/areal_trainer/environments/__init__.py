@@ -1,0 +1,1 @@
+"""Agents that play environments of other projects. They import nothing of this one."""
