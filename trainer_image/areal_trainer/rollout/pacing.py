@@ -27,6 +27,8 @@ from collections import deque
 TARGET_WAIT = 0.01  # fraction of the time that the trainer may wait for episodes
 WINDOW = 16  # steps whose measurements count
 GAIN = 0.5  # batches of reserve for a wait as long as the training time
+SURPRISE = 0.25  # a wait counts as no more, relative to the training time, unless there was such a wait before,
+MEMORY = 64  # within this many steps: a single stall says nothing about the next steps
 MAX_DEVIATIONS = 4.0  # standard deviations above the mean number of unfinished episodes that a reserve may cover
 MAX_EXCESS = 0.5  # batches that the integral may exceed the largest reserve by: the longer until a smaller one is tried
 STAGGERED = 0.5  # batches; a smaller reserve starts as other episodes end
@@ -46,6 +48,7 @@ class Pacer:
         self._asked: tuple[float, int] | None = None  # time and running episodes when the trainer asked
         self._enough_at: float | None = None  # when as many episodes as it asked for were finished
         self._delivered_at: float | None = None
+        self._waits: deque[float] = deque(maxlen=MEMORY)  # relative to the training time
         self._integral = 0.0  # of the wait, in episodes
         self._reserve = 0
 
@@ -106,6 +109,8 @@ class Pacer:
         """Integrate a wait, which is relative to the training time."""
         useful = statistics.fmean(self._unfinished) + MAX_DEVIATIONS * statistics.pstdev(self._unfinished)
         largest = min(self._max_reserve, math.ceil(useful))
-        integral = self._integral + GAIN * self._batch_size * (min(1.0, wait) - TARGET_WAIT)
+        counted = min(wait, 1.0, max(SURPRISE, *self._waits, 0.0))
+        self._waits.append(wait)
+        integral = self._integral + GAIN * self._batch_size * (counted - TARGET_WAIT)
         self._integral = min(largest + MAX_EXCESS * self._batch_size, max(0.0, integral))
         self._reserve = min(largest, math.ceil(self._integral))

@@ -36,6 +36,15 @@ def test_the_reserve_shrinks_while_the_trainer_does_not_wait() -> None:
     assert pacer.reserve == 0
 
 
+def test_a_single_stall_adds_little_and_a_second_one_counts_in_full() -> None:
+    pacer = Pacer(batch_size=100, max_staleness=3)
+    step(pacer, at=0.0, unfinished=100)
+    step(pacer, at=1.0, unfinished=100, waited=0.9)
+    assert pacer.reserve == 12  # 0.5 · 100 · (0.25 − 0.01)
+    step(pacer, at=2.9, unfinished=100, waited=0.8)
+    assert pacer.reserve == 52  # and 0.5 · 100 · (0.8 − 0.01)
+
+
 def test_the_reserve_is_not_larger_than_what_can_be_unfinished() -> None:
     pacer = Pacer(batch_size=8, max_staleness=4)
     for number in range(8):
