@@ -100,7 +100,7 @@ def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from areal_trainer.model.language_model import LanguageModel
+    from areal_trainer.model.language_model import LanguageModel, disable_dropout
     from areal_trainer.model.optimizer import make_optimizer
 
     dist.init_process_group("fake", store=FakeStore(), rank=ranks - 1, world_size=ranks)
@@ -114,6 +114,7 @@ def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
         Path(folder, "config.json").write_text(json.dumps(config))
         actor = PPOActorConfig(path=folder, attn_impl="sdpa", gradient_checkpointing=checkpointing)
         model = LanguageModel(actor, section="actor", device=cpu, temperature=1.0)
+        disable_dropout(model)
         model.train()
         optimizer = make_optimizer(actor.optimizer, model.parameters())
         for parameter in model.parameters():

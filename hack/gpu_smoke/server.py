@@ -43,24 +43,26 @@ def save_model(folder: Path, dtype: torch.dtype) -> Path:
     return folder
 
 
-@contextmanager
-def running_server(device: str, model: Path, folder: Path, *, gpus: Sequence[str]) -> Iterator[str]:
-    """The address of a server that is ready. Raises ``RunError`` with the end of its log if it does not start."""
+def experiment_for(device: str, model: Path, folder: Path) -> GRPOExperiment:
+    """An experiment whose only server serves ``model``."""
     dtype = "bfloat16" if device == "cuda" else "float32"
     config = {
         "experiment_name": "gpu-smoke",
-        "actor": {"path": str(model), "dtype": dtype},
+        "actor": {"path": str(model), "dtype": dtype, "ppo_n_minibatches": 1},
+        "gconfig": {"max_new_tokens": 64},
         "sglang": {"dtype": dtype, "max_total_tokens": 16384},
         "train_dataset": {"path": "none.jsonl", "batch_size": 1},
         "cluster": {"fileroot": str(folder)},
     }
-    body = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": "gpu-smoke"},
-        "spec": {"config": config, "servers": {"device": device}, "trainer": {"device": device}},
-    }
-    experiment = GRPOExperiment.model_validate(body)
+    spec = {"config": config, "servers": {"device": device}, "trainer": {"device": device}}
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "gpu-smoke"}, "spec": spec}
+    return GRPOExperiment.model_validate(body)
+
+
+@contextmanager
+def running_server(device: str, model: Path, folder: Path, *, gpus: Sequence[str]) -> Iterator[str]:
+    """The address of a server that is ready. Raises ``RunError`` with the end of its log if it does not start."""
+    experiment = experiment_for(device, model, folder)
     folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "config.yaml"
     config_file.write_text(config_yaml(experiment.spec.config))

@@ -32,10 +32,10 @@ _GEMMA = Family(tied=True, float32_norm=True)
 _GEMMA3 = Family(tied=True, float32_norm=True, norms=4, head_norms=True)
 _OLMO2 = Family(float32_norm=True, row_norms=True)
 _NEOX = Family(norm_weights=2, layer_norm=True, qkv_bias=True, biases=True, mlp_matrices=2, mlp_tensors=2)
-_GPT2 = replace(_NEOX, tied=True, positions=True)
+_GPT2 = replace(_NEOX, tied=True, positions=True, mlp_tensors=5)
 
 FAMILIES = {
-    "apertus": Family(head_norms=True, mlp_matrices=2, mlp_tensors=2),
+    "apertus": Family(head_norms=True, mlp_matrices=2, mlp_tensors=6),
     "arcee": Family(mlp_matrices=2, mlp_tensors=2),
     "ernie4_5": Family(tied=True),
     "exaone4": Family(head_norms=True),
@@ -45,7 +45,7 @@ FAMILIES = {
     "glm4": Family(norms=4),
     "gpt2": _GPT2,
     "gpt-sw3": _GPT2,
-    "gpt_bigcode": _GPT2,
+    "gpt_bigcode": replace(_GPT2, mlp_tensors=2),
     "gpt_neox": _NEOX,
     "helium": Family(float32_norm=True),
     "hunyuan_v1_dense": Family(head_norms=True),
@@ -53,7 +53,7 @@ FAMILIES = {
     "olmo": Family(norm_weights=0),
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
-    "opt": _GPT2,
+    "opt": replace(_GPT2, mlp_tensors=1),
     "persimmon": replace(_NEOX, head_norms=True),
     "qwen2": Family(qkv_bias=True),
     "qwen2_moe": Family(qkv_bias=True),

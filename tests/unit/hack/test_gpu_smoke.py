@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.report import Surroundings, size_up
 from areal_trainer.model import varlen_attention
 from hack.gpu_smoke import __main__ as smoke
-from hack.gpu_smoke import checks, updates
+from hack.gpu_smoke import checks, server, updates
 
 CPU = torch.device("cpu")
 
@@ -40,6 +42,16 @@ def test_attention_that_differs_fails(monkeypatch: pytest.MonkeyPatch, factor: f
     monkeypatch.setattr(varlen_attention, "varlen_attn", lambda *a, **k: kernel(*a, **k) * factor)
     with pytest.raises(checks.CheckFailed, match="varlen and sdpa differ by"):
         checks.attention(CPU, ["varlen"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_servers_experiment_and_model_are_valid(tmp_path: Path, device: str) -> None:
+    model = server.save_model(tmp_path / "model", torch.bfloat16)
+    assert (model / "tokenizer.json").exists()
+    assert server.experiment_for(device, model, tmp_path).spec.servers.device == device
+    assert size_up(
+        server.experiment_for(device, model, tmp_path).spec, ModelShape.of_directory(model), Surroundings()
+    ).fits
 
 
 def test_two_ranks_sum_and_broadcast() -> None:

@@ -93,6 +93,20 @@ UNUSUAL: list[tuple[dict[str, Any], int, int, bool, float]] = [
     (NARROW, 8, 8192, True, 1.45),
     (NARROW, 8, 8192, False, 1.89),
     ({"intermediate_size": 512}, 1, 8192, True, 7.43),
+    *(
+        ({"model_type": kind, "num_hidden_layers": 2, "tie_word_embeddings": tied}, 8, 16384, False, simulated)
+        for kind, tied, simulated in (
+            ("apertus", False, 8.13),
+            ("exaone4", False, 7.42),
+            ("gemma", True, 6.73),
+            ("gemma3_text", True, 8.47),
+            ("glm4", False, 7.72),
+            ("mistral", False, 6.91),
+            ("olmo2", False, 7.93),
+            ("phi3", False, 6.91),
+            ("starcoder2", True, 4.55),
+        )
+    ),
 ]
 
 
