@@ -131,6 +131,28 @@ def test_text_of_a_run_never_becomes_markup(page: Any, site: Served) -> None:
     assert page.locator("main img").count() == 0
 
 
+def test_samples_are_read_problem_by_problem(page: Any, site: Served) -> None:
+    run = make_run(site.runs, "tiny/first")
+    (run / "rollouts").mkdir()
+    for step in (1, 2):
+        lines = [
+            {"task_id": task, "seqlen": 9, "prompt_len": 4, "head_version": 0, "tail_version": 1, "reward": reward,
+             "prompt": f"the problem {task} of step {step}", "completion": f"{HOSTILE} {reward}"}
+            for task in ("a", "b") for reward in (0.0, 1.0)
+        ]  # fmt: skip
+        (run / f"rollouts/step{step}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    open_run(page, "tiny/first")
+    page.get_by_text("Samples", exact=True).click()
+    page.get_by_text("4 of 4 samples of 2 problems").wait_for()
+    page.get_by_role("button", name="Earlier step").click()
+    page.get_by_text("the problem a of step 1").first.click()
+    page.locator("pre").get_by_text(f"{HOSTILE} 1.0").first.wait_for()
+    page.get_by_label("reward from").fill("0.5")
+    page.get_by_label("reward from").press("Enter")
+    page.get_by_text("2 of 4 samples of 2 problems").wait_for()
+    assert page.evaluate("window.attacked") is None
+
+
 def test_empty_and_damaged_runs_say_what_is_wrong(page: Any, site: Served) -> None:
     run = make_run(site.runs, "tiny/damaged")
     with names.stats_file(run).open("ab") as file:

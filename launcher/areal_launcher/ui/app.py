@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 from collections.abc import AsyncIterator
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from areal_launcher.bounded_files import DamagedFileError
 from areal_launcher.catalog import Catalog, RunEntry
 from areal_launcher.run_files import MAX_STEP
-from areal_launcher.ui import view
+from areal_launcher.run_state import clipped
+from areal_launcher.ui import rollouts, view
 
-STATIC = Path(__file__).with_name("static")
+STATIC = FilePath(__file__).with_name("static")
 COOKIE = "grpo_ui"
 POLL_S = 1.0
 LOADING_POLL_S = 0.05  # while the file is longer than what was read
@@ -45,6 +48,7 @@ class Page:
         self._catalog = catalog
         self._tables = view.Tables()
         self._lock = asyncio.Lock()  # tables are read and grown in threads, one at a time
+        self._reading = asyncio.Semaphore(2)  # files of samples at a time
         self.live = 0
 
     async def runs(self) -> list[dict[str, Any]]:
@@ -69,6 +73,16 @@ class Page:
         """The run, without its series."""
         async with self._lock:
             return await asyncio.to_thread(view.overview, entry, self._tables.of(entry.path))
+
+    async def rollouts(self, entry: RunEntry, step: int, chosen: rollouts.Filter, offset: int) -> dict[str, Any]:
+        """The samples of a step; the answer 404 if they cannot be read."""
+        async with self._reading:
+            try:
+                return await asyncio.to_thread(rollouts.page, entry.path, step, chosen, offset=offset)
+            except FileNotFoundError as error:
+                raise HTTPException(404, f"step {step} has no samples here") from error
+            except (DamagedFileError, OSError) as error:
+                raise HTTPException(404, clipped(str(error))) from error
 
     async def series(
         self, entry: RunEntry, wanted: list[str], *, first: int, last: int, limit: int, after: int
@@ -121,6 +135,22 @@ def create_app(catalog: Catalog, token: str) -> FastAPI:
         after: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
     ) -> dict[str, Any]:
         return await page.series(page.find(identifier), name, first=first, last=last, limit=points, after=after)
+
+    @app.get("/api/runs/{identifier}/rollouts")
+    async def dumped_steps(identifier: str) -> list[int]:
+        return await asyncio.to_thread(rollouts.steps, page.find(identifier).path)
+
+    @app.get("/api/runs/{identifier}/rollouts/{step}")
+    async def dumped(
+        identifier: str,
+        step: Annotated[int, Path(ge=0, le=MAX_STEP)],
+        text: Annotated[str, Query(max_length=500)] = "",
+        low: float = -math.inf,
+        high: float = math.inf,
+        shortest: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
+        offset: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
+    ) -> dict[str, Any]:
+        return await page.rollouts(page.find(identifier), step, rollouts.Filter(text, low, high, shortest), offset)
 
     @app.get("/api/runs/{identifier}/live")
     async def live(identifier: str) -> Response:

@@ -1,5 +1,6 @@
 // One run, live.
 import { Chart } from "./charts.js";
+import { Rollouts } from "./rollouts.js";
 import { element, fetchJson, problem, shortNumber, stateLabel } from "./page.js";
 
 const POINTS = 1000;
@@ -23,11 +24,12 @@ export class RunView {
     this.more = element("select", { "aria-label": "Add a chart", onchange: () => this.add(this.more.value) });
     this.reset = element("button", { type: "button", hidden: true, onclick: () => this.zoom(null) }, "All steps");
     this.lists = element("div");
+    this.rollouts = new Rollouts(identifier);
     this.text = element("pre");
     const configuration = element("details", { ontoggle: () => this.loadConfiguration() },
       element("summary", {}, "Configuration"), this.text);
     main.replaceChildren(this.head, element("div", { class: "bar" }, this.more, this.reset), this.grid, this.lists,
-      configuration);
+      this.rollouts.root, configuration);
     this.resized = () => this.charts.forEach((chart) => chart.resize());
     addEventListener("resize", this.resized);
     this.listen();

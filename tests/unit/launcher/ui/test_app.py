@@ -111,6 +111,20 @@ def test_what_is_no_run_is_not_found(visitor: TestClient, identifier: str) -> No
         assert visitor.get(f"/api/runs/{identifier}{path}").status_code == 404
 
 
+def test_samples_of_a_step_are_shown(visitor: TestClient, runs: Path) -> None:
+    run = first(visitor)
+    assert visitor.get(f"/api/runs/{run}/rollouts").json() == []
+    assert visitor.get(f"/api/runs/{run}/rollouts/7").status_code == 404
+    line = {"task_id": "1", "seqlen": 3, "prompt_len": 1, "reward": 0.5, "prompt": "2+2=", "completion": "4"}
+    (runs / "tiny/first/rollouts").mkdir()
+    (runs / "tiny/first/rollouts/step7.jsonl").write_text(json.dumps(line) + "\n")
+    assert visitor.get(f"/api/runs/{run}/rollouts").json() == [7]
+    [group] = visitor.get(f"/api/runs/{run}/rollouts/7?low=0.5&text=2").json()["groups"]
+    assert (group["prompt"], group["samples"][0]["completion"]) == ("2+2=", "4")
+    for query in ("low=x", "offset=-1", "shortest=-1", "text=" + "x" * 501):
+        assert visitor.get(f"/api/runs/{run}/rollouts/7?{query}").status_code == 422
+
+
 def test_text_of_a_run_is_never_markup(visitor: TestClient, runs: Path) -> None:
     make_run(runs, "<script>alert(1)<", steps=1)
     response = visitor.get("/api/runs")
