@@ -48,7 +48,7 @@ class Operator:
         self._queue: WorkQueue[Key] = WorkQueue()
         self._experiments = Experiments()
         self._metrics = Metrics()
-        self._warnings = NamespaceWarnings(cluster, max_age_s=settings.waiting_s / 3)
+        self._warnings = NamespaceWarnings(cluster, max_age_s=settings.waiting_s)
         self._reconciler = Reconciler(
             cluster, self._store, self._experiments, self._warnings, settings=settings, root_key=root_key
         )

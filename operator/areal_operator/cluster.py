@@ -30,6 +30,7 @@ CREDENTIALS_TTL_S = 60.0  # after which credentials are read again, because the 
 MANAGER = resource_names.OPERATOR
 PROGRESS_MANAGER = "areal-operator-progress"
 PAGE = 100
+PAGE_OF_EVENTS = 1000  # they are small
 ABSENT = "1"  # a resource version that no object has: apply creates the object, or is refused with a conflict
 MAX_MESSAGE_LENGTH = 800
 UNDECLARED = re.compile(r"\.status\.(\w+)\S*: field not declared in schema")
@@ -117,7 +118,8 @@ class Cluster:
         self, kind: str, namespace: str | None, selector: str = "", fields: str = ""
     ) -> AsyncIterator[ObjectList]:
         """Like ``list``, in pages, so that not all objects are in memory at the same time. There is at least one."""
-        query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields, "continue": ""}
+        size = PAGE_OF_EVENTS if kind == "Event" else PAGE
+        query = {"limit": str(size), "labelSelector": selector, "fieldSelector": fields, "continue": ""}
         while True:
             page = await self.request("GET", path_of(kind, namespace), query=query)
             items = [{**item, "kind": kind} for item in page["items"]]

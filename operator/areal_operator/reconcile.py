@@ -204,6 +204,8 @@ class Reconciler:
             self._warnings.forget(key)
             return decided
         uids = {str(obj["metadata"]["uid"]) for children in observed.objects.values() for obj in children}
+        if not uids:
+            return decided  # nothing was created that a warning could be about
         warnings = await self._warnings.about(key, uids)
         return decide(replace(observed, warnings=warnings)) if warnings else decided
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Collection
@@ -23,6 +24,7 @@ class NamespaceWarnings:
         self._cluster = cluster
         self._max_age_s = max_age_s
         self._fetched: dict[str, tuple[float, _ByUid]] = {}
+        self._reading: dict[str, asyncio.Lock] = {}  # one request per namespace at a time
         self._waiting: dict[Key, tuple[frozenset[str], list[WarningEvent]]] = {}  # UIDs, and the warnings about them
 
     async def about(self, key: Key, uids: Collection[str]) -> list[WarningEvent]:
@@ -30,9 +32,10 @@ class NamespaceWarnings:
 
         From now on ``changed`` reports the experiment.
         """
-        fetched_at, _ = self._fetched.get(key[0], (float("-inf"), {}))
-        if time.monotonic() - fetched_at > self._max_age_s:
-            await self._fetch(key[0])
+        async with self._reading.setdefault(key[0], asyncio.Lock()):
+            fetched_at, _ = self._fetched.get(key[0], (float("-inf"), {}))
+            if time.monotonic() - fetched_at > self._max_age_s:
+                await self._fetch(key[0])
         wanted = frozenset(uids)
         about = self._about(key, wanted)
         self._waiting[key] = (wanted, about)
@@ -45,7 +48,9 @@ class NamespaceWarnings:
     async def changed(self) -> list[Key]:
         """Read the namespaces of waiting experiments again; returns the experiments whose warnings have changed."""
         namespaces = {namespace for namespace, _ in self._waiting}
-        self._fetched = {namespace: known for namespace, known in self._fetched.items() if namespace in namespaces}
+        for namespace in self._fetched.keys() - namespaces:
+            del self._fetched[namespace]
+            self._reading.pop(namespace, None)
         for namespace in namespaces:
             await self._fetch(namespace)
         return [key for key, (uids, before) in self._waiting.items() if self._about(key, uids) != before]
