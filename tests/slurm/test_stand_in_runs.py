@@ -243,9 +243,12 @@ def test_a_run_waits_for_room_and_is_cancelled_after_its_deadline(run: SlurmRun,
         wait_until(lambda: not cluster.jobs(), "the cluster is empty")
 
 
-def test_a_container_of_apptainer_runs_every_step(run: SlurmRun, tmp_path: Path) -> None:
+def test_steps_run_in_a_container_at_a_path_with_spaces_quotes_and_percent_signs(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
     """With a stand-in for apptainer, which records its arguments and runs the command."""
-    tool = tmp_path / "bin" / "apptainer"
+    tool, odd = tmp_path / "bin" / "apptainer", tmp_path / "a 'b\" 100%j $HOME"
+    odd.mkdir()
     tool.parent.mkdir()
     tool.write_text(
         f"""#!/bin/sh
@@ -256,24 +259,17 @@ exec "$@"
 """
     )
     tool.chmod(0o755)
+    run = SlurmRun(cluster, odd)
     run.extra_environment["PATH"] = f"{tool.parent}:{os.environ['PATH']}"
     run.change("slurm", containerImage="image.sif", containerRuntime="apptainer", containerArgs=["--bind=/data"])
-    status, output = run.finish(run.start())
-    assert status == 0, output
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 4
-    assert all(call.startswith(f"exec --bind={run.directory} --bind=/data image.sif ") for call in calls)
-
-
-def test_a_path_with_spaces_quotes_and_percent_signs_is_kept(cluster: SlurmCluster, tmp_path: Path) -> None:
-    odd = tmp_path / "a 'b\" 100%j $HOME"
-    odd.mkdir()
-    run = SlurmRun(cluster, odd)
     run.change("trainer", env=[{"name": "STEPS", "value": "20"}, {"name": "LONG", "value": "x" * 16000}])
     try:
         status, output = run.finish(run.start())
         assert status == 0, output
         assert run.steps == list(range(1, 21))
         assert (run.directory / "logs" / "slurm-job.log").exists()
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert len(calls) == 4
+        assert all(call.startswith(f"exec --bind={run.directory} --bind=/data image.sif ") for call in calls)
     finally:
         run.end()
