@@ -45,6 +45,12 @@ class AgentConfig(Section):
         "processes of its own; online trains on the sessions that programs outside open and end, and runs no agent.",
     )
     subproc_max_workers: int = Field(4, ge=1, le=1024, description="Most processes of mode subproc.")
+    subproc_memory_gb: float = Field(
+        4.0,
+        ge=0.25,
+        description="Most memory (data segment) of a process of mode subproc; beyond it an agent gets a MemoryError.",
+        json_schema_extra={"unit": "GiB"},
+    )
     python: str | None = Field(
         None,
         min_length=1,

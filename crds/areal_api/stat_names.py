@@ -19,6 +19,9 @@ SEQUENCE_LENGTH = "seq_len"
 TOKENS_PER_SECOND = "tokens_per_second"
 SERVERS_CURRENT = "rollout/servers_current"
 SERVERS_BEHIND = "rollout/servers_behind"
+AGENTS = "agents/"  # prefix of the counts of a step
+AGENT_COUNTS = ("started", "rewarded", "abandoned", "expired", "stale", "ended", "calls", "refused", "failed")
+CALLS_PER_SESSION = f"{AGENTS}calls_per_session"
 
 
 def mean(name: str) -> str:

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,23 @@ def test_an_agent_that_fails_fails_its_episode(
 
 def test_a_session_that_fails_is_left_out_of_its_group(trainer: Trainer) -> None:
     assert len(trainer.episode("dies sometimes")) == 2
+
+
+def test_sessions_are_counted_by_how_they_ended(engine: RemoteSGLangEngine) -> None:
+    trainer = Trainer(engine, configuration())
+    try:
+        trainer.episode("number")
+        with pytest.raises(RuntimeError, match="the agent died"):
+            trainer.episode("dies")
+        counted: Counter[str] = Counter()
+        deadline = time.monotonic() + 60.0
+        while counted["agents/abandoned"] < 2 and time.monotonic() < deadline:  # counts arrive half a second late
+            counted.update({name: int(count) for name, count in trainer.workflows.statistics().items()})
+            time.sleep(0.1)
+        assert (counted["agents/started"], counted["agents/rewarded"], counted["agents/abandoned"]) == (4, 2, 2)
+        assert counted["agents/calls"] == 6
+    finally:
+        trainer.workflows.close()
 
 
 def test_a_dead_gateway_is_replaced(trainer: Trainer) -> None:

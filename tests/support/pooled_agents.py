@@ -30,6 +30,8 @@ class Concurrent:
                 await asyncio.sleep(0.01)
         if outcome == "raises":
             raise RuntimeError("the agent broke " + "x" * 10**6)
+        if outcome == "grows":
+            return [bytearray(1 << 20) for _ in range(1 << 20)]
         if outcome == "exits":
             os._exit(7)
         if outcome == "waits":

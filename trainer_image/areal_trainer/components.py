@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ class Components:
     loader: PromptLoader
     workflow: RolloutWorkflow
     eval_workflow: RolloutWorkflow
+    agent_statistics: Callable[[], dict[str, float]]  # since the last call; on rank 0
     accept: Accept | None
     valid_rows: list[dict[str, Any]]  # empty without a valid_dataset, and on every rank but the first
     stats: StatsLogger | None  # on rank 0
@@ -104,6 +105,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             loader=loader,
             workflow=workflows.training,
             eval_workflow=workflows.evaluation,
+            agent_statistics=workflows.statistics,
             accept=_has_signal if config.actor.dynamic_sampling else None,
             valid_rows=_valid_rows(config, tokenizer) if ranks.is_first else [],
             stats=stats,

@@ -203,6 +203,7 @@ def _after_step(
         stat_names.TOKENS_PER_SECOND: stats["n_tokens"] / seconds,
         **stats,
         **parts.engine.statistics,
+        **parts.agent_statistics(),
         **timings.as_stats(),
     }
     if parts.stats is not None:

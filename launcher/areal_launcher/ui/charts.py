@@ -36,6 +36,13 @@ CHARTS: Final = (
     Chart("Groups without signal", "share", (stat_names.GROUPS_WITHOUT_SIGNAL, "rollout/rejected_share")),
     Chart("Throughput", "tokens per second", (stat_names.TOKENS_PER_SECOND, "rollout/tokens_per_second")),
     Chart("Servers", "servers", (stat_names.SERVERS_CURRENT, stat_names.SERVERS_BEHIND)),
+    Chart(
+        "Sessions of agents",
+        "sessions per step",
+        tuple(f"{stat_names.AGENTS}{name}" for name in ("rewarded", "abandoned", "expired", "stale")),
+    ),
+    Chart("Requests of agents without an answer", "requests per step", ("agents/refused", "agents/failed")),
+    Chart("Calls per session", "calls (mean)", (stat_names.CALLS_PER_SESSION,)),
     Chart("Prefix cache", "share of prompt tokens", ("rollout/cache_hit_rate",)),
 )
 TIME_PER_STAGE: Final = "Time per stage"

@@ -10,6 +10,8 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 
 import uvloop
@@ -17,14 +19,16 @@ import uvloop
 from areal_api import logs
 from areal_trainer.data.tokenizer import Codec, load_hf_tokenizer, render_prompt
 from areal_trainer.gateway.app import make_app
-from areal_trainer.gateway.channel import Listening, read_frame
+from areal_trainer.gateway.channel import Counted, Listening, read_frame
 from areal_trainer.gateway.completer import Completer
 from areal_trainer.gateway.conversation import ConversationTree
 from areal_trainer.gateway.engine_client import EngineClient
 from areal_trainer.gateway.messages import Message
 from areal_trainer.gateway.server import listen, make_server
-from areal_trainer.gateway.sessions import Sessions
+from areal_trainer.gateway.sessions import Counters, Sessions
 from areal_trainer.gateway.settings import GatewaySettings
+
+COUNT_S = 0.5
 
 
 async def run(channel: socket.socket) -> None:
@@ -48,9 +52,20 @@ async def run(channel: socket.socket) -> None:
     server = make_server(app)
     engine.send(Listening(listener.getsockname()[1]))
     serving = asyncio.create_task(server.serve([listener]))
+    counting = asyncio.create_task(report_counts(sessions.counters, engine.send))
     await engine.serve()
+    counting.cancel()
     server.should_exit = True
     await serving
+
+
+async def report_counts(counters: Counters, send: Callable[[Counted], None]) -> None:
+    """Send the counters to the trainer whenever they have changed, at most once per ``COUNT_S``."""
+    sent: dict[str, int] = {}
+    while True:
+        if (counts := asdict(counters)) != sent:
+            send(Counted(sent := counts))
+        await asyncio.sleep(COUNT_S)
 
 
 def main(arguments: list[str]) -> None:

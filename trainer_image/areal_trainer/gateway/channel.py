@@ -60,6 +60,12 @@ class Listening(msgspec.Struct, tag="listening"):
     port: int
 
 
+class Counted(msgspec.Struct, tag="counted"):
+    """Counts of sessions and calls since the process started, by their name in ``sessions.Counters``."""
+
+    counts: dict[str, int]
+
+
 class Sample(msgspec.Struct):
     """One completion; the lists have equal lengths."""
 
@@ -80,7 +86,7 @@ class Result(msgspec.Struct):
     error: str = ""
 
 
-Call = Generate | Parse | Cancel | Listening
+Call = Generate | Parse | Cancel | Listening | Counted
 CALL = msgspec.msgpack.Decoder(Call)
 RESULT = msgspec.msgpack.Decoder(Result)
 _ENCODER = msgspec.msgpack.Encoder()

@@ -78,6 +78,8 @@ class Counters:
 
     started: int = 0
     ended: int = 0
+    rewarded: int = 0  # ended with a reward
+    abandoned: int = 0  # ended without a reward
     expired: int = 0
     stale: int = 0  # ended sessions whose tokens were too old to train on
     calls: int = 0
@@ -195,6 +197,10 @@ class Sessions:
         if session.state == "open":
             session.state = "ended"
             self.counters.ended += 1
+            if any(one.reward is not None for one in session.tree.interactions):
+                self.counters.rewarded += 1
+            else:
+                self.counters.abandoned += 1
 
     def remove(self, session: Session) -> None:
         """Forget a session."""

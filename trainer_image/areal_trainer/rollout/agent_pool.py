@@ -72,10 +72,10 @@ class AgentProcess:
         """Whether the agent runs many sessions concurrently; known after ``start``."""
         return self._is_async
 
-    async def start(self, *, path: str, kwargs: Mapping[str, Any]) -> None:
+    async def start(self, *, path: str, kwargs: Mapping[str, Any], memory_bytes: int) -> None:
         """Wait until the agent is constructed. Raises ``AgentProcessError``."""
         reader, self._writer = await asyncio.open_connection(sock=self._socket, limit=LONGEST_ANSWER)
-        self._send({"path": path, "kwargs": kwargs})
+        self._send({"path": path, "kwargs": kwargs, "memory_bytes": memory_bytes})
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 ready = await reader.readline()
@@ -210,7 +210,8 @@ class PooledAgent:
                 least = AgentProcess(self._python, self._environment)
                 self._processes.append(least)
                 try:
-                    await least.start(path=self.path, kwargs=self._kwargs)
+                    memory_bytes = int(self._config.subproc_memory_gb * 2**30)
+                    await least.start(path=self.path, kwargs=self._kwargs, memory_bytes=memory_bytes)
                 except BaseException:
                     self._processes.remove(least)
                     least.close()

@@ -15,6 +15,7 @@ import inspect
 import json
 import os
 import queue
+import resource
 import signal
 import socket
 import sys
@@ -33,6 +34,7 @@ def main(descriptor: int) -> None:
     channel = socket.socket(fileno=descriptor)
     with channel.makefile("rb", buffering=0) as file:
         setup = json.loads(file.readline())
+    resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"], setup["memory_bytes"]))
     try:
         agent = load(setup["path"])(**setup["kwargs"])
         is_async = inspect.iscoroutinefunction(agent.run)

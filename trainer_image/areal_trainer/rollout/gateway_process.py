@@ -18,6 +18,7 @@ from areal_trainer.gateway.channel import (
     HEADER,
     Call,
     Cancel,
+    Counted,
     Generate,
     Listening,
     Parse,
@@ -27,6 +28,7 @@ from areal_trainer.gateway.channel import (
     read_frame,
 )
 from areal_trainer.gateway.settings import GatewaySettings
+from areal_trainer.rollout.agent_statistics import AgentStatistics
 from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.workflow import GenerationEngine
 from areal_trainer.servers.client import ServerRefusedError
@@ -58,6 +60,7 @@ class GatewayProcess:
         self._channel: socket.socket | None = None
         self._ready: asyncio.Task[str] | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._statistics = AgentStatistics()
 
     @property
     def admin_key(self) -> str:
@@ -82,6 +85,10 @@ class GatewayProcess:
             self._loop = LoopThread("gateway")
         return await asyncio.wrap_future(self._loop.start(self._url()))
 
+    def take_statistics(self) -> dict[str, float]:
+        """Statistics of sessions and calls since the last call; they arrive up to half a second late."""
+        return {} if self._loop is None else self._loop.call(self._statistics.take)
+
     def close(self) -> None:
         """End the process and the event loop."""
         if self._loop is not None:
@@ -105,6 +112,7 @@ class GatewayProcess:
 
     def _spawn(self) -> None:
         self._kill()
+        self._statistics.restart()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -138,7 +146,9 @@ class GatewayProcess:
         try:
             while True:
                 call: Call = CALL.decode(await read_frame(reader))
-                if isinstance(call, Cancel):
+                if isinstance(call, Counted):
+                    self._statistics.update(call.counts)
+                elif isinstance(call, Cancel):
                     if (cancelled := tasks.get(call.number)) is not None:
                         cancelled.cancel()
                 elif isinstance(call, Generate | Parse):

@@ -87,6 +87,10 @@ class Workflows:
         )
         self.training = self.evaluation = OnlineWorkflow(self.gateway, n_samples=config.gconfig.n_samples)
 
+    def statistics(self) -> dict[str, float]:
+        """Statistics of agents since the last call; empty without a gateway."""
+        return {} if self.gateway is None else self.gateway.take_statistics()
+
     def start(self) -> None:
         """Start the gateway, if there is one, without waiting for it."""
         if self.gateway is not None:

@@ -58,6 +58,7 @@ def test_sessions_of_an_async_agent_run_at_once_in_one_process() -> None:
         ("raises", "RuntimeError: the agent broke"),
         ("bad reward", "could not convert string to float"),
         ("exits", "ended with status 7"),
+        ("grows", "MemoryError"),
         ("returns a flood", "more than 1048576 bytes"),
     ],
 )
@@ -68,7 +69,7 @@ def test_an_agent_that_fails_fails_its_session_and_the_next_one_runs(outcome: st
         assert len(str(caught.value)) < 20_000
         return await outcome_of(agent, "number")
 
-    assert with_agent(CONCURRENT, work) == 1.0
+    assert with_agent(CONCURRENT, work, subproc_memory_gb=0.5) == 1.0
 
 
 def test_a_cancelled_session_leaves_its_process_to_the_others() -> None:
