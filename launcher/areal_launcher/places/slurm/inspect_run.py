@@ -14,7 +14,7 @@ from areal_launcher.core import status as run_directory
 from areal_launcher.fit import fit_in_jobs
 from areal_launcher.places.slurm import commands
 from areal_launcher.places.slurm.job import JOB_PREFIX, read_job, sbatch_arguments
-from areal_launcher.places.slurm.submit import estimate, plan_job
+from areal_launcher.places.slurm.submit import check_container, estimate, plan_job
 from areal_launcher.request import Request
 
 COLUMNS = "%i|%T|%M|%l|%D|%j|%r"
@@ -66,6 +66,7 @@ def check(request: Request) -> int:
     """
     experiment = with_home_expanded(request.load())
     directory = names.run_dir(experiment.spec.config).absolute()
+    check_container(experiment.spec.slurm, directory)
     components = plan_job(experiment)
     console = console_for()
     for layout in components:
