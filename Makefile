@@ -20,12 +20,13 @@ UV := .bin/uv/bin/uv
 READY := $(VENV)/.ready-$(DEVICE)
 comma := ,
 AWORLD := .bin/aworld/.ready
+FRAMEWORKS := .bin/frameworks/.ready
 RAY := $(VENV)/.ready-ray
 TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm hostile bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld frameworks ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm hostile bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -56,6 +57,12 @@ $(AWORLD): $(UV) examples/aworld/setup.sh examples/aworld/constraints.txt pyproj
 	@examples/aworld/setup.sh
 	@touch $@
 
+frameworks: $(FRAMEWORKS) ## Create .bin/frameworks/, with the agent frameworks of the examples.
+
+$(FRAMEWORKS): $(UV) examples/frameworks.sh examples/frameworks.txt
+	@examples/frameworks.sh
+	@touch $@
+
 ray: $(RAY) ## Add Ray to .venv/, for grpo run --on ray.
 
 $(RAY): $(READY)
@@ -80,7 +87,7 @@ check: setup ## Check lint, formatting, types, import contracts and generated fi
 	$(VENV)/bin/python hack/constraints.py --check
 
 # Tests that need a whole machine run one at a time; the others run in two workers. One summary covers both sessions.
-test: setup aworld ray ## Run all tests except the scenarios of make e2e, slurm and ray-tests; tests that cannot run here are listed at the end.
+test: setup aworld frameworks ray ## Run all tests except the scenarios of make e2e, slurm and ray-tests; tests that cannot run here are listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
 	@hack/slurm/install.sh || [ $$? -eq 3 ]
 	@hack/browser/install.sh || [ $$? -eq 3 ]
