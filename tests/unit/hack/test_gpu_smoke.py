@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.report import Surroundings, size_up
 from areal_trainer.model import varlen_attention
 from hack.gpu_smoke import __main__ as smoke
 from hack.gpu_smoke import checks, server, updates
+from support.scripted_server import ScriptedServer
 
 CPU = torch.device("cpu")
 
@@ -87,6 +89,31 @@ def test_a_tensor_that_the_server_does_not_have_or_that_differs_is_named(monkeyp
     del held["c.weight"]
     monkeypatch.setattr(updates, "held_by", lambda address: held)
     assert updates.differing(tensors, "address", "cpu") == ["b.weight", "c.weight", "d.weight"]
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_tensors_after_an_update_are_compared_with_the_trainers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: bool
+) -> None:
+    """The server is scripted: what it holds is read from the files that it was told to load."""
+    model = server.save_model(tmp_path / "model", torch.float32)
+
+    def held(address: str) -> dict[str, str]:
+        published = tmp_path / "run/disk/weights/v1"
+        tensors = load_file((published if published.exists() else model) / "model.safetensors")
+        if wrong and published.exists():
+            tensors["model.norm.weight"] += 1
+        return updates.checksums(tensors, "cpu")
+
+    monkeypatch.setattr(updates, "held_by", held)
+    with ScriptedServer() as scripted:
+        arguments: tuple[Any, ...] = (scripted.address, model, tmp_path / "run", "cpu", "cpu", ["disk"])
+        if wrong:
+            with pytest.raises(SystemExit, match=r"disk: the server's tensors are not the trainer's: .*norm"):
+                updates.main(*arguments)
+        else:
+            updates.main(*arguments)
+            assert "update: disk: 18 tensors have the trainer's checksums" in capsys.readouterr().out
 
 
 @pytest.fixture
