@@ -13,7 +13,7 @@ from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
 from areal_api.sizing.gpus import gpu_of_labels
 from areal_api.sizing.known_models import known_shape
-from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.model_shape import MissingSizeError, ModelShape
 from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up
 from areal_launcher.gpu_machine import (
     GpuMachine,
@@ -82,11 +82,20 @@ def needs_gpu(spec: ExperimentSpec) -> bool:
 
 
 def local_model(path: str) -> ModelShape | UnknownModel:
-    """The model's shape from this machine's files and the table of known models."""
+    """The model's shape from this machine's files and the table of known models.
+
+    Raises ``ValueError`` for a config.json on this machine that is not a model's. A model elsewhere is unknown.
+    """
     try:
-        return ModelShape.of_directory(Path(path) if is_local_path(path) else hub_config(path, offline=True))
+        directory = Path(path) if is_local_path(path) else hub_config(path, offline=True)
     except ValueError as error:
         return known_shape(path) or UnknownModel(str(error))
+    if not (directory / "config.json").exists():
+        return UnknownModel(f"{directory / 'config.json'} is not on this machine")
+    try:
+        return ModelShape.of_directory(directory)
+    except MissingSizeError as error:
+        return UnknownModel(str(error))
 
 
 def model_for_check(path: str) -> ModelShape:

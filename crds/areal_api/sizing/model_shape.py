@@ -17,6 +17,10 @@ MAX_POSITIONS, MAX_EXPERTS = 2**40, 2**16
 MAX_SHOWN = 60
 
 
+class MissingSizeError(ValueError):
+    """A config.json without a size, or with one under a name that is not known here."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of a model: H ``hidden``, I ``intermediate``, L ``layers``, V ``vocabulary``."""
@@ -70,7 +74,8 @@ class ModelShape:
 
     @classmethod
     def of_directory(cls, directory: Path) -> ModelShape:
-        """From ``directory``/config.json. Raises ``ValueError`` with the path if it is missing or not a model's."""
+        """From ``directory``/config.json. Raises ``ValueError`` with the path if it is missing or not a model's, and
+        ``MissingSizeError`` if it lacks a size."""
         file = directory / "config.json"
         try:
             if file.exists() and not file.is_file():
@@ -90,7 +95,7 @@ class ModelShape:
         try:
             return cls.of_config(config)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise type(error)(f"{file}: {error}") from error
 
     @property
     def embedding(self) -> int:
@@ -194,7 +199,7 @@ def _optional(config: Mapping[str, Any], *keys: str, most: int) -> int | None:
 def _size(config: Mapping[str, Any], *keys: str, most: int) -> int:
     value = _optional(config, *keys, most=most)
     if value is None:
-        raise ValueError(f"{keys[0]} is missing, so the model's size is unknown")
+        raise MissingSizeError(f"{keys[0]} is missing, so the model's size is unknown")
     return value
 
 

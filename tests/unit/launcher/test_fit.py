@@ -35,6 +35,20 @@ def test_a_local_model_is_read_from_its_directory(tmp_path: Path) -> None:
     assert isinstance(local_model(str(tmp_path)), ModelShape)
 
 
+def test_a_config_json_that_is_not_a_models_is_refused_and_one_without_sizes_is_unknown(tmp_path: Path) -> None:
+    for changes in ({"hidden_size": -1}, {"num_hidden_layers": 2**60}, {"vocab_size": "many"}):
+        (tmp_path / "config.json").write_text(json.dumps({**qwen25("Qwen2.5-7B"), **changes}))
+        with pytest.raises(ValueError, match=rf"config\.json: {next(iter(changes))} is"):
+            local_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"d_model": 64}')
+    unknown = local_model(str(tmp_path))
+    assert isinstance(unknown, UnknownModel)
+    assert "hidden_size is missing" in unknown.reason
+    elsewhere = local_model("/models/on/the/volume")
+    assert isinstance(elsewhere, UnknownModel)
+    assert "is not on this machine" in elsewhere.reason
+
+
 def test_a_hub_model_that_is_not_here_is_known_or_unknown_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("the network was asked")
