@@ -24,6 +24,9 @@ SIMULATED = [
     ("Qwen2.5-1.5B", None, 16, 2_048, True, 4.18),
     ("Qwen2.5-1.5B", None, 16, 2_048, False, 10.12),
     ("Qwen2.5-7B", None, 1, 4_096, False, 154.52),
+    ("Qwen2.5-1.5B", None, 4, 16_384, True, 11.26),
+    ("Qwen2.5-7B", None, 1, 16_384, True, 135.00),
+    ("Qwen2.5-7B", None, 4, 16_384, True, 44.08),
     ("Qwen2.5-7B", None, 16, 16_384, True, 21.23),
     ("Qwen2.5-32B", None, 16, 16_384, True, 59.72),
 ]
