@@ -244,7 +244,8 @@ def _covers(fields: Mapping[str, Any], value: Any) -> bool:
     if not fields or value in (None, {}, []):
         return True
     if isinstance(value, dict):
-        present = {key: below for key, below in value.items() if below is not None}
+        # Of an empty list whose items have keys the API server records no ownership.
+        present = {key: below for key, below in value.items() if below not in (None, {}, [])}
         return all(f"f:{key}" in fields and _covers(fields[f"f:{key}"], below) for key, below in present.items())
     if not isinstance(value, list):
         return True

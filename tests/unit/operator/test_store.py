@@ -6,7 +6,7 @@ from typing import Any
 
 from areal_api import resource_names
 from areal_operator.observed import DELETION_MISSED, DELETION_WATCHED, LAST_SEEN, Object
-from areal_operator.store import FINGERPRINT, MAX_DELETED, Store, fingerprint, last_other_manager
+from areal_operator.store import FINGERPRINT, MAX_DELETED, Store, fingerprint, last_other_manager, owns_all, slim
 
 KEY = ("ns", "exp")
 
@@ -164,6 +164,18 @@ def test_the_fingerprint_covers_only_the_fields_that_the_operator_owns() -> None
     assert fingerprint(owned(child(2, spec={**spec, "env": [{"name": "A", "value": "2"}]}), ours)) != before
     lost = (resource_names.OPERATOR, {"f:spec": {"f:env": {}}})
     assert fingerprint(owned(child(2, spec=spec), lost)) != before
+
+
+def test_the_operator_owns_all_that_it_applied_until_somebody_changes_it() -> None:
+    container = {"name": "prepare", "command": ["sh"], "env": [], "resources": {}, "ports": [{"containerPort": 80}]}
+    manifest = {"kind": "Service", "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container]}}
+    item = {".": {}, "f:name": {}, "f:command": {}, "f:resources": {}}  # as API servers record it: env is missing
+    ports: Any = {"f:ports": {'k:{"containerPort":80}': {".": {}, "f:containerPort": {}}}}
+    fields: Any = {"f:metadata": {"f:labels": {"f:a": {}}}}
+    fields["f:spec"] = {"f:containers": {'k:{"name":"prepare"}': {**item, **ports}}}
+    assert owns_all(slim(owned(child(1), (resource_names.OPERATOR, fields))), manifest)
+    fields["f:spec"]["f:containers"] = {'k:{"name":"prepare"}': item}
+    assert not owns_all(slim(owned(child(1), (resource_names.OPERATOR, fields))), manifest)
 
 
 def test_the_manager_that_changed_an_object_last_is_known() -> None:
