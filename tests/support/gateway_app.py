@@ -140,6 +140,7 @@ class Served:
     """A gateway that listens on a socket."""
 
     url: str
+    client: httpx.Client
     engine: SpeakingEngine
     sessions: Sessions
 
@@ -155,7 +156,7 @@ class Served:
 
     def admin(self, path: str, body: dict[str, Any]) -> httpx.Response:
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-        return httpx.post(f"{self.url}{path}", json=body, headers=headers, timeout=60.0)
+        return self.client.post(path, json=body, headers=headers)
 
 
 @contextmanager
@@ -166,8 +167,10 @@ def served(*answers: str, **settings: Any) -> Iterator[Served]:
     server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", speaking, sessions)
+        with httpx.Client(base_url=url, timeout=60.0, trust_env=False) as client:
+            yield Served(url, client, speaking, sessions)
     finally:
         server.should_exit = True
         thread.join(30.0)

@@ -14,6 +14,7 @@ from areal_trainer.gateway.errors import Dialect, GatewayError, error_body
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 16 << 20
+MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
 BODY_TIMEOUT_S = 60.0
 KEEP_ALIVE_S = 10.0  # between two comments in a stream whose completion is not finished
 _JSON: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
@@ -31,16 +32,22 @@ def key_of(request: Request) -> str:
 
 async def json_object(request: Request) -> dict[str, Any]:
     """The request's body; raises ``GatewayError`` if it is too large, too slow or no JSON object."""
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in request.stream():
                 size += len(part)
+                if size > MAX_DISCARDED_BYTES:
+                    break
                 if size > MAX_BODY_BYTES:
-                    raise GatewayError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
-                parts.append(part)
+                    parts.clear()  # a client reads the answer when it has sent its body
+                else:
+                    parts.append(part)
     except TimeoutError:
         raise GatewayError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    if size > MAX_BODY_BYTES:
+        raise GatewayError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
     try:
         body = _JSON.decode(b"".join(parts) or b"{}")
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -69,8 +76,9 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
 
 
 def json_response(body: Any, *, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
+    """A JSON response. The connection is closed if the request's body was not read to its end."""
+    headers = {"Connection": "close"} if status in (408, 413) else None
+    return Response(msgspec.json.encode(body), status_code=status, headers=headers, media_type="application/json")
 
 
 async def stream(
