@@ -28,6 +28,7 @@ SIMULATED = [
     ("Qwen2.5-7B", None, 1, 16_384, True, 135.00),
     ("Qwen2.5-7B", None, 4, 16_384, True, 44.08),
     ("Qwen2.5-7B", None, 16, 16_384, True, 21.23),
+    ("Qwen2.5-32B", None, 8, 16_384, True, 92.48),
     ("Qwen2.5-32B", None, 16, 16_384, True, 59.72),
 ]
 
