@@ -35,8 +35,8 @@ def check_sampling(body: dict[str, Any], gconfig: GenerationHyperparameters, *, 
         if name not in honoured:
             raise GatewayError(
                 400,
-                f"{name} is not supported; leave it out, or set rollout.agent.unsupported_sampling=ignore",
-                field=name,
+                f"{name:.80} is not supported; leave it out, or set rollout.agent.unsupported_sampling=ignore",
+                field=name[:80],
                 code="unsupported_parameter",
             )
         if value not in honoured[name]:
