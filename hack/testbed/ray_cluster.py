@@ -48,7 +48,8 @@ class RayCluster:
     def __enter__(self) -> RayCluster:
         try:
             port = free_port()
-            self._start("--head", f"--port={port}", "--include-dashboard=false", "--dashboard-port=0", index=0)
+            options = ["--include-dashboard=false", "--dashboard-port=0", "--no-monitor"]
+            self._start("--head", f"--port={port}", *options, index=0)
             self.address = f"{self.host(0)}:{port}"
             for index in range(1, self._nodes):
                 self.start_node(index)
@@ -101,7 +102,7 @@ class RayCluster:
         command = [str(Path(sys.executable).with_name("ray")), "start", *arguments]
         command += [f"--node-ip-address={self.host(index)}", f"--num-cpus={self._cpus}"]
         command += [f"--labels=node=node-{index}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-        command += [f"--temp-dir={self.directory}", "--disable-usage-stats"]
+        command += [f"--temp-dir={self.directory}", "--disable-usage-stats", "--include-log-monitor=false"]
         if hidden is not None:
             mount = 'mount -t tmpfs none "$0" && exec "$@"'
             command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(hidden), *command]

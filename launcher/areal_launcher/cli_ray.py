@@ -6,7 +6,7 @@ import argparse
 
 from areal_launcher.request import Request
 
-CANNOT_APPLY = ("detach", "results", "checkpoint", "namespace", "context", "kubeconfig")
+CANNOT_APPLY = ("results", "checkpoint", "namespace", "context", "kubeconfig")
 
 
 def add_ray(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run_on_ray(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise missing_package(error) from error
     request = Request.parse(args.items, args.config)
-    return train(request, address=args.address, port=args.port, force=args.force)
+    return train(request, address=args.address, port=args.port, force=args.force, detach=args.detach)
 
 
 def check_on_ray(args: argparse.Namespace) -> int:

@@ -139,6 +139,7 @@ class JournalReader:
         self._path = journal_file(run)
         self._offset = offset
         self.ended: int | RunError | None = None  # how the last start ended; None while it runs
+        self.phase = ""  # the last that was reported
 
     def replay(self, display: Display) -> None:
         """Show what was added since the last call."""
@@ -146,6 +147,7 @@ class JournalReader:
             if "start" in entry:
                 self.ended = None
             elif isinstance(text := entry.get("phase"), str):
+                self.phase = text
                 display.phase(text)
             elif isinstance(text := entry.get("message"), str):
                 display.message(text)

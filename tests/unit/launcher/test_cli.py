@@ -28,7 +28,7 @@ def test_cluster_options_are_refused_for_a_local_run(tmp_path: Path, capfd: pyte
         assert f"{option[0]} applies only to a cluster; add --on kubernetes" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--detach"], ["--context", "x"], ["--checkpoint"]])
+@pytest.mark.parametrize("option", [["--context", "x"], ["--checkpoint"]])
 def test_options_that_mean_nothing_on_ray_are_refused(option: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "experiment.yaml", "--on", "ray", *option]) == 2
     assert f"{option[0]} does not apply to --on ray; omit it" in capfd.readouterr().err

@@ -14,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import ray
@@ -28,6 +28,7 @@ from areal_launcher.core.environment import child_environment
 from areal_launcher.core.place import ProcessSpec
 from areal_launcher.core.processes import GUARDED, ReservedPort, SupervisedProcess
 from areal_launcher.core.supervisor import CANNOT_START
+from areal_launcher.places.ray import node_code
 
 PYTHON = "@python@"  # in a command: the interpreter of the node's Ray
 SHARED_WAIT_S = 10.0  # for another node's new file to appear; network file systems cache directories
@@ -48,7 +49,8 @@ class Requirements:
     probe: str  # name of a file in the run directory that the driver has just written
     directory: Path  # working directory of the process
     paths: Sequence[str]  # local files and directories that the process reads
-    module: str  # that the process runs
+    package: str  # that the process runs
+    code: Mapping[str, str]  # ``node_code.describe`` of the driver
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,8 @@ class Agent:
         for path in wanted.paths:
             if not Path(path).exists():
                 raise NodeError(f"node {node}: {path} does not exist there; put it on the shared file system")
-        if find_spec(wanted.module.partition(".")[0]) is None:
-            raise NodeError(
-                f"node {node}: Ray's interpreter {sys.executable} lacks {wanted.module.partition('.')[0]}; start Ray "
-                "there in the environment of this project"
-            )
+        if (problem := node_code.problem(wanted.code, node_code.describe(), wanted.package)) is not None:
+            raise NodeError(problem)
         return node
 
     def start(self, generation: int, spec: ProcessSpec, wanted: Requirements, first_port: int | None) -> Started:
@@ -153,7 +152,7 @@ def check_shared(wanted: Requirements, node: str) -> None:
                 "that all nodes share"
             )
         time.sleep(POLL_S)
-    answer = wanted.run / f"{wanted.probe}.{node}.{os.getpid()}"
+    answer = wanted.run / f"{wanted.probe}.{secrets.token_hex(8)}"
     try:
         answer.write_text(node)
         answer.unlink()

@@ -13,6 +13,11 @@ from areal_api.quantities import parse_quantity, quantity_bytes
 MAX_NODES_SHOWN = 8
 GIB = 2**30
 UNITS = {"GPU": "GPUs", "CPU": "CPUs", "memory": "GiB of memory"}
+# In `resources` of an experiment: names of Kubernetes that have no meaning for Ray, and names that Ray derives itself.
+OF_KUBERNETES = ("ephemeral-storage", "hugepages-")
+DERIVED = ("gpu", "gpus", "num_gpus", "cpus", "num_cpus", "node", "object_store_memory")
+MAX_NAME = 63
+MOST = 2**63 / 10**4  # Ray counts in ten-thousandths
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Bundle:
     """Resources that one process needs on one node."""
 
     name: str  # of the process
-    resources: Mapping[str, float]  # with Ray's names: CPU, GPU, memory in bytes
+    resources: Mapping[str, float]  # with Ray's names: CPU, GPU, memory in bytes, and those of the cluster itself
     labels: Mapping[str, str] = field(default_factory=dict)  # that the node must have
 
 
@@ -39,7 +44,12 @@ def bundles_of(spec: ExperimentSpec) -> list[Bundle]:
     return [server_bundle(spec, index) for index in range(spec.servers.replicas)] + [
         Bundle(
             "trainer" if node == 0 else f"trainer-{node}",
-            resources_of(spec.trainer.resources, spec.trainer.processes_per_node, cuda=spec.trainer.device == "cuda"),
+            resources_of(
+                "trainer.resources",
+                spec.trainer.resources,
+                spec.trainer.processes_per_node,
+                cuda=spec.trainer.device == "cuda",
+            ),
             spec.trainer.node_selector,
         )
         for node in range(spec.trainer.nodes)
@@ -49,18 +59,39 @@ def bundles_of(spec: ExperimentSpec) -> list[Bundle]:
 def server_bundle(spec: ExperimentSpec, index: int) -> Bundle:
     """The bundle of a server."""
     servers = spec.servers
-    resources = resources_of(servers.resources, servers.tensor_parallel, cuda=servers.device == "cuda")
+    cuda = servers.device == "cuda"
+    resources = resources_of("servers.resources", servers.resources, servers.tensor_parallel, cuda=cuda)
     return Bundle(f"server-{index}", resources, servers.node_selector)
 
 
-def resources_of(stated: Mapping[str, Any], processes: int, *, cuda: bool) -> dict[str, float]:
-    """CPUs (whole, as Ray wants them) and memory as requested, or a CPU per process; on cuda a GPU per process."""
+def resources_of(key: str, stated: Mapping[str, Any], processes: int, *, cuda: bool) -> dict[str, float]:
+    """CPUs (whole, as Ray wants them) and memory as requested, or a CPU per process; on cuda a GPU per process.
+
+    Other names are resources that the cluster declares itself, such as ``H100`` after ``ray start --resources``. Names
+    with a slash are Kubernetes' and not asked of Ray. Raises ``ValueError`` for a name that Ray derives.
+    """
     requests = {**(stated.get("limits") or {}), **(stated.get("requests") or {})}
     resources = {"CPU": float(ceil(parse_quantity(requests["cpu"]))) if "cpu" in requests else float(processes)}
     if "memory" in requests:
         resources["memory"] = float(quantity_bytes(requests["memory"]))
     if cuda:
         resources["GPU"] = float(processes)
+    for name, value in requests.items():
+        if name in ("cpu", "memory") or "/" in name or name.startswith(OF_KUBERNETES):
+            continue
+        if name.lower() in DERIVED or len(name) > MAX_NAME:
+            raise ValueError(
+                f"{key}: {name[:MAX_NAME]} cannot be asked of Ray; GPUs follow from servers.tensorParallel and "
+                "trainer.processesPerNode, CPUs from cpu; omit it"
+            )
+        amount = parse_quantity(value)
+        if amount:
+            resources[name] = float(amount) if amount < 1 else float(ceil(amount))
+    for name, value in resources.items():
+        if value > MOST:
+            raise ValueError(f"{key}: {value:g} of {name} is more than Ray can count; lower it")
+    if not any(resources.values()):
+        resources["CPU"] = 1.0  # Ray has no bundles of nothing
     return resources
 
 
@@ -98,27 +129,44 @@ def shortage(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
     never = unplaced(bundles, nodes, empty=True)
     if not left:
         return "its free resources change or are held by a run that is just ending"
-    missing = {name: sum(bundle.resources.get(name, 0) for bundle in left) for name in UNITS}
+    missing = {name: sum(bundle.resources.get(name, 0) for bundle in left) for name in asked(left)}
     totals = ", ".join(amount(name, value) for name, value in missing.items() if value)
     needs = "; ".join(need(bundle) for bundle in left[:MAX_NODES_SHOWN])
     more = f"; and {len(left) - MAX_NODES_SHOWN} more" if len(left) > MAX_NODES_SHOWN else ""
     free = "; ".join(f"{node.name} {room(node, bundles)}" for node in nodes[:MAX_NODES_SHOWN])
     others = f"; and {len(nodes) - MAX_NODES_SHOWN} more nodes" if len(nodes) > MAX_NODES_SHOWN else ""
     cause = "the cluster is too small even when nothing else runs" if never else "other work holds them"
-    return f"missing {totals}: {needs}{more}. Free: {free or 'no node'}{others}; {cause}"
+    hint = undeclared_gpus(nodes) if "GPU" in missing and never else ""
+    return f"missing {totals}: {needs}{more}. Free: {free or 'no node'}{others}; {cause}{hint}"
+
+
+def undeclared_gpus(nodes: Sequence[Node]) -> str:
+    """A hint for clusters that declare their GPUs under another name, of which Ray assigns none to processes."""
+    if any(node.total.get("GPU") for node in nodes):
+        return ""
+    names = {name for node in nodes for name in node.total if "gpu" in name.lower()}
+    if not names:
+        return ""
+    shown = ", ".join(sorted(names)[:MAX_NODES_SHOWN])
+    return f"; its nodes declare {shown[:200]} but not Ray's own GPU: start Ray there with --num-gpus"
+
+
+def asked(bundles: Sequence[Bundle]) -> list[str]:
+    """The resources that any bundle asks for, Ray's own first."""
+    names = {name for bundle in bundles for name in bundle.resources}
+    return [name for name in UNITS if name in names] + sorted(names - set(UNITS))
 
 
 def need(bundle: Bundle) -> str:
     """``server-1 needs 2 GPUs, 2 CPUs on one node``."""
-    parts = [amount(name, bundle.resources[name]) for name in UNITS if name in bundle.resources]
+    parts = [amount(name, bundle.resources[name]) for name in asked([bundle])]
     labels = "".join(f" with the label {key}={value}" for key, value in bundle.labels.items())
     return f"{bundle.name} needs {', '.join(parts)} on one node{labels}"
 
 
 def room(node: Node, bundles: Sequence[Bundle]) -> str:
     """What is free on a node of what any bundle asks for."""
-    asked = [name for name in UNITS if any(name in bundle.resources for bundle in bundles)]
-    return ", ".join(f"{amount(name, node.free.get(name, 0))} of {number(name, node.total)}" for name in asked)
+    return ", ".join(f"{amount(name, node.free.get(name, 0))} of {number(name, node.total)}" for name in asked(bundles))
 
 
 def number(name: str, resources: Mapping[str, float]) -> str:
@@ -129,4 +177,4 @@ def number(name: str, resources: Mapping[str, float]) -> str:
 def amount(name: str, value: float) -> str:
     """``2 GPUs``, ``1.5 GiB of memory``."""
     size = value / GIB if name == "memory" else value
-    return f"{round(size, 1):g} {UNITS[name]}"
+    return f"{round(size, 3 if size < 1 else 1):g} {UNITS.get(name, name)}"

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util import placement_group, remove_placement_group
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from areal_launcher.errors import RunError
+from areal_launcher.places.ray import node_code
 from areal_launcher.places.ray.agent import Agent
 from areal_launcher.places.ray.bundles import Bundle, shortage
 from areal_launcher.places.ray.connection import alive_nodes
 
 SCHEDULING_S = 5.0  # that Ray may take to place a group for which there is room
+POLL_S = 1.0
 CALLS_AT_ONCE = 8  # per agent
 
 
@@ -28,6 +30,11 @@ class Slot:
     group: Any
     index: int
 
+    @property
+    def node(self) -> str:
+        """Ray's id of the node on which the bundle was placed."""
+        return str(placement_group_table(self.group)["bundles_to_node_id"][self.index])
+
     def new_agent(self) -> Any:
         """An actor in the bundle, which holds all its resources. It waits while the bundle has no node."""
         resources = dict(self.bundle.resources)
@@ -37,6 +44,7 @@ class Slot:
                 num_cpus=resources.pop("CPU"),
                 num_gpus=resources.pop("GPU", 0),
                 memory=resources.pop("memory", None),
+                resources=resources or None,
                 max_restarts=0,
                 max_concurrency=CALLS_AT_ONCE,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, self.index),
@@ -44,12 +52,22 @@ class Slot:
             .remote()
         )
 
+    def code(self) -> Any:
+        """A reference to the result of ``node_code.describe`` on the bundle's node."""
+        ray.cloudpickle.register_pickle_by_value(node_code)
+        return (
+            ray.remote(node_code.describe)
+            .options(num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, self.index))
+            .remote()
+        )
+
 
 class Gang:
     """All bundles or none. Released with ``release``, and by Ray when the driver ends."""
 
-    def __init__(self, bundles: Sequence[Bundle], *, wait_s: float | None, notify: Callable[[str], None]) -> None:
-        """Reserve the bundles. ``wait_s``: how long to wait for room, None not at all.
+    def __init__(self, bundles: Sequence[Bundle], *, wait_s: float | None, on_wait: Callable[[str], None]) -> None:
+        """Reserve the bundles. ``wait_s``: how long to wait for room, None not at all. Meanwhile ``on_wait`` is
+        called about every second, and may raise.
 
         Raises ``RunError`` with what is missing.
         """
@@ -57,7 +75,7 @@ class Gang:
         self.slots: dict[str, Slot] = {}
         group = self._add(bundles)
         try:
-            self._wait(group, bundles, wait_s, notify)
+            self._wait(group, bundles, wait_s, on_wait)
         except BaseException:
             self.release()
             raise
@@ -90,9 +108,11 @@ class Gang:
         self.slots |= {bundle.name: Slot(bundle, group, index) for index, bundle in enumerate(bundles)}
         return group
 
-    def _wait(self, group: Any, bundles: Sequence[Bundle], wait_s: float | None, notify: Callable[[str], None]) -> None:
-        started = time.monotonic()
-        if is_placed(group, SCHEDULING_S):
+    def _wait(
+        self, group: Any, bundles: Sequence[Bundle], wait_s: float | None, on_wait: Callable[[str], None]
+    ) -> None:
+        started, ready = time.monotonic(), group.ready()
+        if is_done(ready, SCHEDULING_S):
             return
         missing = shortage(bundles, alive_nodes())
         if wait_s is None:
@@ -100,15 +120,17 @@ class Gang:
                 f"the Ray cluster has no room for the run: {missing}. Lower servers.replicas or the sizes, free "
                 "resources, or set runPolicy.preRunningDeadlineSeconds to wait for them or for an autoscaler"
             )
-        notify(f"waiting up to {wait_s:g} s (runPolicy.preRunningDeadlineSeconds) for resources: {missing}")
-        if not is_placed(group, max(0.0, wait_s - (time.monotonic() - started))):
-            missing = shortage(bundles, alive_nodes())
-            raise RunError(
-                "the Ray cluster had no room for the run within runPolicy.preRunningDeadlineSeconds = "
-                f"{wait_s:g}: {missing}"
-            )
+        deadline = started + wait_s
+        while time.monotonic() < deadline:
+            on_wait(f"waiting up to {wait_s:g} s (runPolicy.preRunningDeadlineSeconds) for resources: {missing}")
+            if is_done(ready, min(POLL_S, max(0.0, deadline - time.monotonic()))):
+                return
+        raise RunError(
+            "the Ray cluster had no room for the run within runPolicy.preRunningDeadlineSeconds = "
+            f"{wait_s:g}: {shortage(bundles, alive_nodes())}"
+        )
 
 
-def is_placed(group: Any, timeout_s: float) -> bool:
-    """Whether all bundles have nodes, after at most ``timeout_s``."""
-    return bool(ray.wait([group.ready()], timeout=timeout_s)[0])
+def is_done(reference: Any, timeout_s: float) -> bool:
+    """Whether a call has returned or failed, after at most ``timeout_s``."""
+    return bool(ray.wait([reference], timeout=timeout_s)[0])

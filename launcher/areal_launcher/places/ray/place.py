@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from areal_launcher.core.place import ProcessSpec, kill_all
 from areal_launcher.core.processes import last_lines
 from areal_launcher.core.supervisor import CANNOT_START
 from areal_launcher.errors import RunError
+from areal_launcher.places.ray import node_code
 from areal_launcher.places.ray.agent import NodeError, Requirements, Started
 from areal_launcher.places.ray.bundles import Bundle
-from areal_launcher.places.ray.gang import Gang
+from areal_launcher.places.ray.gang import Gang, is_done
 
 LOST = 137  # exit status of a process whose node or actor is gone: it was killed
 STOPPED = 143
@@ -38,6 +40,7 @@ class Attempt:
     agent: Any
     started: Any
     ended: Any
+    problem: Callable[[], str | None]  # of the code on its node
 
 
 class RayProcess:
@@ -85,11 +88,11 @@ class RayProcess:
             self._next_attempt, self._attempts = None, self._attempts + 1
             self._attempt = self._again(self.spec)
         waits = self._next_attempt is not None
-        if self._status is None and self._started is None and not waits and is_done(self._attempt.started):
+        if self._status is None and self._started is None and not waits and is_done(self._attempt.started, 0.0):
             with self._failures():
                 self._started = ray.get(self._attempt.started)
                 self._since = time.monotonic()
-        if self._status is None and self._started is not None and is_done(self._attempt.ended):
+        if self._status is None and self._started is not None and is_done(self._attempt.ended, 0.0):
             with self._failures():
                 self._status = int(ray.get(self._attempt.ended))
         if self._status is not None and not self._reported:
@@ -143,6 +146,11 @@ class RayProcess:
             self._problem = str(error)
             self._end(CANNOT_START)
         except RayError as error:
+            if self._started is None and (problem := self._attempt.problem()) is not None:
+                self._problem = problem
+                self._notify(f"{self.spec.name} cannot start: {problem}")
+                self._end(CANNOT_START)
+                return
             if self._started is None and self._attempts < ATTEMPTS:
                 # Its bundle was on a node that is dead, or Ray has not noticed yet that it is.
                 self._next_attempt = time.monotonic() + RETRY_S
@@ -170,11 +178,13 @@ class RayPlace:
         wait_s: float | None = None,
         first_port: int | None = None,
         notify: Callable[[str], None],
+        on_wait: Callable[[str], None] | None = None,
     ) -> None:
         """Reserve the bundles and check their nodes, before any process starts.
 
         ``later``: bundles of servers that may be added. ``paths``: local files that the processes read. ``wait_s``: how
-        long to wait for room. Raises ``RunError`` if there is none, ``ValueError`` if a node cannot run the processes.
+        long to wait for room, of which ``on_wait`` is told (default: ``notify``). Raises ``RunError`` if there is none,
+        ``ValueError`` if a node cannot run the processes.
         """
         self._run = run
         self._later = {bundle.name: bundle for bundle in later}
@@ -187,9 +197,11 @@ class RayPlace:
         self._closed = False
         self._probe = run / f".probe-{os.getpid()}-{time.time_ns()}"
         self._probe.touch()
+        self._code = node_code.describe()
+        self._codes: dict[str, Any] = {}  # of the node on which an agent is to start
         self._gang: Gang | None = None
         try:
-            self._gang = Gang(bundles, wait_s=wait_s, notify=notify)
+            self._gang = Gang(bundles, wait_s=wait_s, on_wait=on_wait or notify)
             self._check_nodes()
         except BaseException:
             self.close()
@@ -227,13 +239,15 @@ class RayPlace:
         """Ask the agent of the process's bundle to start it, a new one if there is none."""
         assert self._gang is not None
         if spec.name not in self._agents:
+            self._codes[spec.name] = self._gang.slots[spec.name].code()
             self._agents[spec.name] = self._gang.slots[spec.name].new_agent()
         agent = self._agents[spec.name]
         generation = self._generations[spec.name] = self._generations.get(spec.name, 0) + 1
         complete = replace(spec, env={**forwarded(os.environ), **spec.env})
         requirements = self._requirements(spec.name)
         started = agent.start.remote(generation, complete, requirements, self._first_port)
-        return Attempt(agent, started, agent.wait.remote(generation))
+        problem = partial(self._code_problem, spec.name, self._codes[spec.name])
+        return Attempt(agent, started, agent.wait.remote(generation), problem)
 
     def _ask_again(self, spec: ProcessSpec) -> Attempt:
         self._agents.pop(spec.name, None)
@@ -249,9 +263,18 @@ class RayPlace:
     def _check_nodes(self) -> None:
         """Raise ``ValueError`` with the first problem of a node. The actors stay for the processes."""
         assert self._gang is not None
-        self._agents = {name: slot.new_agent() for name, slot in self._gang.slots.items()}
-        checks = [agent.check.remote(self._requirements(name)) for name, agent in self._agents.items()]
+        of_nodes: dict[str, Any] = {}
+        for name, slot in self._gang.slots.items():
+            if (node := slot.node) not in of_nodes:
+                of_nodes[node] = slot.code()
+            self._codes[name] = of_nodes[node]
         try:
+            ray.get(list(of_nodes.values()), timeout=CHECK_TIMEOUT_S)
+            for name, code in self._codes.items():
+                if (problem := self._code_problem(name, code)) is not None:
+                    raise ValueError(problem)
+            self._agents = {name: slot.new_agent() for name, slot in self._gang.slots.items()}
+            checks = [agent.check.remote(self._requirements(name)) for name, agent in self._agents.items()]
             ray.get(checks, timeout=CHECK_TIMEOUT_S)
         except NodeError as error:
             raise ValueError(text_of(error)) from error
@@ -261,13 +284,19 @@ class RayPlace:
             raise RunError(f"a node cannot run the launcher's actor: {first_line(error)}") from error
 
     def _requirements(self, name: str) -> Requirements:
-        module = "areal_server" if name.startswith("server") else "areal_trainer"
-        return Requirements(self._run, self._probe.name, Path.cwd(), self._paths, module)
+        return Requirements(self._run, self._probe.name, Path.cwd(), self._paths, package_of(name), self._code)
+
+    def _code_problem(self, name: str, code: Any) -> str | None:
+        """What is wrong with the code on a node, if that is known."""
+        with contextlib.suppress(RayError):
+            if is_done(code, 0.0):
+                return node_code.problem(self._code, ray.get(code), package_of(name))
+        return None
 
 
-def is_done(reference: Any) -> bool:
-    """Whether a call has returned or failed."""
-    return bool(ray.wait([reference], timeout=0)[0])
+def package_of(name: str) -> str:
+    """The package that a process runs."""
+    return "areal_server" if name.startswith("server") else "areal_trainer"
 
 
 def text_of(error: NodeError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,49 @@ def test_requests_set_cpus_and_memory_and_the_selector_the_labels() -> None:
     bundle = server_bundle(spec, 3)
     assert (bundle.name, dict(bundle.labels)) == ("server-3", {"disk": "fast"})
     assert dict(bundle.resources) == {"CPU": 2.0, "memory": 2.0 * 2**30}
+
+
+def test_other_names_are_resources_of_the_cluster_and_those_of_kubernetes_are_not_asked_for() -> None:
+    requests = {"cpu": 2, "H100": 1.5, "license": "500m", "rdma/ib": 1, "ephemeral-storage": "1Gi", "none": 0}
+    spec = spec_of(f"servers.resources={{requests: {json.dumps(requests)}}}")
+    assert dict(server_bundle(spec, 0).resources) == {"CPU": 2.0, "H100": 2.0, "license": 0.5}
+    bundle = server_bundle(spec, 0)
+    text = shortage([bundle], [Node("a", {"CPU": 4, "H100": 1}, {"CPU": 4, "H100": 1})])
+    assert "server-0 needs 2 CPUs, 2 H100, 0.5 license on one node" in text
+    assert "a 4 CPUs of 4, 1 H100 of 1, 0 license of 0" in text
+
+
+def test_a_bundle_is_never_empty() -> None:
+    assert dict(server_bundle(spec_of("servers.resources={requests: {cpu: 0}}"), 0).resources) == {"CPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ("{GPU: 2}", "servers.resources: GPU cannot be asked of Ray; GPUs follow from servers.tensorParallel"),
+        ("{num_cpus: 2}", "servers.resources: num_cpus cannot be asked of Ray"),
+        ("{memory: 4Ei}", "servers.resources: 4.61169e\\+18 of memory is more than Ray can count"),
+    ],
+)
+def test_what_ray_cannot_be_asked_for_is_refused(requests: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        server_bundle(spec_of(f"servers.resources={{requests: {requests}}}"), 0)
+
+
+def test_gpus_under_another_name_are_pointed_out() -> None:
+    named = [Node("a", {"CPU": 8, "gpu_h100": 8}, {"CPU": 8, "gpu_h100": 8})]
+    bundles = [Bundle("server-0", {"GPU": 2, "CPU": 1})]
+    assert shortage(bundles, named).endswith(
+        "; its nodes declare gpu_h100 but not Ray's own GPU: start Ray there with --num-gpus"
+    )
+    assert "gpu_h100" not in shortage(bundles, [*named, node("b", gpus=1)])
+
+
+def test_a_head_node_without_cpus_leaves_the_others_to_the_run() -> None:
+    head = Node("head", {"memory": 1e9}, {"memory": 1e9})
+    bundles = [Bundle("server-0", {"CPU": 1}), Bundle("trainer", {"CPU": 2})]
+    assert unplaced(bundles, [head, node("a", cpus=3)], empty=False) == []
+    assert "head 0 CPUs of 0; a 2 CPUs of 2" in shortage(bundles, [head, node("a", cpus=2)])
 
 
 def test_processes_on_cpu_share_the_cpus_of_their_bundle() -> None:
