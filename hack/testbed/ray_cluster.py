@@ -67,8 +67,8 @@ class RayCluster:
         return f"127.0.1.{index + 1}"
 
     def environment(self) -> dict[str, str]:
-        """Variables for a driver."""
-        return {**os.environ, **SETTINGS, "RAY_ADDRESS": self.address}
+        """Variables for a driver, which counts as a process of the cluster."""
+        return {**os.environ, **SETTINGS, MARK: self.mark, "RAY_ADDRESS": self.address}
 
     def start_node(self, index: int, *, hidden: Path | None = None) -> None:
         """Add a node that is not running. It sees an empty directory in place of ``hidden``, which needs root."""

@@ -1,4 +1,4 @@
-"""The tiny experiment on a Ray cluster, started by ``grpo run --on ray`` and watched from outside."""
+"""Runs on a Ray cluster, started by ``grpo run --on ray`` and watched from outside."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 import yaml
+from ray.util import placement_group_table
 
 from areal_launcher.core.supervisor import PR_SET_PDEATHSIG, prctl
+from areal_launcher.places.ray.connection import connect
 from areal_launcher.run_files import read_servers
 from hack.testbed.ray_cluster import RayCluster, arguments
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny" / "experiment.yaml"
+GRPO = [sys.executable, "-m", "areal_launcher.cli"]
+STAND_IN = Path(__file__).parent / "slurm_stand_in.py"
 STEP_S = 400.0  # for the next step, with restarts in between, on a busy machine
 
 
 class RayRun:
-    """One run. A node of the trainer needs two CPUs and a server one: a node of three CPUs holds one of each."""
+    """The tiny experiment. A node of the trainer needs two CPUs and a server one: three CPUs hold one of each."""
 
     def __init__(self, cluster: RayCluster, work: Path, trial: str, *, servers: int = 2, nodes: int = 2) -> None:
         self._cluster = cluster
@@ -35,21 +40,51 @@ class RayRun:
         self._nodes = nodes
         self.directory = work / "tiny" / trial
         self.console = work / f"{trial}.log"
+        self.file = work / f"{trial}.yaml"
 
-    def start(self, *, steps: int, wait_s: int | None = None) -> subprocess.Popen[bytes]:
-        """Run the command."""
-        path = self._work / f"{self._trial}.yaml"
-        path.write_text(yaml.safe_dump(self._experiment(steps, wait_s)))
-        argv = [sys.executable, "-m", "areal_launcher.cli", "run", "--on", "ray", str(path)]
+    def start(self, *options: str, steps: int, wait_s: int | None = None, **settings: Any) -> subprocess.Popen[bytes]:
+        """Start ``grpo run --on ray``. ``settings`` replace sections of the experiment's ``spec``."""
+        self.write(steps, wait_s, **settings)
+        return self.run("--on", "ray", str(self.file), *options)
+
+    def write(self, steps: int, wait_s: int | None = None, **settings: Any) -> None:
+        """Write the experiment."""
+        document = self._experiment(steps)
+        document["spec"] |= settings
+        if wait_s is not None:
+            document["spec"]["runPolicy"]["preRunningDeadlineSeconds"] = wait_s
+        self.file.write_text(yaml.safe_dump(document))
+
+    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start ``grpo run`` with the console in a file."""
         with self.console.open("ab") as console:
             return subprocess.Popen(
-                argv,
+                [*GRPO, "run", *arguments],
                 cwd=ROOT,
-                env=self._cluster.environment() | {"OMP_NUM_THREADS": "1"},
+                env=self.environment,
                 stdout=console,
                 stderr=console,
                 preexec_fn=_die_with_the_tests,
             )
+
+    def grpo(self, *arguments: str) -> tuple[int, str]:
+        """Run a command of grpo; exit status and output."""
+        done = subprocess.run(
+            [*GRPO, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=STEP_S,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of grpo."""
+        return self._cluster.environment() | {"OMP_NUM_THREADS": "1"}
 
     def steps(self) -> list[dict[str, Any]]:
         """The complete lines of stats.jsonl."""
@@ -59,7 +94,7 @@ class RayRun:
             return []
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
-    def wait_for_step(self, step: int, launcher: subprocess.Popen[bytes]) -> None:
+    def wait_for_step(self, step: int, launcher: subprocess.Popen[bytes] | None) -> None:
         """Wait until this step is finished."""
         self.wait_until(lambda: len(self.steps()) >= step, f"step {step}", launcher)
 
@@ -103,21 +138,89 @@ class RayRun:
             f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-25:]) for log in logs
         )
 
-    def _experiment(self, steps: int, wait_s: int | None) -> dict[str, Any]:
+    def _experiment(self, steps: int) -> dict[str, Any]:
         document: dict[str, Any] = yaml.safe_load(TINY.read_text())
         spec = document["spec"]
-        spec["servers"] = {"replicas": self._servers, "maxReplicas": self._servers + 1, "device": "cpu"}
-        spec["trainer"] = {"nodes": self._nodes, "processesPerNode": 1, "device": "cpu"}
-        spec["trainer"]["resources"] = {"requests": {"cpu": 2}, "limits": {"cpu": 2}}
-        spec["storage"]["accessModes"] = ["ReadWriteMany"]
-        spec["runPolicy"] = {"backoffLimit": 10}
-        if wait_s is not None:
-            spec["runPolicy"]["preRunningDeadlineSeconds"] = wait_s
+        spec |= self._sections()
         config = spec["config"]
         config |= {"cluster": {"fileroot": str(self._work)}, "trial_name": self._trial, "total_train_steps": steps}
         config |= {"evaluator": {"freq_steps": 1000}, "recover": {"freq_steps": 3}}
-        config["valid_dataset"]["limit"] = 32
         return document
+
+    def _sections(self) -> dict[str, Any]:
+        return {
+            "servers": {"replicas": self._servers, "maxReplicas": self._servers + 1, "device": "cpu"},
+            "trainer": {
+                "nodes": self._nodes,
+                "processesPerNode": 1,
+                "device": "cpu",
+                "resources": {"requests": {"cpu": 2}, "limits": {"cpu": 2}},
+            },
+            "storage": {"size": "1Gi", "accessModes": ["ReadWriteMany"]},
+            "runPolicy": {"backoffLimit": 10},
+        }
+
+
+class StandInRun(RayRun):
+    """A run whose servers and trainer are fast stand-ins, which ``PYTHONPATH`` puts before the real modules."""
+
+    def _experiment(self, steps: int) -> dict[str, Any]:
+        modules = self._work / "modules"
+        for package, module, code in (("areal_server", "launch", SERVER), ("torch/distributed", "run", TRAINER)):
+            (modules / package).mkdir(parents=True, exist_ok=True)
+            for folder in (modules / package, (modules / package).parent):
+                if folder != modules:
+                    (folder / "__init__.py").touch()
+            (modules / package / f"{module}.py").write_text(PREPARE.format(folder=str(STAND_IN.parent)) + code)
+        model = self._work / "model"
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text("{}")
+        (self._work / "train.jsonl").write_text('{"question": "1 + 1", "answer": "#### 2"}\n')
+        spec = self._sections()
+        path = {"name": "PYTHONPATH", "value": str(modules)}
+        spec["servers"]["env"] = [path]
+        spec["trainer"]["env"] = [path, {"name": "STEPS", "value": str(steps)}]
+        spec["config"] = {
+            "experiment_name": "tiny",
+            "trial_name": self._trial,
+            "cluster": {"fileroot": str(self._work)},
+            "actor": {"path": str(model)},
+            "train_dataset": {"path": str(self._work / "train.jsonl"), "batch_size": 4},
+            "recover": {"freq_steps": 5},
+        }
+        return {
+            "apiVersion": "areal.dev/v1alpha1",
+            "kind": "GRPOExperiment",
+            "metadata": {"name": "tiny"},
+            "spec": spec,
+        }
+
+
+PREPARE = """
+import os, sys
+sys.path.insert(0, {folder!r})
+os.environ.setdefault("SLURMD_NODENAME", os.environ.get("AREAL_TEST_RAY_NODE", "?"))
+import slurm_stand_in
+"""
+SERVER = """
+slurm_stand_in.serve(sys.argv[sys.argv.index("--host") + 1], int(sys.argv[sys.argv.index("--port") + 1]))
+"""
+TRAINER = """
+slurm_stand_in.train(int(sys.argv[sys.argv.index("--node-rank") + 1]))
+"""
+
+
+def left_behind(cluster: RayCluster) -> list[str]:
+    """Actors and placement groups of the cluster that are not gone."""
+    connect(cluster.address)
+    try:
+        actors = [f"actor {a['ActorClassName']}" for a in ray._private.state.actors().values() if a["State"] != "DEAD"]
+        groups = [
+            group["placement_group_id"] for group in placement_group_table().values() if group["state"] != "REMOVED"
+        ]
+        return [*actors, *groups]
+    finally:
+        ray.shutdown()
 
 
 def _run_of(process: psutil.Process) -> str:

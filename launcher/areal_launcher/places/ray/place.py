@@ -195,6 +195,8 @@ class RayPlace:
         self._agents: dict[str, Any] = {}
         self._generations: dict[str, int] = {}
         self._closed = False
+        for left in run.glob(".probe-*"):  # by a driver that was killed
+            left.unlink(missing_ok=True)
         self._probe = run / f".probe-{os.getpid()}-{time.time_ns()}"
         self._probe.touch()
         self._code = node_code.describe()
