@@ -149,13 +149,15 @@ def seconds_between(first: str, second: str) -> float:
 
 def partitions(names: str | None) -> list[Partition]:
     """The partitions ``names``, separated by commas, or the default one. Empty if there are none."""
-    only = ["--partition", names] if names is not None else []
-    output = run("sinfo", "--all", "--noheader", "--Node", f"--format={NODE_COLUMNS}", *only)
+    wanted = None if names is None else set(names.split(","))
+    output = run("sinfo", "--all", "--noheader", "--Node", f"--format={NODE_COLUMNS}")  # --all excludes --partition
     found: dict[str, Partition] = {}
     for line in output.splitlines():
-        if line.count("|") != 5 or (names is None and not line.split("|")[0].endswith("*")):
+        if line.count("|") != 5:
             continue
         name, gres, state, limit, default, cpus = line.split("|")
+        if not (name.endswith("*") if wanted is None else name.rstrip("*") in wanted):
+            continue
         usable = CAN_RUN.fullmatch(state) is not None
         gpus = sum(int(count) for count in GPU.findall(gres)) if usable else 0
         time_s = time_limit_s(default) if default != "n/a" else time_limit_s(limit)

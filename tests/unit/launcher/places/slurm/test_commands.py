@@ -52,7 +52,7 @@ def test_a_partition_counts_the_nodes_that_can_run_jobs_and_their_gpus(printing)
     ]
     printing("sinfo", "\n".join(rows) + "\n")
     assert partitions(None) == [Partition("gpu", 7, 8, None, 64)]
-    assert partitions("cpu")[1] == Partition("cpu", 1, 0, 1800.0)
+    assert partitions("cpu,nope") == [Partition("cpu", 1, 0, 1800.0)]
 
 
 @pytest.mark.parametrize(
