@@ -319,7 +319,7 @@ def operator_metrics() -> set[str]:
         "servers": {"ready": 1, "desired": 1},
         "healthWarnings": ["drift"],
     }
-    metrics.add_gauges(queue_depth=lambda: 0, leads=lambda: True, experiments=lambda: {("ns", "x"): {"status": status}})
+    metrics.add_gauges(queue_depth=lambda: 0, leads=lambda: True, experiments=lambda: {("ns", "x"): status})
     return {sample.name for family in metrics.registry.collect() for sample in family.samples}
 
 
