@@ -10,7 +10,8 @@ from typing import Any
 
 import aiohttp
 
-from areal_api.config import AgentConfig, RolloutConfig
+from areal_api.agent_config import AgentConfig
+from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.gateway.settings import GatewaySettings, new_key

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from areal_api import health, stat_names
 from areal_launcher import run_files
-from areal_launcher.bounded_files import number
+from areal_launcher.bounded_files import DamagedFileError, number
 from areal_launcher.run_files import Stats
 from areal_launcher.terminal_text import printable, printable_line
 
@@ -218,6 +218,17 @@ class LiveDisplay:
         whole.add_row(head)
         whole.add_row(line)
         return whole
+
+
+def show_added_steps(display: Display, stats: Stats) -> None:
+    """Read what was added to the statistics and show the latest step. A file that cannot be read is only reported."""
+    try:
+        stats.poll()
+    except (OSError, DamagedFileError) as error:
+        display.message(f"grpo cannot show the progress: {error}")
+    if stats.lines:
+        total = stats.last(stat_names.TOTAL_STEPS)
+        display.update(stats, int(total) if total else None)
 
 
 def display_for(console: Console) -> Display:

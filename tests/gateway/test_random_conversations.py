@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.gateway.settings import GatewaySettings, new_key
 from areal_trainer.rollout.gateway_process import GatewayProcess

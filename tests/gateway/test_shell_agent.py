@@ -1,4 +1,4 @@
-"""examples/shell_agent: curl and jq in a process of their own, against the gateway in online mode."""
+"""examples/shell_agent: curl and jq in a separate process, against the gateway in online mode."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.gateway.app import make_app
 from areal_trainer.gateway.channel import Sample

@@ -8,12 +8,14 @@ from typing import Any
 from areal_api import resource_names
 from areal_api.experiment import GRPOExperiment
 from areal_api.load import parse_experiment
-from areal_api.status import ExperimentStatus
+from areal_api.resource_names import SERVER, TRAINER
+from areal_api.status import Condition, ExperimentStatus
 from areal_operator.clock import show
 from areal_operator.manifests.base import CREATED_FOR, DIGEST, Manifest
 from areal_operator.observed import DELETION_WATCHED, LAST_SEEN, ExperimentState, Object, Observed, WarningEvent
 from areal_operator.plan import Plan, plan
 from areal_operator.settings import Settings
+from areal_operator.status import find
 from support.experiment_cases import Case
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
@@ -135,3 +137,25 @@ def exited(exit_code: int, *, reason: str = "Error", message: str = "", sidecar:
 def terminating(obj: Object) -> Object:
     """The object after it was deleted, while it still exists."""
     return {**obj, "metadata": {**obj["metadata"], "deletionTimestamp": "2026-01-31T12:00:00Z"}}
+
+
+RUNNING = (server_set(), claim(), job(1), pod(SERVER), pod(TRAINER))
+
+
+def started(**changes: Any) -> ExperimentState:
+    """An experiment whose first attempt is starting."""
+    fresh = state(**changes)
+    return continued(fresh, decide(fresh))
+
+
+def running(**changes: Any) -> ExperimentState:
+    """An experiment whose pods run."""
+    begun = started(**changes)
+    return continued(begun, decide(begun, *RUNNING))
+
+
+def condition(status: ExperimentStatus, kind: str) -> Condition:
+    """The condition of this type, which must exist."""
+    found = find(status.conditions, kind)
+    assert found is not None
+    return found

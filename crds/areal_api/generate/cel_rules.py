@@ -167,7 +167,7 @@ RULES = (
     Rule(
         "spec.config",
         f"!({_is_set('self.rollout.agent.python')}) || self.rollout.agent.mode == 'subproc'",
-        "rollout.agent.python is for agents in processes of their own; set rollout.agent.mode to subproc",
+        "rollout.agent.python is for agents in worker processes; set rollout.agent.mode to subproc",
     ),
     Rule(
         "spec.config",

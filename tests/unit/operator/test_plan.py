@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from areal_api.resource_names import SERVER, TRAINER
-from areal_api.status import Condition, ExperimentStatus
 from areal_operator.diagnosis import Reason
 from areal_operator.manifests import servers
-from areal_operator.observed import ExperimentState
 from areal_operator.status import find
 from support.operator_objects import (
+    RUNNING,
     claim,
+    condition,
     continued,
     decide,
     deleted,
@@ -24,30 +24,12 @@ from support.operator_objects import (
     manifest,
     named,
     pod,
+    running,
     server_set,
+    started,
     state,
     terminating,
 )
-
-RUNNING = (server_set(), claim(), job(1), pod(SERVER), pod(TRAINER))
-
-
-def started(**changes: Any) -> ExperimentState:
-    """An experiment whose first attempt is starting."""
-    fresh = state(**changes)
-    return continued(fresh, decide(fresh))
-
-
-def running(**changes: Any) -> ExperimentState:
-    """An experiment whose pods run."""
-    begun = started(**changes)
-    return continued(begun, decide(begun, *RUNNING))
-
-
-def condition(status: ExperimentStatus, kind: str) -> Condition:
-    found = find(status.conditions, kind)
-    assert found is not None
-    return found
 
 
 def test_a_new_experiment_starts_its_first_attempt() -> None:

@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from areal_api.resource_names import PROGRAM, SERVER, TRAINER
-from areal_api.status import Condition, ExperimentStatus
-from areal_operator.observed import ExperimentState
 from areal_operator.plan import Plan
-from areal_operator.status import find
 from support.operator_objects import (
+    RUNNING,
     claim,
+    condition,
     continued,
     decide,
     exited,
@@ -20,30 +19,11 @@ from support.operator_objects import (
     later,
     named,
     pod,
+    running,
     server_set,
+    started,
     state,
 )
-
-RUNNING = (server_set(), claim(), job(1), pod(SERVER), pod(TRAINER))
-
-
-def started(**changes: Any) -> ExperimentState:
-    """An experiment whose first attempt is starting."""
-    fresh = state(**changes)
-    return continued(fresh, decide(fresh))
-
-
-def running(**changes: Any) -> ExperimentState:
-    """An experiment whose pods run."""
-    begun = started(**changes)
-    return continued(begun, decide(begun, *RUNNING))
-
-
-def condition(status: ExperimentStatus, kind: str) -> Condition:
-    found = find(status.conditions, kind)
-    assert found is not None
-    return found
-
 
 AGENTS: dict[str, Any] = {
     "config__rollout__agent__mode": "online",

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 from areal_trainer.gateway import anthropic, chat, responses
 from areal_trainer.gateway.admission import Admission
 from areal_trainer.gateway.completer import Completed, Completer

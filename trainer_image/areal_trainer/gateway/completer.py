@@ -9,7 +9,7 @@ from typing import Any, Protocol, Unpack
 
 import msgspec
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.gateway.channel import Options, Sample
 from areal_trainer.gateway.constraints import Constraint, Policy, forced_calls

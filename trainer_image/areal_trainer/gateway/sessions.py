@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 from areal_trainer.gateway.conversation import ConversationTree
 from areal_trainer.gateway.errors import GatewayError
 from areal_trainer.gateway.messages import Message

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_api.section import Section
 

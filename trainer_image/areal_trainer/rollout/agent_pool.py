@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 
 WORKER = Path(__file__).with_name("agent_worker.py")
 START_TIMEOUT_S = 300.0  # frameworks take long to import on a busy machine

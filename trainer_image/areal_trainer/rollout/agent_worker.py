@@ -1,4 +1,4 @@
-"""Runs an agent class in a process of its own, in any Python environment; ``agent_pool.py`` starts it.
+"""Runs an agent class in a worker process, in any Python environment; ``agent_pool.py`` starts it.
 
 It uses only the standard library, and httpx or httpx2 if the environment has it. Messages on the socket are lines of
 JSON. The trainer sends the class, then rows with the access to a session; the answers are what the agent returned or

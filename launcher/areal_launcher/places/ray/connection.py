@@ -31,7 +31,7 @@ def connect(address: str | None) -> str:
         check_reachable(source, wanted)
     try:
         ray.init(wanted, log_to_driver=False, logging_level=logging.CRITICAL)
-    except Exception as error:  # Ray raises many kinds, and none of its own
+    except Exception as error:  # Ray raises exceptions of many unrelated types
         raise ValueError(explain(source, wanted, error)) from error
     return str(ray.get_runtime_context().gcs_address)
 

@@ -1,4 +1,4 @@
-"""Detached runs: starts the driver as a process of its own session, and follows it through the run directory."""
+"""Detached runs: starts the driver in a new session, and follows it through the run directory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from areal_api import names, stat_names
+from areal_api import names
 from areal_api.experiment import GRPOExperiment
 from areal_api.render import experiment_yaml
 from areal_launcher import run_files
 from areal_launcher.bounded_files import DamagedFileError, read_object, read_tail
 from areal_launcher.core.journal import JournalReader, journal_size
-from areal_launcher.display import Display, display_for
+from areal_launcher.display import Display, display_for, show_added_steps
 from areal_launcher.errors import RunError
 from areal_launcher.results_table import results_table
 
@@ -156,7 +156,7 @@ class Follower:
         running = is_detached(self._run)
         self._claimed = self._claimed or running
         self._journal.replay(display)
-        self._show_steps(display)
+        show_added_steps(display, self._stats)
         self.outcome = self._journal.ended
         if self.outcome is None and self._claimed and not running:
             self.outcome = RunError(
@@ -164,12 +164,3 @@ class Follower:
                 log=output_file(self._run),
             )
         return self.outcome is not None
-
-    def _show_steps(self, display: Display) -> None:
-        try:
-            self._stats.poll()
-        except (OSError, DamagedFileError) as error:
-            display.message(f"grpo cannot show the progress: {error}")
-        if self._stats.lines:
-            total = self._stats.last(stat_names.TOTAL_STEPS)
-            display.update(self._stats, int(total) if total else None)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from areal_api import names, stat_names
+from areal_api import names
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_api.load import with_home_expanded
 from areal_api.render import experiment_yaml
@@ -17,7 +17,7 @@ from areal_launcher import run_files
 from areal_launcher.bounded_files import DamagedFileError, read_tail
 from areal_launcher.console import console_for
 from areal_launcher.core.journal import JournalReader, journal_size
-from areal_launcher.display import Display, display_for
+from areal_launcher.display import Display, display_for, show_added_steps
 from areal_launcher.errors import RunError
 from areal_launcher.places.slurm import commands
 from areal_launcher.places.slurm.job import (
@@ -124,13 +124,13 @@ class Follower:
         while True:
             job = self._ask(display)
             self._journal.replay(display)
-            self._show_steps(display)
+            show_added_steps(display, self._stats)
             if job is not None and job.state in commands.QUEUED:
                 self._check_queue(job)
                 display.phase(f"job {self._job.id} waits in the queue ({job.reason})")
             if job is None or not job.active:
                 self._journal.replay(display)
-                self._show_steps(display)
+                show_added_steps(display, self._stats)
                 return self._outcome(job)
             time.sleep(POLL_S)
 
@@ -155,15 +155,6 @@ class Follower:
                 display.message(f"cannot ask for job {self._job.id}: {error}")
                 return self._state or commands.Job(self._job.id, "RUNNING", "", "", "")
         return self._state
-
-    def _show_steps(self, display: Display) -> None:
-        try:
-            self._stats.poll()
-        except (OSError, DamagedFileError) as error:
-            display.message(f"grpo cannot show the progress: {error}")
-        if self._stats.lines:
-            total = self._stats.last(stat_names.TOTAL_STEPS)
-            display.update(self._stats, int(total) if total else None)
 
     def _outcome(self, job: commands.Job | None) -> int:
         ended = self._journal.ended

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 from areal_trainer.gateway import sessions as module
 from areal_trainer.gateway.channel import Sample
 from areal_trainer.gateway.conversation import ConversationTree

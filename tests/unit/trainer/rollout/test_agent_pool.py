@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from areal_api.config import AgentConfig
+from areal_api.agent_config import AgentConfig
 from areal_trainer.rollout import agent_pool
 from areal_trainer.rollout.agent_pool import AgentProcessError, PooledAgent
 
