@@ -26,7 +26,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld frameworks ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm hostile bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld frameworks ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -114,6 +114,9 @@ faults-slurm: setup ## Inject FAULTS=12 faults into a real run on a Slurm cluste
 
 hostile: setup ## Attack the operator on a real API server with HOSTILE generated experiments (default 500).
 	HOSTILE=$(or $(HOSTILE),500) $(VENV)/bin/pytest tests/hostile
+
+fuzz: setup ## Run the property tests FUZZ=5 times, each time with other generated inputs.
+	for round in $$(seq $(or $(FUZZ),5)); do FUZZ=1 $(VENV)/bin/pytest -q --numprocesses=2 -m "hypothesis and not scenario" tests/unit tests/gateway || exit 1; done
 
 bench: setup ## Run the benchmarks: each prints a ratio to a named baseline.
 	$(VENV)/bin/python -m benchmarks

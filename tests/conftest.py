@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    # No test may depend on how busy the machine is.
-    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("untimed")
+    # No test may depend on how busy the machine is. Generated inputs are the same in every run, except in `make fuzz`.
+    settings.register_profile("fixed", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+    settings.register_profile("random", settings.get_profile("fixed"), derandomize=False, print_blob=True)
+    settings.load_profile("random" if os.environ.get("FUZZ") else "fixed")
     # A shell's background jobs ignore SIGINT, and the processes that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

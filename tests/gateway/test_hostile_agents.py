@@ -44,19 +44,28 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
+PARTS = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("type", "text", "refusal", "name", "input", "content"), VALUES)
+)
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "assistant", "tool", "system", "developer"])},
-        optional={"content": VALUES, "tool_calls": VALUES, "tool_call_id": VALUES, "name": VALUES},
+        optional={
+            "content": st.one_of(VALUES, st.lists(PARTS, max_size=2)),
+            "tool_calls": VALUES,
+            "tool_call_id": VALUES,
+            "name": VALUES,
+        },
     ),
     max_size=4,
 )
 BODIES = st.fixed_dictionaries(
     {"model": st.just("default")},
     optional={
-        **{field: VALUES for field in FIELDS if field not in ("model", "messages", "input", "max_tokens")},
+        **{field: VALUES for field in FIELDS if field not in ("model", "messages", "input", "system", "max_tokens")},
         "messages": st.one_of(MESSAGES, VALUES),
         "input": st.one_of(MESSAGES, VALUES),
+        "system": st.one_of(st.lists(PARTS, max_size=2), VALUES),
         "max_tokens": st.one_of(st.integers(1, 9), VALUES),
     },
 )

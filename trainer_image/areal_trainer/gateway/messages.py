@@ -71,7 +71,7 @@ def _text(content: Any, field: str) -> str:
     texts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS:
+        if not isinstance(kind, str) or kind not in _TEXT_PARTS:
             raise invalid(f"{field}[{number}]", f"has type {_shown(kind)}; only text is supported")
         text = part.get("text", part.get("refusal"))
         if not isinstance(text, str):

@@ -46,6 +46,7 @@ def test_an_answer_is_the_same_without_its_whitespace_and_the_ids_of_its_calls()
         ({"role": ["user"]}, "messages[0].role"),
         ({"role": "user", "content": {"a": 1}}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "input_image"}]}, "messages[0].content[0]"),
+        ({"role": "user", "content": [{"type": ["text"]}]}, "messages[0].content[0]"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text"),
         ({"role": "assistant", "tool_calls": [5]}, "messages[0].tool_calls[0]"),
         ({"role": "assistant", "tool_calls": [{"function": {"name": 5}}]}, "messages[0].tool_calls[0]"),
