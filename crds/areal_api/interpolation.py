@@ -53,6 +53,7 @@ class _Resolver:
         self._depth = 0
         self._resolved: dict[Path, Any] = {}  # texts by their place; sections are resolved again, as they cost again
         self._pending: list[Path] = []  # texts being resolved, outermost first
+        self._following: list[Path] = []  # references to sections on the way to a key, outermost first
 
     def value_at(self, path: Path) -> Any:
         """The resolved value at ``path``, which exists."""
@@ -174,17 +175,14 @@ class _Resolver:
         dots = len(reference) - len(name)
         if dots > len(path):
             raise ValueError(f"{_dotted(path)}: ${{{_cut(reference)}}} goes above the root; use fewer dots")
-        target: list[str | int] = list(path[: len(path) - dots]) if dots else []
+        target = path[: len(path) - dots] if dots else ()
         value: Any = self._config
         for part in target:
             value = value[part]
         for part in re.split(r"[.\[]", name.replace("]", "")):
-            number = int(part) if part.isascii() and part.isdecimal() and len(part) < 10 else None
-            key: str | int | None = None
-            if isinstance(value, Mapping):
-                key = part if part in value else number if number in value else None
-            elif isinstance(value, list | tuple) and number is not None and number < len(value):
-                key = number
+            if isinstance(value, str) and (followed := self._followed(value, target)) is not None:
+                target, value = followed
+            key = _key(value, part)
             if key is None and reference in self._defaults:
                 return None
             if key is None:
@@ -192,9 +190,34 @@ class _Resolver:
                     f"{_dotted(path)}: ${{{_cut(reference)}}} refers to a key that is not set; set it, or write the "
                     "value out"
                 )
-            target.append(key)
+            target = (*target, key)
             value = value[key]
-        return tuple(target)
+        return target
+
+    def _followed(self, text: str, path: Path) -> tuple[Path, Any] | None:
+        """The place and value that ``text`` at ``path`` refers to if it is one reference to a key, and nothing else."""
+        if not text.startswith("${") or _closing_brace(text, 2, path) != len(text) - 1:
+            return None
+        if len(self._following) >= MAX_REFERENCES:
+            chain = " → ".join(_dotted(one) for one in self._following[:5])
+            raise ValueError(
+                f"{_dotted(path)}: more than {MAX_REFERENCES} references in a chain, {_cut(chain)}; write the value out"
+            )
+        self._spend(VALUE_COST, path)
+        self._following.append(path)
+        reference = text[2:-1].strip()
+        if "${" in reference:
+            reference = str(self._expand(reference, path)).strip()
+        found: tuple[Path, Any] | None = None
+        if _REFERENCE.fullmatch(reference) and (target := self._path_of(reference, path)) is not None:
+            value: Any = self._config
+            for part in target:
+                value = value[part]
+            found = (target, value)
+            if isinstance(value, str):
+                found = self._followed(value, target) or found
+        self._following.pop()
+        return found
 
     def _spend(self, size: int, path: Path) -> None:
         self._budget -= size
@@ -203,6 +226,14 @@ class _Resolver:
                 f"{_dotted(path)}: the configuration with its references resolved is larger than {MAX_OUTPUT} "
                 "characters; use fewer or shorter references"
             )
+
+
+def _key(value: Any, part: str) -> str | int | None:
+    """The key of ``value``, a section or list, that ``part`` of a reference names; None if it has none."""
+    number = int(part) if part.isascii() and part.isdecimal() and len(part) < 10 else None
+    if isinstance(value, Mapping):
+        return part if part in value else number if number in value else None
+    return number if isinstance(value, list | tuple) and number is not None and number < len(value) else None
 
 
 def _closing_brace(text: str, start: int, path: Path) -> int:

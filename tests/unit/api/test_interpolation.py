@@ -122,6 +122,8 @@ VALUES = st.recursive(SCALARS | TEXTS, lambda inner: st.dictionaries(KEYS, inner
 
 
 @example({"a": {"a": "${b}${b}"}, "b": {"a": "${a}"}})
+@example({"c": "${a}", "a": {"a": None, "b": "${c.a}"}, "b": "${c.a}"})
+@example({"d": "${c}", "c": "${a.a}", "a": {"a": {"b": 1}}, "b": "${d.b}"})
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=3))
 def test_the_result_is_omegaconfs(config: dict[str, Any]) -> None:
@@ -136,6 +138,21 @@ def test_the_result_is_omegaconfs(config: dict[str, Any]) -> None:
         in_text = "form a cycle" in str(error) and any("{" in text for text in texts_in(expected))
         if "puts a section into a text" not in str(error) and not in_text:
             raise
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"a": "${b}", "b": "${a}", "x": "${a.k}"},
+        {"c": "${c.a}"},
+        {"a": "${b.a}", "b": "${a.b}"},
+        {f"a{i}": f"${{a{i + 1}{'.x' * 200}}}" for i in range(60)},
+    ],
+    ids=range(4),
+)
+def test_a_key_of_a_section_that_refers_to_itself_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="references in a chain, .* → |references form a cycle"):
+        resolve_references(config)
 
 
 def texts_in(value: Any) -> list[str]:
