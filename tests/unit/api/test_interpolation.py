@@ -151,7 +151,7 @@ def test_the_result_is_omegaconfs(config: dict[str, Any]) -> None:
     ids=range(4),
 )
 def test_a_key_of_a_section_that_refers_to_itself_is_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="references in a chain, .* → |references form a cycle"):
+    with pytest.raises(ValueError, match=r"references in a chain, .* → |references form a cycle"):
         resolve_references(config)
 
 
