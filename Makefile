@@ -26,7 +26,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld frameworks ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld frameworks ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm faults-ray hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -111,6 +111,9 @@ faults-kind: setup cluster ## Inject FAULTS=40 faults into runs in pods of the k
 faults-slurm: setup ## Inject FAULTS=12 faults into a real run on a Slurm cluster of three nodes; SEED=n repeats a schedule.
 	@hack/slurm/install.sh
 	FAULTS=$(or $(FAULTS),12) SEED=$(SEED) $(VENV)/bin/pytest tests/slurm/test_slurm_faults.py
+
+faults-ray: setup ray ## Inject FAULTS=10 faults into a real run on a Ray cluster of three nodes; SEED=n repeats a schedule.
+	FAULTS=$(or $(FAULTS),10) SEED=$(SEED) $(VENV)/bin/pytest tests/ray/test_ray_faults.py
 
 hostile: setup ## Attack the operator on a real API server with HOSTILE generated experiments (default 500).
 	HOSTILE=$(or $(HOSTILE),500) $(VENV)/bin/pytest tests/hostile

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +37,45 @@ SETTINGS = {
 class RayCluster:
     """Nodes ``node-0`` (with the head) to ``node-<n-1>``. Entering the context starts them; nothing outlives it."""
 
-    def __init__(self, nodes: int = 3, *, cpus: int = 4, gpus: int = 0) -> None:
-        """``gpus``: declared on every node but the first; they need not exist."""
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        cpus: int = 4,
+        gpus: int = 0,
+        head_cpus: int | None = None,
+        one_address: bool = False,
+        dashboard: bool = False,
+        autoscaled: int = 0,
+    ) -> None:
+        """``gpus``: declared on every node but the first; they need not exist.
+
+        ``head_cpus``: of the first node (default: ``cpus``). ``one_address``: all nodes have the same. ``dashboard``:
+        with the server of ``ray job submit``. ``autoscaled``: nodes of ``cpus`` CPUs that an autoscaler may add.
+        """
         self._cpus = cpus
+        self._head_cpus = cpus if head_cpus is None else head_cpus
+        self._one_address = one_address
+        self._dashboard = dashboard
+        self._autoscaled = autoscaled
         self._gpus = gpus
         self._nodes = nodes
         # UNIX sockets are below it, and their paths are limited to 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         self.mark = self.directory.name
         self.address = ""
+        self.dashboard = ""  # URL, if there is one
 
     def __enter__(self) -> RayCluster:
         try:
-            port = free_port()
-            options = ["--include-dashboard=false", "--dashboard-port=0", "--no-monitor"]
+            port, dashboard = free_port(), free_port()
+            options = [f"--include-dashboard={str(self._dashboard).lower()}", f"--dashboard-port={dashboard}"]
+            if not self._autoscaled:
+                options.append("--no-monitor")
+            else:
+                options.append(f"--autoscaling-config={self._autoscaling(port)}")
             self._start("--head", f"--port={port}", *options, index=0)
+            self.dashboard = f"http://127.0.0.1:{dashboard}" if self._dashboard else ""
             self.address = f"{self.host(0)}:{port}"
             for index in range(1, self._nodes):
                 self.start_node(index)
@@ -64,15 +90,19 @@ class RayCluster:
 
     def host(self, index: int) -> str:
         """Address of a node."""
-        return f"127.0.1.{index + 1}"
+        return "127.0.1.1" if self._one_address else f"127.0.1.{index + 1}"
 
     def environment(self) -> dict[str, str]:
         """Variables for a driver, which counts as a process of the cluster."""
         return {**os.environ, **SETTINGS, MARK: self.mark, "RAY_ADDRESS": self.address}
 
-    def start_node(self, index: int, *, hidden: Path | None = None) -> None:
-        """Add a node that is not running. It sees an empty directory in place of ``hidden``, which needs root."""
-        self._start(f"--address={self.address}", f"--num-gpus={self._gpus}", index=index, hidden=hidden)
+    def start_node(self, index: int, *, hidden: Sequence[Path] = (), shown: Path | None = None) -> None:
+        """Add a node that is not running. It sees ``shown`` in place of the directories ``hidden``, which needs root.
+
+        Without ``shown`` it sees empty directories there.
+        """
+        options = [f"--address={self.address}", f"--num-gpus={self._gpus}"]
+        self._start(*options, index=index, hidden=hidden, shown=shown)
 
     def kill_node(self, index: int) -> None:
         """Kill a node's raylet without grace. Ray ends its workers."""
@@ -88,6 +118,35 @@ class RayCluster:
         """All processes of the cluster, and whatever they have started."""
         return [process for process in psutil.process_iter() if environment_of(process).get(MARK) == self.mark]
 
+    def _autoscaling(self, port: int) -> Path:
+        """The configuration of an autoscaler whose nodes are processes of this machine."""
+        worker = {"CPU": self._cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        types = {
+            "ray.head.default": {"resources": {"CPU": self._head_cpus}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": self._autoscaled},
+        }
+        lists = [f"{part}_commands" for part in ("initialization", "setup", "head_setup", "worker_setup")]
+        lists += ["head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"]
+        config = {
+            "cluster_name": self.mark,
+            "max_workers": self._autoscaled,
+            "idle_timeout_minutes": 5,
+            "upscaling_speed": 10,
+            "provider": {"type": "fake_multinode", "gcs_address": f"{self.host(0)}:{port}"},
+            "auth": {},
+            "docker": {},
+            "file_mounts": {},
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
+            "head_node_type": "ray.head.default",
+            "available_node_types": types,
+            **{name: [] for name in lists},
+        }
+        path = self.directory / "autoscaling.yaml"
+        path.write_text(json.dumps(config))
+        return path
+
     def _kill(self, chosen: Callable[[psutil.Process], bool]) -> None:
         """Kill processes of the cluster and whatever they start meanwhile."""
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -98,15 +157,19 @@ class RayCluster:
                 raise RuntimeError(f"processes of the Ray cluster do not end: {left}")
             time.sleep(0.05)
 
-    def _start(self, *arguments: str, index: int, hidden: Path | None = None) -> None:
+    def _start(self, *arguments: str, index: int, hidden: Sequence[Path] = (), shown: Path | None = None) -> None:
         command = [str(Path(sys.executable).with_name("ray")), "start", *arguments]
-        command += [f"--node-ip-address={self.host(index)}", f"--num-cpus={self._cpus}"]
+        command += [f"--node-ip-address={self.host(index)}", f"--num-cpus={self._cpus if index else self._head_cpus}"]
         command += [f"--labels=node=node-{index}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += [f"--temp-dir={self.directory}", "--disable-usage-stats", "--include-log-monitor=false"]
-        if hidden is not None:
-            mount = 'mount -t tmpfs none "$0" && exec "$@"'
-            command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(hidden), *command]
+        if hidden:
+            mount = "mount -t tmpfs none" if shown is None else f"mount --bind {shlex.quote(str(shown))}"
+            mounts = [f"{mount} {shlex.quote(str(folder))}" for folder in hidden]
+            script = " && ".join([*mounts, f"exec {shlex.join(command)}"])
+            command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
         env = {**os.environ, **SETTINGS, MARK: self.mark, NODE: str(index)}
+        if self._autoscaled:
+            env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             done = subprocess.run(

@@ -239,7 +239,7 @@ def test_a_directory_that_a_node_does_not_share_is_named_before_anything_starts(
 ) -> None:
     cluster.kill_node(2)
     try:
-        cluster.start_node(2, hidden=run)
+        cluster.start_node(2, hidden=[run])
         with pytest.raises(ValueError, match=f"node {cluster.host(2)}: {run} is not the directory that grpo sees"):
             open_place([server_bundle(node=2)], wait_s=PATIENCE_S)
     finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import areal_server
 from hack.testbed.ray_cluster import RayCluster
 from support.process_trees import wait_until
 from support.ray_runs import STEP_S, StandInRun, left_behind
@@ -64,6 +67,25 @@ def test_a_detached_run_is_followed_asked_scaled_and_stopped(cluster: RayCluster
     check_nothing_left(cluster, run)
 
 
+def test_the_check_and_a_refused_run_name_what_is_missing_and_hold_nothing(
+    cluster: RayCluster, run: StandInRun
+) -> None:
+    resources = {"requests": {"cpu": 5}}
+    trainer = {"nodes": 2, "device": "cpu", "resources": resources}
+    missing = r"missing 10 CPUs: trainer needs 5 CPUs on one node; trainer-1 needs 5 CPUs .*127\.0\.1\.2 .*of 3"
+    run.write(STEPS, trainer=trainer)
+    status, output = run.grpo("check", "--on", "ray", str(run.file), "--address", cluster.address)
+    assert status == 1
+    assert re.search(f"has no room for it now: {missing}", output), output
+    status, output = run.grpo("run", "--on", "ray", str(run.file), "--force")
+    assert status == 1
+    assert re.search(f"no room for the run: {missing}", output), output
+    check_nothing_left(cluster, run)
+    run.write(STEPS)
+    status, output = run.grpo("check", "--on", "ray", str(run.file))
+    assert f"the Ray cluster at {cluster.address} has room for it now" in output
+
+
 def test_another_version_of_ray_is_named(cluster: RayCluster, run: StandInRun) -> None:
     run.write(STEPS)
     other = (
@@ -91,13 +113,39 @@ def test_ctrl_c_ends_a_run_after_a_checkpoint(cluster: RayCluster, run: StandInR
     check_nothing_left(cluster, run)
 
 
+def test_ctrl_c_while_a_run_waits_for_room_gives_up_its_place(cluster: RayCluster, run: StandInRun) -> None:
+    launcher = run.start(steps=STEPS, wait_s=600, servers={"replicas": 20, "device": "cpu"})
+    run.wait_until(lambda: "waiting up to 600 s" in run.console.read_text(), "it waits", launcher)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(STEP_S) == 130, run.output()
+    check_nothing_left(cluster, run)
+
+
+def test_a_detached_run_that_waits_for_room_can_be_stopped(cluster: RayCluster, run: StandInRun) -> None:
+    run.write(STEPS, 600, servers={"replicas": 20, "device": "cpu"})
+    status, output = run.grpo("run", "--on", "ray", str(run.file), "--detach")
+    assert status == 0, output
+    assert "waiting up to 600 s" in output
+    assert run.grpo("stop", "--on", "ray", str(run.directory))[0] == 0
+    run.wait_until(lambda: run.grpo("stop", str(run.directory))[0] == 2, "end of the driver")
+    check_nothing_left(cluster, run)
+
+
+@pytest.mark.parametrize("detach", [False, True])
 def test_nothing_outlives_a_driver_that_is_killed_and_the_same_command_continues(
-    cluster: RayCluster, run: StandInRun
+    cluster: RayCluster, run: StandInRun, detach: bool
 ) -> None:
-    launcher = run.start(steps=60)
+    launcher = run.start(steps=60) if not detach else run.start("--detach", steps=60)
+    if detach:
+        assert launcher.wait(STEP_S) == 0, run.output()
+        launcher = run.run("--on", "ray", str(run.file))
     run.wait_for_step(10, launcher)
-    launcher.kill()
-    launcher.wait()
+    if detach:
+        run.kill("ray.driver")
+    else:
+        launcher.kill()
+    assert launcher.wait(STEP_S) == (1 if detach else -signal.SIGKILL), run.output()
+    assert not detach or "the driver of the run was killed" in run.console.read_text()
     wait_until(lambda: not run.processes(), "all processes of the run have ended", deadline_s=STEP_S)
     wait_until(lambda: not left_behind(cluster), "its actors and placement groups are gone", deadline_s=STEP_S)
     successor = run.run("--on", "ray", str(run.file))
@@ -105,3 +153,81 @@ def test_nothing_outlives_a_driver_that_is_killed_and_the_same_command_continues
     assert [line["step"] for line in run.steps()] == list(range(1, 61))
     assert "starting after step 0" not in (run.directory / "logs" / "trainer.log").read_text().rpartition("---")[2]
     check_nothing_left(cluster, run)
+
+
+def test_servers_and_trainer_move_when_their_raylet_is_killed(cluster: RayCluster, run: StandInRun) -> None:
+    launcher = run.start(steps=STEPS)
+    run.wait_for_step(3, launcher)
+    victim = next(
+        index for index in (1, 2) if cluster.host(index) in {run.node_of("trainer"), run.node_of("trainer-1")}
+    )
+    cluster.kill_node(victim)
+    try:
+        run.wait_until(lambda: "was lost with its node" in run.console.read_text(), "lost node", launcher)
+        cluster.start_node(victim)  # the others have no room for two ranks and two servers
+        run.wait_until(lambda: "the trainer failed" in run.console.read_text(), "restarted trainer", launcher)
+        run.wait_for_step(len(run.steps()) + 10, launcher)
+    finally:
+        launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(STEP_S) == 130, run.output()
+    check_nothing_left(cluster, run)
+
+
+def test_a_run_starts_when_a_node_joins_late(cluster: RayCluster, run: StandInRun) -> None:
+    cluster.kill_node(2)
+    try:
+        launcher = run.start(steps=20, wait_s=600, servers={"replicas": 5, "device": "cpu"})
+        run.wait_until(lambda: "waiting up to 600 s" in run.console.read_text(), "it waits", launcher)
+    finally:
+        cluster.start_node(2)
+    assert launcher.wait(STEP_S) == 0, run.output()
+    check_nothing_left(cluster, run)
+
+
+def test_two_runs_share_the_cluster_and_skip_ports_that_are_taken(
+    cluster: RayCluster, run: StandInRun, tmp_path: Path
+) -> None:
+    beside = StandInRun(cluster, tmp_path, "beside", servers=1, nodes=1)
+    small = StandInRun(cluster, tmp_path, "small", servers=1, nodes=1)
+    hosts = [cluster.host(index) for index in range(3)]
+    taken = [socket.create_server((hosts[0], 0))]
+    first = taken[0].getsockname()[1]
+    taken += [socket.create_server((host, first)) for host in hosts[1:]]
+    try:
+        one, two = beside.start("--port", str(first), steps=60), small.start("--port", str(first), steps=60)
+        beside.wait_for_step(3, one)
+        ports = [int(address) for address in re.findall(r":(\d+) ", beside.grpo("status", str(beside.directory))[1])]
+        assert len(ports) == 1
+        assert all(first < port < first + 1000 for port in ports)
+        assert (one.wait(STEP_S), two.wait(STEP_S)) == (0, 0), beside.output() + small.output()
+    finally:
+        for listening in taken:
+            listening.close()
+    for finished in (beside, small):
+        check_nothing_left(cluster, finished)
+
+
+def test_a_node_that_does_not_see_the_run_directory_or_has_other_code_is_named(
+    cluster: RayCluster, run: StandInRun, tmp_path: Path
+) -> None:
+    packages = [folder for path in sys.path if (folder := Path(path) / "areal_server").is_dir()]
+    other = tmp_path / "other"
+    shutil.copytree(Path(areal_server.__file__).parent, other)
+    (other / "launch.py").write_text("")
+    run.write(STEPS, 600, servers={"replicas": 7, "device": "cpu"}, trainer={"device": "cpu"})
+    cases = [
+        ([tmp_path], None, f"node {cluster.host(2)}: {run.directory} is not the directory that grpo sees"),
+        (packages, None, f"node {cluster.host(2)}: Ray's interpreter .* lacks areal_server; install"),
+        (packages, other, f"node {cluster.host(2)}: areal_server of Ray's interpreter .* differs"),
+    ]
+    try:
+        for hidden, shown, message in cases:
+            cluster.kill_node(2)
+            cluster.start_node(2, hidden=hidden, shown=shown)
+            status, output = run.grpo("run", "--on", "ray", str(run.file))
+            assert status == 2, output
+            assert re.search(message, output), output
+            check_nothing_left(cluster, run)
+    finally:
+        cluster.kill_node(2)
+        cluster.start_node(2)

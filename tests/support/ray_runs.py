@@ -47,9 +47,10 @@ class RayRun:
         self.write(steps, wait_s, **settings)
         return self.run("--on", "ray", str(self.file), *options)
 
-    def write(self, steps: int, wait_s: int | None = None, **settings: Any) -> None:
-        """Write the experiment."""
+    def write(self, steps: int, wait_s: int | None = None, *, dump: bool = False, **settings: Any) -> None:
+        """Write the experiment. ``dump``: write the trained samples to ``rollouts/``."""
         document = self._experiment(steps)
+        document["spec"]["config"].setdefault("rollout", {})["dump_to_file"] = dump
         document["spec"] |= settings
         if wait_s is not None:
             document["spec"]["runPolicy"]["preRunningDeadlineSeconds"] = wait_s
