@@ -29,7 +29,7 @@ from hack.testbed import slurm_cluster
 from hack.testbed.ray_cluster import RayCluster
 from hack.testbed.slurm_cluster import command_lines
 
-STEPS = 40
+STEPS = 20
 DEADLINE_S = 600.0
 POLL_S = 0.05
 CHECKPOINT_STEPS = 5
@@ -71,13 +71,8 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
                 work.mkdir()
                 with place.cluster(work) as environment:
                     found[place.name].append(measure(place, environment, work, steps))
-    for what, attribute in (
-        ("command → first step", "first_step_s"),
-        ("killed server → ready again", "server_s"),
-        ("killed trainer → next step", "trainer_s"),
-    ):
-        values = ", ".join(f"{name} {spread([getattr(one, attribute) for one in found[name]])}" for name in found)
-        notes.append(f"{what}: {values} s")
+                print(f"round {number + 1}, {place.name}: {found[place.name][-1]}", file=sys.stderr, flush=True)
+    notes.extend(table(found))
     rates = {name: [one.rate for one in found[name]] for name in found}
     work_text = f"{steps} steps of examples/tiny, one server and one trainer"
     comparisons = [
@@ -87,6 +82,20 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
     ]
     comparisons[-1].notes.extend(notes)
     return comparisons
+
+
+def table(found: Mapping[str, Sequence[Measured]]) -> list[str]:
+    """The lines of a Markdown table with a column for each place."""
+    lines = [f"| | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]
+    for what, attribute in (
+        ("steps/s", "rate"),
+        ("command → first step, s", "first_step_s"),
+        ("killed server → ready again, s", "server_s"),
+        ("killed trainer → next step, s", "trainer_s"),
+    ):
+        cells = [spread([getattr(one, attribute) for one in found[name]]) for name in found]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return lines
 
 
 def installed_places() -> tuple[list[Place], list[str]]:

@@ -30,3 +30,15 @@ def test_steps_and_checkpoints_are_read_from_the_run_directory(tmp_path: Path) -
     for name in ("step2", "step10", "step12.partial"):
         (tmp_path / "recover" / name).mkdir(parents=True)
     assert (places.steps_done(tmp_path), places.last_checkpoint(tmp_path)) == (2, 10)
+
+
+def test_the_table_has_a_column_for_each_place() -> None:
+    local = [places.Measured(10.0, 1.0, 5.0, 8.0), places.Measured(12.0, 0.5, 5.0, 8.0)]
+    assert places.table({"local": local, "ray": [places.Measured(20.0, 0.25, 6.0, 9.0)]}) == [
+        "| | local | ray |",
+        "|---|---|---|",
+        "| steps/s | 0.75 (0.50–1.00) | 0.25 |",
+        "| command → first step, s | 11.0 (10.0–12.0) | 20.0 |",
+        "| killed server → ready again, s | 5.00 (5.00–5.00) | 6.00 |",
+        "| killed trainer → next step, s | 8.00 (8.00–8.00) | 9.00 |",
+    ]
