@@ -16,6 +16,7 @@ from areal_launcher import commands
 from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LIST, LOGS, RESUME, RUN, RUN_DIR, SCALE, STATUS, STOP, UI
 from areal_launcher.cli_ray import add_ray, check_on_ray, refuse_without_ray, run_on_ray
 from areal_launcher.cli_slurm import add_slurm, refuse_without_slurm, run_on_slurm, slurm_request
+from areal_launcher.cli_status import add_status, show_status
 from areal_launcher.cli_ui import add_roots, add_ui, list_action
 from areal_launcher.console import console_for, discard_output, prepare_standard_streams
 from areal_launcher.errors import RunError
@@ -172,6 +173,7 @@ def status_parser() -> argparse.ArgumentParser:
     """``grpo status``."""
     parser = command_parser("status", STATUS)
     add_run(parser, nargs="?")
+    add_status(parser)
     add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
     parser.set_defaults(action=status_action)
     return parser
@@ -179,24 +181,7 @@ def status_parser() -> argparse.ArgumentParser:
 
 def status_action(args: argparse.Namespace) -> int:
     """Show a run directory or experiments in a cluster."""
-    if args.on == "slurm":
-        cluster_target(args)
-        from areal_launcher.places.slurm import inspect_run
-
-        return inspect_run.status(path(args.run) if args.run is not None else None)
-    target = cluster_target(args)
-    if target is None:
-        if args.run is None:
-            raise ValueError(
-                "no run: give a run directory, --on kubernetes for the experiments of a cluster, or --on slurm for "
-                "your jobs"
-            )
-        from areal_launcher.core.status import status
-
-        return status(path(args.run))
-    from areal_launcher.cluster import status as cluster_status
-
-    return cluster_status.status(args.run, target)
+    return show_status(args, cluster_target(args))
 
 
 def logs_parser() -> argparse.ArgumentParser:

@@ -44,6 +44,7 @@ Show the state of a run: of a run directory, or with --on kubernetes of an exper
 experiments there.
 
   grpo status runs/tiny/trial0
+  grpo status runs/tiny/trial0 --json
   grpo status --on kubernetes
   grpo status tiny --on kubernetes --namespace team-a
   grpo status --on slurm"""

@@ -135,11 +135,15 @@ def test_a_detached_run_that_waits_for_room_can_be_stopped(cluster: RayCluster, 
 def test_nothing_outlives_a_driver_that_is_killed_and_the_same_command_continues(
     cluster: RayCluster, run: StandInRun, detach: bool
 ) -> None:
+    run.hold()
     launcher = run.start(steps=60) if not detach else run.start("--detach", steps=60)
     if detach:
         assert launcher.wait(STEP_S) == 0, run.output()
         launcher = run.run("--on", "ray", str(run.file))
+        run.wait_until(lambda: "following the detached run" in run.console.read_text(), "follower", launcher)
+    run.resume()
     run.wait_for_step(10, launcher)
+    run.hold()
     if detach:
         run.kill("ray.driver")
     else:
@@ -148,6 +152,7 @@ def test_nothing_outlives_a_driver_that_is_killed_and_the_same_command_continues
     assert not detach or "the driver of the run was killed" in run.console.read_text()
     wait_until(lambda: not run.processes(), "all processes of the run have ended", deadline_s=STEP_S)
     wait_until(lambda: not left_behind(cluster), "its actors and placement groups are gone", deadline_s=STEP_S)
+    run.resume()
     successor = run.run("--on", "ray", str(run.file))
     assert successor.wait(STEP_S) == 0, run.output()
     assert [line["step"] for line in run.steps()] == list(range(1, 61))
@@ -193,12 +198,14 @@ def test_two_runs_share_the_cluster_and_skip_ports_that_are_taken(
     taken = [socket.create_server((hosts[0], 0))]
     first = taken[0].getsockname()[1]
     taken += [socket.create_server((host, first)) for host in hosts[1:]]
+    beside.hold()
     try:
         one, two = beside.start("--port", str(first), steps=60), small.start("--port", str(first), steps=60)
-        beside.wait_for_step(3, one)
+        beside.wait_until(lambda: beside.server_states().get("server-0") == "ready", "ready server", one)
         ports = [int(address) for address in re.findall(r":(\d+) ", beside.grpo("status", str(beside.directory))[1])]
         assert len(ports) == 1
         assert all(first < port < first + 1000 for port in ports)
+        beside.resume()
         assert (one.wait(STEP_S), two.wait(STEP_S)) == (0, 0), beside.output() + small.output()
     finally:
         for listening in taken:

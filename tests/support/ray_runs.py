@@ -165,6 +165,15 @@ class RayRun:
 class StandInRun(RayRun):
     """A run whose servers and trainer are fast stand-ins, which ``PYTHONPATH`` puts before the real modules."""
 
+    def hold(self) -> None:
+        """Make the trainer wait after its next step."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "hold").touch()
+
+    def resume(self) -> None:
+        """End the wait."""
+        (self.directory / "hold").unlink()
+
     def _experiment(self, steps: int) -> dict[str, Any]:
         modules = self._work / "modules"
         for package, module, code in (("areal_server", "launch", SERVER), ("torch/distributed", "run", TRAINER)):

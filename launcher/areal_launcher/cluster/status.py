@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from rich.console import Console
@@ -10,21 +11,32 @@ from rich.text import Text
 
 from areal_api import resource_names
 from areal_api.experiment import KIND
-from areal_api.status import TERMINAL_PHASES, ExperimentStatus
+from areal_api.status import TERMINAL_PHASES, ExperimentStatus, Phase
 from areal_launcher.cluster.checks import check_api
 from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
 from areal_launcher.cluster.follow import status_of
 from areal_launcher.cluster.logs import container_runs, pods_of
 from areal_launcher.console import console_for
 from areal_launcher.display import format_duration
+from areal_launcher.run_status import RunState, RunStatus, ServerStatus
 from areal_launcher.terminal_text import printable_line
 
 MAX_CONDITIONS = 100
 COLUMNS = ("NAMESPACE", "NAME", "PHASE", "STEP", "REWARD", "SERVERS", "AGE", "MESSAGE")
 
 
-def status(name: str | None, target: ClusterTarget) -> int:
-    """Print a table of experiments, or the details of one."""
+STATES: dict[Phase, RunState] = {
+    "Pending": "pending",
+    "Starting": "pending",
+    "Running": "running",
+    "Suspended": "stopped",
+    "Succeeded": "succeeded",
+    "Failed": "failed",
+}
+
+
+def status(name: str | None, target: ClusterTarget, *, as_json: bool = False) -> int:
+    """Print a table of experiments, or the details of one; ``as_json``: those of one as JSON."""
     cluster = Cluster.connect(target)
     check_api(cluster)
     console = console_for()
@@ -35,8 +47,44 @@ def status(name: str | None, target: ClusterTarget) -> int:
         raise ValueError(
             f"{name}: no such experiment in namespace {cluster.namespace}; grpo status --on kubernetes lists them"
         )
-    print_one(cluster, body, console)
+    if as_json:
+        pods = pods_of(cluster, cluster.namespace, name, resource_names.SERVER)
+        print(run_status(body, pods).as_json())
+    else:
+        print_one(cluster, body, console)
     return 0
+
+
+def run_status(body: Object, pods: Sequence[Object]) -> RunStatus:
+    """The status of an experiment and its server pods in the shape that all places share."""
+    state, name = status_of(body), str(body["metadata"]["name"])
+    return RunStatus(
+        run=name,
+        state="collapsed" if state.phase == "Failed" and state.collapsed else STATES[state.phase],
+        message=state.message,
+        step=state.step,
+        total_steps=state.total_steps,
+        reward=state.reward,
+        eval_reward=state.eval_reward,
+        staleness=state.staleness,
+        tokens_per_second=state.tokens_per_second,
+        servers=[server_status(pod, name) for pod in pods],
+    )
+
+
+def server_status(pod: Object, experiment: str) -> ServerStatus:
+    """A server, from its pod."""
+    found = pod.get("status") or {}
+    conditions = {one.get("type"): one.get("status") for one in found.get("conditions") or ()}
+    runs = container_runs(pod)
+    waits = any(run.restarts and run.state == "waiting" for run in runs)
+    address = f"{found['podIP']}:{resource_names.SERVER_PORT}" if found.get("podIP") else None
+    return ServerStatus(
+        name=str(pod["metadata"]["name"]).removeprefix(f"{experiment}-"),
+        address=address,
+        state="ready" if conditions.get("Ready") == "True" else "backoff" if waits else "starting",
+        restarts=sum(run.restarts for run in runs),
+    )
 
 
 def print_all(cluster: Cluster, target: ClusterTarget, console: Console) -> int:

@@ -10,12 +10,16 @@ from areal_launcher import run_files
 from areal_launcher.console import console_for
 from areal_launcher.display import step_metrics
 from areal_launcher.results_table import results_table
+from areal_launcher.run_status import status_of_directory
 from areal_launcher.terminal_text import printable_line
 
 
-def status(directory: Path) -> int:
-    """Print the state of a run."""
+def status(directory: Path, *, as_json: bool = False) -> int:
+    """Print the state of a run, as text or as JSON."""
     run_files.require_run(directory)
+    if as_json:
+        print(status_of_directory(directory).as_json())
+        return 0
     console = console_for()
     pid = run_files.launcher_pid(directory)
     if pid is None:

@@ -13,15 +13,20 @@ from areal_launcher.console import console_for
 from areal_launcher.core import status as run_directory
 from areal_launcher.fit import fit_in_jobs
 from areal_launcher.places.slurm import commands
-from areal_launcher.places.slurm.job import JOB_PREFIX, read_job, sbatch_arguments
+from areal_launcher.places.slurm.job import JOB_PREFIX, output_file, read_job, sbatch_arguments
 from areal_launcher.places.slurm.submit import check_container, estimate, plan_job
 from areal_launcher.request import Request
+from areal_launcher.run_state import State, state_of
+from areal_launcher.run_status import status_of_directory
 
 COLUMNS = "%i|%T|%M|%l|%D|%j|%r"
 
 
-def status(directory: Path | None) -> int:
-    """Print the state of a run and of its job; without a directory the user's jobs of grpo."""
+def status(directory: Path | None, *, as_json: bool = False) -> int:
+    """Print the state of a run and of its job; without a directory the user's jobs of grpo.
+
+    ``as_json``: print the state of the run as JSON.
+    """
     console = console_for()
     if directory is None:
         for line in squeue(f"--user={getpass.getuser()}"):
@@ -31,6 +36,10 @@ def status(directory: Path | None) -> int:
     submitted = read_job(directory)
     if submitted is None:
         raise ValueError(f"{directory}: no job of Slurm was submitted for this directory")
+    if as_json:
+        state = state_with_job(directory, commands.find_job(submitted.id))
+        print(status_of_directory(directory, state=state).as_json())
+        return 0
     lines = squeue(f"--jobs={submitted.id}")
     for line in lines:
         console.print(describe(line), markup=False, soft_wrap=True)
@@ -40,6 +49,25 @@ def status(directory: Path | None) -> int:
     if not names.config_file(directory).exists():
         return 0  # the job has not started yet
     return run_directory.status(directory)
+
+
+def state_with_job(directory: Path, job: commands.Job | None) -> State:
+    """The state of a run and its job: None if the cluster has forgotten the job."""
+    if job is not None and job.state in commands.QUEUED:
+        return State("pending", f"the job waits in the queue ({job.reason})")
+    if names.config_file(directory).exists() and (
+        (state := state_of(directory)).name == "running" or not is_active(job)
+    ):
+        return state
+    if is_active(job):
+        return State("pending", "the job starts")
+    ended = "has ended" if job is None else f"ended as {job.state}"
+    return State("failed", f"the job {ended} before it could report anything; see {output_file(directory)}")
+
+
+def is_active(job: commands.Job | None) -> bool:
+    """Whether the job is queued, runs or ends."""
+    return job is not None and job.active
 
 
 def stop(directory: Path, *, now: bool) -> int:
