@@ -433,6 +433,10 @@ def test_status_shows_all_experiments_or_one(grpo: Grpo, capfd: pytest.CaptureFi
     assert output.startswith("exp  Running  step 2/10  reward 0.500  servers 1/1")
     assert "ServersReady  True  Ready" in output
     assert "pod exp-server-0  node-" in output
+    assert cli.main(["status", "exp", "--json", *grpo.place]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert (shown["state"], shown["step"], shown["reward"]) == ("running", 2, 0.5)
+    assert [(server["name"], server["state"]) for server in shown["servers"]] == [("server-0", "ready")]
     assert cli.main(["status", "other", *grpo.place]) == 2
     assert f"other: no such experiment in namespace {namespace.name}" in capfd.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def test_a_run_whose_driver_is_killed_leaves_nothing_and_continues_beside_anothe
     run.wait_for_step(4, launcher)
     assert cli.main(["status", str(run.directory), "--on", "ray"]) == 0
     assert "server-0" in capfd.readouterr().out
+    assert cli.main(["status", str(run.directory), "--on", "ray", "--json"]) == 0
+    assert [server["state"] for server in json.loads(capfd.readouterr().out)["servers"]] == ["ready"]
     launcher.kill()
     launcher.wait()
     run.wait_until(lambda: not run.processes(), "end of all its processes")

@@ -104,6 +104,9 @@ def test_a_follower_that_dies_is_replaced_by_the_same_command(run: SlurmRun) -> 
     job = run.job
     assert run.grpo("status", "--on", "slurm", str(run.directory))[1].count("RUNNING") == 1
     assert f"job {job}  grpo-words-trial0  RUNNING" in run.grpo("status", "--on", "slurm")[1]
+    state = json.loads(run.grpo("status", "--on", "slurm", "--json", str(run.directory))[1])
+    assert state["state"] == "running"
+    assert [server["name"] for server in state["servers"]] == ["server-0", "server-1"]
     other = run.start("config.seed=8")
     assert "with another configuration" in run.finish(other)[1]
     status, output = run.finish(run.start("--detach"))
