@@ -90,7 +90,7 @@ class RayCluster:
 
     def host(self, index: int) -> str:
         """Address of a node."""
-        return "127.0.1.1" if self._one_address else f"127.0.1.{index + 1}"
+        return "127.0.2.1" if self._one_address else f"127.0.1.{index + 1}"
 
     def environment(self) -> dict[str, str]:
         """Variables for a driver, which counts as a process of the cluster."""
@@ -161,6 +161,7 @@ class RayCluster:
         command = [str(Path(sys.executable).with_name("ray")), "start", *arguments]
         command += [f"--node-ip-address={self.host(index)}", f"--num-cpus={self._cpus if index else self._head_cpus}"]
         command += [f"--labels=node=node-{index}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]  # of several clusters and nodes at one address
         command += [f"--temp-dir={self.directory}", "--disable-usage-stats", "--include-log-monitor=false"]
         if hidden:
             mount = "mount -t tmpfs none" if shown is None else f"mount --bind {shlex.quote(str(shown))}"
