@@ -205,6 +205,18 @@ def test_what_the_cluster_cannot_hold_is_one_error_and_nothing_is_queued(
     assert [job for job in run.cluster.jobs() if job not in before] == []
 
 
+def test_the_check_shows_the_layout_and_queues_nothing(run: SlurmRun) -> None:
+    before = run.cluster.jobs()
+    _, output = run.finish(run.start(command="check"))
+    assert "server-0 on node " in output
+    assert "trainer node 1 on node " in output
+    assert re.search(r"sbatch --test-only: .*to start at", output), output
+    status, output = run.finish(run.start("--partition", "nope", command="check"))
+    assert status == 2
+    assert "slurm.partition: no partition nope; the cluster has " in output
+    assert [job for job in run.cluster.jobs() if job not in before] == []
+
+
 def test_steps_on_a_node_get_separate_gpus(run: SlurmRun) -> None:
     run.change("servers", device="cuda", tensorParallel=2, replicas=3)
     run.change("trainer", device="cuda", nodes=1, processesPerNode=2)
