@@ -19,6 +19,7 @@ END_S = 240.0  # for what is left of a run to end
 class WatchedRay(Watched):
     """``grpo run --on ray`` with two servers, and two ranks on different nodes. Entering the context starts it."""
 
+    total = STEPS
     patience_s = 400.0  # a lost node, and a trainer that resumes, on a busy machine
 
     def __init__(self, cluster: RayCluster, work: Path) -> None:
