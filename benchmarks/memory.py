@@ -81,9 +81,13 @@ def computed_bytes(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
     return trainer_memory(ModelShape.of_config(config), actor, ranks=ranks, tokens=tokens).total
 
 
-def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool) -> int:
+def simulate(
+    config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, lora: dict[str, Any] | None = None
+) -> int:
     """Peak bytes of a simulated step, in a separate process because a process group is global."""
-    arguments = json.dumps({"config": config, "ranks": ranks, "tokens": tokens, "checkpointing": checkpointing})
+    arguments = json.dumps(
+        {"config": config, "ranks": ranks, "tokens": tokens, "checkpointing": checkpointing, "lora": lora}
+    )
     command = [sys.executable, "-m", "benchmarks.memory", arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -91,7 +95,9 @@ def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: 
     return int(done.stdout.strip().splitlines()[-1])
 
 
-def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool) -> int:
+def simulated_peak(
+    config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, lora: dict[str, Any] | None = None
+) -> int:
     """Peak bytes of this process's rank."""
     import torch
     import torch.distributed as dist
@@ -112,12 +118,13 @@ def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
         as_on_gpu(fake, mesh),
     ):
         Path(folder, "config.json").write_text(json.dumps(config))
-        actor = PPOActorConfig(path=folder, attn_impl="sdpa", gradient_checkpointing=checkpointing)
-        model = LanguageModel(actor, section="actor", device=cpu, temperature=1.0)
+        actor = PPOActorConfig(path=folder, attn_impl="sdpa", gradient_checkpointing=checkpointing, lora=lora)
+        model = LanguageModel(actor, section="actor", device=cpu, temperature=1.0, lora=actor.lora)
         disable_dropout(model)
         model.train()
-        optimizer = make_optimizer(actor.optimizer, model.parameters())
-        for parameter in model.parameters():
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(actor.optimizer, trained)
+        for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
@@ -139,7 +146,7 @@ def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     from areal_trainer.algo import logprobs
-    from areal_trainer.model import language_model
+    from areal_trainer.model import language_model, lora
     from areal_trainer.model.attention import Bucket, SegmentIndex
 
     index_of = SegmentIndex.of
@@ -161,9 +168,19 @@ def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
         patch.object(language_model, "init_device_mesh", lambda *_: mesh),
         patch.object(language_model, "set_model_state_dict", lambda *_, **__: None),
         patch.object(language_model.AutoModelForCausalLM, "from_pretrained", from_config),
+        patch.object(lora, "inject_adapter_in_model", inject_without_moves),
         patch.object(SegmentIndex, "of", staticmethod(fake_index)),
     ):
         yield
+
+
+def inject_without_moves(config: Any, model: Any, *, adapter_name: str) -> None:
+    """PEFT's injection without its moves to another device or type, which fake tensors refuse."""
+    import torch
+    from peft import inject_adapter_in_model
+
+    with patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
+        inject_adapter_in_model(config, model, adapter_name=adapter_name)
 
 
 def from_config(path: str, *, config: Any, **options: Any) -> Any:

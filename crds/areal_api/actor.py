@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -66,6 +66,23 @@ class FSDPConfig(Section):
         ge=1,
         description="Copies of the model, each sharded over an equal part of the ranks (hybrid sharding); null is one "
         "copy per node on cuda if its state takes at most a quarter of the node's GPU memory, and otherwise 1.",
+    )
+
+
+class LoRAConfig(Section):
+    """Low-rank adapters (LoRA): the model is frozen, and products of two small matrices beside its layers are trained.
+
+    A layer computes W·x + alpha ÷ rank · B·A·x, with A rank × in and B out × rank. B starts at 0.
+    """
+
+    rank: int = Field(32, ge=1, le=4096, description="Rows of A and columns of B.")
+    alpha: float = Field(16.0, gt=0, description="The product of A and B is scaled by alpha ÷ rank.")
+    target_modules: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
+        ["all-linear"],
+        min_length=1,
+        max_length=64,
+        description="Linear layers that get adapters, by the last part of their name, such as q_proj; all-linear is "
+        "all but the output embedding.",
     )
 
 
@@ -184,6 +201,7 @@ class PPOActorConfig(TrainEngineConfig):
     """The policy and its update. GRPO and its relatives differ by these keys alone."""
 
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer.")
+    lora: LoRAConfig | None = Field(None, description="Train adapters instead of the whole model (LoRA).")
     disable_dropout: bool = Field(False, description="Set every dropout probability of the model to 0.")
     temperature: float = Field(
         1.0, gt=0, description="Temperature applied to the trainer's logits; equal to gconfig.temperature."

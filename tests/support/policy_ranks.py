@@ -36,6 +36,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "checkpointed": {"first": 6, "optimizer": SGD, "gradient_checkpointing": True},
     "adam": {"first": 7, "optimizer": {"lr": 1e-2, "eps": 1e-2}},
     "bfloat16": {"first": 6, "optimizer": SGD, "dtype": "bfloat16"},
+    "lora": {"first": 7, "optimizer": {"lr": 1e-2, "eps": 1e-2}, "lora": {"rank": 4}},
+    "lora_bfloat16": {"first": 6, "optimizer": SGD, "dtype": "bfloat16", "lora": {"rank": 4}},
 }
 
 
@@ -113,7 +115,9 @@ def main(model: Path, out: Path) -> None:
             full = weights(policy)
             if ranks.is_first:
                 torch.save(full, out / f"{name}.pt")
+                types = {str(parameter.dtype) for parameter in policy.model.parameters() if parameter.requires_grad}
                 (out / f"{name}.json").write_text(json.dumps(numbers))
+                (out / f"{name}.types").write_text(" ".join(sorted(types)))
         # Save the Adam policy after one step, then continue.
         policy = make_policy(model, "adam")
         train(policy, _my_part(trajectories, 7))

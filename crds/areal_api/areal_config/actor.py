@@ -7,8 +7,9 @@ from typing import Any
 
 from areal_api.areal_config.rejection import convert_rejection
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
-from areal_api.errors import ConfigError
+from areal_api.errors import ConfigError, shown
 
+_SERVER_LORA = ("enable_lora", "max_lora_rank", "max_loaded_loras", "max_loras_per_batch", "lora_backend", "lora_paths")
 _DEFAULTS = {"actor.reward_scaling": 1.0, "actor.reward_bias": 0.0}  # AReaL's defaults
 
 
@@ -19,6 +20,7 @@ def actor_steps(config: Tree, notes: Notes, *, generation: str) -> list[Callable
         lambda: _convert_cap(config, notes, generation=generation),
         lambda: _convert_sizes(config, notes),
         lambda: _convert_engine(config, notes),
+        lambda: _convert_lora(config, notes),
         lambda: _convert_defaults(config, notes),
     ]
 
@@ -159,6 +161,25 @@ def _convert_engine(config: Tree, notes: Notes) -> None:
     if get(config, "actor.optimizer.type") == "adam_bf16":
         set_in(config, "actor.optimizer.type", "adam")
         notes.add("actor.optimizer.type", "adam_bf16 becomes adam, whose state is in float32")
+
+
+def _convert_lora(config: Tree, notes: Notes) -> None:
+    """AReaL's servers load adapters; ours get weights with the adapters merged."""
+    if get(config, "actor.use_lora") is not True:
+        return
+    pop(config, "actor.use_lora")
+    kind = pop(config, "actor.peft_type")
+    if kind not in ("lora", None):
+        raise ConfigError(f"actor.peft_type is {shown(kind)}; lora is the only kind of adapters here")
+    keys = {"rank": ("lora_rank", 32), "alpha": ("lora_alpha", 16), "target_modules": ("target_modules", [])}
+    for key, (old, default) in keys.items():
+        value = pop(config, f"actor.{old}")
+        value = default if value is None else value
+        set_in(config, f"actor.lora.{key}", ["all-linear"] if value == [] else value)
+    notes.add("actor.use_lora, actor.lora_rank, actor.lora_alpha, actor.target_modules", "become actor.lora")
+    for key in _SERVER_LORA:
+        if pop(config, f"sglang.{key}") is not None:
+            notes.add(f"sglang.{key}", "servers get weights with the adapters merged")
 
 
 def _convert_kl(config: Tree, notes: Notes) -> None:

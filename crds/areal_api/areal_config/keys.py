@@ -123,7 +123,7 @@ _ONE_NAME = "the run's name and directory apply to every section"
 _PLACES = "set resources and placement in servers and trainer of the experiment"
 _MEGATRON = "the trainer runs FSDP"
 _NO_SUCH = "not supported here"
-_LORA = "LoRA is not supported here"
+_LORA = "use actor.lora; servers get weights with the adapters merged"
 _LOSS_SCALE = "no loss scaling: the trainer computes in bfloat16 or float32"
 _FINDING = "servers have fixed addresses; there is no name service"
 _NO_ARGUMENT = "SGLang 0.5.23 has no such argument"
@@ -178,9 +178,10 @@ _FOREIGN = _table(
             [
                 "*gconfig.lora_name",
                 "sglang.lora_*",
-                *_both("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "peft_type"),
+                *_both("lora_rank", "lora_alpha", "target_modules", "peft_type"),
             ],
         ),
+        ("adapters have no dropout", (0, None), _both("lora_dropout")),
         (_LORA, (False,), _both("use_lora", "use_merged_lora")),
         (_LORA, None, ["rollout.use_lora"]),
         (_LORA, ("", None), _both("init_lora_path")),

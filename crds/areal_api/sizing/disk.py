@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from areal_api.config import Frequency, GRPOConfig
+from areal_api.sizing.adapters import adapter_parameters
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 
@@ -42,7 +43,9 @@ def disk_use(shape: ModelShape, config: GRPOConfig, *, steps_per_epoch: int | No
     per_parameter = RECOVERY_BYTES if config.actor.optimizer.type == "adam" else RECOVERY_BYTES_SGD
     recovery = 0
     if config.recover.mode != "disabled":
-        recovery = (config.recovery_checkpoints + 1) * per_parameter * shape.parameters
+        lora = config.actor.lora
+        trained = shape.parameters if lora is None else shape.layers * adapter_parameters(shape, lora)
+        recovery = (config.recovery_checkpoints + 1) * per_parameter * trained
     saved = saved_models(config.saver, config, steps_per_epoch=steps_per_epoch)
     return DiskUse(published, recovery, saved * model, model if from_hub else 0)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from areal_api.actor import TrainEngineConfig
+from areal_api.actor import PPOActorConfig, TrainEngineConfig
+from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 
 STATE_BYTES = 16  # per parameter: float32 weight, gradient and Adam's two moments
 HYBRID_FRACTION = 0.25  # of a GPU that the state of a model sharded within one node may take
@@ -32,4 +33,6 @@ def model_replicas(
         return config.fsdp.replicas
     if nodes == 1 or ranks % nodes or gpu_bytes is None or config.fsdp.offload_params:
         return 1
-    return nodes if STATE_BYTES * parameters / (ranks // nodes) <= HYBRID_FRACTION * gpu_bytes else 1
+    frozen = isinstance(config, PPOActorConfig) and config.lora is not None
+    state_bytes = BYTES_OF_DTYPE[config.dtype] if frozen else STATE_BYTES  # adapters are small
+    return nodes if state_bytes * parameters / (ranks // nodes) <= HYBRID_FRACTION * gpu_bytes else 1

@@ -1,7 +1,8 @@
 """Peak memory of one trainer GPU, by part.
 
 The formulas follow the training step: FSDP2 shards float32 master weights, gradients and Adam's moments over N ranks,
-gathers one layer at a time in the computation type, and holds one microbatch of T tokens. Their coefficients were
+gathers one layer at a time in the computation type, and holds one microbatch of T tokens. With LoRA the weights are
+frozen in the computation type, and only adapters have master weights, gradients and moments. The coefficients were
 fitted to simulated steps of Qwen2.5 models (fake CUDA tensors, FSDP2's memory tracker); tests/unit/api/sizing holds the
 simulated peaks and the allowed deviation.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from areal_api.actor import PPOActorConfig
+from areal_api.sizing.adapters import adapter_parameters, largest_matrix
 from areal_api.sizing.families import Family
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.server_memory import BYTES_OF_DTYPE
@@ -52,20 +54,24 @@ def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tok
     """
     size = BYTES_OF_DTYPE[config.dtype]
     shards = max(1, ranks // (config.fsdp.replicas or 1))
-    share = 0 if config.fsdp.offload_params else -(-shape.parameters // shards)
+    frozen, trained = (0, shape.parameters)
+    if config.lora is not None:
+        frozen, trained = shape.parameters, shape.layers * adapter_parameters(shape, config.lora)
+    on_gpu = 0 if config.fsdp.offload_params else 1
+    frozen_share, share = (on_gpu * -(-count // shards) for count in (frozen, trained))
     adam = ADAM_BYTES if config.optimizer.type == "adam" else 0
     moments = (
         _logits_peak(shape, config, size, tokens),
         _layer_peak(shape, config, size, tokens),
-        _reduction_peak(shape, size, shards),
+        _reduction_peak(shape, config, size, shards),
         _broadcast_peak(shape, config, size),
     )
     return TrainerMemory(
-        parameters=share * MASTER_BYTES,
+        parameters=share * MASTER_BYTES + frozen_share * size,
         gradients=share * MASTER_BYTES,
         optimizer=share * adam,
         **max(moments, key=lambda moment: sum(moment.values())),
-        reference=share * MASTER_BYTES if config.kl_ctl > 0 else 0,
+        reference=on_gpu * -(-shape.parameters // shards) * MASTER_BYTES if config.kl_ctl > 0 else 0,
     )
 
 
@@ -76,19 +82,19 @@ def _logits_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: i
     return {
         "gathered": size * (shape.outside_layers + layers * shape.layer),
         "activations": tokens * (kept_bytes_per_token(shape, config, size=size) + norm),
-        "logits": _output_bytes(shape, size, tokens),
+        "logits": _output_bytes(shape, size, tokens, frozen=config.lora is not None),
         "broadcast": 0,
     }
 
 
-def _output_bytes(shape: ModelShape, size: int, tokens: int) -> int:
-    """Chunks of logits, and the gradient of the embedding, which is summed in float32 (algo/logprobs.py).
+def _output_bytes(shape: ModelShape, size: int, tokens: int, *, frozen: bool) -> int:
+    """Chunks of logits, and the gradient of an embedding that is not frozen, summed in float32 (algo/logprobs.py).
 
     A chunk's logits and probabilities are computed while those of the last chunk still exist: four float32 tensors in
     the forward pass, and three and a half beside the sum in the backward pass, after which the sum is converted.
     """
     token = MASTER_BYTES * shape.vocabulary
-    summed, converted = MASTER_BYTES * shape.embedding, size * shape.embedding
+    summed, converted = (0, 0) if frozen else (MASTER_BYTES * shape.embedding, size * shape.embedding)
     if token * tokens <= LOGITS_CHUNK_BYTES:  # one chunk, whose probabilities are kept
         return max(5 * token * tokens // 2 + summed, 3 * token * tokens // 2 + summed + converted)
     chunk = max(1, LOGITS_CHUNK_BYTES // token) * token
@@ -101,29 +107,34 @@ def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: in
     gradients = size * (2 * _mlp_width(shape) + shape.hidden)
     recomputed = layer_bytes_per_token(shape, size=size) if config.recomputes_activations("cuda") else 0
     kept = kept_bytes_per_token(shape, config, size=size)
+    trained = shape.layer if config.lora is None else adapter_parameters(shape, config.lora)
     return {
-        "gathered": size * (shape.outside_layers + layers * shape.layer) + MASTER_BYTES * shape.layer,
+        "gathered": size * (shape.outside_layers + layers * shape.layer) + MASTER_BYTES * trained,
         "activations": tokens * (kept + recomputed + gradients),
-        "logits": size * shape.embedding,
+        "logits": size * shape.embedding if config.lora is None else 0,
         "broadcast": 0,
     }
 
 
-def _reduction_peak(shape: ModelShape, size: int, shards: int) -> dict[str, int]:
+def _reduction_peak(shape: ModelShape, config: PPOActorConfig, size: int, shards: int) -> dict[str, int]:
     """The end of the backward pass, for models whose embeddings outweigh the activations.
 
     The gradients of the embeddings are copied to float32 and then reduced to a shard, while one of them still exists.
     """
-    outside = shape.outside_layers
+    outside = shape.outside_layers if config.lora is None else 0
     copied = (size + MASTER_BYTES) * outside
-    reduced = MASTER_BYTES * (outside + outside // shards) + size * shape.embedding
+    reduced = MASTER_BYTES * (outside + outside // shards) + size * min(outside, shape.embedding)
     return {"gathered": max(copied, reduced), "activations": 0, "logits": 0, "broadcast": 0}
 
 
 def _broadcast_peak(shape: ModelShape, config: PPOActorConfig, size: int) -> dict[str, int]:
-    """One tensor is gathered at a time, the embedding being the largest, while a bucket is sent."""
+    """One tensor is gathered at a time, the embedding being the largest, while a bucket is sent.
+
+    A matrix with adapters is merged in float32.
+    """
     bucket = BROADCAST_BUCKET_BYTES if config.weight_update_mode == "distributed" else 0
-    return {"gathered": size * shape.embedding, "activations": 0, "logits": 0, "broadcast": bucket}
+    merged = 0 if config.lora is None else (size + 2 * MASTER_BYTES) * largest_matrix(shape)
+    return {"gathered": max(size * shape.embedding, merged), "activations": 0, "logits": 0, "broadcast": bucket}
 
 
 def kept_bytes_per_token(shape: ModelShape, config: PPOActorConfig, *, size: int) -> int:

@@ -22,12 +22,13 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from areal_api.actor import TrainEngineConfig
+from areal_api.actor import LoRAConfig, TrainEngineConfig
 from areal_api.sizing.replicas import model_replicas
 from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
 from areal_trainer.model.layout import Cost, Layout
+from areal_trainer.model.lora import add_adapters, merged_parameters, write_adapters
 from areal_trainer.model.onednn_linear import use_faster_linear
 from areal_trainer.model.varlen_attention import VarlenIndex
 from areal_trainer.ranks import Ranks
@@ -46,19 +47,30 @@ _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "l
 class LanguageModel(nn.Module):
     """Log-probs of the tokens of a pass. ``forward`` is the only entry point, so that FSDP gathers all parameters.
 
-    Master weights are float32. FSDP computes in ``dtype``; a single rank in float32 runs the model without FSDP.
+    Master weights are float32. FSDP computes in ``dtype``; a single rank in float32 runs the model without FSDP. With
+    ``lora`` the model itself is frozen in ``dtype``, and the master weights of its adapters are float32.
     """
 
-    def __init__(self, config: TrainEngineConfig, *, section: str, device: torch.device, temperature: float) -> None:
+    def __init__(
+        self,
+        config: TrainEngineConfig,
+        *,
+        section: str,
+        device: torch.device,
+        temperature: float,
+        lora: LoRAConfig | None = None,
+    ) -> None:
         super().__init__()
         self.device = device
         self.dtype = getattr(torch, config.dtype)
         self.attention = attention_implementation(config, section, device)
         self.temperature = temperature
-        self.causal_lm = _load(config.path, section, self.attention)
+        self.causal_lm = _load(config.path, section, self.attention, torch.float32 if lora is None else self.dtype)
         self._generation_config = _generation_config(config.path)
         self._longest = _longest_exact(self.causal_lm.config)
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
+        if lora is not None:
+            add_adapters(self.causal_lm, lora, section=section)
         if device.type == "cpu":
             use_faster_linear(self.causal_lm)
         if config.recomputes_activations(device.type):
@@ -102,18 +114,21 @@ class LanguageModel(nn.Module):
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter unsharded, in ``dtype``, under its Hugging Face name; tied ones once. Collective.
 
-        Raises ``RuntimeError`` if a parameter is missing or changed its shape, which servers would not notice.
+        Adapters are merged. Raises ``RuntimeError`` if a parameter is missing or changed its shape, which servers would
+        not notice.
         """
-        for name, parameter in self.causal_lm.named_parameters():
-            tensor = parameter.detach().to(self.dtype)
-            if isinstance(tensor, DTensor):
-                # Offloaded parameters must be gathered on the device.
-                tensor = tensor.to(self.device).full_tensor()
+        missing = set(self._shapes)
+        for name, tensor in merged_parameters(self.causal_lm, self._whole, self.dtype):
             if tensor.shape != self._shapes.get(name):
                 raise RuntimeError(f"{name} is {list(tensor.shape)}, but was loaded as {self._shapes.get(name)}")
+            missing.remove(name)
             yield name, tensor
-        if missing := self._shapes.keys() - dict(self.causal_lm.named_parameters()).keys():
+        if missing:
             raise RuntimeError(f"the model has lost {', '.join(sorted(missing))}")
+
+    def write_adapters(self, directory: Path | None, config: LoRAConfig, *, base: str) -> None:
+        """Write the adapters in PEFT's format. Collective; None writes nothing."""
+        write_adapters(self.causal_lm, self._whole, directory, config, base=base)
 
     def save_config(self, directory: Path) -> None:
         """Write config.json, with ``dtype`` as the type of the weights, and the model's own generation_config.json.
@@ -127,6 +142,10 @@ class LanguageModel(nn.Module):
         config.to_json_file(directory / "config.json")
         if self._generation_config is not None:
             (directory / GENERATION_CONFIG_NAME).write_bytes(self._generation_config)
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """A tensor gathered from all ranks. Offloaded ones must be gathered on the device."""
+        return tensor.to(self.device).full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def _hidden(self, layout: Layout) -> Tensor:
         """Last hidden states of the P tokens of a pass."""
@@ -290,7 +309,7 @@ def require_flash_attention(section: str) -> None:
         ) from error
 
 
-def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
+def _load(path: str, section: str, implementation: str, dtype: torch.dtype) -> PreTrainedModel:
     for name, function in SEGMENT_ATTENTIONS.items():
         AttentionInterface.register(name, function)
     try:
@@ -300,15 +319,13 @@ def _load(path: str, section: str, implementation: str) -> PreTrainedModel:
                 path,
                 config=config,
                 generation_config=GenerationConfig(),  # the trainer does not generate; see save_config
-                dtype=torch.float32,
+                dtype=dtype,
                 attn_implementation=implementation,
             )
         else:
             # Untouched memory is never allocated: until sharding, only rank 0 holds the whole model.
             with no_init_weights():
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, attn_implementation=implementation
-                )
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=implementation)
             model.tie_weights()
     except OSError as error:
         reason = str(error).strip().splitlines()[0]

@@ -17,16 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.tensor import DTensor
 
-from areal_api.actor import CorrectionConfig, PPOActorConfig, TrainEngineConfig
+from areal_api.actor import CorrectionConfig, LoRAConfig, PPOActorConfig, TrainEngineConfig
 from areal_api.stat_names import ACTOR_PREFIX
 from areal_trainer.algo.corrections import (
     Correction,
@@ -43,8 +36,10 @@ from areal_trainer.data.tokenizer import load_hf_tokenizer
 from areal_trainer.model.exactness import check_exactness
 from areal_trainer.model.language_model import LanguageModel, disable_dropout, has_dropout
 from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
+from areal_trainer.model.lora import ADAPTER_DIR
 from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches
 from areal_trainer.model.optimizer import learning_rate, make_optimizer
+from areal_trainer.model.training_state import restore_training_state, training_state
 from areal_trainer.ranks import Ranks
 from areal_trainer.weights.disk import replace_directory, write_model
 from areal_trainer.weights.finite import NonFiniteWeightsError
@@ -70,11 +65,19 @@ class _OptimizerStep:
 class LogprobModel:
     """A language model that computes log-probs of batches. ``section`` is its configuration key in error messages."""
 
-    def __init__(self, config: TrainEngineConfig, *, section: str, device: str, temperature: float) -> None:
+    def __init__(
+        self,
+        config: TrainEngineConfig,
+        *,
+        section: str,
+        device: str,
+        temperature: float,
+        lora: LoRAConfig | None = None,
+    ) -> None:
         place = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
         self._mb_spec = config.mb_spec
         self._section = section
-        self.model = LanguageModel(config, section=section, device=place, temperature=temperature)
+        self.model = LanguageModel(config, section=section, device=place, temperature=temperature, lora=lora)
 
     def logprobs(self, batch: PackedBatch) -> Tensor:
         """Log-prob of each trained token, [T] float32 in host memory; 0 off the loss mask. Collective."""
@@ -119,7 +122,7 @@ class Policy(LogprobModel):
         ``config.correction.kl_penalty``."""
         if config.dtype == "float16":
             raise ValueError("actor.dtype float16 cannot hold small gradients; set bfloat16 or float32")
-        super().__init__(config, section="actor", device=device, temperature=config.temperature)
+        super().__init__(config, section="actor", device=device, temperature=config.temperature, lora=config.lora)
         self._ranks = Ranks.current()
         torch.manual_seed(seed + self._ranks.rank)  # for dropout, the only randomness of an update
         if config.disable_dropout:
@@ -134,7 +137,7 @@ class Policy(LogprobModel):
         self._correction = _correction(config.correction)
         self._total_steps = total_steps
         self._steps_done = 0  # calls of update, counted by the schedule
-        self._optimizer = make_optimizer(config.optimizer, self.model.parameters())
+        self._optimizer = make_optimizer(config.optimizer, self._trained())
 
     @property
     def needs_logprobs(self) -> bool:
@@ -217,6 +220,8 @@ class Policy(LogprobModel):
     def save_hf(self, directory: Path) -> None:
         """Write a Hugging Face checkpoint with tokenizer, in ``actor.dtype``. Collective; rank 0 writes.
 
+        With adapters the model has them merged, and ``adapter/`` has them in PEFT's format.
+
         The directory appears under its name when it is complete; an older one of that name is replaced. Raises
         ``NonFiniteWeightsError`` for weights that are not finite.
         """
@@ -226,46 +231,27 @@ class Policy(LogprobModel):
             partial.mkdir(parents=True)
             write_model(self, partial, self.model.dtype)
             load_hf_tokenizer(self.tokenizer_path).save_pretrained(partial)
+            self._write_adapters(partial / ADAPTER_DIR)
             replace_directory(partial, directory)
         else:
             for _ in self.named_full_tensors():
                 pass
+            self._write_adapters(None)
         self._ranks.barrier()
 
     def state_dict(self) -> dict[str, Any]:
         """State of model, optimizer and schedule for torch.distributed.checkpoint, readable by any number of ranks.
 
         Collective. All values are tensors of at least one dimension, which safetensors can hold. The optimizer's
-        settings are not part of it: they are those of the configuration.
+        settings are not part of it: they are those of the configuration. Neither are frozen parameters.
         """
         self._fill_optimizer_state()
-        model = self.model.causal_lm
-        optimizer = get_optimizer_state_dict(model, self._optimizer)["state"]
-        # Tied weights have several names; safetensors stores each tensor once.
-        tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(
-            model.named_parameters()
-        ).keys()
-        return {
-            "model": {name: tensor for name, tensor in get_model_state_dict(model).items() if name not in tied},
-            "optimizer": {
-                "state": {
-                    name: {key: tensor if tensor.dim() else tensor.reshape(1) for key, tensor in tensors.items()}
-                    for name, tensors in optimizer.items()
-                }
-            },
-            "steps_done": torch.tensor([self._steps_done]),
-        }
+        state = training_state(self.model.causal_lm, self._optimizer)
+        return state | {"steps_done": torch.tensor([self._steps_done])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state that was read into the result of ``state_dict``. Collective."""
-        model = self.model.causal_lm
-        set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))  # tied names are missing
-        optimizer = get_optimizer_state_dict(model, self._optimizer)
-        optimizer["state"] = {
-            name: {key: tensor.reshape(()) if key == "step" else tensor for key, tensor in tensors.items()}
-            for name, tensors in state["optimizer"]["state"].items()
-        }
-        set_optimizer_state_dict(model, self._optimizer, optimizer)
+        restore_training_state(self.model.causal_lm, self._optimizer, state)
         self._steps_done = int(state["steps_done"])
 
     def require_finite(self) -> None:
@@ -444,6 +430,13 @@ class Policy(LogprobModel):
                 )
         return stats
 
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _write_adapters(self, directory: Path | None) -> None:
+        if self.config.lora is not None:
+            self.model.write_adapters(directory, self.config.lora, base=self.config.path)
+
     def _fill_optimizer_state(self) -> None:
         """Initialise the optimizer state before the first step.
 
@@ -451,7 +444,7 @@ class Policy(LogprobModel):
         """
         if self._optimizer.state or self.config.optimizer.type == "sgd":
             return
-        parameters = list(self.model.parameters())
+        parameters = self._trained()
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         for group in self._optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +170,20 @@ def test_other_engines_become_ours_on_as_many_gpus(servers: str, trainer: str, r
 
 def test_all_problems_of_a_file_are_reported_at_once() -> None:
     data = with_change("allocation_mode", "sglang:d4+tgi:d2")
-    changes = {"actor.use_lora": True, "env_vars": {"A": "1"}, "actor.group_size": 3, "actor.no_such": 1}
+    changes = {"actor.init_lora_path": "x", "env_vars": {"A": "1"}, "actor.group_size": 3, "actor.no_such": 1}
     for key, value in changes.items():
         set_in(data, key, value)
     with pytest.raises(ConfigError) as caught:
         convert(data, source="f.yaml")
     text = str(caught.value)
     assert text.startswith("f.yaml: 5 problems")
-    for part in ("allocation_mode", "actor.use_lora", "env_vars", "actor.group_size", "actor.no_such: unknown key"):
+    for part in (
+        "allocation_mode",
+        "actor.init_lora_path",
+        "env_vars",
+        "actor.group_size",
+        "actor.no_such: unknown key",
+    ):
         assert part in text
 
 
@@ -311,10 +318,31 @@ def test_the_trainer_shards_over_all_ranks_in_place_of_other_parallelism(kinds: 
     assert any(f"no {name} parallelism in the trainer" in note for note in notes)
 
 
+def test_adapters_are_trained_and_servers_get_merged_weights() -> None:
+    data = with_change("actor.use_lora", True)
+    for key, value in {
+        "actor.lora_rank": 8,
+        "actor.peft_type": "lora",
+        "rollout.use_lora": True,
+        "gconfig.lora_name": "x",
+        "sglang.enable_lora": True,
+        "sglang.max_lora_rank": 8,
+    }.items():
+        set_in(data, key, value)
+    experiment, notes = convert(data)
+    spec = experiment["spec"]
+    assert spec["config"]["actor"]["lora"] == {"rank": 8, "alpha": 16, "target_modules": ["all-linear"]}
+    assert "lora" not in json.dumps(spec["config"] | {"actor": {}, "args": spec["servers"].get("args")})
+    assert any(note.endswith("become actor.lora") for note in notes)
+    set_in(data, "actor.peft_type", "ia3")
+    with pytest.raises(ConfigError, match=r"actor\.peft_type is 'ia3'"):
+        convert(data)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("actor.use_lora", True, "actor.use_lora is true: LoRA is not supported here; leave it out or set it to false"),
+        ("actor.init_lora_path", "x", "actor.init_lora_path is 'x': use actor.lora"),
         ("actor.init_from_scratch", True, "actor.init_from_scratch is true: training starts from actor.path"),
         ("critic", {"path": "x"}, "critic is set: this file trains by PPO with a critic; only GRPO"),
         ("actor.group_size", 3, "actor.group_size is 3, gconfig.n_samples 4; they are one setting here"),

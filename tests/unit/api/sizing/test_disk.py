@@ -36,6 +36,14 @@ def test_without_recovery_none_is_counted() -> None:
     assert use.recovery_bytes == 0
 
 
+def test_recovery_checkpoints_hold_adapters_alone() -> None:
+    actor = {"path": "m", "lora": {"rank": 16, "target_modules": ["q_proj", "down_proj"]}}
+    use = disk_use(SHAPE, config(actor=actor), steps_per_epoch=None, from_hub=False)
+    of_layer = 16 * (1536 + 1536 + 8960 + 1536)
+    assert use.recovery_bytes == 3 * 12 * 28 * of_layer
+    assert use.weights_bytes == 3 * 2 * P  # merged
+
+
 def test_saved_models_are_counted_by_epochs_and_steps_and_the_last_step() -> None:
     run = config(total_train_epochs=10)
     assert saved_models(Frequency(freq_epochs=2), run, steps_per_epoch=29) == 5 + 1

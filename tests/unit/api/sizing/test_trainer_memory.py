@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from areal_api.actor import FSDPConfig, OptimizerConfig, PPOActorConfig
+from areal_api.actor import FSDPConfig, LoRAConfig, OptimizerConfig, PPOActorConfig
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.trainer_memory import trainer_memory
 from benchmarks.memory import qwen25
@@ -121,6 +121,24 @@ def test_the_peak_of_unusual_models_is_within_3_percent_of_the_simulated_one(
     config = PPOActorConfig(path=".", gradient_checkpointing=checkpointing)
     memory = trainer_memory(ModelShape.of_config({**SMALL, **changes}), config, ranks=ranks, tokens=tokens)
     assert memory.total / GB == pytest.approx(simulated_gb, rel=0.03)
+
+
+ADAPTERS = [
+    ("Qwen2.5-1.5B", 3, 1, 8_192, True, 2.65),
+    ("Qwen2.5-7B", 3, 8, 16_384, True, 9.13),
+    ("Qwen2.5-7B", 3, 8, 16_384, False, 15.47),
+    ("Qwen2.5-1.5B", None, 2, 4_096, True, 3.90),
+]
+
+
+@pytest.mark.parametrize(("name", "layers", "ranks", "tokens", "checkpointing", "simulated_gb"), ADAPTERS)
+def test_the_peak_with_adapters_is_within_7_percent_of_the_simulated_one(
+    name: str, layers: int | None, ranks: int, tokens: int, checkpointing: bool, simulated_gb: float
+) -> None:
+    lora = LoRAConfig(rank=32)
+    config = PPOActorConfig(path=".", gradient_checkpointing=checkpointing, lora=lora)
+    memory = trainer_memory(shape(name, layers), config, ranks=ranks, tokens=tokens)
+    assert memory.total / GB == pytest.approx(simulated_gb, rel=0.07)
 
 
 def test_the_total_is_the_sum_of_the_parts() -> None:
