@@ -189,7 +189,8 @@ def logs_parser() -> argparse.ArgumentParser:
     parser = command_parser("logs", LOGS)
     add_run(parser)
     parser.add_argument("process", nargs="?", metavar="PROCESS", help="trainer, server-0, … (default: all)")
-    parser.add_argument("--component", choices=["trainer", "servers"], help="print only the logs of this component")
+    components = ["trainer", "servers", "agents", "tools"]
+    parser.add_argument("--component", choices=components, help="print only the logs of this component")
     parser.add_argument(
         "-n",
         "--lines",

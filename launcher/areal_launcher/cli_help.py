@@ -54,7 +54,8 @@ Print the logs of a run: of its local processes, or with --on kubernetes of its 
 not restarted yet, print the log of its previous run.
 
   grpo logs runs/tiny/trial0 trainer
-  grpo logs tiny --on kubernetes --component servers -f"""
+  grpo logs tiny --on kubernetes --component servers -f
+  grpo logs tiny --on kubernetes --component agents"""
 
 STOP = """\
 End a run. The trainer finishes its step and writes a recovery checkpoint; the command that started the run continues

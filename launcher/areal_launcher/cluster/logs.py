@@ -18,7 +18,12 @@ from areal_launcher.terminal_text import printable_line
 TAIL_LINES = 400
 MAX_LINE_BYTES = 64 * 1024  # a longer line is printed in pieces
 FOLLOW_S = 1.0
-COMPONENTS = {"trainer": resource_names.TRAINER, "servers": resource_names.SERVER}
+COMPONENTS = {
+    "trainer": resource_names.TRAINER,
+    "servers": resource_names.SERVER,
+    "agents": resource_names.AGENT,
+    "tools": resource_names.TOOL,
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ def logs(
             return 0
     pods = pods_of(cluster, namespace, name, kind)
     if not pods:
-        raise RunError(f"{name} has no pods; its phase is {status_of(body).phase}: {status_of(body).message}")
+        pods_wanted = "pods" if component is None else f"pods of component {component}"
+        raise RunError(f"{name} has no {pods_wanted}; its phase is {status_of(body).phase}: {status_of(body).message}")
     selected = matching(pods, name, process)
     if not selected:
         known = ", ".join(str(pod["metadata"]["name"]) for pod in pods)

@@ -53,6 +53,8 @@ class LogReader:
 
 def logs(directory: Path, *, component: str | None, process: str | None, lines: int, follow: bool) -> int:
     """Print the last lines of each log, and with ``follow`` the lines added later."""
+    if component in ("agents", "tools"):
+        raise ValueError(f"--component {component}: only runs on Kubernetes have {component}; add --on kubernetes")
     pattern = {None: "*.log", "trainer": "trainer.log", "servers": "server-*.log"}[component]
     paths = {path.stem: path for path in sorted(names.logs_dir(directory).glob(pattern))}
     if not paths:

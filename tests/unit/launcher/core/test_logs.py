@@ -85,3 +85,12 @@ def test_a_fifo_instead_of_a_log_does_not_block(log: Path, capsys: pytest.Captur
     os.mkfifo(log)
     assert cli.main(["logs", str(log.parents[1])]) == 2
     assert "is not a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("component", ["agents", "tools"])
+def test_components_that_only_a_cluster_has_are_refused(
+    component: str, log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.write_text("step 1\n")
+    assert cli.main(["logs", str(log.parents[1]), "--component", component]) == 2
+    assert f"--component {component}: only runs on Kubernetes have {component}" in capsys.readouterr().err
