@@ -107,7 +107,17 @@ class RolloutConfig(Section):
         ),
         json_schema_extra={"unit": "batches"},
     )
-    dump_to_file: bool = Field(False, description="Write every trained sample to rollouts/ as a JSON line.")
+    dump_to_file: bool = Field(
+        False, description="Write the samples of every step to rollouts/ as Parquet (docs/rollouts.md)."
+    )
+    dump_max_bytes: int = Field(
+        2 * 2**30,
+        ge=2**20,
+        le=2**50,
+        description="Largest size of rollouts/; beyond it, the files of the oldest steps are deleted. Samples of one "
+        "step that exceed it, or 1 GiB, in memory are left out and counted.",
+        json_schema_extra={"unit": "bytes"},
+    )
     agent: AgentConfig = Field(default_factory=AgentConfig, description="Agents and their session gateway.")
 
 

@@ -107,6 +107,7 @@ def disk_rows(disk: DiskUse) -> list[tuple[str, str]]:
         "saved models": disk.checkpoints_bytes,
         "downloaded model": disk.model_cache_bytes,
         "logs": disk.logs_bytes,
+        "samples": disk.rollouts_bytes,
         "total": disk.total_bytes,
     }
     return [(name, gib(size)) for name, size in parts.items() if size]

@@ -10,6 +10,7 @@ from typing import Any
 from areal_api import names
 from areal_launcher.run_files import RunLock
 from support.local_runs import append, line
+from support.rollout_files import sample, write_samples
 from support.ui_page import Served
 from support.ui_runs import make_run
 
@@ -133,24 +134,40 @@ def test_text_of_a_run_never_becomes_markup(page: Any, site: Served) -> None:
 
 def test_samples_are_read_problem_by_problem(page: Any, site: Served) -> None:
     run = make_run(site.runs, "tiny/first")
-    (run / "rollouts").mkdir()
     for step in (1, 2):
-        lines = [
-            {"task_id": task, "seqlen": 9, "prompt_len": 4, "head_version": 0, "tail_version": 1, "reward": reward,
-             "prompt": f"the problem {task} of step {step}", "completion": f"{HOSTILE} {reward}"}
+        rows = [
+            sample(task, reward=reward, prompt=f"the problem {task} of step {step}", completion=f"{HOSTILE} {reward}",
+                   tokens=["problem ", task, HOSTILE, " answer", "<end>"])
             for task in ("a", "b") for reward in (0.0, 1.0)
         ]  # fmt: skip
-        (run / f"rollouts/step{step}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        write_samples(run, step, *rows)
     open_run(page, "tiny/first")
     page.get_by_text("Samples", exact=True).click()
     page.get_by_text("4 of 4 samples of 2 problems").wait_for()
     page.get_by_role("button", name="Earlier step").click()
     page.get_by_text("the problem a of step 1").first.click()
     page.locator("pre").get_by_text(f"{HOSTILE} 1.0").first.wait_for()
+    page.get_by_text("Tokens", exact=True).first.press("Enter")
+    token = page.locator(".tokens span", has_text=HOSTILE).first
+    assert token.get_attribute("title") == "log-prob -0.5, advantage 1.5, version 3"
+    assert token.get_attribute("class") == "red1"
+    page.get_by_label("Colour").first.select_option("advantage")
+    page.locator(".tokens .green3", has_text=HOSTILE).first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.get_by_label("reward from").fill("0.5")
     page.get_by_label("reward from").press("Enter")
     page.get_by_text("2 of 4 samples of 2 problems").wait_for()
     assert page.evaluate("window.attacked") is None
+
+
+def test_a_damaged_file_of_samples_says_so(page: Any, site: Served) -> None:
+    run = make_run(site.runs, "tiny/first")
+    path = write_samples(run, 1, sample())
+    path.write_bytes(path.read_bytes()[:100])
+    open_run(page, "tiny/first")
+    page.get_by_text("Samples", exact=True).click()
+    page.get_by_role("alert").get_by_text("step1.parquet is damaged").wait_for()
+    site.expected_problems += ["Failed to load resource: the server responded with a status of 404 (Not Found)"]
 
 
 def test_empty_and_damaged_runs_say_what_is_wrong(page: Any, site: Served) -> None:

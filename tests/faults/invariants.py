@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from faults.answers import Answer, Span, recorded_answers
 from faults.schedule import STEPS
 from faults.watched import BASE, GONE, TINY, WatchedRun
+from support.rollout_files import Sample, read_samples
 
 BATCH, SAMPLES, STALENESS = 32, 8, 2  # of the tiny experiment
 USER, ASSISTANT = "<|user|> ", " <|assistant|>"  # around a question
@@ -26,7 +27,6 @@ LEARNED = 0.9
 LOGPROB_TOLERANCE = 1e-3
 CHECKED_ANSWERS = 4  # per version and server
 
-Sample = dict[str, Any]  # one line of a rollout dump
 Versions = tuple[int, int]  # of the first and the last token
 
 
@@ -67,10 +67,8 @@ def check_outcome(run: Path, steps: int) -> None:
 
 def dumped(run: Path) -> dict[int, list[Sample]]:
     """Samples trained in each step, keyed by the weight version before the step."""
-    return {
-        int(file.stem.removeprefix("step")): [json.loads(line) for line in file.open()]
-        for file in (run / "rollouts").rglob("step*.jsonl")
-    }
+    files = read_samples(run, ["version", "outcome", "prompt", "completion", "head_version", "tail_version"])
+    return {rows[0]["version"]: rows for rows in files.values()}
 
 
 def check_samples(samples: dict[int, list[Sample]], rows: Iterable[str], steps: int = STEPS) -> None:

@@ -12,6 +12,7 @@ import psutil
 from transformers import AutoModelForCausalLM
 
 from areal_api.load import load_experiment
+from support.rollout_files import read_samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,8 +67,11 @@ def test_tiny_experiment_trains_and_writes_the_documented_files(tmp_path: Path) 
     assert sorted(path.name for path in (run / "weights").iterdir()) == ["v3", "v4"]
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert AutoModelForCausalLM.from_pretrained(checkpoint).num_parameters() > 500_000
-    samples = [json.loads(line) for file in (run / "rollouts").rglob("*.jsonl") for line in file.open()]
-    assert len(samples) == 4 * 32 * 8
+    samples = read_samples(run)
+    assert {step: len(rows) for step, rows in samples.items()} == dict.fromkeys((1, 2, 3, 4), 32 * 8)
+    for row in samples[4]:
+        assert "".join(row["tokens"]).lstrip().startswith(row["prompt"])
+        assert len(row["tokens"]) == len(row["advantages"]) == row["prompt_tokens"] + row["trained_tokens"]
     assert "succeeded" in output
     assert_no_processes_left(run)
 

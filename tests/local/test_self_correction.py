@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.rollout_files import read_samples
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,6 +31,6 @@ def test_the_agent_learns_from_its_conversations(tmp_path: Path) -> None:
         assert line.get("grpo_actor/rollout_logprob_diff_current/max", 0.0) < 1e-3
     assert sum(line["rollout/failed"] for line in lines) == 0
     assert any(line["rollout/cache_hit_rate"] > 0 for line in lines)
-    samples = [json.loads(text) for file in (run / "rollouts").rglob("*.jsonl") for text in file.open()]
+    samples = [row for rows in read_samples(run, ["reward"]).values() for row in rows]
     assert len(samples) > 8 * 16 * 8  # a session has a sample for each of its one or two completions
     assert {sample["reward"] for sample in samples} == {0.0, 0.5, 1.0}

@@ -15,12 +15,14 @@ from areal_api import names
 from areal_api.config import GRPOConfig
 from areal_trainer.algo.filters import rewards_differ
 from areal_trainer.data.dataset import PromptLoader, load_hf_tokenizer, train_loader, valid_rows
+from areal_trainer.data.tokenizer import TokenTexts
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.model.policy import Policy, ReferenceModel
 from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
 from areal_trainer.recovery_writer import RecoveryWriter
 from areal_trainer.reward.pool import RewardPool
+from areal_trainer.rollout.dump import RolloutDump
 from areal_trainer.rollout.episode import Accept
 from areal_trainer.rollout.make_workflow import Workflows, vocabulary_size
 from areal_trainer.rollout.workflow import RolloutWorkflow
@@ -47,6 +49,7 @@ class Components:
     accept: Accept | None
     valid_rows: list[dict[str, Any]]  # empty without a valid_dataset, and on every rank but the first
     stats: StatsLogger | None  # on rank 0
+    rollouts: RolloutDump | None  # on rank 0, if samples are written
     vocab_size: int
     steps_per_epoch: int
     total_steps: int
@@ -71,7 +74,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             chat_template_kwargs=template_kwargs,
         )
         total_steps = _total_steps(config, steps_per_epoch=len(loader))
-        engine = _engine(config, run=run, total_steps=total_steps)
+        engine = _engine(config, total_steps=total_steps)
         stack.callback(engine.destroy)
         pool = RewardPool.of(config.reward)
         stack.callback(pool.close)  # before the engine, whose event loop it uses
@@ -93,6 +96,9 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
         stack.callback(publisher.close)
         recovery = RecoveryWriter(run, keep=config.recover.keep)
         stack.callback(recovery.close)
+        rollouts = _rollout_dump(config, tokenizer, run=run) if ranks.is_first else None
+        if rollouts is not None:
+            stack.callback(rollouts.close)
         yield Components(
             config=config,
             run=run,
@@ -109,19 +115,27 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             accept=_has_signal if config.actor.dynamic_sampling else None,
             valid_rows=_valid_rows(config, tokenizer) if ranks.is_first else [],
             stats=stats,
+            rollouts=rollouts,
             vocab_size=vocabulary_size(config.actor.path),
             steps_per_epoch=len(loader),
             total_steps=total_steps,
         )
 
 
-def _engine(config: GRPOConfig, *, run: Path, total_steps: int) -> RemoteSGLangEngine:
+def _engine(config: GRPOConfig, *, total_steps: int) -> RemoteSGLangEngine:
     return RemoteSGLangEngine(
         config.rollout,
         batch_size=config.consumer_batch_size,
         max_staleness=config.max_staleness,
         total_batches=total_steps,
-        dump_dir=names.rollouts_dir(run),
+    )
+
+
+def _rollout_dump(config: GRPOConfig, tokenizer: PreTrainedTokenizerBase, *, run: Path) -> RolloutDump | None:
+    if not config.rollout.dump_to_file:
+        return None
+    return RolloutDump(
+        names.rollouts_dir(run), max_bytes=config.rollout.dump_max_bytes, token_texts=TokenTexts(tokenizer)
     )
 
 

@@ -50,15 +50,14 @@ class RemoteSGLangEngine:
         batch_size: int | None = None,
         max_staleness: int | None = None,
         total_batches: int | None = None,
-        dump_dir: Path | None = None,
         timings: ServerTimings | None = None,
         paced: bool = True,
     ) -> None:
         """``batch_size`` (episodes per step) and ``max_staleness`` default to ``config``.
 
-        ``total_batches``: nothing is generated for later steps. ``dump_dir``: where trained samples are written if
-        ``config.dump_to_file``. ``timings``: intervals and timeouts in dealing with the servers.
-        ``paced``: keep samples as fresh as possible within ``max_staleness``, rather than as many as it allows ahead.
+        ``total_batches``: nothing is generated for later steps. ``timings``: intervals and timeouts in dealing with the
+        servers. ``paced``: keep samples as fresh as possible within ``max_staleness``, rather than as many as it allows
+        ahead.
         """
         size = batch_size or config.consumer_batch_size
         if size is None:
@@ -79,9 +78,9 @@ class RemoteSGLangEngine:
             max_rejected_batches=config.max_rejected_batches,
             queue_size=config.queue_size,
             total_batches=total_batches,
+            max_rejected_kept=size if config.dump_to_file else 0,
             pacer=Pacer(batch_size=size, max_staleness=gate.max_staleness) if paced else None,
         )
-        self._dump_dir = dump_dir if config.dump_to_file else None
         self._timings = timings or ServerTimings()
         self._channel: RankChannel | None = None  # from initialize to destroy
         self._session: RolloutSession | None = None  # the same, on rank 0
@@ -113,7 +112,6 @@ class RemoteSGLangEngine:
             vocab_size=vocab_size,
             api_key=_api_key(),
             timings=self._timings,
-            dump_dir=self._dump_dir,
         )
         try:
             self._session.start()
@@ -215,6 +213,13 @@ class RemoteSGLangEngine:
         trajectories = [t for episode in episodes for t in episode.trajectories]
         self.statistics = self._first.record_batch(trajectories, started=started)
         return trajectories
+
+    def take_rejected(self) -> list[Trajectory]:
+        """Samples of rejected episodes since the last call, if ``rollout.dump_to_file``; empty on other ranks.
+
+        Those of the first batch's worth of episodes only.
+        """
+        return self._session.take_rejected() if self._session is not None else []
 
     def interrupt(self) -> None:
         """Make ``prepare_batch`` raise ``Interrupted`` on every rank from now on. Safe in a signal handler."""

@@ -68,6 +68,14 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def objects_to_first(self, value: Any) -> list[Any]:
+        """On rank 0 the values of all ranks, by rank; empty elsewhere. Collective."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Collective."""
         return bool(self.reduce_sum(torch.tensor([float(flag)], dtype=torch.float64)).item())

@@ -27,6 +27,7 @@ from areal_trainer.checkpoint import (
 )
 from areal_trainer.components import Components
 from areal_trainer.health import LOOK_BACK, WINDOW
+from areal_trainer.rollout.dump import discard_after
 from areal_trainer.stats.logger import replace_file
 from areal_trainer.warm_up import warm_up_policy, warm_up_servers
 from areal_trainer.weights.finite import NonFiniteWeightsError
@@ -67,6 +68,8 @@ def collapse_message(state: RunState) -> str:
 def begin_checkpoint(parts: Components, state: RunState) -> None:
     """Copy the state and begin to write a recovery checkpoint of it. Collective."""
     loader, loop = parts.loader.state_dict(), None
+    if parts.rollouts is not None:
+        parts.rollouts.flush()  # a resumed run does not train the steps before the checkpoint again
     if parts.ranks.is_first:
         loop = LoopState(state, loader, parts.engine.state_dict())
     keep_from = None
@@ -176,8 +179,7 @@ def _start(parts: Components) -> RunState:
     """Begin a run: connect the engine to servers that have loaded the model."""
     state = RunState()
     _require_usable(parts, f"actor.path {parts.config.actor.path!r}")
-    if parts.stats is not None:
-        parts.stats.rewind(0)
+    _rewind_files(parts, 0)
     # The servers start with these weights, but one that outlived an earlier trainer holds newer ones.
     weights = parts.publisher.write(0)
     warm_up_policy(parts)
@@ -195,11 +197,20 @@ def _restore(parts: Components, checkpoint: Path) -> LoopState:
     parts.loader.load_state_dict(loop.loader)
     load_state(checkpoint, parts.policy)
     _require_usable(parts, f"recovery checkpoint {checkpoint}")
-    if parts.stats is not None:
-        parts.stats.rewind(loop.run.step)
+    _rewind_files(parts, loop.run.step)
     parts.policy.version = loop.run.version
     parts.policy.lr_factor = RATE_FACTOR**loop.run.rollbacks
     return loop
+
+
+def _rewind_files(parts: Components, step: int) -> None:
+    """Remove what the files of the run say about steps after ``step``."""
+    if parts.stats is not None:
+        parts.stats.rewind(step)
+    if parts.rollouts is not None:
+        parts.rollouts.discard_after(step)
+    elif parts.ranks.is_first:  # of an earlier attempt, which wrote samples
+        discard_after(names.rollouts_dir(parts.run), step)
 
 
 def _restore_rollout(parts: Components, loop: LoopState) -> None:

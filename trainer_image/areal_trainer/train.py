@@ -15,6 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+
 from areal_api import health, logs, names, stat_names
 from areal_api.config import Frequency, GRPOConfig
 from areal_api.load import load_expr_config
@@ -27,6 +30,7 @@ from areal_trainer.grpo import compute_advantages
 from areal_trainer.health import Health, HealthMonitor
 from areal_trainer.ranks import Ranks, joined, lost_another
 from areal_trainer.recovery import CollapseError, begin_checkpoint, collapse_message, resume, roll_back
+from areal_trainer.rollout.dump import StepSamples
 from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
 from areal_trainer.stats.operator_sink import write_termination_message
@@ -52,7 +56,7 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
                 trajectories = parts.engine.prepare_batch(parts.loader, parts.workflow, parts.accept)
         except Interrupted:
             break
-        stats = train_step(parts, pack(trajectories), timings)
+        stats = train_step(parts, pack(trajectories), timings, step=state.step + 1)
         found = monitor.observe(stats)
         state = _after_step(parts, state, schedules, stats | found.statistics, timings, began)
         state = replace(state, reward_best=found.reward_best, collapsed=found.collapsed)
@@ -75,11 +79,13 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
     parts.publisher.wait()
     if parts.config.recover.mode == "auto" and schedules.recovered_at != state.step:
         begin_checkpoint(parts, state)
+    if parts.rollouts is not None:
+        parts.rollouts.flush()
     parts.recovery.wait()
 
 
-def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[str, float]:
-    """Update the policy on ``batch`` and publish it as the next version; returns the statistics.
+def train_step(parts: Components, batch: PackedBatch, timings: Timings, *, step: int) -> dict[str, float]:
+    """Update the policy on ``batch`` and publish it as the next version; returns the statistics of step ``step``.
 
     Raises ``RuntimeError``, and publishes nothing, after an update with non-finite gradients or weights.
     """
@@ -107,7 +113,28 @@ def train_step(parts: Components, batch: PackedBatch, timings: Timings) -> dict[
     policy.version += 1
     with timings.stage("update_weights"):
         parts.publisher.publish(policy.version, wait=parts.config.max_staleness == 0)
+    if parts.config.rollout.dump_to_file:
+        with timings.stage("dump_rollouts"):
+            stats |= _dump_rollouts(parts, batch, advantages_T, step=step)
     return stats
+
+
+def _dump_rollouts(parts: Components, batch: PackedBatch, advantages_T: Tensor, *, step: int) -> dict[str, float]:
+    """Write the samples of all ranks in the background; statistics on rank 0. Collective."""
+    advantages = np.split(advantages_T.numpy(), batch.cu_seqlens[1:-1].numpy())[: len(batch)]
+    shares = parts.ranks.objects_to_first((batch.trajectories, advantages))
+    if parts.rollouts is None:
+        return {}
+    return parts.rollouts.add(
+        StepSamples(
+            step,
+            epoch=-(-step // parts.steps_per_epoch),
+            version=parts.policy.version - 1,
+            trained=[trajectory for trajectories, _ in shares for trajectory in trajectories],
+            advantages=[one for _, share in shares for one in share],
+            rejected=parts.engine.take_rejected(),
+        )
+    )
 
 
 def _report_health(parts: Components, state: RunState, found: Health) -> None:

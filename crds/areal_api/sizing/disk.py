@@ -13,7 +13,7 @@ from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 PUBLISHED_VERSIONS = 3  # two are kept while a third is being written
 RECOVERY_BYTES = 12  # per parameter: float32 weight and Adam's two moments
 RECOVERY_BYTES_SGD = 4
-LOGS_BYTES = 256 * 2**20  # logs, statistics and dumps of an ordinary run
+LOGS_BYTES = 256 * 2**20  # logs and statistics of an ordinary run
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class DiskUse:
     checkpoints_bytes: int
     model_cache_bytes: int
     logs_bytes: int = LOGS_BYTES
+    rollouts_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
         parts = (self.weights_bytes, self.recovery_bytes, self.checkpoints_bytes, self.model_cache_bytes)
-        return sum(parts) + self.logs_bytes
+        return sum(parts) + self.logs_bytes + self.rollouts_bytes
 
 
 def disk_use(shape: ModelShape, config: GRPOConfig, *, steps_per_epoch: int | None, from_hub: bool) -> DiskUse:
@@ -47,7 +48,8 @@ def disk_use(shape: ModelShape, config: GRPOConfig, *, steps_per_epoch: int | No
         trained = shape.parameters if lora is None else shape.layers * adapter_parameters(shape, lora)
         recovery = (config.recovery_checkpoints + 1) * per_parameter * trained
     saved = saved_models(config.saver, config, steps_per_epoch=steps_per_epoch)
-    return DiskUse(published, recovery, saved * model, model if from_hub else 0)
+    rollouts = config.rollout.dump_max_bytes if config.rollout.dump_to_file else 0
+    return DiskUse(published, recovery, saved * model, model if from_hub else 0, rollouts_bytes=rollouts)
 
 
 def saved_models(saver: Frequency, config: GRPOConfig, *, steps_per_epoch: int | None) -> int:

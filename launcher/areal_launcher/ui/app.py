@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -74,11 +74,11 @@ class Page:
         async with self._lock:
             return await asyncio.to_thread(view.overview, entry, self._tables.of(entry.path))
 
-    async def rollouts(self, entry: RunEntry, step: int, chosen: rollouts.Filter, offset: int) -> dict[str, Any]:
-        """The samples of a step; the answer 404 if they cannot be read."""
+    async def samples(self, step: int, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``read`` finds in the samples of a step; the answer 404 if they cannot be read."""
         async with self._reading:
             try:
-                return await asyncio.to_thread(rollouts.page, entry.path, step, chosen, offset=offset)
+                return await asyncio.to_thread(read)
             except FileNotFoundError as error:
                 raise HTTPException(404, f"step {step} has no samples here") from error
             except (DamagedFileError, OSError) as error:
@@ -150,7 +150,15 @@ def create_app(catalog: Catalog, token: str) -> FastAPI:
         shortest: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
         offset: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
     ) -> dict[str, Any]:
-        return await page.rollouts(page.find(identifier), step, rollouts.Filter(text, low, high, shortest), offset)
+        run, chosen = page.find(identifier).path, rollouts.Filter(text, low, high, shortest)
+        return await page.samples(step, lambda: rollouts.page(run, step, chosen, offset=offset))
+
+    @app.get("/api/runs/{identifier}/rollouts/{step}/{row}")
+    async def tokens(
+        identifier: str, step: Annotated[int, Path(ge=0, le=MAX_STEP)], row: Annotated[int, Path(ge=0, le=MAX_STEP)]
+    ) -> dict[str, Any]:
+        run = page.find(identifier).path
+        return await page.samples(step, lambda: rollouts.tokens(run, step, row))
 
     @app.get("/api/runs/{identifier}/live")
     async def live(identifier: str) -> Response:

@@ -11,6 +11,7 @@ import yaml
 
 from areal_api.config import GRPOConfig
 from areal_api.experiment import GRPOExperiment
+from areal_api.rollout_columns import COLUMNS
 from areal_trainer.rollout.workflow import RolloutWorkflow
 from benchmarks.__main__ import NAMED, NAMES
 
@@ -97,3 +98,8 @@ def test_every_test_that_hazards_names_exists() -> None:
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "hazards.md").read_text()))
     assert len(named) > 20
     assert named <= defined, f"missing: {sorted(named - defined)}"
+
+
+def test_the_columns_of_samples_are_documented() -> None:
+    rows = [f"| `{column.name}` | {column.type} | {column.meaning} |" for column in COLUMNS]
+    assert "\n".join(rows) in (ROOT / "docs/rollouts.md").read_text()

@@ -87,6 +87,24 @@ class Codec:
         return [decode(ids, skip_special_tokens=skip_special_tokens) for ids in completions]
 
 
+class TokenTexts:
+    """The text of single tokens as they read after other text, so with the space that some begin with."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._codec = Codec(tokenizer)
+        self._before = self._codec.encode("a", add_special_tokens=False)
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each id, each by itself: � for part of a character."""
+        new = [token_id for token_id in token_ids if token_id not in self._known]
+        before, *texts = self._codec.decode(
+            [self._before, *([*self._before, token_id] for token_id in new)], skip_special_tokens=False
+        )
+        self._known |= {token_id: text.removeprefix(before) for token_id, text in zip(new, texts, strict=True)}
+        return [self._known[token_id] for token_id in token_ids]
+
+
 def _inherits(kind: type, *methods: str) -> bool:
     """Whether ``kind`` does not override ``methods`` of ``TokenizersBackend``."""
     return all(getattr(kind, method) is getattr(TokenizersBackend, method) for method in methods)

@@ -46,19 +46,18 @@ class Episode:
     trajectories: list[Trajectory] = field(default_factory=list)
 
 
-async def run_prompt(engine: GenerationEngine, prompt: Prompt, number: int) -> list[Trajectory]:
-    """The trajectories of one episode, in group ``number``; empty if it is rejected."""
+async def run_prompt(engine: GenerationEngine, prompt: Prompt, number: int) -> tuple[list[Trajectory], bool]:
+    """The trajectories of one episode, in group ``number``, and whether it is accepted."""
     result = await prompt.workflow.arun_episode(engine, prompt.data)
     if not result:
-        return []
+        return [], False
     if not isinstance(result, list) or not all(isinstance(item, Trajectory) for item in result):
         raise TypeError(
             f"{type(prompt.workflow).__name__}.arun_episode returned {result!r:.200}; "
             "return a list of Trajectory, or None to reject the episode"
         )
-    if prompt.accept is not None and not prompt.accept(result):
-        return []
-    return [trajectory.in_group(number) for trajectory in result]
+    accepted = prompt.accept is None or prompt.accept(result)
+    return [trajectory.in_group(number) for trajectory in result], accepted
 
 
 async def run_prompts(
@@ -76,7 +75,7 @@ async def run_prompts(
         nonlocal failed, failed_in_a_row
         async with slots:
             try:
-                trajectories = await run_prompt(engine, prompt, number)
+                trajectories, accepted = await run_prompt(engine, prompt, number)
             except Exception as error:  # user code may raise anything
                 logger.warning("episode failed on %.300r", prompt.data, exc_info=error)
                 failed += 1
@@ -90,7 +89,7 @@ async def run_prompts(
                     ) from error
                 return []
             failed_in_a_row = 0
-            return trajectories
+            return trajectories if accepted else []
 
     tasks = [asyncio.create_task(run(number, prompt)) for number, prompt in enumerate(prompts)]
     try:

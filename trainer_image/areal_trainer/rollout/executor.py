@@ -18,6 +18,7 @@ from areal_trainer.rollout.pacing import Pacer
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import GenerationEngine
 from areal_trainer.servers.fleet import NoServerError
+from areal_trainer.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +48,13 @@ class Executor:
         max_rejected_batches: int | None = None,
         queue_size: int | None = None,
         total_batches: int | None = None,
+        max_rejected_kept: int = 0,
         pacer: Pacer | None = None,
     ) -> None:
         """``queue_size``: most episodes that run or wait. ``total_batches``: nothing is generated for later ones.
         ``max_rejected_batches``: batches' worth of rejected episodes for one batch before ``take`` raises.
 
+        ``max_rejected_kept``: rejected episodes whose samples are kept for ``take_rejected``.
         ``pacer``: starts no more episodes than it chooses; without one, as many as the gate allows.
         """
         if queue_size is not None and queue_size < gate.batch_size:
@@ -66,6 +69,8 @@ class Executor:
         self._rejected_since_batch = 0
         self._queue_size = queue_size
         self._total_batches = total_batches
+        self._max_rejected_kept = max_rejected_kept
+        self._rejected_kept: list[list[Trajectory]] = []
         self._pacer = pacer
         self._prompts: deque[Prompt] = deque()
         self._running: dict[int, Episode] = {}
@@ -169,8 +174,12 @@ class Executor:
     async def _run(self, episode: Episode) -> bool:
         """Whether the episode is accepted; if so, keep its trajectories."""
         prompt = episode.prompt
-        episode.trajectories = await run_prompt(self._engine, prompt, episode.number)
-        return bool(episode.trajectories)
+        trajectories, accepted = await run_prompt(self._engine, prompt, episode.number)
+        if accepted:
+            episode.trajectories = trajectories
+        elif trajectories and len(self._rejected_kept) < self._max_rejected_kept:
+            self._rejected_kept.append(trajectories)
+        return accepted
 
     # Finishing
 
@@ -263,6 +272,11 @@ class Executor:
         counters, self.counters = self.counters, Counters()
         counters.reserve = self._pacer.reserve if self._pacer is not None else 0
         return counters, (self._consumed - 1) // self.gate.batch_size
+
+    def take_rejected(self) -> list[Trajectory]:
+        """Samples of episodes that were rejected since the last call, up to ``max_rejected_kept`` episodes."""
+        kept, self._rejected_kept = self._rejected_kept, []
+        return [trajectory for episode in kept for trajectory in episode]
 
     def notify(self) -> None:
         """Make ``take`` check its conditions again."""
@@ -361,6 +375,7 @@ class Executor:
         """Cancel all episodes, and drop finished ones and all prompts."""
         self._prompts.clear()
         self._finished.clear()
+        self._rejected_kept.clear()
         await self._cancel()
         for _ in range(len(self._running)):
             self.gate.finished(accepted=False)

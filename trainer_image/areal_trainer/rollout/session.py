@@ -6,12 +6,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from areal_api.config import RolloutConfig
 from areal_api.time_limits import TimeLimits
-from areal_trainer.rollout.dump import dump_samples
 from areal_trainer.rollout.episode import Episode, Interrupted, Prompt, RolloutError, run_prompts
 from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.loop import LoopThread
@@ -47,13 +45,11 @@ class RolloutSession:
         vocab_size: int | None,
         api_key: str | None,
         timings: ServerTimings,
-        dump_dir: Path | None,
     ) -> None:
         """``engine`` is passed to workflows. Nothing is sent before ``start``."""
         self._engine = engine
         self._config = config
         self._executor = executor
-        self._dump_dir = dump_dir
         self._version = target.version
         self._pending_updates = 0
         self._batch_clock = BatchClock()
@@ -137,12 +133,14 @@ class RolloutSession:
         self._loop.call(lambda: self._executor.count_ungated(count))
 
     def record_batch(self, trajectories: Sequence[Trajectory], *, started: float) -> dict[str, float]:
-        """Statistics of a batch the trainer has taken; also dumps its samples. ``started``: when it was asked for."""
+        """Statistics of a batch the trainer has taken. ``started``: when it was asked for."""
         (counters, step), servers = self._loop.call(lambda: (self._executor.take_counters(), self._server_statistics()))
-        if self._dump_dir is not None:
-            dump_samples(trajectories, self._dump_dir, step=step)
         waited_s = time.perf_counter() - started
         return servers | self._batch_clock.statistics(trajectories, counters, step=step, waited_s=waited_s)
+
+    def take_rejected(self) -> list[Trajectory]:
+        """See ``Executor.take_rejected``."""
+        return self._loop.call(self._executor.take_rejected)
 
     def _server_statistics(self) -> dict[str, float]:
         rate = self._sampler.take_cache_hit_rate()

@@ -1,5 +1,6 @@
 // The samples of a step, problem by problem.
 import { element, fetchJson, problem, shortNumber } from "./page.js";
+import { tokenView } from "./tokens.js";
 
 export class Rollouts {
   constructor(identifier) {
@@ -66,21 +67,22 @@ export class Rollouts {
   }
 
   show(page, more) {
-    const damaged = page.damaged ? `; ${page.damaged} damaged lines are ignored` : "";
-    this.note.textContent = `${page.admitted} of ${page.samples} samples of ${page.problems} problems${damaged}`;
-    const groups = page.groups.map((group) => this.group(group));
+    this.note.textContent = `${page.admitted} of ${page.samples} samples of ${page.problems} problems`;
+    const groups = page.groups.map((group) => this.group(group, page.step));
     if (more) this.list.append(...groups);
     else this.list.replaceChildren(...groups);
     this.offset = page.offset + page.groups.length;
     this.more.hidden = this.offset >= page.problems;
   }
 
-  group(group) {
+  group(group, step) {
     const line = group.prompt.replace(/\s+/g, " ").slice(-120);
     const samples = group.samples.map((sample) => element("li", {},
       element("p", { class: "faint" },
-        `reward ${shortNumber(sample.reward)}, ${sample.length} tokens, ${versions(sample.versions)}`),
-      element("pre", {}, sample.completion)));
+        `reward ${shortNumber(sample.reward)}, ${sample.length} tokens, ${versions(sample.versions)}`,
+        sample.truncated ? ", truncated" : "", sample.rejected ? ", rejected" : ""),
+      element("pre", {}, sample.completion),
+      tokenView(`/api/runs/${this.identifier}/rollouts/${step}/${sample.row}`)));
     const left = group.count - group.samples.length;
     return element("details", {},
       element("summary", {}, element("span", { class: "mean" }, shortNumber(group.reward)), " ", line),

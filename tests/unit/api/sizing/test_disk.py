@@ -44,6 +44,13 @@ def test_recovery_checkpoints_hold_adapters_alone() -> None:
     assert use.weights_bytes == 3 * 2 * P  # merged
 
 
+def test_samples_are_counted_by_their_bound() -> None:
+    use = disk_use(
+        SHAPE, config(rollout={"dump_to_file": True, "dump_max_bytes": 2**24}), steps_per_epoch=None, from_hub=False
+    )
+    assert use.rollouts_bytes == 2**24
+
+
 def test_saved_models_are_counted_by_epochs_and_steps_and_the_last_step() -> None:
     run = config(total_train_epochs=10)
     assert saved_models(Frequency(freq_epochs=2), run, steps_per_epoch=29) == 5 + 1

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from areal_launcher.catalog import Catalog
 from areal_launcher.ui.app import create_app
+from support.rollout_files import sample, write_samples
 from support.ui_runs import make_run
 
 TOKEN = "the-token"
@@ -115,10 +116,10 @@ def test_samples_of_a_step_are_shown(visitor: TestClient, runs: Path) -> None:
     run = first(visitor)
     assert visitor.get(f"/api/runs/{run}/rollouts").json() == []
     assert visitor.get(f"/api/runs/{run}/rollouts/7").status_code == 404
-    line = {"task_id": "1", "seqlen": 3, "prompt_len": 1, "reward": 0.5, "prompt": "2+2=", "completion": "4"}
-    (runs / "tiny/first/rollouts").mkdir()
-    (runs / "tiny/first/rollouts/step7.jsonl").write_text(json.dumps(line) + "\n")
+    write_samples(runs / "tiny/first", 7, sample("2", reward=0.5, prompt="2+2=", completion="4"))
     assert visitor.get(f"/api/runs/{run}/rollouts").json() == [7]
+    assert visitor.get(f"/api/runs/{run}/rollouts/7/0").json()["tokens"][1] == "2"
+    assert visitor.get(f"/api/runs/{run}/rollouts/7/1").status_code == 404
     [group] = visitor.get(f"/api/runs/{run}/rollouts/7?low=0.5&text=2").json()["groups"]
     assert (group["prompt"], group["samples"][0]["completion"]) == ("2+2=", "4")
     for query in ("low=x", "offset=-1", "shortest=-1", "text=" + "x" * 501):

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from areal_trainer.data.tokenizer import Codec, load_hf_tokenizer, require_chat_template
+from areal_trainer.data.tokenizer import Codec, TokenTexts, load_hf_tokenizer, require_chat_template
 from support.word_tokenizer import word_tokenizer
 
 
@@ -86,3 +86,12 @@ def test_misspelt_directory_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypa
 def test_tokenizer_without_chat_template_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"no chat template.* set valid_dataset\.apply_chat_template=false"):
         require_chat_template(word_tokenizer(chat_template=None), section="valid_dataset")
+
+
+def test_the_text_of_tokens_keeps_leading_spaces_and_special_tokens() -> None:
+    tokenizer = load_hf_tokenizer(str(TINY))
+    texts = TokenTexts(tokenizer)
+    ids = Codec(tokenizer).encode("<|user|> Tom has 3 apples", add_special_tokens=False)
+    assert "".join(texts(ids)).lstrip() == "<|user|> Tom has 3 apples"
+    assert texts(ids[::-1]) == texts(ids)[::-1]
+    assert texts([]) == []

@@ -1,10 +1,7 @@
-import json
-
 import numpy as np
 import pytest
 
 from areal_api.generation import GenerationHyperparameters
-from areal_trainer.rollout.dump import dump_samples
 from areal_trainer.rollout.trajectory_builder import TrajectoryBuilder, build_trajectories
 from areal_trainer.rollout.workflow import RLVRWorkflow, RolloutWorkflow, load_workflow
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
@@ -153,16 +150,6 @@ def test_arguments_that_a_workflow_does_not_take_are_named():
             tokenizer=CharTokenizer(),
             turns=3,
         )
-
-
-async def test_dumped_samples_are_json_lines_with_the_known_keys(tmp_path):
-    workflow = RLVRWorkflow(length_reward, GenerationHyperparameters(n_samples=2), CharTokenizer())
-    samples = [s.in_group(4) for s in await workflow.arun_episode(Echo(), ROW)]
-    lines = [json.loads(line) for line in dump_samples(samples, tmp_path / "rollouts", step=5).read_text().splitlines()]
-    assert lines[1] == {
-        "task_id": "7", "sample_idx": 1, "seqlen": 5, "prompt_len": 3, "head_version": 3, "tail_version": 3,
-        "reward": 12.0, "prompt": "abc", "completion": "ab",
-    }  # fmt: skip
 
 
 def test_answers_are_recorded_together_as_each_would_be_by_itself():
