@@ -133,6 +133,7 @@ def watched_pods(release: Release, namespace: str, layout: Layout) -> Iterator[W
         "runPolicy.backoffLimit": 1000,
         "config.total_train_steps": STEPS,
         "config.rollout.dump_to_file": True,
+        "config.rollout.dump_max_bytes": 64 << 20,
         "config.evaluator": {"freq_steps": 1000},
         "config.recover": {"freq_steps": CHECKPOINT_STEPS},
     }

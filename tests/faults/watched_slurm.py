@@ -137,7 +137,7 @@ class WatchedSlurm(Watched):
         spec["config"] |= {"trial_name": "run", "total_train_steps": STEPS, "evaluator": {"freq_steps": 1000}}
         spec["config"] |= {"cluster": {"fileroot": str(self._work / "runs")}}
         spec["config"] |= {"recover": {"freq_steps": CHECKPOINT_STEPS}}
-        spec["config"]["rollout"]["dump_to_file"] = True
+        spec["config"]["rollout"] |= {"dump_to_file": True, "dump_max_bytes": 64 << 20}
         self._work.mkdir(parents=True, exist_ok=True)
         (self._work / "experiment.yaml").write_text(yaml.safe_dump(experiment))
 

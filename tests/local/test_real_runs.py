@@ -70,7 +70,8 @@ def test_tiny_experiment_trains_and_writes_the_documented_files(tmp_path: Path) 
     samples = read_samples(run)
     assert {step: len(rows) for step, rows in samples.items()} == dict.fromkeys((1, 2, 3, 4), 32 * 8)
     for row in samples[4]:
-        assert "".join(row["tokens"]).lstrip().startswith(row["prompt"])
+        text = "".join(row["tokens"]).replace(" ", "")  # this tokenizer adds spaces when it decodes
+        assert text.startswith(row["prompt"].replace(" ", "") + row["completion"].replace(" ", ""))
         assert len(row["tokens"]) == len(row["advantages"]) == row["prompt_tokens"] + row["trained_tokens"]
     assert "succeeded" in output
     assert_no_processes_left(run)
