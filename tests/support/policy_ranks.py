@@ -128,6 +128,8 @@ def main(model: Path, out: Path) -> None:
         if ranks.is_first:
             torch.save(full, out / "of_two_continued.pt")
         policy = make_policy(model, "adam")
+        policy.check_exactness()  # as a run does before it resumes
+        policy.logprobs(pack(_my_part(trajectories, 7)))
         load(policy, out / "of_one")
         train(policy, _my_part(trajectories, 7))
         full = weights(policy)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -110,6 +110,14 @@ class LanguageModel(nn.Module):
         targets = torch.cat([target_N.new_zeros(1), target_N])
         index_N = torch.arange(1, len(targets), device=self.device)
         return token_logprobs(hidden_NH, weight_VH, targets, index_N, temperature=self.temperature)
+
+    def release(self) -> None:
+        """Free what a forward pass without a backward pass leaves gathered: FSDP keeps the root's parameters whole.
+
+        Until then ``parameters()`` yields whole tensors in place of those that the optimizer knows.
+        """
+        if isinstance(self, FSDPModule):
+            self.reshard()
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter unsharded, in ``dtype``, under its Hugging Face name; tied ones once. Collective.

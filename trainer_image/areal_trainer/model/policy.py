@@ -87,11 +87,13 @@ class LogprobModel:
             for layout in self._passes(batch, group_by_prompt(batch, cost=self.model.cost)):
                 logp_N, _ = self.model(layout)
                 logp_T[layout.token_N] = logp_N.cpu()
+        self.model.release()
         return logp_T
 
     def check_exactness(self) -> None:
         """Raise ``ValueError`` if the model does not compute packed sequences exactly. Collective."""
         check_exactness(self.model, section=self._section)
+        self.model.release()
 
     def _passes(self, batch: PackedBatch, units: list[PrefixGroup]) -> list[Layout]:
         return microbatches(batch, units, self._mb_spec, field=f"{self._section}.mb_spec")

@@ -48,7 +48,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor],
         torch.testing.assert_close(first[name], second[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("name", ["uneven", "empty", "sequence_level", "checkpointed", "adam"])
+@pytest.mark.parametrize("name", ["uneven", "empty", "sequence_level", "checkpointed", "adam", "lora"])
 def test_two_ranks_give_the_update_of_one(folder: Path, name: str) -> None:
     policy = make_policy(folder / "model", name)
     before = weights(policy)
@@ -87,3 +87,13 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_masters(folder: Path) ->
     assert of_two["grpo_actor/new_logp/avg"] == pytest.approx(numbers["grpo_actor/new_logp/avg"], rel=0.02)
     assert of_two["grpo_actor/grad_norm"] == pytest.approx(numbers["grpo_actor/grad_norm"], rel=0.2)
     assert all(tensor.dtype == torch.bfloat16 for tensor in torch.load(folder / "bfloat16.pt").values())
+
+
+def test_frozen_bfloat16_weights_and_float32_adapters_are_sharded_together(folder: Path) -> None:
+    of_two = json.loads((folder / "lora_bfloat16.json").read_text())
+    policy = make_policy(folder / "model", "lora", dtype="float32", optimizer=policy_ranks.SGD)
+    numbers = train(policy, random_trajectories())
+    assert of_two["grpo_actor/new_logp/avg"] == pytest.approx(numbers["grpo_actor/new_logp/avg"], rel=0.02)
+    assert of_two["grpo_actor/grad_norm"] == pytest.approx(numbers["grpo_actor/grad_norm"], rel=0.2)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in torch.load(folder / "lora_bfloat16.pt").values())
+    assert (folder / "lora_bfloat16.types").read_text() == "torch.float32"
