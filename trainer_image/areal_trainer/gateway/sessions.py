@@ -78,6 +78,7 @@ class Counters:
 
     started: int = 0
     ended: int = 0
+    ended_calls: int = 0  # of the sessions that ended
     rewarded: int = 0  # ended with a reward
     abandoned: int = 0  # ended without a reward
     expired: int = 0
@@ -197,6 +198,7 @@ class Sessions:
         if session.state == "open":
             session.state = "ended"
             self.counters.ended += 1
+            self.counters.ended_calls += session.calls
             if any(one.reward is not None for one in session.tree.interactions):
                 self.counters.rewarded += 1
             else:

@@ -27,9 +27,9 @@ class AgentStatistics:
     def take(self) -> dict[str, float]:
         """Sessions by how they ended, requests that failed, and calls, since the last call."""
         total = self._before + self._current
-        new = {name: total[name] - self._taken[name] for name in stat_names.AGENT_COUNTS}
+        new = {name: count - self._taken[name] for name, count in total.items()}
         self._taken = total
-        statistics = {f"{stat_names.AGENTS}{name}": float(count) for name, count in new.items()}
-        if new["ended"]:
-            statistics[stat_names.CALLS_PER_SESSION] = new["calls"] / new["ended"]
+        statistics = {f"{stat_names.AGENTS}{name}": float(new.get(name, 0)) for name in stat_names.AGENT_COUNTS}
+        if new.get("ended"):
+            statistics[stat_names.CALLS_PER_SESSION] = new.get("ended_calls", 0) / new["ended"]
         return statistics

@@ -334,8 +334,8 @@ async def test_an_expired_session_is_closed_and_counted() -> None:
         assert (await gateway.admin("/export_trajectories", {"session_id": session})).status_code == 404
         statistics = await gateway.client.get("/rl/statistics", headers=bearer(ADMIN_KEY))
         assert statistics.json() | {"refused": 0} == {
-            "started": 1, "ended": 0, "rewarded": 0, "abandoned": 0, "expired": 1, "stale": 0, "calls": 0, "refused": 0,
-            "failed": 0, "open": 0,
+            "started": 1, "ended": 0, "ended_calls": 0, "rewarded": 0, "abandoned": 0, "expired": 1, "stale": 0,
+            "calls": 0, "refused": 0, "failed": 0, "open": 0,
         }  # fmt: skip
 
 

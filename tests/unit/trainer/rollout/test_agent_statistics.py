@@ -7,10 +7,12 @@ from areal_trainer.rollout.agent_statistics import AgentStatistics
 
 def test_counts_are_those_since_the_last_call() -> None:
     statistics = AgentStatistics()
-    statistics.update({"started": 3, "ended": 2, "rewarded": 1, "abandoned": 1, "calls": 8, "refused": 5})
+    statistics.update(
+        {"started": 3, "ended": 2, "rewarded": 1, "abandoned": 1, "calls": 8, "ended_calls": 6, "refused": 5}
+    )
     first = statistics.take()
     assert (first["agents/started"], first["agents/abandoned"], first["agents/refused"]) == (3, 1, 5)
-    assert first["agents/calls_per_session"] == 4
+    assert first["agents/calls_per_session"] == 3  # of the sessions that ended
     statistics.update({"started": 4, "ended": 2, "rewarded": 1, "abandoned": 1, "calls": 9, "refused": 5})
     second = statistics.take()
     assert (second["agents/started"], second["agents/calls"], second["agents/refused"]) == (1, 1, 0)
