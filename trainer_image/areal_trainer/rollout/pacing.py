@@ -11,7 +11,8 @@ the wait of every step and integrates its distance from the target, so everythin
 distribution of generation times and its tail, rejected episodes, the time to publish weights, and the servers' load.
 Two things that a reserve cannot change are excluded. It is never larger than the number of episodes that can be
 unfinished when the trainer asks, and waits for an episode that the staleness bound no longer lets pass are not
-counted.
+counted. A reserve above a quarter of a batch must also make steps faster: ``reserve_gain`` compares. On saturated
+servers it does not.
 
 When: a reserve smaller than half a batch starts as other episodes end, or while the trainer waits. Its episodes then
 do not slow down those that the trainer needs first. A larger one is needed where servers gain speed from more
@@ -23,6 +24,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+
+from areal_trainer.rollout.reserve_gain import ReserveCeiling
 
 TARGET_WAIT = 0.01  # fraction of the time that the trainer may wait for episodes
 WINDOW = 16  # steps whose measurements count
@@ -50,12 +53,18 @@ class Pacer:
         self._delivered_at: float | None = None
         self._waits: deque[float] = deque(maxlen=MEMORY)  # relative to the training time
         self._integral = 0.0  # of the wait, in episodes
-        self._reserve = 0
+        self._wanted = 0  # reserve that the wait suggests
+        self._ceiling = ReserveCeiling(batch_size=batch_size, max_reserve=self._max_reserve)
+
+    @property
+    def wanted(self) -> int:
+        """The reserve that the measured waits suggest, whether or not it makes steps faster."""
+        return self._wanted
 
     @property
     def reserve(self) -> int:
         """Episodes to have started beyond the batch in training and the next one."""
-        return self._reserve
+        return min(self._wanted, self._ceiling.reserve)
 
     @property
     def training_s(self) -> float | None:
@@ -64,22 +73,23 @@ class Pacer:
 
     def limit(self, version: int) -> int:
         """Most episodes, accepted or running, that should have started while the servers hold ``version``."""
-        return (version + 2) * self._batch_size + self._reserve
+        return (version + 2) * self._batch_size + self.reserve
 
     def startable(self, *, finished: int, running: int) -> int | None:
         """Most of the episodes within ``limit`` that should start now; None for all of them.
 
         ``finished`` episodes wait for the trainer, and ``running`` ones are unfinished.
         """
-        if self._asked is not None or self._reserve >= STAGGERED * self._batch_size:
+        if self._asked is not None or self.reserve >= STAGGERED * self._batch_size:
             return None
         for_next_batch = self._batch_size - finished
-        for_reserve = self._batch_size - self._reserve
+        for_reserve = self._batch_size - self.reserve
         return max(for_next_batch, for_reserve) - running
 
     def reset(self) -> None:
         """Forget a request in progress: the run resumes, and the first batch is always waited for."""
         self._asked = self._enough_at = self._delivered_at = None
+        self._ceiling.reset()
 
     def asked(self, now: float, *, running: int) -> None:
         """The trainer asks for a batch while ``running`` episodes are unfinished. Idempotent until ``delivered``."""
@@ -103,7 +113,9 @@ class Pacer:
         self._trained.append(trained)
         # A wait this short is acceptable, so the episodes that finished during it need no replacement.
         self._unfinished.append(running if waited <= TARGET_WAIT * trained else unfinished)
-        self._adjust(waited / statistics.fmean(self._trained))
+        training_s = statistics.fmean(self._trained)
+        self._adjust(waited / training_s)
+        self._ceiling.delivered(now, wanted=self._wanted, training_s=training_s)
 
     def _adjust(self, wait: float) -> None:
         """Integrate a wait, which is relative to the training time."""
@@ -113,4 +125,4 @@ class Pacer:
         self._waits.append(wait)
         integral = self._integral + GAIN * self._batch_size * (counted - TARGET_WAIT)
         self._integral = min(largest + MAX_EXCESS * self._batch_size, max(0.0, integral))
-        self._reserve = min(largest, math.ceil(self._integral))
+        self._wanted = min(largest, math.ceil(self._integral))

@@ -1,0 +1,107 @@
+"""Reserves are compared by the speed of steps: numbers worked by hand, and whole comparisons."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from areal_trainer.rollout.reserve_gain import (
+    FIRST_PAUSE,
+    MEASURED,
+    SETTLE,
+    ReserveCeiling,
+    is_useful,
+    pace,
+    possible_gain,
+)
+
+
+def run(ceiling: ReserveCeiling, steps: int, *, seconds: dict[int, float], wanted: int = 32) -> list[int]:
+    """The reserve of each step, if a step with a reserve takes the ``seconds`` of the largest key up to it."""
+    reserves, now = [], 0.0
+    for _ in range(steps):
+        reserves.append(ceiling.reserve)
+        now += seconds[max(key for key in seconds if key <= ceiling.reserve)]
+        ceiling.delivered(now, wanted=wanted, training_s=0.4)
+    return reserves
+
+
+def test_regular_steps_have_their_pace_without_an_error() -> None:
+    assert pace([1.0, 3.0, 5.0, 7.0, 9.0]) == (pytest.approx(2.0), pytest.approx(0.0))
+
+
+def test_steps_that_alternate_in_length_are_no_noise() -> None:
+    lengths = [0.5, 1.5] * 6
+    alternating = pace(list(itertools.accumulate(lengths, initial=0.0)))
+    random.Random(1).shuffle(lengths)
+    shuffled = pace(list(itertools.accumulate(lengths, initial=0.0)))
+    assert alternating[0] == pytest.approx(1.0, abs=0.03)
+    assert alternating[1] < 0.1 < shuffled[1]
+
+
+def test_the_gain_is_limited_by_the_episodes_in_flight_and_by_the_training_time() -> None:
+    assert possible_gain(0, 32, 32, step_s=4.0, training_s=1.0) == pytest.approx(math.log(1.5))  # 96 ÷ 64 episodes
+    assert possible_gain(0, 32, 32, step_s=1.1, training_s=1.0) == pytest.approx(math.log(1.1))
+    assert possible_gain(0, 32, 32, step_s=0.9, training_s=1.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("high", "final", "useful"),
+    [
+        ((0.80, 0.01), True, True),  # a gain of 0.22 of at most 0.4
+        ((0.80, 0.01), False, True),
+        ((0.95, 0.01), True, False),  # 0.05, less than a fifth of 0.4
+        ((1.10, 0.01), False, False),
+        ((0.90, 0.01), False, None),  # 0.105: clear only after more steps
+        ((0.90, 0.01), True, True),
+        ((1.00, 0.30), True, True),  # nothing can be seen: the trainer's wait decides
+        ((1.00, 0.30), False, None),
+    ],
+)
+def test_a_reserve_is_useful_if_it_brings_a_fifth_of_what_is_possible(
+    high: tuple[float, float], final: bool, useful: bool | None
+) -> None:
+    assert is_useful((1.0, 0.01), high, possible=0.4, final=final) is useful
+
+
+def test_a_reserve_that_changes_nothing_is_given_up_and_tried_again_later() -> None:
+    reserves = run(ReserveCeiling(batch_size=32, max_reserve=32), 160, seconds={0: 1.0})
+    starts = [step for step in range(1, 160) if reserves[step] == 32 != reserves[step - 1]]
+    first = SETTLE + MEASURED + 1
+    assert starts[0] == first
+    assert set(reserves[:first]) == {8}  # a quarter of a batch
+    assert len(starts) == 2
+    assert starts[1] - starts[0] > FIRST_PAUSE
+    assert reserves.count(32) <= 2 * (SETTLE + MEASURED + 1)
+
+
+def test_a_reserve_that_makes_steps_faster_is_kept() -> None:
+    reserves = run(ReserveCeiling(batch_size=32, max_reserve=32), 300, seconds={0: 1.2, 20: 0.9, 32: 0.7})
+    assert set(reserves[20:50]) == {32}
+    assert reserves[60:].count(32) > 0.85 * 240  # smaller ones are tried at times
+
+
+def test_the_smallest_useful_reserve_is_approached_from_above() -> None:
+    reserves = run(ReserveCeiling(batch_size=32, max_reserve=32), 200, seconds={0: 1.2, 20: 0.7})
+    assert set(reserves[40:80]) == {32}
+    assert set(reserves[110:]) == {20}
+
+
+def test_a_small_reserve_needs_no_comparison() -> None:
+    assert set(run(ReserveCeiling(batch_size=32, max_reserve=32), 100, seconds={0: 1.0}, wanted=4)) == {8}
+
+
+def test_the_ceiling_is_within_the_staleness_bound() -> None:
+    assert set(run(ReserveCeiling(batch_size=32, max_reserve=0), 100, seconds={0: 1.0}, wanted=0)) == {0}
+    assert max(run(ReserveCeiling(batch_size=32, max_reserve=3), 100, seconds={0: 1.0}, wanted=3)) == 3
+
+
+def test_a_resumed_run_measures_anew() -> None:
+    ceiling = ReserveCeiling(batch_size=32, max_reserve=32)
+    run(ceiling, SETTLE + MEASURED + 3, seconds={0: 1.0})
+    assert ceiling.reserve == 32
+    ceiling.reset()
+    assert set(run(ceiling, SETTLE + MEASURED, seconds={0: 1.0})) == {8}
