@@ -52,7 +52,7 @@ def render_prompt(
         text: str = tokenizer.apply_chat_template(
             list(messages), tools=tools, tokenize=False, add_generation_prompt=True, **template_kwargs
         )
-    except (TemplateError, TypeError, KeyError) as error:
+    except (TemplateError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"the chat template failed with {type(error).__name__}: {_first_line(error)}") from error
     return text
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
-from areal_trainer.gateway.chat import MAX_MESSAGES, tools_of
+from areal_trainer.gateway.chat import MAX_MESSAGES
 from areal_trainer.gateway.completer import Choice, Completed, Completer, Request
-from areal_trainer.gateway.constraints import anthropic_tool_choice, constraint_of, response_schema
+from areal_trainer.gateway.constraints import ANY_OBJECT, anthropic_tool_choice, constraint_of, response_schema
 from areal_trainer.gateway.http import server_sent_event
-from areal_trainer.gateway.messages import Message, invalid, normalize
+from areal_trainer.gateway.messages import Message, invalid, text_of, tool_call, tool_result
 from areal_trainer.gateway.sampling import boolean, check_sampling, integer, stop_texts
 from areal_trainer.gateway.sessions import Session
+from areal_trainer.gateway.tools import Tool, function_tool, tools_of
 
 _HONOURED = frozenset(
     {"model", "messages", "system", "tools", "tool_choice", "max_tokens", "stop_sequences", "stream"}
@@ -109,11 +110,12 @@ def conversation_of(body: dict[str, Any]) -> Request:
     if len(messages) > MAX_MESSAGES:
         raise invalid("messages", f"has {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
     system = body.get("system")
-    normalized = [normalize({"role": "system", "content": system}, field="system")] if system else []
+    normalized: list[Message] = [{"role": "system", "content": text_of(system, "system")}] if system else []
     for number, message in enumerate(messages):
         normalized += _messages(message, f"messages[{number}]")
-    tools = tools_of({"tools": _tools(body.get("tools"))})
-    return Request(normalized, tools)
+    if normalized[-1]["role"] == "assistant":
+        raise invalid("messages", "ends with an assistant message, which cannot be continued; end with a user message")
+    return Request(normalized, _tools(body))
 
 
 def _messages(message: Any, field: str) -> list[Message]:
@@ -122,35 +124,42 @@ def _messages(message: Any, field: str) -> list[Message]:
         raise invalid(f"{field}.role", "is neither user nor assistant")
     role, content = message["role"], message.get("content")
     if not isinstance(content, list):
-        return [normalize({"role": role, "content": content}, field=field)]
-    texts, calls, results = [], [], []
+        return [{"role": role, "content": text_of(content, f"{field}.content")}]
+    texts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    results: list[Message] = []
     for number, block in enumerate(content):
+        place = f"{field}.content[{number}]"
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_use" and role == "assistant":
-            function = {"name": block.get("name"), "arguments": msgspec.json.encode(block.get("input") or {}).decode()}
-            calls.append({"id": block.get("id", ""), "function": function})
+            calls.append(tool_call(block, place, id_key="id", arguments=_input(block, place)))
         elif kind == "tool_result" and role == "user":
-            result = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": block.get("content")}
-            results.append(normalize(result, field=f"{field}.content[{number}]"))
+            results.append(tool_result(block, place, id_key="tool_use_id", content_key="content"))
+        elif kind == "text":
+            texts.append(text_of(block.get("text") or "", f"{place}.text"))
         elif kind not in ("thinking", "redacted_thinking"):
-            texts.append(block)
+            raise invalid(f"{place}.type", f"is {kind!r:.80}, which is not supported in a message with role {role}")
     if results and not texts:
         return results
-    rest = normalize({"role": role, "content": texts, "tool_calls": calls or None}, field=field)
-    return [*results, rest]
+    message: Message = {"role": role, "content": "".join(texts)}
+    return [*results, message | ({"tool_calls": calls} if calls else {})]
 
 
-def _tools(tools: Any) -> list[Any]:
-    if not isinstance(tools or [], list):
-        raise invalid("tools", f"is {tools!r:.80}, not a list")
+def _input(block: dict[str, Any], place: str) -> dict[str, Any]:
+    """The arguments of a tool's use."""
+    value = block.get("input")
+    if value is not None and not isinstance(value, dict):
+        raise invalid(f"{place}.input", f"is {value!r:.80}, not an object")
+    return value or {}
+
+
+def _tools(body: dict[str, Any]) -> list[Tool]:
     converted = []
-    for number, tool in enumerate(tools or []):
+    for number, tool in enumerate(tools_of(body)):
         if not isinstance(tool, dict) or tool.get("type") not in (None, "custom"):
             raise invalid(f"tools[{number}]", "has no name and input_schema; tools of other types are not supported")
-        function = {"name": tool.get("name"), "parameters": tool.get("input_schema") or {"type": "object"}}
-        if tool.get("description"):
-            function["description"] = tool["description"]
-        converted.append({"type": "function", "function": function})
+        declared = {**tool, "input_schema": tool.get("input_schema") or ANY_OBJECT}
+        converted.append(function_tool(declared, f"tools[{number}]", schema="input_schema"))
     return converted
 
 

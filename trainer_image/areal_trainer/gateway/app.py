@@ -216,13 +216,19 @@ class Models:
         """Register the routes."""
         for prefix in ("/v1", ""):
             app.get(f"{prefix}/models")(self.models)
+            app.get(f"{prefix}/models/{{name:path}}")(self.model)
 
     async def models(self, request: Request) -> Response:
         """The names that requests may use."""
         self._sessions.by_key(key_of(request))
         names = dict.fromkeys([DEFAULT_MODEL, self._model])
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "areal"} for name in names]
-        return json_response({"object": "list", "data": models})
+        return json_response({"object": "list", "data": [_model(name) for name in names]})
+
+    async def model(self, request: Request, name: str) -> Response:
+        """One of the names."""
+        self._sessions.by_key(key_of(request))
+        check_model({"model": name}, self._model)
+        return json_response(_model(name))
 
 
 class Call(Protocol):
@@ -277,6 +283,14 @@ class Completions:
         check_model(body, self._model)
         parsed = anthropic.conversation_of(body)
         return json_response({"input_tokens": self._completer.count_tokens(session, parsed)})
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "areal"}
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "areal"}
 
 
 def check_model(body: dict[str, Any], model: str) -> None:

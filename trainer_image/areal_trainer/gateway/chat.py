@@ -13,9 +13,9 @@ from areal_trainer.gateway.http import server_sent_event
 from areal_trainer.gateway.messages import invalid, normalize
 from areal_trainer.gateway.sampling import boolean, check_sampling, integer, stop_texts
 from areal_trainer.gateway.sessions import Session
+from areal_trainer.gateway.tools import chat_tools
 
 MAX_MESSAGES = 4096
-MAX_TOOLS = 512
 MAX_TOP_LOGPROBS = 20
 _HONOURED = frozenset(
     ("model", "messages", "tools", "tool_choice", "n", "max_tokens", "max_completion_tokens", "stop", "logprobs")
@@ -105,7 +105,7 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise invalid("stream_options", f"is {options!r:.80}, not an object")
-    tools = tools_of(body)
+    tools = chat_tools(body)
     choice = openai_tool_choice(body, ignore_unsupported=ignore_unsupported)
     logprobs = boolean(body, "logprobs")
     top_logprobs = integer(body, "top_logprobs", low=0, high=MAX_TOP_LOGPROBS) or 0
@@ -135,20 +135,6 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
         model=str(body["model"]),
         token_texts=completer.token_texts,
     )
-
-
-def tools_of(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The request's tools, all functions."""
-    tools = body.get("tools") or []
-    if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
-        raise invalid("tools", f"is not a list of at most {MAX_TOOLS} tools")
-    for number, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or tool.get("type") != "function":
-            raise invalid(f"tools[{number}]", "is no tool of type function; other types are not supported")
-        if not isinstance(function.get("name"), str) or not function["name"]:
-            raise invalid(f"tools[{number}].function.name", "is missing")
-    return tools
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:

@@ -7,12 +7,9 @@ from typing import Any, Literal
 Dialect = Literal["openai", "anthropic"]
 
 _OPENAI_TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    409: "invalid_request_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
 }
 _ANTHROPIC_TYPES = _OPENAI_TYPES | {413: "request_too_large", 503: "overloaded_error"}
@@ -37,7 +34,7 @@ def protocol_of(path: str) -> Dialect:
 def error_body(error: GatewayError, protocol: Dialect) -> dict[str, Any]:
     """The body of the response, as the protocol's own SDK expects it."""
     if protocol == "anthropic":
-        kind = _ANTHROPIC_TYPES.get(error.status, "api_error")
+        kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": error.message}}
-    kind = _OPENAI_TYPES.get(error.status, "server_error")
+    kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}

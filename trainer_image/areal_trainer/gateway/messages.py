@@ -24,20 +24,37 @@ def normalize(message: Any, *, field: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise invalid(f"{field}.role", f"is {_shown(role)}; use one of {', '.join(ROLES)}")
-    normalized: Message = {"role": ROLES[role], "content": _text(message.get("content"), f"{field}.content")}
+    normalized: Message = {"role": ROLES[role], "content": text_of(message.get("content"), f"{field}.content")}
     if role == "assistant" and message.get("tool_calls") is not None:
         calls = message["tool_calls"]
         if not isinstance(calls, list):
             raise invalid(f"{field}.tool_calls", f"is {_shown(calls)}, not a list")
         normalized |= (
-            {"tool_calls": [_tool_call(c, f"{field}.tool_calls[{i}]") for i, c in enumerate(calls)]} if calls else {}
+            {"tool_calls": [_declared_call(c, f"{field}.tool_calls[{i}]") for i, c in enumerate(calls)]}
+            if calls
+            else {}
         )
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
-            if not isinstance(message[key], str):
-                raise invalid(f"{field}.{key}", f"is {_shown(message[key])}, not text")
-            normalized[key] = message[key]
+            normalized[key] = _optional_text(message, key, field)
     return normalized
+
+
+def tool_call(call: dict[str, Any], field: str, *, id_key: str, arguments: Any) -> dict[str, Any]:
+    """A normalized call of a tool, whose ``name`` and ID ``call`` has. ``arguments``: an object, or JSON text."""
+    if not isinstance(call.get("name"), str):
+        raise invalid(f"{field}.name", f"is {_shown(call.get('name'))}; use the function's name")
+    arguments = arguments or "{}"
+    if isinstance(arguments, str):
+        arguments = parse_arguments(arguments)
+    function = {"name": call["name"], "arguments": arguments}
+    return {"id": _optional_text(call, id_key, field), "type": "function", "function": function}
+
+
+def tool_result(result: dict[str, Any], field: str, *, id_key: str, content_key: str) -> Message:
+    """A normalized message with the result of a tool."""
+    text = text_of(result.get(content_key), f"{field}.{content_key}")
+    return {"role": "tool", "content": text, "tool_call_id": _optional_text(result, id_key, field)}
 
 
 def canonical(message: Message) -> bytes:
@@ -61,7 +78,8 @@ def invalid(field: str, problem: str) -> GatewayError:
     return GatewayError(400, f"{field} {problem}", field=field)
 
 
-def _text(content: Any, field: str) -> str:
+def text_of(content: Any, field: str) -> str:
+    """Text, or the text of a list of parts."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -80,18 +98,21 @@ def _text(content: Any, field: str) -> str:
     return "".join(texts)
 
 
-def _tool_call(call: Any, field: str) -> dict[str, Any]:
+def _declared_call(call: Any, field: str) -> dict[str, Any]:
+    """A call in the form of chat completions."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise invalid(field, "has no function with a name")
-    arguments = function.get("arguments") or "{}"
-    if isinstance(arguments, str):
-        arguments = parse_arguments(arguments)
-    return {
-        "id": str(call.get("id", "")),
-        "type": "function",
-        "function": {"name": function["name"], "arguments": arguments},
-    }
+    return tool_call(
+        {"name": function["name"], "id": call.get("id")}, field, id_key="id", arguments=function.get("arguments")
+    )
+
+
+def _optional_text(value: dict[str, Any], key: str, field: str) -> str:
+    text = value.get(key)
+    if text is not None and not isinstance(text, str):
+        raise invalid(f"{field}.{key}", f"is {_shown(text)}, not text")
+    return text or ""
 
 
 def parse_arguments(text: str) -> Any:

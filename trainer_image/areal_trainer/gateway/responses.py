@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from areal_trainer.gateway.chat import MAX_MESSAGES, tools_of
+from areal_trainer.gateway.chat import MAX_MESSAGES
 from areal_trainer.gateway.completer import Choice, Completed, Completer, Request
 from areal_trainer.gateway.constraints import constraint_of, openai_tool_choice, response_schema
 from areal_trainer.gateway.errors import GatewayError
 from areal_trainer.gateway.http import server_sent_event
-from areal_trainer.gateway.messages import Message, invalid, normalize
+from areal_trainer.gateway.messages import Message, invalid, normalize, text_of, tool_call, tool_result
 from areal_trainer.gateway.sampling import boolean, check_sampling, integer
 from areal_trainer.gateway.sessions import Session
+from areal_trainer.gateway.tools import Tool, function_tool, tools_of
 
 _HONOURED = frozenset(
     {"model", "input", "instructions", "previous_response_id", "tools", "tool_choice", "max_output_tokens", "stream"}
@@ -112,7 +113,7 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
     messages = instructions + earlier + new
     if len(messages) > MAX_MESSAGES:
         raise invalid("input", f"has {len(messages)} messages; at most {MAX_MESSAGES} are allowed")
-    tools = tools_of({"tools": _tools(body.get("tools"))})
+    tools = _tools(body)
     choice = openai_tool_choice(body, ignore_unsupported=ignore_unsupported)
     request = Request(
         messages,
@@ -147,7 +148,7 @@ def _format(text: Any) -> Any:
 
 
 def _instructions(text: Any) -> list[Message]:
-    return [normalize({"role": "system", "content": text}, field="instructions")] if text else []
+    return [{"role": "system", "content": text_of(text, "instructions")}] if text else []
 
 
 def _previous(body: dict[str, Any], session: Session) -> str | None:
@@ -164,7 +165,7 @@ def _previous(body: dict[str, Any], session: Session) -> str | None:
 
 def _input(items: Any) -> list[Message]:
     if isinstance(items, str):
-        return [normalize({"role": "user", "content": items}, field="input")]
+        return [{"role": "user", "content": items}]
     if not isinstance(items, list) or not items:
         raise invalid("input", "is missing or empty; send text or a list of items")
     messages: list[Message] = []
@@ -174,12 +175,10 @@ def _input(items: Any) -> list[Message]:
         if kind == "message":
             messages.append(normalize(item, field=field))
         elif kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments")}
-            call = {"role": "assistant", "tool_calls": [{"id": item.get("call_id", ""), "function": function}]}
-            _append_call(messages, normalize(call, field=field))
+            call = tool_call(item, field, id_key="call_id", arguments=item.get("arguments"))
+            _append_call(messages, {"role": "assistant", "content": "", "tool_calls": [call]})
         elif kind == "function_call_output":
-            result = {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
-            messages.append(normalize(result, field=field))
+            messages.append(tool_result(item, field, id_key="call_id", content_key="output"))
         elif kind != "reasoning":
             raise invalid(f"{field}.type", f"is {kind!r:.80}, which is not supported")
     return messages
@@ -194,15 +193,12 @@ def _append_call(messages: list[Message], call: Message) -> None:
         messages.append(call)
 
 
-def _tools(tools: Any) -> list[Any]:
-    if not isinstance(tools or [], list):
-        raise invalid("tools", f"is {tools!r:.80}, not a list")
+def _tools(body: dict[str, Any]) -> list[Tool]:
     converted = []
-    for number, tool in enumerate(tools or []):
+    for number, tool in enumerate(tools_of(body)):
         if not isinstance(tool, dict) or tool.get("type") != "function":
             raise invalid(f"tools[{number}]", "is no tool of type function; other types are not supported")
-        function = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
-        converted.append({"type": "function", "function": function})
+        converted.append(function_tool(tool, f"tools[{number}]", schema="parameters"))
     return converted
 
 

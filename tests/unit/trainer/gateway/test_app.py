@@ -284,6 +284,10 @@ async def test_the_model_is_listed_under_both_names() -> None:
         _, headers = await gateway.start()
         listed = (await gateway.client.get("/v1/models", headers=headers)).json()
         assert [model["id"] for model in listed["data"]] == ["default", "org/model"]
+        for model in listed["data"]:
+            assert (await gateway.client.get(f"/models/{model['id']}", headers=headers)).json() == model
+        unknown = await gateway.client.get("/v1/models/gpt-9", headers=headers)
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from areal_trainer.gateway.errors import GatewayError, error_body, protocol_of
         (400, "invalid_request_error", "invalid_request_error"),
         (401, "authentication_error", "authentication_error"),
         (404, "not_found_error", "not_found_error"),
+        (405, "invalid_request_error", "invalid_request_error"),
+        (408, "invalid_request_error", "invalid_request_error"),
         (413, "invalid_request_error", "request_too_large"),
         (429, "rate_limit_error", "rate_limit_error"),
         (500, "server_error", "api_error"),
