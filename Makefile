@@ -51,9 +51,9 @@ $(READY): $(UV) pyproject.toml constraints.txt sglang_image/cpu-excludes.txt
 	@$(if $(filter cuda,$(DEVICE)),images/cuda_toolkit.sh $(VENV)/bin/python >/dev/null)
 	@touch $@
 
-aworld: $(AWORLD) ## Create .bin/aworld/, the trainer's environment with AWorld.
+aworld: $(AWORLD) ## Create .bin/aworld/, with the agent framework AWorld.
 
-$(AWORLD): $(UV) examples/aworld/setup.sh examples/aworld/constraints.txt pyproject.toml
+$(AWORLD): $(UV) examples/aworld/setup.sh examples/aworld/requirements.txt
 	@examples/aworld/setup.sh
 	@touch $@
 

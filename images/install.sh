@@ -2,6 +2,7 @@
 # Runs in an image build: installs requirements.txt from its own folder, at the versions of constraints.txt.
 #   install.sh new    into a new virtual environment, /opt/venv, without the packages of excludes.txt, if it exists
 #   install.sh cuda   the same with what GPUs need: a C++ compiler, the CUDA toolkit as /usr/local/cuda, libibverbs
+#   install.sh at ENVIRONMENT   into another new virtual environment, at the versions of requirements.txt
 #   install.sh add    into the python3 that is first on PATH, keeping the versions of its packages
 # Two optional build secrets, which are not stored in the image:
 #   ca      PEM file of certificates to trust
@@ -53,6 +54,10 @@ system_packages() {
 }
 
 case $1 in
+  at)
+    python3 -m venv --without-pip "$2"
+    install --python "$2/bin/python"
+    ;;
   new)
     new
     ;;
@@ -68,7 +73,7 @@ case $1 in
     install --python "$python" --break-system-packages --constraints "$installer/base.txt"
     ;;
   *)
-    echo "install.sh: new, cuda or add, not $1" >&2
+    echo "install.sh: new, at, cuda or add, not $1" >&2
     exit 2
     ;;
 esac

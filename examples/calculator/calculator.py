@@ -16,6 +16,7 @@ OPERATIONS: dict[type[ast.AST], Any] = {
     ast.UAdd: operator.pos,
 }
 LONGEST_EXPRESSION = 200
+_ANSWER = re.compile(r"#### ?\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)")
 
 
 def value_of(expression: str) -> str:
@@ -30,9 +31,14 @@ def value_of(expression: str) -> str:
 
 def reward_of(answer: str, reference: str) -> float:
     """1 if the last number after ``####`` is that of the reference."""
-    expected = re.findall(r"#### ?(-?\d+)", reference)
-    found = re.findall(r"#### ?(-?\d+)", answer)
-    return float(bool(found) and found[-1] == expected[-1])
+    expected, found = final_number(reference), final_number(answer)
+    return float(found is not None and found == expected)
+
+
+def final_number(text: str) -> float | None:
+    """The last number after ``####``."""
+    numbers = _ANSWER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def _evaluate(node: ast.AST) -> float:
