@@ -12,7 +12,7 @@ from areal_trainer.gateway.chat import MAX_MESSAGES
 from areal_trainer.gateway.completer import Choice, Completed, Completer, Request
 from areal_trainer.gateway.constraints import ANY_OBJECT, anthropic_tool_choice, constraint_of, response_schema
 from areal_trainer.gateway.http import server_sent_event
-from areal_trainer.gateway.messages import Message, invalid, text_of, tool_call, tool_result
+from areal_trainer.gateway.messages import Message, invalid, optional_text, text_of, tool_call, tool_result
 from areal_trainer.gateway.sampling import boolean, check_sampling, integer, stop_texts
 from areal_trainer.gateway.sessions import Session
 from areal_trainer.gateway.tools import Tool, function_tool, tools_of
@@ -136,13 +136,13 @@ def _messages(message: Any, field: str) -> list[Message]:
         elif kind == "tool_result" and role == "user":
             results.append(tool_result(block, place, id_key="tool_use_id", content_key="content"))
         elif kind == "text":
-            texts.append(text_of(block.get("text") or "", f"{place}.text"))
+            texts.append(optional_text(block, "text", place))
         elif kind not in ("thinking", "redacted_thinking"):
             raise invalid(f"{place}.type", f"is {kind!r:.80}, which is not supported in a message with role {role}")
     if results and not texts:
         return results
-    message: Message = {"role": role, "content": "".join(texts)}
-    return [*results, message | ({"tool_calls": calls} if calls else {})]
+    rest: Message = {"role": role, "content": "".join(texts)}
+    return [*results, rest | ({"tool_calls": calls} if calls else {})]
 
 
 def _input(block: dict[str, Any], place: str) -> dict[str, Any]:

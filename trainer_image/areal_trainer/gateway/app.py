@@ -289,10 +289,6 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "areal"}
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "areal"}
-
-
 def check_model(body: dict[str, Any], model: str) -> None:
     """Raise ``GatewayError`` unless the request names the model that is trained."""
     name = body.get("model")

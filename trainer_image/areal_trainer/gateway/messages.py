@@ -36,7 +36,7 @@ def normalize(message: Any, *, field: str) -> Message:
         )
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
-            normalized[key] = _optional_text(message, key, field)
+            normalized[key] = optional_text(message, key, field)
     return normalized
 
 
@@ -48,13 +48,13 @@ def tool_call(call: dict[str, Any], field: str, *, id_key: str, arguments: Any) 
     if isinstance(arguments, str):
         arguments = parse_arguments(arguments)
     function = {"name": call["name"], "arguments": arguments}
-    return {"id": _optional_text(call, id_key, field), "type": "function", "function": function}
+    return {"id": optional_text(call, id_key, field), "type": "function", "function": function}
 
 
 def tool_result(result: dict[str, Any], field: str, *, id_key: str, content_key: str) -> Message:
     """A normalized message with the result of a tool."""
     text = text_of(result.get(content_key), f"{field}.{content_key}")
-    return {"role": "tool", "content": text, "tool_call_id": _optional_text(result, id_key, field)}
+    return {"role": "tool", "content": text, "tool_call_id": optional_text(result, id_key, field)}
 
 
 def canonical(message: Message) -> bytes:
@@ -76,6 +76,14 @@ def canonical_tools(tools: list[dict[str, Any]]) -> bytes:
 def invalid(field: str, problem: str) -> GatewayError:
     """Status 400 for a field of a request."""
     return GatewayError(400, f"{field} {problem}", field=field)
+
+
+def optional_text(value: dict[str, Any], key: str, field: str) -> str:
+    """The text ``value[key]``; empty if it is not set. ``field`` names ``value`` in errors."""
+    text = value.get(key)
+    if text is not None and not isinstance(text, str):
+        raise invalid(f"{field}.{key}", f"is {_shown(text)}, not text")
+    return text or ""
 
 
 def text_of(content: Any, field: str) -> str:
@@ -106,13 +114,6 @@ def _declared_call(call: Any, field: str) -> dict[str, Any]:
     return tool_call(
         {"name": function["name"], "id": call.get("id")}, field, id_key="id", arguments=function.get("arguments")
     )
-
-
-def _optional_text(value: dict[str, Any], key: str, field: str) -> str:
-    text = value.get(key)
-    if text is not None and not isinstance(text, str):
-        raise invalid(f"{field}.{key}", f"is {_shown(text)}, not text")
-    return text or ""
 
 
 def parse_arguments(text: str) -> Any:

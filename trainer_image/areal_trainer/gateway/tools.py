@@ -39,7 +39,7 @@ def function_tool(declared: dict[str, Any], field: str, *, schema: str) -> Tool:
         raise invalid(f"{field}.description", f"is {description!r:.80}, not text")
     if parameters is not None and not isinstance(parameters, dict):
         raise invalid(f"{field}.{schema}", f"is {parameters!r:.80}, not a JSON schema")
-    function = {"name": name}
+    function: dict[str, Any] = {"name": name}
     if description:
         function["description"] = description
     if parameters is not None:
