@@ -81,12 +81,13 @@ def computed_bytes(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
     return trainer_memory(ModelShape.of_config(config), actor, ranks=ranks, tokens=tokens).total
 
 
-def simulate(
-    config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, lora: dict[str, Any] | None = None
-) -> int:
-    """Peak bytes of a simulated step, in a separate process because a process group is global."""
+def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, **actor: Any) -> int:
+    """Peak bytes of a simulated step, in a separate process because a process group is global.
+
+    ``actor``: further keys of the section actor, such as ``lora``.
+    """
     arguments = json.dumps(
-        {"config": config, "ranks": ranks, "tokens": tokens, "checkpointing": checkpointing, "lora": lora}
+        {"config": config, "ranks": ranks, "tokens": tokens, "checkpointing": checkpointing, **actor}
     )
     command = [sys.executable, "-m", "benchmarks.memory", arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -95,9 +96,7 @@ def simulate(
     return int(done.stdout.strip().splitlines()[-1])
 
 
-def simulated_peak(
-    config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, lora: dict[str, Any] | None = None
-) -> int:
+def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, **keys: Any) -> int:
     """Peak bytes of this process's rank."""
     import torch
     import torch.distributed as dist
@@ -118,7 +117,9 @@ def simulated_peak(
         as_on_gpu(fake, mesh),
     ):
         Path(folder, "config.json").write_text(json.dumps(config))
-        actor = PPOActorConfig(path=folder, attn_impl="sdpa", gradient_checkpointing=checkpointing, lora=lora)
+        actor = PPOActorConfig.model_validate(
+            {"path": folder, "attn_impl": "sdpa", "gradient_checkpointing": checkpointing, **keys}
+        )
         model = LanguageModel(actor, section="actor", device=cpu, temperature=1.0, lora=actor.lora)
         disable_dropout(model)
         model.train()

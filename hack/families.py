@@ -1,13 +1,16 @@
-"""Write docs/models.md: which model families the trainer computes exactly, found with tiny random models of each.
+"""Find out which model families the trainer computes exactly, with tiny random models of each.
 
-Usage: ``python hack/families.py``. It takes some minutes. A family that cannot be built tiny is listed at the end.
+Usage: ``python hack/families.py``. It takes some minutes and writes trained_types.json, which ``grpo check`` reads, and
+docs/models.md. A family that cannot be built tiny is listed at the end.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from areal_api.actor import PPOActorConfig
+from areal_api.sizing.trained_types import FILE
 from areal_trainer.model.policy import LogprobModel
 
 OUTPUT = Path(__file__).parent.parent / "docs/models.md"
@@ -44,15 +48,14 @@ SIZES: dict[str, int | float | bool] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 97),
     **dict.fromkeys(("initializer_range", "init_std"), 0.2),
     "q_lora_rank": 16,
-    "tie_word_embeddings": True,
 }
 LAYERS = {"lfm2": ["conv", "full_attention"], "granitemoehybrid": ["mamba", "attention"]}
 DENSE = {"granitemoehybrid": {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 48}}
-HEADER = f"""# Model families
+HEADER = """# Model families
 
 Before its first step the trainer compares log-probs of a packed pass with those that transformers computes one sequence
 at a time (`areal_trainer/model/exactness.py`). This table is the result for a tiny random model of each causal language
-model in transformers {__version__}, in float32 on a CPU; `python hack/families.py` writes it. It says nothing about
+model in transformers {transformers}, in float32 on a CPU; `python hack/families.py` writes it. It says nothing about
 SGLang's support for a family: [SGLang's list](https://docs.sglang.io/supported_models/generative_models.html) does.
 """
 
@@ -95,7 +98,7 @@ def problem(directory: Path, attention: str) -> str | None:
 
 
 def main() -> None:
-    """Write the table."""
+    """Write the file and the document."""
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -116,7 +119,15 @@ def main() -> None:
             padded[general(by_default)].append(kind)
         else:
             refused[general(with_padding)].append(kind)
-    OUTPUT.write_text("\n".join([HEADER, *table(packed, padded, refused, unbuilt)]) + "\n")
+    found = {
+        "transformers": __version__,
+        "packed": packed,
+        "padded": dict(sorted(padded.items())),
+        "refused": dict(sorted(refused.items())),
+        "unbuilt": unbuilt,
+    }
+    FILE.write_text(json.dumps(found, indent=1) + "\n")
+    OUTPUT.write_text(document(found))
 
 
 def general(reason: str) -> str:
@@ -132,17 +143,16 @@ def general(reason: str) -> str:
     return next((text for text in known if text in reason), computed)
 
 
-def table(
-    packed: list[str], padded: dict[str, list[str]], refused: dict[str, list[str]], unbuilt: list[str]
-) -> list[str]:
-    """The lines of the document."""
-    lines = ["| Families | Training |", "| --- | --- |", f"| {', '.join(packed)} | exact, packed |"]
+def document(found: Mapping[str, Any]) -> str:
+    """The document with the content of trained_types.json."""
+    lines = ["| Families | Training |", "| --- | --- |", f"| {', '.join(found['packed'])} | exact, packed |"]
     lines += [
         f"| {', '.join(kinds)} | exact with `actor.attn_impl: eager`, which pads: {why} |"
-        for why, kinds in sorted(padded.items())
+        for why, kinds in found["padded"].items()
     ]
-    lines += [f"| {', '.join(kinds)} | refused: {why} |" for why, kinds in sorted(refused.items())]
-    return [*lines, "", f"No tiny model could be built of: {', '.join(unbuilt)}."]
+    lines += [f"| {', '.join(kinds)} | refused: {why} |" for why, kinds in found["refused"].items()]
+    header = HEADER.format(transformers=found["transformers"])
+    return "\n".join([header, *lines, "", f"No tiny model could be built of: {', '.join(found['unbuilt'])}."]) + "\n"
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def print_report(report: Report, gpu: Gpu | None) -> None:
     for problem in report.problems:
         console.print(f"✗ {problem}", markup=False, soft_wrap=True)
     if report.fits:
-        console.print("✓ the experiment fits", markup=False)
+        console.print("✓ what could be checked fits" if report.not_checked else "✓ the experiment fits", markup=False)
 
 
 def disk_rows(disk: DiskUse) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from areal_api.sizing.gpus import gpu_of_labels
 from areal_api.sizing.known_models import known_shape
 from areal_api.sizing.model_shape import MissingSizeError, ModelShape
 from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up
+from areal_api.sizing.trained_types import training_problem
 from areal_launcher.gpu_machine import (
     GpuMachine,
     flash_attention_problems,
@@ -95,15 +96,23 @@ def local_model(path: str) -> ModelShape | UnknownModel:
     try:
         return ModelShape.of_directory(directory)
     except MissingSizeError as error:
-        return UnknownModel(str(error))
+        return UnknownModel(str(error), error.kind)
 
 
-def model_for_check(path: str) -> ModelShape:
-    """The model's shape, from the hub if need be. Raises ``ValueError`` with the fix."""
-    if is_local_path(path):
-        return ModelShape.of_directory(Path(path))
-    model = local_model(path)
-    return ModelShape.of_directory(hub_config(path, offline=False)) if isinstance(model, UnknownModel) else model
+def model_for_check(path: str) -> ModelShape | UnknownModel:
+    """The model's shape, from the hub if need be. Raises ``ValueError`` with the fix.
+
+    A type of model that the trainer refuses, or pads, is reported also if its sizes are unknown.
+    """
+    model = UnknownModel("") if is_local_path(path) else local_model(path)
+    if isinstance(model, ModelShape):
+        return model
+    try:
+        return ModelShape.of_directory(Path(path) if is_local_path(path) else hub_config(path, offline=False))
+    except MissingSizeError as error:
+        if training_problem(error.kind, attn_impl=None) is None:
+            raise
+        return UnknownModel(str(error), error.kind)
 
 
 def hub_config(name: str, *, offline: bool) -> Path:

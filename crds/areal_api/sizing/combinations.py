@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.model_shape import MAX_HEADS, ModelShape
+from areal_api.sizing.trained_types import training_problem
 
 VARLEN_MAX_HEAD_SIZE = 256
 VARLEN_HEAD_SIZE_MULTIPLE = 8
@@ -20,11 +21,9 @@ def combination_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[st
             f"servers.tensorParallel is {parallel}, which does not divide the model's {shape.heads} attention heads "
             f"and {shape.kv_heads} key-value heads; set it to one of {', '.join(map(str, sizes))}"
         )
-    if shape.experts:
-        yield (
-            f"actor.path: the model has {shape.experts} experts in a layer, which the trainer does not support; "
-            "choose a dense model"
-        )
+    refused = training_problem(shape.kind, attn_impl=spec.config.actor.attn_impl, logit_changes=shape.logit_changes)
+    if refused is not None:
+        yield refused
     yield from _attention_problems(spec, shape)
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from areal_api.sizing.families import FAMILIES, LLAMA, Family
+from areal_api.sizing.families import FAMILIES
 from areal_api.sizing.model_shape import ModelShape
 
 
 @dataclass(frozen=True)
 class _Family:
-    """Models of one architecture. ``sizes``: hidden, intermediate, layers, heads, key-value heads, head size,
+    """Models of one type. ``sizes``: hidden, intermediate, layers, heads, key-value heads, head size,
     vocabulary and whether the embeddings are tied, by the part of the name that ``pattern`` captures."""
 
     pattern: re.Pattern[str]
     sizes: dict[str, tuple[int, int, int, int, int, int, int, bool]]
-    traits: Family = LLAMA
+    kind: str = "llama"
 
 
 _FAMILIES = (
@@ -34,7 +34,7 @@ _FAMILIES = (
             "32B": (5120, 27_648, 64, 40, 8, 128, 152_064, False),
             "72B": (8192, 29_568, 80, 64, 8, 128, 152_064, False),
         },
-        traits=FAMILIES["qwen2"],
+        kind="qwen2",
     ),
     _Family(
         re.compile(r"Qwen/Qwen3-([\d.]+B)(?:-Base)?"),
@@ -46,7 +46,7 @@ _FAMILIES = (
             "14B": (5120, 17_408, 40, 40, 8, 128, 151_936, False),
             "32B": (5120, 25_600, 64, 64, 8, 128, 151_936, False),
         },
-        traits=FAMILIES["qwen3"],
+        kind="qwen3",
     ),
     _Family(
         re.compile(r"meta-llama/(?:Meta-)?Llama-3(?:\.[123])?-([\d.]+B)(?:-Instruct)?"),
@@ -85,6 +85,7 @@ def known_shape(name: str) -> ModelShape | None:
             vocabulary=vocabulary,
             tied=tied,
             longest=None,
-            family=family.traits,
+            kind=family.kind,
+            family=FAMILIES[family.kind],
         )
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api.sizing.families import FAMILIES, LLAMA, Family
+from areal_api.sizing.trained_types import logit_changes
 
 MAX_CONFIG_BYTES = 4 * 2**20
 # Largest sizes that are taken for a model's; the largest published ones are below a tenth of them.
@@ -18,7 +19,11 @@ MAX_SHOWN = 60
 
 
 class MissingSizeError(ValueError):
-    """A config.json without a size, or with one under a name that is not known here."""
+    """A config.json without a size, or with one under a name that is not known here. ``kind``: the model's type."""
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class ModelShape:
     vocabulary: int
     tied: bool
     longest: int | None
+    kind: str = "llama"  # the model's type in transformers
+    logit_changes: tuple[str, ...] = ()  # keys with which it transforms its logits
+    longest_packed: int | None = None  # beyond it, rotary embeddings depend on the longest sequence of a pass
     experts: int = 0
     expert_intermediate: int = 0
     shared_intermediate: int = 0
@@ -43,27 +51,39 @@ class ModelShape:
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """From the content of a config.json. Raises ``ValueError`` that names the missing or wrong key."""
+        """From the content of a config.json. Raises ``ValueError`` that names the missing or wrong key, and
+        ``MissingSizeError`` for a type of model whose sizes are not known here."""
+        kind = _kind(config)
         text = config.get("text_config")
         if isinstance(text, Mapping):
             config = {**config, **text}
-        family = family_of(config)
+        try:
+            return cls._of_text(config, kind)
+        except MissingSizeError as error:
+            raise MissingSizeError(str(error), kind) from None
+
+    @classmethod
+    def _of_text(cls, config: Mapping[str, Any], kind: str) -> ModelShape:
+        family = family_of(config, kind)
         hidden = _size(config, "hidden_size", "n_embd", most=MAX_WIDTH)
         heads = _size(config, "num_attention_heads", "n_head", most=MAX_HEADS)
         layers = _size(config, "num_hidden_layers", "n_layer", most=MAX_LAYERS)
         experts = _optional(config, "num_experts", "num_local_experts", "n_routed_experts", most=MAX_EXPERTS) or 0
-        intermediate = _optional(config, "intermediate_size", "n_inner", "ffn_dim", most=MAX_WIDTH) or 4 * hidden
+        intermediate = _intermediate(config, family, hidden)
         longest = _optional(config, "max_position_embeddings", "n_positions", most=MAX_POSITIONS)
         return cls(
             hidden=hidden,
             intermediate=intermediate,
             layers=layers,
             heads=heads,
-            kv_heads=_kv_heads(config, heads),
-            head_dim=_head_dim(config, hidden, heads),
+            kv_heads=_kv_heads(config, family, heads),
+            head_dim=_head_dim(config, family, hidden, heads),
             vocabulary=_size(config, "vocab_size", most=MAX_VOCABULARY),
             tied=_flag(config, "tie_word_embeddings", default=family.tied),
             longest=None if _scales_positions(config) else longest,
+            kind=kind,
+            logit_changes=logit_changes(kind, config),
+            longest_packed=_longest_packed(config, longest),
             experts=experts,
             expert_intermediate=_optional(config, "moe_intermediate_size", most=MAX_WIDTH) or intermediate,
             shared_intermediate=_optional(config, "shared_expert_intermediate_size", most=MAX_WIDTH) or 0,
@@ -95,7 +115,9 @@ class ModelShape:
         try:
             return cls.of_config(config)
         except ValueError as error:
-            raise type(error)(f"{file}: {error}") from error
+            if isinstance(error, MissingSizeError):
+                raise MissingSizeError(f"{file}: {error}", error.kind) from error
+            raise ValueError(f"{file}: {error}") from error
 
     @property
     def embedding(self) -> int:
@@ -130,13 +152,24 @@ class ModelShape:
         return self.layers * self.layer + self.outside_layers
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any], kind: str) -> Family:
     """The traits of a model's family, with what its config.json says about them."""
-    family = FAMILIES.get(str(config.get("model_type", "")), LLAMA)
+    family = FAMILIES.get(str(config.get("model_type", ""))) or FAMILIES.get(kind)
+    if family is None:
+        raise MissingSizeError(f"model_type is {shown(kind)}, a type of model whose sizes are not known here")
     changes: dict[str, Any] = {"qkv_bias": _flag(config, "attention_bias", default=family.qkv_bias)}
     if _flag(config, "use_post_norm", default=False):
         changes["norms"] = 4
     return replace(family, **changes)
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    kind = config.get("model_type")
+    if kind is None:
+        raise MissingSizeError("model_type is missing, so transformers cannot load the model")
+    if not isinstance(kind, str):
+        raise ValueError(f"model_type is {shown(kind)}, which is not a string")
+    return kind
 
 
 def _scales_positions(config: Mapping[str, Any]) -> bool:
@@ -145,20 +178,43 @@ def _scales_positions(config: Mapping[str, Any]) -> bool:
     return bool(config.get("rope_scaling")) or (isinstance(parameters, Mapping) and "factor" in parameters)
 
 
-def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
-    if _flag(config, "multi_query", default=False):
+def _longest_packed(config: Mapping[str, Any], longest: int | None) -> int | None:
+    """The trainer refuses longer sequences of models with dynamic or long RoPE; see ``LanguageModel``."""
+    limits: list[int] = []
+    for stated in (config.get("rope_scaling"), config.get("rope_parameters")):
+        ropes = (stated, *stated.values()) if isinstance(stated, Mapping) else ()  # of all layers, or by type of layer
+        for rope in ropes:
+            if isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type")) in ("dynamic", "longrope"):
+                found = _optional({**config, **rope}, "original_max_position_embeddings", most=MAX_POSITIONS)
+                limits += [size for size in (found or longest,) if size is not None]
+    return min(limits, default=None)
+
+
+def _intermediate(config: Mapping[str, Any], family: Family, hidden: int) -> int:
+    """Width of the MLP; models like GPT-2 have four times the hidden size if they do not state it."""
+    size = _optional(config, "intermediate_size", "n_inner", "ffn_dim", most=MAX_WIDTH)
+    if size is None and not family.wide_mlp:
+        raise MissingSizeError("intermediate_size is missing, so the model's size is unknown")
+    return size or 4 * hidden
+
+
+def _kv_heads(config: Mapping[str, Any], family: Family, heads: int) -> int:
+    if _flag(config, "multi_query", default=family.multi_query):
         return 1
-    kv_heads = _optional(config, "num_key_value_heads", most=MAX_HEADS) or heads
+    unstated = heads if "num_key_value_heads" in config else family.kv_heads or heads
+    kv_heads = _optional(config, "num_key_value_heads", most=MAX_HEADS) or unstated
     if heads % kv_heads:
         raise ValueError(f"num_key_value_heads is {kv_heads}, which does not divide num_attention_heads {heads}")
     return kv_heads
 
 
-def _head_dim(config: Mapping[str, Any], hidden: int, heads: int) -> int:
-    size = _optional(config, "head_dim", most=MAX_WIDTH) or hidden // heads
-    if size == 0:
-        raise ValueError(f"num_attention_heads is {heads}, more than hidden_size {hidden}, and head_dim is missing")
-    return size
+def _head_dim(config: Mapping[str, Any], family: Family, hidden: int, heads: int) -> int:
+    size = _optional(config, "head_dim", most=MAX_WIDTH) or family.head_dim
+    if size is None and hidden % heads:
+        raise ValueError(
+            f"num_attention_heads is {heads}, which does not divide hidden_size {hidden}, and head_dim is missing"
+        )
+    return size or hidden // heads
 
 
 def _vision_parameters(config: Any) -> int:

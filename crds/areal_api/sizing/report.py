@@ -22,6 +22,7 @@ from areal_api.sizing.placement import pods_of, unplaced
 from areal_api.sizing.replicas import model_replicas
 from areal_api.sizing.server_memory import ServerMemory, server_memory
 from areal_api.sizing.storage import storage_size
+from areal_api.sizing.trained_types import training_problem
 from areal_api.sizing.trainer_memory import TrainerMemory, trainer_memory
 
 GIB = 2**30
@@ -43,9 +44,10 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class UnknownModel:
-    """A model whose config.json cannot be read here. It is not guessed."""
+    """A model whose config.json cannot be read here, or whose sizes are not known. It is not guessed."""
 
     reason: str
+    kind: str = ""  # its type in transformers, if that is known
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,10 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
     tokens = tokens_per_microbatch(spec)
     warnings = (*useless_settings(spec), *length_warnings(config))
     if isinstance(model, UnknownModel):
+        refused = training_problem(model.kind, attn_impl=config.actor.attn_impl)
         problems = (
             *where.problems,
+            *(() if refused is None else (refused,)),
             *microbatch_problems(config),
             *disk_problems(spec, DiskUse(0, 0, 0, 0), where.free_disk_bytes),
             *placement_problems(spec, where.nodes),
@@ -130,11 +134,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         *placement_problems(spec, where.nodes),
     )
     compared = where.gpu is not None or (trainer is None and server is None)
-    not_checked = (
-        ()
-        if compared
-        else ("GPU memory: the GPU is unknown; name it with grpo check --gpu, or in trainer.nodeSelector",)
-    )
+    not_checked = () if compared else (UNKNOWN_GPU,)
     return Report(problems, warnings, not_checked, tokens, trainer, server, disk)
 
 
@@ -186,6 +186,12 @@ def length_warnings(config: GRPOConfig) -> Iterator[str]:
 def model_length_problems(config: GRPOConfig, shape: ModelShape) -> Iterator[str]:
     """Sequences that the model was not made for. A context_length that is too short is refused by the experiment."""
     longest = longest_sequence(config)
+    if shape.longest_packed is not None and longest > shape.longest_packed:
+        yield (
+            f"a sequence can have {longest} tokens ({_length_keys(config)}), but beyond {shape.longest_packed} the "
+            "rotary embedding of this model depends on the longest sequence of a pass, which ends the run; set "
+            f"gconfig.max_tokens={shape.longest_packed}"
+        )
     if config.sglang.context_length is None and shape.longest is not None and longest > shape.longest:
         yield (
             f"a sequence can have {longest} tokens ({_length_keys(config)}), but the model was made for "

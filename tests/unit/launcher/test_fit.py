@@ -40,7 +40,7 @@ def test_a_config_json_that_is_not_a_models_is_refused_and_one_without_sizes_is_
         (tmp_path / "config.json").write_text(json.dumps({**qwen25("Qwen2.5-7B"), **changes}))
         with pytest.raises(ValueError, match=rf"config\.json: {next(iter(changes))} is"):
             local_model(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"d_model": 64}')
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "d_model": 64}')
     unknown = local_model(str(tmp_path))
     assert isinstance(unknown, UnknownModel)
     assert "hidden_size is missing" in unknown.reason

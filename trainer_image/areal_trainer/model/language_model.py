@@ -24,6 +24,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from areal_api.actor import LoRAConfig, TrainEngineConfig
 from areal_api.sizing.replicas import model_replicas
+from areal_api.sizing.trained_types import LOGIT_CHANGES, NOT_COMPUTED
 from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
@@ -39,9 +40,6 @@ SEGMENT_ATTENTIONS = {
     attention.NAME: attention.segment_attention,
     varlen_attention.NAME: varlen_attention.varlen_attention,
 }
-
-# Configuration keys of models that transform their logits after the output embedding.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
 
 class LanguageModel(nn.Module):
@@ -347,10 +345,10 @@ def _load(path: str, section: str, implementation: str, dtype: torch.dtype) -> P
         raise ValueError(f"{section}.path: {kind} implements its own attention; set {section}.attn_impl: eager")
     head = model.get_output_embeddings()
     text = config.get_text_config()  # of a model with several parts
-    changes = [key for key in _LOGIT_CHANGES if getattr(text, key, None) not in (None, 1, 1.0)]
+    changes = [key for key in LOGIT_CHANGES if getattr(text, key, None) not in (None, 1, 1.0)]
     if getattr(head, "bias", None) is not None or changes:
         what = ", ".join(changes) or "a bias of the output embedding"
-        raise ValueError(f"{section}.path: {type(model).__name__} has {what}, which the trainer does not compute")
+        raise ValueError(f"{section}.path: {type(model).__name__} has {what}, {NOT_COMPUTED}")
     _check_names(model, section)
     return model
 

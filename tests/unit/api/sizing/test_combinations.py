@@ -41,9 +41,24 @@ def test_heads_divide_over_gpus_and_key_value_heads_divide_or_are_replicated() -
     assert problem.endswith("set it to one of 1, 2, 4, 28")
 
 
-def test_a_mixture_of_experts_is_refused() -> None:
-    (problem,) = combination_problems(spec(), replace(SHAPE, experts=128))
-    assert "128 experts" in problem
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "qwen3_moe", "experts": 128}, "other tensor names in memory than in its checkpoint"),
+        ({"kind": "gptj"}, "a bias of the output embedding"),
+        ({"kind": "granite", "logit_changes": ("logits_scaling",)}, "logits_scaling, which the trainer does not"),
+    ],
+)
+def test_a_model_that_the_trainer_refuses_is_refused_with_its_reason(changes: dict[str, Any], reason: str) -> None:
+    (problem,) = combination_problems(spec(), replace(SHAPE, **changes))
+    assert reason in problem
+    assert "choose another model" in problem
+
+
+def test_a_model_that_is_only_trained_with_padding_names_the_setting() -> None:
+    (problem,) = combination_problems(spec(), replace(SHAPE, kind="gpt_oss"))
+    assert problem.endswith("set config.actor.attn_impl=eager")
+    assert list(combination_problems(spec(actor(attn_impl="eager")), replace(SHAPE, kind="gpt_oss"))) == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_api.sizing.model_shape import MAX_CONFIG_BYTES, ModelShape
+from areal_api.sizing.model_shape import MAX_CONFIG_BYTES, MissingSizeError, ModelShape
 
 QWEN25_7B: dict[str, Any] = {
     "model_type": "qwen2",
@@ -88,7 +88,10 @@ def test_a_size_that_no_model_has_is_refused(key: str, value: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_attention_heads": 4096, "hidden_size": 64, "num_key_value_heads": 1}, "more than hidden_size 64"),
+        (
+            {"num_attention_heads": 4096, "hidden_size": 64, "num_key_value_heads": 1},
+            "does not divide hidden_size 64, and head_dim is missing",
+        ),
         ({"num_key_value_heads": 5}, "num_key_value_heads is 5, which does not divide num_attention_heads 28"),
         ({"num_key_value_heads": 56}, "num_key_value_heads is 56, which does not divide"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', which is not true or false"),
@@ -100,9 +103,55 @@ def test_sizes_that_contradict_each_other_are_refused(changes: dict[str, Any], m
         ModelShape.of_config({**QWEN25_7B, **changes})
 
 
-def test_a_missing_size_is_named() -> None:
-    with pytest.raises(ValueError, match="num_hidden_layers is missing"):
-        ModelShape.of_config({key: value for key, value in QWEN25_7B.items() if key != "num_hidden_layers"})
+@pytest.mark.parametrize(
+    "key",
+    ["model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"],
+)
+def test_a_missing_size_is_named(key: str) -> None:
+    with pytest.raises(MissingSizeError, match=f"{key} is missing"):
+        ModelShape.of_config({name: value for name, value in QWEN25_7B.items() if name != key})
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "bloom", "my_model"])
+def test_a_type_whose_sizes_are_unknown_is_not_taken_for_llama(kind: str) -> None:
+    with pytest.raises(MissingSizeError, match=f"model_type is '{kind}', a type of model whose sizes") as error:
+        ModelShape.of_config({**QWEN25_7B, "model_type": kind})
+    assert error.value.kind == kind
+
+
+@pytest.mark.parametrize("value", [7, True, ["qwen2"]])
+def test_a_type_that_is_not_a_name_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"model_type is .*not a string"):
+        ModelShape.of_config({**QWEN25_7B, "model_type": value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "longest"),
+    [
+        ({}, None),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, None),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 4096}, 4096),
+        ({"rope_scaling": {"rope_type": "longrope"}, "original_max_position_embeddings": 2048}, 2048),
+        ({"rope_parameters": {"full": {"rope_type": "longrope", "original_max_position_embeddings": 512}}}, 512),
+    ],
+)
+def test_the_length_from_which_rotary_embeddings_depend_on_the_pass_is_known(
+    changes: dict[str, Any], longest: int | None
+) -> None:
+    assert ModelShape.of_config({**QWEN25_7B, **changes}).longest_packed == longest
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("granite", {"logits_scaling": 8.0}, ("logits_scaling",)),
+        ("granite", {"logits_scaling": 1.0}, ()),
+        ("llama", {"final_logit_softcapping": None}, ()),
+        ("llama", {"final_logit_softcapping": 30.0}, ("final_logit_softcapping",)),
+    ],
+)
+def test_keys_that_change_logits_are_known(kind: str, changes: dict[str, Any], expected: tuple[str, ...]) -> None:
+    assert ModelShape.of_config({**LLAMA3_8B, "model_type": kind, **changes}).logit_changes == expected
 
 
 def test_a_directory_without_weights_is_enough(tmp_path: Path) -> None:
@@ -133,7 +182,7 @@ def test_a_file_that_never_ends_and_a_pipe_are_not_read_to_their_end(tmp_path: P
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([]))
 
 
-@given(st.dictionaries(st.sampled_from([*QWEN25_7B, "num_experts", "head_dim", "text_config"]), VALUES))
+@given(st.dictionaries(st.sampled_from([*QWEN25_7B, "num_experts", "head_dim", "text_config", "rope_scaling"]), VALUES))
 def test_any_configuration_gives_a_shape_or_a_value_error(config: dict[str, Any]) -> None:
     try:
         shape = ModelShape.of_config(config)

@@ -98,7 +98,13 @@ UNUSUAL: list[tuple[dict[str, Any], int, int, bool, float]] = [
     (NARROW, 8, 8192, False, 1.89),
     ({"intermediate_size": 512}, 1, 8192, True, 7.43),
     *(
-        ({"model_type": kind, "num_hidden_layers": 2, "tie_word_embeddings": tied}, 8, 16384, False, simulated)
+        (
+            {"model_type": kind, "num_hidden_layers": 2, "tie_word_embeddings": tied, "head_dim": 128},
+            8,
+            16384,
+            False,
+            simulated,
+        )
         for kind, tied, simulated in (
             ("apertus", False, 8.13),
             ("exaone4", False, 7.42),
