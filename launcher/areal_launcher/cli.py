@@ -8,74 +8,32 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from areal_api import logs
 from areal_api.paths import expand_home
 from areal_launcher import commands
 from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LIST, LOGS, RESUME, RUN, RUN_DIR, SCALE, STATUS, STOP, UI
-from areal_launcher.cli_ray import add_ray, check_on_ray, refuse_without_ray, run_on_ray
-from areal_launcher.cli_slurm import add_slurm, refuse_without_slurm, run_on_slurm, slurm_request
-from areal_launcher.cli_status import add_status, show_status
 from areal_launcher.cli_ui import add_roots, add_ui, list_action
 from areal_launcher.console import console_for, discard_output, prepare_standard_streams
 from areal_launcher.errors import RunError
+from areal_launcher.place_commands import PlaceCommands, listed, places, refuse_other_options
 from areal_launcher.request import Request
 from areal_launcher.terminal_text import printable, printable_line
 
-if TYPE_CHECKING:
-    from areal_launcher.cluster.client import ClusterTarget
-
 USAGE_ERROR = 2
 INTERRUPTED = 130
-PLACES = ["local", "kubernetes", "ray", "slurm"]
 
 
 def run_parser() -> argparse.ArgumentParser:
     """``grpo run``."""
     parser = command_parser("run", RUN)
     add_experiment(parser, "SCRIPT.py, EXPERIMENT.yaml and key=value, in any order")
-    add_target(parser, "where to run: local (this machine, default), kubernetes, ray or slurm")
-    add_slurm(parser)
-    add_ray(parser)
+    add_place(parser, "run", "where to run")
     parser.add_argument("--detach", action="store_true", help="submit to the cluster without following the run")
-    parser.add_argument(
-        "--results",
-        type=path,
-        metavar="DIR",
-        help="where to put results (default: the run directory)",
-    )
-    parser.add_argument("--checkpoint", action="store_true", help="also fetch the newest checkpoint from the cluster")
     parser.add_argument("--force", action="store_true", help="run an experiment that grpo check says does not fit")
     add_port(parser)
-    parser.set_defaults(action=run_action)
+    parser.set_defaults(action=lambda args: place_of(args).run(args))
     return parser
-
-
-def run_action(args: argparse.Namespace) -> int:
-    """Train locally or in a cluster."""
-    if args.on == "slurm":
-        return run_on_slurm(args)
-    refuse_without_slurm(args)
-    if args.on == "ray":
-        return run_on_ray(args)
-    refuse_without_ray(args)
-    request, target = Request.parse(args.items, args.config), cluster_target(args)
-    if target is None:
-        cluster_only = {"--detach": args.detach, "--results": args.results, "--checkpoint": args.checkpoint}
-        refuse_without_cluster(**cluster_only)
-        from areal_launcher.places.local.train import train
-
-        return train(request, args.port, force=args.force)
-    if args.port is not None:
-        raise ValueError("--port applies to local servers only; omit it with --on kubernetes")
-    from areal_launcher.cluster import run as cluster_run
-
-    if args.detach and args.checkpoint:
-        raise ValueError("--checkpoint fetches when the run ends, but --detach does not wait for it; omit one")
-    return cluster_run.run(
-        request, target, detach=args.detach, results=args.results, checkpoint=args.checkpoint, force=args.force
-    )
 
 
 def check_parser() -> argparse.ArgumentParser:
@@ -88,35 +46,16 @@ def check_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", metavar="GPUS", help="free GPUs of each node: 8,8 or 2x8 (default: not checked)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--print-config", action="store_true", help="print the resolved experiment first")
-    parser.add_argument(
-        "--on", choices=["local", "ray", "slurm"], default="local", help="ray, slurm: ask the cluster for nodes"
-    )
-    add_slurm(parser)
-    add_ray(parser)
+    add_place(parser, "check", "where the run would execute")
     parser.set_defaults(action=check_action)
     return parser
 
 
 def check_action(args: argparse.Namespace) -> int:
     """Check whether an experiment fits."""
-    if args.on != "local":
-        for option in ("gpu", "nodes", "json", "print_config"):
-            if getattr(args, option):
-                raise ValueError(f"--{option.replace('_', '-')} does not apply to --on {args.on}; omit it")
-    if args.on == "slurm":
-        from areal_launcher.places.slurm import inspect_run
-
-        return inspect_run.check(slurm_request(args))
-    refuse_without_slurm(args)
-    if args.on == "ray":
-        return check_on_ray(args)
-    refuse_without_ray(args)
-    from areal_launcher.check import CheckOptions, check
-
-    if args.json and args.print_config:
-        raise ValueError("--json prints the report alone; leave out --print-config")
-    options = CheckOptions(args.gpu, args.nodes, as_json=args.json, print_config=args.print_config)
-    return check(Request.parse(args.items, args.config), options)
+    place = place_of(args)
+    refuse_other_options(args, place, check=True)
+    return place.check(args)
 
 
 def eval_parser() -> argparse.ArgumentParser:
@@ -173,15 +112,19 @@ def status_parser() -> argparse.ArgumentParser:
     """``grpo status``."""
     parser = command_parser("status", STATUS)
     add_run(parser, nargs="?")
-    add_status(parser)
-    add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
+    parser.add_argument(
+        "--json", action="store_true", help="print the state of RUN as JSON, with the same keys everywhere"
+    )
+    add_place(parser, "status", "where the run is")
     parser.set_defaults(action=status_action)
     return parser
 
 
 def status_action(args: argparse.Namespace) -> int:
-    """Show a run directory or experiments in a cluster."""
-    return show_status(args, cluster_target(args))
+    """Show the state of a run, or of all that a place lists."""
+    if args.json and args.run is None:
+        raise ValueError("--json prints the state of one run: give RUN")
+    return place_of(args).status(args)
 
 
 def logs_parser() -> argparse.ArgumentParser:
@@ -201,47 +144,19 @@ def logs_parser() -> argparse.ArgumentParser:
         help="number of last lines per log (default: 50)",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
-    add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
-    parser.set_defaults(action=logs_action)
+    add_place(parser, "logs", "where the run is")
+    parser.set_defaults(action=lambda args: place_of(args).logs(args))
     return parser
-
-
-def logs_action(args: argparse.Namespace) -> int:
-    """Print logs of local processes, of a job's steps or of pods."""
-    target = cluster_target(args)
-    options = {"component": args.component, "process": args.process, "lines": args.lines, "follow": args.follow}
-    if target is None:
-        from areal_launcher.core.logs import logs as local_logs
-
-        return local_logs(path(args.run), **options)
-    from areal_launcher.cluster import logs as cluster_logs
-
-    return cluster_logs.logs(args.run, target, **options)
 
 
 def stop_parser() -> argparse.ArgumentParser:
     """``grpo stop``."""
     parser = command_parser("stop", STOP)
     add_run(parser)
-    add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
+    add_place(parser, "stop", "where the run is")
     parser.add_argument("--now", action="store_true", help="do not wait for a recovery checkpoint")
-    parser.set_defaults(action=stop_action)
+    parser.set_defaults(action=lambda args: place_of(args).stop(args))
     return parser
-
-
-def stop_action(args: argparse.Namespace) -> int:
-    """End a run."""
-    if args.on == "slurm":
-        cluster_target(args)
-        from areal_launcher.places.slurm import inspect_run
-
-        return inspect_run.stop(path(args.run), now=args.now)
-    target = cluster_target(args)
-    if target is None:
-        return commands.stop(path(args.run), now=args.now)
-    from areal_launcher.cluster import control
-
-    return control.stop(args.run, target, now=args.now)
 
 
 def scale_parser() -> argparse.ArgumentParser:
@@ -249,19 +164,9 @@ def scale_parser() -> argparse.ArgumentParser:
     parser = command_parser("scale", SCALE)
     add_run(parser)
     parser.add_argument("servers", metavar="N", type=server_count, help="number of servers")
-    add_target(parser, "where the run is: local (default), kubernetes, ray or slurm")
-    parser.set_defaults(action=scale_action)
+    add_place(parser, "scale", "where the run is")
+    parser.set_defaults(action=lambda args: place_of(args).scale(args))
     return parser
-
-
-def scale_action(args: argparse.Namespace) -> int:
-    """Change the number of servers."""
-    target = cluster_target(args)
-    if target is None:
-        return commands.scale(path(args.run), args.servers)
-    from areal_launcher.cluster import control
-
-    return control.scale(args.run, target, args.servers)
 
 
 def crd_parser() -> argparse.ArgumentParser:
@@ -290,22 +195,9 @@ def resume_parser() -> argparse.ArgumentParser:
     """``grpo resume``."""
     parser = command_parser("resume", RESUME)
     add_run(parser)
-    add_target(parser, "where the run is")
-    parser.set_defaults(action=resume_action)
+    add_place(parser, "resume", "where the run is")
+    parser.set_defaults(action=lambda args: place_of(args).resume(args))
     return parser
-
-
-def resume_action(args: argparse.Namespace) -> int:
-    """Continue a suspended experiment."""
-    if args.on != "kubernetes":
-        raise ValueError(
-            f"--on {args.on}: grpo run with the same experiment continues a run; resume needs --on kubernetes"
-        )
-    target = cluster_target(args)
-    assert target is not None
-    from areal_launcher.cluster import control
-
-    return control.resume(args.run, target)
 
 
 COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
@@ -360,32 +252,25 @@ def add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("run", metavar="RUN", nargs=nargs, help=f"{RUN_DIR}; with --on kubernetes the experiment name")
 
 
-def add_target(parser: argparse.ArgumentParser, description: str) -> None:
-    """Add --on and the options that select a cluster."""
-    parser.add_argument("--on", choices=PLACES, default="local", help=description)
-    parser.add_argument("--namespace", metavar="NAME", help="namespace in the cluster (default: the context's)")
-    parser.add_argument("--context", metavar="NAME", help="context of the kubeconfig (default: the current one)")
-    parser.add_argument(
-        "--kubeconfig", type=expand_home, metavar="FILE", help="default: $KUBECONFIG, else ~/.kube/config"
-    )
+def add_place(parser: argparse.ArgumentParser, command: str, description: str) -> None:
+    """Add --on and the options of the places."""
+    names = list(places())
+    help_text = f"{description}: {listed(names).replace('local', 'local (this machine, default)', 1)}"
+    parser.add_argument("--on", choices=names, default="local", help=help_text)
+    for place in places().values():
+        place.add_options(parser, command)
 
 
 def add_local_only(parser: argparse.ArgumentParser) -> None:
     """Accept --on for a local-only command, so that it can explain itself."""
-    parser.add_argument("--on", choices=PLACES, default="local", help=argparse.SUPPRESS)
+    parser.add_argument("--on", choices=list(places()), default="local", help=argparse.SUPPRESS)
 
 
-def cluster_target(args: argparse.Namespace) -> ClusterTarget | None:
-    """The selected cluster; None for this machine. Raises ``ValueError`` for conflicting options."""
-    options = {"--namespace": args.namespace, "--context": args.context, "--kubeconfig": args.kubeconfig}
-    if args.on != "kubernetes":
-        refuse_without_cluster(**options)
-        return None
-    try:
-        from areal_launcher.cluster.client import ClusterTarget
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--on kubernetes requires {error.name}: pip install 'areal-k8s[kubernetes]'") from error
-    return ClusterTarget(args.kubeconfig, args.context, args.namespace)
+def place_of(args: argparse.Namespace) -> PlaceCommands:
+    """The place of --on. Raises ``ValueError`` for an option that it does not take."""
+    place = places()[args.on]
+    refuse_other_options(args, place)
+    return place
 
 
 def path(text: str) -> Path:
@@ -412,13 +297,6 @@ def port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text[:6]) < 2**16:
         raise argparse.ArgumentTypeError(f"{text} is not a port; give 1 to 65535")
     return int(text)
-
-
-def refuse_without_cluster(**options: object) -> None:
-    """Raise ``ValueError`` for options that apply only to a cluster."""
-    for option, value in options.items():
-        if value:
-            raise ValueError(f"{option} applies only to a cluster; add --on kubernetes")
 
 
 def top_parser() -> argparse.ArgumentParser:

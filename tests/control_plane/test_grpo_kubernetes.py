@@ -488,4 +488,4 @@ def test_local_commands_explain_the_alternative_in_a_cluster(capfd: pytest.Captu
     assert cli.main(["eval", "somewhere", "--on", "kubernetes"]) == 2
     assert "set config.valid_dataset and config.evaluator.freq_steps" in capfd.readouterr().err
     assert cli.main(["status", "somewhere", "--namespace", "x"]) == 2
-    assert "--namespace applies only to a cluster; add --on kubernetes" in capfd.readouterr().err
+    assert "--namespace applies only to Kubernetes; add --on kubernetes" in capfd.readouterr().err

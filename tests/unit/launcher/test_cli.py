@@ -23,18 +23,23 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path, capfd: pytest.Capt
 
 
 def test_cluster_options_are_refused_for_a_local_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for option in (["--detach"], ["--results", "x"], ["--context", "x"]):
+    assert cli.main(["run", "experiment.yaml", "--detach"]) == 2
+    assert "--detach applies only to a cluster; add --on kubernetes, ray or slurm" in capfd.readouterr().err
+    for option in (["--results", "x"], ["--context", "x"]):
         assert cli.main(["run", "experiment.yaml", *option]) == 2
-        assert f"{option[0]} applies only to a cluster; add --on kubernetes" in capfd.readouterr().err
+        assert f"{option[0]} applies only to Kubernetes; add --on kubernetes" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--context", "x"], ["--checkpoint"]])
-def test_options_that_mean_nothing_on_ray_are_refused(option: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "experiment.yaml", "--on", "ray", *option]) == 2
-    assert f"{option[0]} does not apply to --on ray; omit it" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("place", ["local", "kubernetes"])
-def test_the_address_of_a_ray_cluster_is_refused_elsewhere(place: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "experiment.yaml", "--on", place, "--address", "x:1"]) == 2
-    assert "--address applies only to Ray; add --on ray" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("place", "option"),
+    [
+        ("ray", ["--context", "x"]),
+        ("ray", ["--checkpoint"]),
+        ("kubernetes", ["--address", "x:1"]),
+        ("kubernetes", ["--port", "1"]),
+        ("slurm", ["--results", "x"]),
+    ],
+)
+def test_options_of_another_place_are_refused(place: str, option: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "experiment.yaml", "--on", place, *option]) == 2
+    assert f"{option[0]} does not apply to --on {place}; omit it" in capfd.readouterr().err

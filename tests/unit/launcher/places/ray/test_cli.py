@@ -1,4 +1,4 @@
-"""The options of ``--on ray``."""
+"""``grpo --on ray`` on the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_options_reach_the_run(experiment_path: Path, monkeypatch: pytest.Mo
     ("arguments", "message"),
     [
         (["run", "--address", "10.0.0.1:6379"], "--address applies only to Ray; add --on ray"),
-        (["run", "--on", "ray", "--partition", "gpu"], "--partition applies only to Slurm; add --on slurm"),
+        (["run", "--on", "ray", "--partition", "gpu"], "--partition does not apply to --on ray; omit it"),
         (["run", "--on", "ray", "--checkpoint"], "--checkpoint does not apply to --on ray; omit it"),
         (["run", "--on", "ray", "--namespace", "x"], "--namespace does not apply to --on ray; omit it"),
         (["check", "--on", "ray", "--nodes", "8"], "--nodes does not apply to --on ray; omit it"),

@@ -1,4 +1,4 @@
-"""The options of ``--on slurm``."""
+"""``grpo --on slurm`` on the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from areal_launcher import cli
-from areal_launcher.cli_slurm import slurm_request
+from areal_launcher.places.slurm.cli import request
 
 
 def test_options_are_short_forms_of_keys_and_reach_the_experiment(experiment_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_options_are_short_forms_of_keys_and_reach_the_experiment(experiment_pat
         "--sbatch=-x",
     ]
     args = cli.run_parser().parse_intermixed_args([str(experiment_path), "--on", "slurm", *options])
-    slurm = slurm_request(args).load().spec.slurm
+    slurm = request(args).load().spec.slurm
     assert (slurm.partition, slurm.time, slurm.container_image, slurm.args) == (
         "gpu",
         "8:00:00",
