@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from areal_launcher.request import Request
 
 FITS, PROBLEMS = 0, 1
 MAX_NODES = 4096
+MAX_NODE_GPUS = 64
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,16 @@ def parse_nodes(text: str) -> list[int]:
     """Free GPUs of each node: ``8,8,4``, or ``16x8`` for 16 nodes of 8. Raises ``ValueError`` with the value."""
     found: list[int] = []
     for part in text.split(","):
-        count, _, gpus = part.strip().rpartition("x")
-        if not gpus.isdecimal() or len(gpus) > 4 or (count and (not count.isdecimal() or int(count[:9]) > MAX_NODES)):
+        match = re.fullmatch(r"(?:([0-9]{1,4})x)?([0-9]{1,4})", part.strip())
+        if match is None:
             raise ValueError(f"--nodes is {text!r}; write the free GPUs of each node, for example 8,8 or 4x8")
-        found += [int(gpus)] * int(count or 1)
-    if len(found) > MAX_NODES:
-        raise ValueError(f"--nodes names {len(found)} nodes; at most {MAX_NODES} are checked")
+        if int(match[2]) > MAX_NODE_GPUS:
+            raise ValueError(
+                f"--nodes is {text!r}, with {match[2]} GPUs of a node; at most {MAX_NODE_GPUS} are checked"
+            )
+        found += [int(match[2])] * int(match[1] or 1)
+        if len(found) > MAX_NODES:
+            raise ValueError(f"--nodes names more than {MAX_NODES} nodes, the most that are checked")
     return found
 
 

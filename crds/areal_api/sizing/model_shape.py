@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api.sizing.families import FAMILIES, LLAMA, Family
-from areal_api.sizing.trained_types import logit_changes
+from areal_api.sizing.trained_types import is_causal_lm, logit_changes, trained_types
 
 MAX_CONFIG_BYTES = 4 * 2**20
 # Largest sizes that are taken for a model's; the largest published ones are below a tenth of them.
@@ -169,6 +169,9 @@ def _kind(config: Mapping[str, Any]) -> str:
         raise MissingSizeError("model_type is missing, so transformers cannot load the model")
     if not isinstance(kind, str):
         raise ValueError(f"model_type is {shown(kind)}, which is not a string")
+    if not is_causal_lm(kind):
+        version = trained_types()["transformers"]
+        raise MissingSizeError(f"model_type is {shown(kind)}, no causal language model of transformers {version}")
     return kind
 
 

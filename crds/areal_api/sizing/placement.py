@@ -27,7 +27,22 @@ def pods_of(spec: ExperimentSpec) -> list[Pod]:
 
 
 def unplaced(pods: Sequence[Pod], nodes: Sequence[int]) -> list[Pod]:
-    """The pods that find no node, if each goes to the fullest node on which it fits. ``nodes``: free GPUs of each."""
+    """The pods that find no node if they are packed as tightly as possible. ``nodes``: free GPUs of each.
+
+    Pods have at most two sizes, those of trainer and servers. If the larger is a multiple of the smaller, no packing
+    leaves fewer pods than the best-fitting one, which gives each pod, the largest first, the fullest node on which it
+    fits.
+    """
+    left = _best_fit(pods, nodes)
+    sizes = sorted({pod.gpus for pod in pods}, reverse=True)
+    if not left or len(sizes) < 2 or sizes[0] % sizes[1] == 0:
+        return left
+    large, small = ([pod for pod in pods if pod.gpus == size] for size in sizes)
+    placed = _most_small(len(large), sizes[0], sizes[1], nodes)
+    return [*large[len(placed) - 1 :], *small[placed[-1] :]]
+
+
+def _best_fit(pods: Sequence[Pod], nodes: Sequence[int]) -> list[Pod]:
     free = list(nodes)
     left: list[Pod] = []
     for pod in sorted(pods, key=lambda pod: -pod.gpus):
@@ -37,3 +52,16 @@ def unplaced(pods: Sequence[Pod], nodes: Sequence[int]) -> list[Pod]:
             continue
         free[min(fitting, key=lambda index: free[index])] -= pod.gpus
     return left
+
+
+def _most_small(count: int, large: int, small: int, nodes: Sequence[int]) -> list[int]:
+    """Element n: how many pods of ``small`` GPUs fit beside n pods of ``large`` GPUs; n up to ``count``."""
+    most = [0]
+    for free in nodes:
+        longer = [-1] * min(count + 1, len(most) + free // large)
+        for before, number in enumerate(most):
+            for here in range(min(free // large, count - before) + 1):
+                found = number + (free - here * large) // small
+                longer[before + here] = max(longer[before + here], found)
+        most = longer
+    return most

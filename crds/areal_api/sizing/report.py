@@ -27,6 +27,7 @@ from areal_api.sizing.trainer_memory import TrainerMemory, trainer_memory
 
 GIB = 2**30
 UNKNOWN_GPU = "GPU memory: the GPU is unknown; name it with grpo check --gpu, or in trainer.nodeSelector"
+MAX_LISTED = 16
 REFERENCE_GPU = "H100-80GB"  # for the servers' KV cache if the GPU is unknown
 
 
@@ -264,13 +265,20 @@ def placement_problems(spec: ExperimentSpec, nodes: Sequence[int] | None) -> Ite
     """Pods that find no node with enough free GPUs, even if the others are packed as tightly as possible."""
     if nodes is None:
         return
-    left = unplaced(pods_of(spec), nodes)
+    one_node = "ReadWriteMany" not in spec.storage.access_modes
+    left = unplaced(pods_of(spec), sorted(nodes)[-1:] if one_node else nodes)
     if left:
         names = ", ".join(f"{pod.name} ({pod.gpus} GPUs)" for pod in left[:4]) + (", …" if len(left) > 4 else "")
+        why = ", and storage.accessModes [ReadWriteOnce] keeps all pods on one of them" if one_node else ""
         yield (
-            f"no node has room for {names}: the nodes have {', '.join(map(str, nodes)) or 'no'} GPUs free; lower "
+            f"no node has room for {names}: the nodes have {_listed(nodes)} GPUs free{why}; lower "
             "servers.replicas, servers.tensorParallel or trainer.processesPerNode"
         )
+
+
+def _listed(nodes: Sequence[int]) -> str:
+    shown = ", ".join(map(str, nodes[:MAX_LISTED])) or "no"
+    return f"{shown}, …" if len(nodes) > MAX_LISTED else shown
 
 
 def gib(size_bytes: int) -> str:

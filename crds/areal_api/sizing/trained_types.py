@@ -26,6 +26,13 @@ def reason_for(kind: str, how: str) -> str | None:
     return next((reason for reason, kinds in trained_types()[how].items() if kind in kinds), None)
 
 
+def is_causal_lm(kind: str) -> bool:
+    """Whether transformers, in the version of the trainer, has a causal language model of the type."""
+    found = trained_types()
+    listed = [*found["padded"].values(), *found["refused"].values()]
+    return any(kind in kinds for kinds in (found["packed"], found["unbuilt"], *listed))
+
+
 def training_problem(kind: str, *, attn_impl: str | None, logit_changes: tuple[str, ...] | None = None) -> str | None:
     """Why the trainer will refuse models of the type ``kind`` (of transformers), with the fix; None if it will not.
 

@@ -77,7 +77,7 @@ def test_nodes_are_numbers_of_gpus(text: str, nodes: list[int]) -> None:
     assert parse_nodes(text) == nodes
 
 
-@pytest.mark.parametrize("text", ["", "x", "8x", "-1", "8,,8", "9999999x8", "2x8x8", "1e9"])
+@pytest.mark.parametrize("text", ["", "x", "8x", "-1", "8,,8", "9999999x8", "2x8x8", "1e9", "65", "9999x64", "٤"])
 def test_other_nodes_are_refused_with_the_value(text: str) -> None:
     with pytest.raises(ValueError, match="--nodes"):
         parse_nodes(text)

@@ -112,7 +112,14 @@ def test_a_missing_size_is_named(key: str) -> None:
         ModelShape.of_config({name: value for name, value in QWEN25_7B.items() if name != key})
 
 
-@pytest.mark.parametrize("kind", ["mamba2", "bloom", "my_model"])
+@pytest.mark.parametrize("kind", ["llava", "t5", "my_model", "x" * 1000])
+def test_a_type_that_the_trainer_cannot_load_is_not_taken_for_llama(kind: str) -> None:
+    with pytest.raises(MissingSizeError, match=r"model_type is .*, no causal language model of transformers") as error:
+        ModelShape.of_config({"model_type": kind, "text_config": QWEN25_7B})
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "bloom"])
 def test_a_type_whose_sizes_are_unknown_is_not_taken_for_llama(kind: str) -> None:
     with pytest.raises(MissingSizeError, match=f"model_type is '{kind}', a type of model whose sizes") as error:
         ModelShape.of_config({**QWEN25_7B, "model_type": kind})

@@ -78,6 +78,41 @@ def test_a_trainer_pod_that_finds_no_node_is_named() -> None:
     assert problem.startswith("no node has room for trainer-0 (8 GPUs): the nodes have 4, 4 GPUs free")
 
 
+def test_a_volume_that_one_node_can_mount_keeps_all_pods_on_one_node() -> None:
+    once = {
+        "storage": {"accessModes": ["ReadWriteOnce"]},
+        "servers": {"replicas": 4},
+        "trainer": {"processesPerNode": 4},
+    }
+    assert checked(spec(**once), nodes=[4, 8]).fits
+    (problem,) = checked(spec(**once), nodes=[4, 7]).problems
+    assert problem.startswith(
+        "no node has room for server-3 (1 GPUs): the nodes have 4, 7 GPUs free, and storage.access"
+    )
+
+
+def test_the_free_gpus_of_many_nodes_are_cut() -> None:
+    (problem,) = checked(spec(trainer={"processesPerNode": 8}), nodes=[4] * 4096).problems
+    assert "4, 4, … GPUs free" in problem
+    assert len(problem) < 300
+
+
+def test_a_sequence_for_which_the_rotary_embedding_depends_on_the_pass_is_refused() -> None:
+    long_rope = {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1500}
+    model = ModelShape.of_config({**qwen25("Qwen2.5-1.5B"), **long_rope})
+    (problem,) = size_up(spec(), model, Surroundings(gpu=H100)).problems
+    assert "a sequence can have 2048 tokens" in problem
+    assert problem.endswith("set gconfig.max_tokens=1500")
+    shorter = {"gconfig": {"n_samples": 4, "max_new_tokens": 1024, "max_tokens": 1500}}
+    assert size_up(spec(config=shorter), model, Surroundings(gpu=H100)).fits
+
+
+def test_a_type_that_is_refused_is_a_problem_also_if_its_sizes_are_unknown() -> None:
+    report = size_up(spec(), UnknownModel("unknown sizes", "deepseek_v3"), Surroundings(gpu=H100))
+    (problem,) = report.problems
+    assert "does not train this model of type deepseek_v3" in problem
+
+
 def test_a_sequence_longer_than_a_microbatch_is_refused_with_both_lengths() -> None:
     (problem,) = checked(spec(actor={"mb_spec": {"max_tokens_per_mb": 2000}})).problems
     assert "max_tokens_per_mb is 2000, but a sequence can have 2048 tokens" in problem

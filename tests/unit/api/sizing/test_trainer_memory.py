@@ -30,6 +30,12 @@ SIMULATED = [
     ("Qwen2.5-7B", None, 16, 16_384, True, 21.23),
     ("Qwen2.5-32B", None, 8, 16_384, True, 92.48),
     ("Qwen2.5-32B", None, 16, 16_384, True, 59.72),
+    ("Qwen2.5-1.5B", None, 1, 16_384, True, 29.69),
+    ("Qwen2.5-1.5B", None, 8, 16_384, True, 8.17),
+    ("Qwen2.5-7B", None, 2, 16_384, True, 74.54),
+    ("Qwen2.5-32B", None, 1, 16_384, True, 550.20),
+    ("Qwen2.5-32B", None, 2, 16_384, True, 289.06),
+    ("Qwen2.5-32B", None, 4, 16_384, True, 158.01),
 ]
 
 
