@@ -27,6 +27,9 @@ from areal_api.sizing.trainer_memory import TrainerMemory, trainer_memory
 
 GIB = 2**30
 UNKNOWN_GPU = "GPU memory: the GPU is unknown; name it with grpo check --gpu, or in trainer.nodeSelector"
+EAGER = (
+    "memory of attention: actor.attn_impl eager keeps the attention weights of whole sequences, which are not computed"
+)
 MAX_LISTED = 16
 REFERENCE_GPU = "H100-80GB"  # for the servers' KV cache if the GPU is unknown
 
@@ -135,7 +138,8 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         *placement_problems(spec, where.nodes),
     )
     compared = where.gpu is not None or (trainer is None and server is None)
-    not_checked = () if compared else (UNKNOWN_GPU,)
+    eager = trainer is not None and config.actor.attn_impl == "eager"
+    not_checked = (*(() if compared else (UNKNOWN_GPU,)), *((EAGER,) if eager else ()))
     return Report(problems, warnings, not_checked, tokens, trainer, server, disk)
 
 

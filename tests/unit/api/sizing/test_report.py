@@ -107,6 +107,12 @@ def test_a_sequence_for_which_the_rotary_embedding_depends_on_the_pass_is_refuse
     assert size_up(spec(config=shorter), model, Surroundings(gpu=H100)).fits
 
 
+def test_attention_that_keeps_its_weights_is_not_checked() -> None:
+    (reason,) = checked(spec(actor={"attn_impl": "eager"})).not_checked
+    assert "attn_impl eager keeps the attention weights" in reason
+    assert checked(spec(actor={"attn_impl": "eager"}, trainer={"device": "cpu"})).not_checked == ()
+
+
 def test_a_type_that_is_refused_is_a_problem_also_if_its_sizes_are_unknown() -> None:
     report = size_up(spec(), UnknownModel("unknown sizes", "deepseek_v3"), Surroundings(gpu=H100))
     (problem,) = report.problems
