@@ -69,7 +69,9 @@ def test_without_a_gpu_the_report_says_what_was_not_compared(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["check", str(experiment)]) == 0
-    assert "the GPU is unknown; name it with grpo check --gpu" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "the GPU is unknown; name it with grpo check --gpu" in printed
+    assert "✓ what could be checked fits" in printed
 
 
 @pytest.mark.parametrize(("text", "nodes"), [("8", [8]), ("8,4", [8, 4]), ("2x8", [8, 8]), ("2x8,1", [8, 8, 1])])
@@ -92,3 +94,32 @@ def test_a_model_that_the_hub_does_not_have_names_the_fix(
     error = capsys.readouterr().err
     assert "actor.path 'nobody/nothing-9d1' cannot be read from the hub" in error
     assert "its weights are not needed" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        ("hello", 2, "config.json is not valid JSON"),
+        ("[]", 2, "config.json must hold a JSON object, not list"),
+        ("{}", 2, "config.json: model_type is missing"),
+        ('{"model_type": "qwen2"}', 2, "config.json: hidden_size is missing"),
+        ('{"model_type": "llava", "text_config": {"model_type": "llama"}}', 2, "no causal language model"),
+        (
+            json.dumps({**qwen25("Qwen2.5-7B"), "num_hidden_layers": 10**9}),
+            2,
+            "num_hidden_layers is 1000000000",
+        ),
+        (json.dumps({**qwen25("Qwen2.5-7B"), "num_attention_heads": 27}), 2, "does not divide"),
+        ('{"model_type": "deepseek_v3"}', 1, "does not train this model of type deepseek_v3"),
+        ('{"model_type": "bloom"}', 1, "set config.actor.attn_impl=eager"),
+    ],
+)
+def test_a_model_that_cannot_be_sized_or_trained_gives_one_clear_error(
+    experiment: Path, capsys: pytest.CaptureFixture[str], content: str, status: int, message: str
+) -> None:
+    (experiment.parent / "model" / "config.json").write_text(content)
+    assert main(["check", str(experiment), "--gpu", "H100-80GB"]) == status
+    printed = capsys.readouterr()
+    assert message in (printed.err if status == 2 else printed.out)
+    if status == 2:
+        assert len(printed.err.splitlines()) == 1
