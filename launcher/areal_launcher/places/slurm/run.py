@@ -171,8 +171,12 @@ class Follower:
 
     def _explain(self, state: str, job: commands.Job | None) -> str:
         again = "; run the same command to continue from the last checkpoint"
-        if state == "FAILED" and self._journal.ended is None and not self._output():
+        if state == "FAILED" and self._journal.ended is None:
             nodes = job.batch_host if job is not None else "its node"
+            if read_start(self._directory, self._job.id) is not None:
+                return f": the launcher of the run was killed on {nodes}{again}"
+            if self._output():
+                return ""
             return (
                 f" before it could report anything: {nodes} may not see {self._directory}; set cluster.fileroot to a "
                 "directory that all nodes share"

@@ -77,6 +77,16 @@ def test_a_job_that_could_not_report_is_explained(
         follow(tmp_path, monkeypatch, state, RecordingDisplay())
 
 
+def test_a_killed_launcher_is_told_from_a_job_that_never_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_dir(tmp_path).mkdir()
+    write_start(tmp_path, "7", time.time())
+    Journal(tmp_path).message("training")
+    with pytest.raises(RunError, match=r"FAILED: the launcher of the run was killed on n1; run the same command"):
+        follow(tmp_path, monkeypatch, "FAILED", RecordingDisplay())
+
+
 def test_the_output_of_a_failed_script_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output_file(tmp_path).parent.mkdir()
     output_file(tmp_path).write_text("python: not found\n")
