@@ -53,6 +53,17 @@ def _attention_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str
         )
 
 
+def server_warnings(spec: ExperimentSpec) -> Iterator[str]:
+    """Settings with which SGLang may not start on a GPU."""
+    sglang, others = spec.config.sglang, {name.replace("-", "_") for name in spec.servers.args}
+    chosen = sglang.attention_backend is not None or "attention_backend" in others
+    if spec.servers.device == "cuda" and sglang.dtype == "float32" and not chosen:
+        yield (
+            "sglang.dtype is float32, which SGLang's default attention on GPUs does not take; set "
+            "config.sglang.dtype=bfloat16, or config.sglang.attention_backend=triton"
+        )
+
+
 def useless_settings(spec: ExperimentSpec) -> Iterator[str]:
     """Settings that are valid and do nothing together with others."""
     config, trainer = spec.config, spec.trainer

@@ -13,7 +13,7 @@ from areal_api.actor import PPOActorConfig
 from areal_api.config import GRPOConfig, WorkflowConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.quantities import quantity_bytes
-from areal_api.sizing.combinations import combination_problems, tensor_parallel_sizes, useless_settings
+from areal_api.sizing.combinations import combination_problems, server_warnings, tensor_parallel_sizes, useless_settings
 from areal_api.sizing.disk import DiskUse, disk_use
 from areal_api.sizing.fixes import trainer_fix
 from areal_api.sizing.gpus import GPUS, Gpu
@@ -30,6 +30,7 @@ UNKNOWN_GPU = "GPU memory: the GPU is unknown; name it with grpo check --gpu, or
 EAGER = (
     "memory of attention: actor.attn_impl eager keeps the attention weights of whole sequences, which are not computed"
 )
+LONGER_CONTEXT = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"  # a variable of SGLang
 MAX_LISTED = 16
 REFERENCE_GPU = "H100-80GB"  # for the servers' KV cache if the GPU is unknown
 
@@ -103,7 +104,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
     """Compute what ``spec`` needs with ``model``, and compare it with ``where``."""
     config = spec.config
     tokens = tokens_per_microbatch(spec)
-    warnings = (*useless_settings(spec), *length_warnings(config))
+    warnings = (*useless_settings(spec), *length_warnings(config), *server_warnings(spec))
     if isinstance(model, UnknownModel):
         refused = training_problem(model.kind, attn_impl=config.actor.attn_impl)
         problems = (
@@ -130,7 +131,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
     problems = (
         *where.problems,
         *microbatch_problems(config),
-        *model_length_problems(config, model),
+        *model_length_problems(spec, model),
         *combination_problems(spec, model),
         *trainer_problems(spec, model, trainer, where.gpu, tokens),
         *server_problems(spec, model, server, where.gpu),
@@ -188,16 +189,24 @@ def length_warnings(config: GRPOConfig) -> Iterator[str]:
         )
 
 
-def model_length_problems(config: GRPOConfig, shape: ModelShape) -> Iterator[str]:
+def model_length_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:
     """Sequences that the model was not made for. A context_length that is too short is refused by the experiment."""
-    longest = longest_sequence(config)
+    config = spec.config
+    longest, context = longest_sequence(config), config.sglang.context_length
     if shape.longest_packed is not None and longest > shape.longest_packed:
         yield (
             f"a sequence can have {longest} tokens ({_length_keys(config)}), but beyond {shape.longest_packed} the "
             "rotary embedding of this model depends on the longest sequence of a pass, which ends the run; set "
             f"gconfig.max_tokens={shape.longest_packed}"
         )
-    if config.sglang.context_length is None and shape.longest is not None and longest > shape.longest:
+    if shape.longest is None or any(entry.get("name") == LONGER_CONTEXT for entry in spec.servers.env):
+        return
+    if context is not None and context > shape.longest:
+        yield (
+            f"sglang.context_length is {context}, but the model was made for {shape.longest} "
+            f"(max_position_embeddings); set it to at most that, or the variable {LONGER_CONTEXT}=1 in servers.env"
+        )
+    elif context is None and longest > shape.longest:
         yield (
             f"a sequence can have {longest} tokens ({_length_keys(config)}), but the model was made for "
             f"{shape.longest} (max_position_embeddings); set gconfig.max_tokens={shape.longest}"

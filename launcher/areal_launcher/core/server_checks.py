@@ -8,9 +8,8 @@ from typing import Any
 
 from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.combinations import tensor_parallel_sizes
+from areal_api.sizing.report import LONGER_CONTEXT
 from areal_launcher.bounded_files import read_object
-
-LONGER_CONTEXT = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"
 
 
 def check_servers(spec: ExperimentSpec, *, cores: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.gpus import GPUS, Gpu
 from areal_api.sizing.model_shape import ModelShape
-from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up, tokens_per_microbatch
+from areal_api.sizing.report import LONGER_CONTEXT, Report, Surroundings, UnknownModel, size_up, tokens_per_microbatch
 from benchmarks.memory import qwen25
 
 H100 = GPUS["H100-80GB"]
@@ -105,6 +105,29 @@ def test_a_sequence_for_which_the_rotary_embedding_depends_on_the_pass_is_refuse
     assert problem.endswith("set gconfig.max_tokens=1500")
     shorter = {"gconfig": {"n_samples": 4, "max_new_tokens": 1024, "max_tokens": 1500}}
     assert size_up(spec(config=shorter), model, Surroundings(gpu=H100)).fits
+
+
+@pytest.mark.parametrize(
+    ("context", "name", "fits"), [(4096, "", True), (4097, "", False), (4097, LONGER_CONTEXT, True)]
+)
+def test_a_context_beyond_the_models_positions_is_refused_unless_sglang_allows_it(
+    context: int, name: str, fits: bool
+) -> None:
+    model = ModelShape.of_config({**qwen25("Qwen2.5-1.5B"), "max_position_embeddings": 4096})
+    env = [{"name": name, "value": "1"}] if name else []
+    experiment = spec(config={"sglang": {"context_length": context}}, servers={"env": env})
+    report = size_up(experiment, model, Surroundings(gpu=H100))
+    assert report.fits is fits
+    assert fits or report.problems[0].startswith(f"sglang.context_length is {context}, but the model was made for 4096")
+
+
+def test_a_type_that_sglangs_kernels_do_not_take_is_a_warning() -> None:
+    single = {"dtype": "float32"}
+    (warning,) = checked(spec(config={"sglang": single})).warnings
+    assert "config.sglang.attention_backend=triton" in warning
+    assert checked(spec(config={"sglang": {**single, "attention_backend": "triton"}})).warnings == ()
+    for servers in ({"args": {"attention-backend": "triton"}}, {"device": "cpu"}):
+        assert checked(spec(config={"sglang": single}, servers=servers)).warnings == ()
 
 
 def test_attention_that_keeps_its_weights_is_not_checked() -> None:
