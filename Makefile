@@ -19,14 +19,12 @@ VENV := .venv
 UV := .bin/uv/bin/uv
 READY := $(VENV)/.ready-$(DEVICE)
 comma := ,
-AWORLD := .bin/aworld/.ready
-FRAMEWORKS := .bin/frameworks/.ready
 RAY := $(VENV)/.ready-ray
 TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld frameworks ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm faults-ray hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld frameworks verifiers agents ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm faults-ray hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -51,17 +49,18 @@ $(READY): $(UV) pyproject.toml constraints.txt sglang_image/cpu-excludes.txt
 	@$(if $(filter cuda,$(DEVICE)),images/cuda_toolkit.sh $(VENV)/bin/python >/dev/null)
 	@touch $@
 
-aworld: $(AWORLD) ## Create .bin/aworld/, with the agent framework AWorld.
+aworld: .bin/aworld/.ready ## Create .bin/aworld/, with the agent framework AWorld.
 
-$(AWORLD): $(UV) examples/aworld/setup.sh examples/aworld/requirements.txt
-	@examples/aworld/setup.sh
+frameworks: .bin/frameworks/.ready ## Create .bin/frameworks/, with the OpenAI Agents SDK and pydantic-ai.
+
+verifiers: .bin/verifiers/.ready ## Create .bin/verifiers/, with the PyPI package verifiers.
+
+.bin/%/.ready: examples/requirements/%.txt examples/environment.sh $(UV)
+	@examples/environment.sh $*
 	@touch $@
 
-frameworks: $(FRAMEWORKS) ## Create .bin/frameworks/, with the agent frameworks of the examples.
-
-$(FRAMEWORKS): $(UV) examples/frameworks.sh examples/frameworks.txt
-	@examples/frameworks.sh
-	@touch $@
+agents: setup aworld frameworks verifiers ## Run every agent of the examples on this machine's CPU; its reward must rise.
+	$(VENV)/bin/pytest -s tests/local/test_agent_examples.py
 
 ray: $(RAY) ## Add Ray to .venv/, for grpo run --on ray.
 
@@ -87,7 +86,7 @@ check: setup ## Check lint, formatting, types, import contracts and generated fi
 	$(VENV)/bin/python hack/constraints.py --check
 
 # Tests that need a whole machine run one at a time; the others run in two workers. One summary covers both sessions.
-test: setup aworld frameworks ray ## Run all tests except the scenarios of make e2e, slurm and ray-tests; tests that cannot run here are listed at the end.
+test: setup aworld frameworks verifiers ray ## Run all tests except the scenarios of make agents, e2e, slurm and ray-tests; tests that cannot run here are listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
 	@hack/slurm/install.sh || [ $$? -eq 3 ]
 	@hack/browser/install.sh || [ $$? -eq 3 ]

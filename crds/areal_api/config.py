@@ -278,8 +278,8 @@ class WorkflowConfig(Section):
 
     path: str = Field(
         "areal_trainer.rollout.workflow:RLVRWorkflow",
-        pattern=r"^(openenv:https?://\S+|[\w.]+:[\w.]+)$",
-        description="Workflow or agent class, package.module:Class; or an environment of OpenEnv, openenv:URL.",
+        pattern=r"^(openenv:https?://\S+|verifiers:[\w./@-]+|[\w.]+:[\w.]+)$",
+        description="Workflow or agent class, package.module:Class; or an environment: openenv:URL, verifiers:NAME.",
     )
     kwargs: FreeForm = Field(default_factory=dict, description="More keyword arguments of its constructor.")
 

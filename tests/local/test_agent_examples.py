@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ import pytest
 
 pytestmark = pytest.mark.scenario
 ROOT = Path(__file__).parents[2]
-PYTHON = {"frameworks": ROOT / ".bin/frameworks/bin/python"}
+PYTHON = {name: ROOT / f".bin/{name}/bin/python" for name in ("frameworks", "aworld", "verifiers")}
+VERIFIERS_ROWS = ROOT / "trainer_image/areal_trainer/environments/verifiers_agent.py"
 TIMEOUT_S = 1200
 
 
@@ -26,7 +28,7 @@ def needs(environment: str) -> None:
 
 def run(name: str, folder: Path, *settings: str, agent: list[Any] | None = None) -> list[dict[str, Any]]:
     """The statistics of each step of the example's run, beside which the command ``agent`` runs."""
-    command = [sys.executable, "-m", "areal_launcher.cli", "run", f"examples/{name}/experiment.yaml"]
+    command = [sys.executable, "-m", "areal_launcher.cli", "run", f"examples/{name}"]
     began = time.monotonic()
     with subprocess.Popen(agent, cwd=ROOT) if agent else nullcontext() as beside:
         try:
@@ -57,13 +59,32 @@ def assert_learned(lines: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("name", ["openai_agents", "pydantic_ai_agent"])
 def test_an_agent_of_a_framework_learns(name: str, tmp_path: Path) -> None:
     needs("frameworks")
-    assert_learned(run(name, tmp_path))
+    assert_learned(run(f"{name}/experiment.yaml", tmp_path))
 
 
 def test_an_agent_that_corrects_itself_learns(tmp_path: Path) -> None:
-    assert_learned(run("self_correction", tmp_path))
+    assert_learned(run("self_correction/experiment.yaml", tmp_path))
 
 
 def test_an_agent_in_a_shell_learns(tmp_path: Path) -> None:
     agent = [ROOT / "examples/shell_agent/agent.sh", tmp_path / "shell-agent/trial0"]
-    assert_learned(run("shell_agent", tmp_path, "config.rollout.agent.port=0", agent=agent))
+    assert_learned(run("shell_agent/experiment.yaml", tmp_path, "config.rollout.agent.port=0", agent=agent))
+
+
+def test_an_agent_of_aworld_learns(tmp_path: Path) -> None:
+    needs("aworld")
+    assert_learned(run("aworld/cpu.yaml", tmp_path))
+
+
+def test_a_taskset_of_verifiers_is_learned(tmp_path: Path) -> None:
+    needs("verifiers")
+    rows = subprocess.run(
+        [PYTHON["verifiers"], VERIFIERS_ROWS, "word_problems", "320"], cwd=ROOT, check=True, text=True, timeout=300,
+        stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/examples/verifiers_sums"},
+    ).stdout  # fmt: skip
+    first = json.loads(rows.splitlines()[0])
+    assert (first["task"], first["messages"][0]["role"]) == (0, "user")
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(rows)
+    settings = [f"config.train_dataset.path={tasks}", "config.total_train_epochs=2", "config.total_train_steps=20"]
+    assert_learned(run("verifiers_sums/experiment.yaml", tmp_path, *settings))

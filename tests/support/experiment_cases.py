@@ -155,6 +155,8 @@ CASES = [
         "rollout.agent.python",
     ),
     Case("an environment by URL", {f"{_CONFIG}.workflow.path": "openenv:https://host:8000/base"}),
+    Case("an environment of verifiers", {f"{_CONFIG}.workflow.path": "verifiers:owner/word-sums@1.0"}),
+    Case("an environment of verifiers without its name", {f"{_CONFIG}.workflow.path": "verifiers:"}, "workflow.path"),
     Case("an environment without its URL", {f"{_CONFIG}.workflow.path": "openenv:host:80"}, "workflow.path"),
     Case("a batch named twice alike", {f"{_CONFIG}.rollout.consumer_batch_size": 8}),
     Case(

@@ -28,7 +28,10 @@ from areal_trainer.rollout.gateway_process import GatewayProcess
 from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, load_workflow, with_stop_tokens
 
 # The class that plays the environment "<kind>:<name>" at workflow.path, and the name of its argument <name>.
-ENVIRONMENTS = {"openenv": ("areal_trainer.environments.openenv_agent:OpenEnvAgent", "url")}
+ENVIRONMENTS = {
+    "openenv": ("areal_trainer.environments.openenv_agent:OpenEnvAgent", "url"),
+    "verifiers": ("areal_trainer.environments.verifiers_agent:VerifiersAgent", "taskset"),
+}
 
 
 class Workflows:
@@ -48,7 +51,7 @@ class Workflows:
         path, kwargs = agent_class(config.workflow)
         if config.rollout.agent.mode == "subproc":
             template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
-            pooled = PooledAgent(path=_file_path(path), kwargs=kwargs, config=config.rollout.agent)
+            pooled = PooledAgent(path=worker_path(path), kwargs=kwargs, config=config.rollout.agent)
             self._build_agent(config, engine, tokenizer, pooled, template_kwargs).start(pooled)
             return
         loaded = load_object(path, field="workflow.path")
@@ -113,8 +116,8 @@ def agent_class(workflow: WorkflowConfig) -> tuple[str, dict[str, Any]]:
     return path, {argument: name, **workflow.kwargs}
 
 
-def _file_path(path: str) -> str:
-    """The path for another Python environment, which has no module of this project but can read its file."""
+def worker_path(path: str) -> str:
+    """The path for a worker process in another Python environment: a file, as it has no module of this project."""
     module, _, name = path.partition(":")
     if path not in (environment for environment, _ in ENVIRONMENTS.values()):
         return path
