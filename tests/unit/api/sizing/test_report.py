@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from areal_api.experiment import ExperimentSpec
+from areal_api.sizing.disk import LOGS_BYTES
 from areal_api.sizing.gpus import GPUS, Gpu
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.report import LONGER_CONTEXT, Report, Surroundings, UnknownModel, size_up, tokens_per_microbatch
@@ -156,6 +157,65 @@ def test_prompts_or_turns_without_a_limit_are_a_warning_with_the_key_that_limits
         assert warning.endswith("set gconfig.max_tokens=10240")
     capped = spec(config={"workflow": {"path": "my_agent:Agent"}, "gconfig": {"n_samples": 4, "max_tokens": 10240}})
     assert checked(spec()).warnings == checked(capped).warnings == ()
+
+
+# Longest prompt, new tokens, gconfig.max_tokens, tokens of a microbatch, context_length, the model's positions; what is
+# refused (the key that the message starts with), or None.
+LENGTHS = [
+    (1024, 1024, 32768, 2048, None, 2048, None),
+    (1024, 1025, 32768, 2048, None, 4096, "actor.mb_spec.max_tokens_per_mb is 2048"),
+    (1024, 1025, 2048, 2048, None, 4096, None),  # max_tokens ends the sequence
+    (1024, 1024, 32768, None, None, 4096, None),
+    (1024, 1024, 32768, 2048, None, 2047, "a sequence can have 2048 tokens"),
+    (1024, 1024, 32768, 2048, 2048, 2048, None),
+    (1024, 1024, 32768, 2048, 2049, 2048, "sglang.context_length is 2049"),
+    (0, 2048, 32768, 2048, None, 2048, None),  # prompts are unknown: only what is certain is refused
+    (0, 2049, 32768, 2048, None, 4096, "actor.mb_spec.max_tokens_per_mb is 2048"),
+    (8192, 24576, 32768, 32768, None, 32768, None),
+    (8192, 24577, 32768, 32768, None, 32768, None),
+    (8192, 24577, 40960, 32768, None, 40960, "actor.mb_spec.max_tokens_per_mb is 32768"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "new", "most", "microbatch", "context", "positions", "expected"), LENGTHS)
+def test_a_sequence_that_does_not_fit_is_refused_before_the_run(
+    prompt: int, new: int, most: int, microbatch: int | None, context: int | None, positions: int, expected: str | None
+) -> None:
+    data = {"path": "d", "batch_size": 8, "max_length": prompt or None}
+    config = {
+        "train_dataset": data,
+        "gconfig": {"n_samples": 4, "max_new_tokens": new, "max_tokens": most},
+        "sglang": {"context_length": context},
+    }
+    model = ModelShape.of_config({**qwen25("Qwen2.5-1.5B"), "max_position_embeddings": positions})
+    experiment = spec(config=config, actor={"mb_spec": {"max_tokens_per_mb": microbatch}})
+    problems = size_up(experiment, model, Surroundings()).problems
+    assert [problem for problem in problems if not problem.startswith(expected or "-")] == []
+    assert bool(problems) is (expected is not None)
+
+
+# Parameters of Qwen2.5-7B, 7.62 G: 6 bytes of published weights (2 by broadcast), 12 of each recovery checkpoint and of
+# the one that is being written, 2 of each saved model and of the hub's copy.
+P7 = 7_615_616_512
+STORAGE = [
+    ({}, False, 6 + 3 * 12 + 2),
+    ({}, True, 6 + 3 * 12 + 2 + 2),
+    ({"recover": {"mode": "disabled"}}, False, 6 + 2),
+    ({"recover": {"keep": 1}}, False, 6 + 2 * 12 + 2),
+    ({"saver": {"freq_epochs": 1}, "total_train_epochs": 3}, False, 6 + 3 * 12 + 4 * 2),
+    ({"saver": {"freq_steps": 10}, "total_train_steps": 100}, False, 6 + 3 * 12 + 11 * 2),
+]
+
+
+@pytest.mark.parametrize(("config", "from_hub", "bytes_per_parameter"), STORAGE)
+def test_a_volume_holds_all_that_a_run_writes(config: dict[str, Any], from_hub: bool, bytes_per_parameter: int) -> None:
+    model = ModelShape.of_config(qwen25("Qwen2.5-7B"))
+    needed = -(-(bytes_per_parameter * P7 + LOGS_BYTES) // 2**30)
+    for size, fits in ((needed, True), (needed - 1, False)):
+        experiment = spec(config=config, storage={"size": f"{size}Gi"})
+        report = size_up(experiment, model, Surroundings(from_hub=from_hub))
+        assert report.fits is fits
+        assert fits or report.problems[0].startswith(f"storage.size is {size}Gi, but the run needs")
 
 
 def test_a_server_without_room_for_one_sequence_is_named() -> None:
