@@ -27,15 +27,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds per side (default 5)")
     parser.add_argument("--small", action="store_true", help="tiny sizes: checks that it runs, measures nothing")
-    parser.add_argument(
-        "--trl", action="store_true", help="peers: compare with TRL as well; installs it into .bin/trl-env"
-    )
+    text = "peers, learning: also train with these, installed into environments of their own in .bin"
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[], help=text)
     of_learning = parser.add_argument_group("learning")
     of_learning.add_argument("--seeds", type=int, default=10, help="runs of each combination (default 10)")
     for name, known_values in (("tasks", TASKS), ("modes", MODES), ("settings", SETTINGS)):
         text = f"of {', '.join(known_values)}; default all"
         of_learning.add_argument(f"--{name}", nargs="+", choices=known_values, default=known_values, help=text)
-    of_learning.add_argument("--peers", nargs="+", choices=list(PEERS), default=[], help="also train with these")
     of_learning.add_argument("--folder", type=Path, default=FOLDER, help=f"results (default {FOLDER.name} in .bin)")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
@@ -46,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported by a benchmark
     print(machine(), flush=True)
     for name in options.names or NAMES:
-        more: dict[str, Any] = {"trl": options.trl} if name == "peers" else {}
+        more: dict[str, Any] = {"peers": options.peers} if name == "peers" else {}
         if name == "learning":
             chosen = (options.seeds, options.tasks, options.modes, options.settings, options.peers)
             more = {"options": Options(*chosen, options.folder.absolute())}

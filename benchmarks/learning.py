@@ -22,14 +22,13 @@ from typing import Any
 import yaml
 
 from areal_api import health, names, stat_names
-from benchmarks import trl_peer
 from benchmarks.learning_options import Options
 from benchmarks.learning_results import Cell, Record, table
 from benchmarks.peer import PeerError, PeerTask
+from benchmarks.peer_trainers import PEER_TRAINERS
 from benchmarks.runs import TINY
 from benchmarks.scripted import REPOSITORY
 
-PEER_TRAINERS = {"trl": trl_peer.train}
 COLLAPSE_STATUS = 2
 
 

@@ -12,7 +12,7 @@ STEPS = 25
 MODES = ("sync", "eta1", "eta2", "eta4")
 SETTINGS = ("defaults", "areal")  # what the correction of stale samples is: ours, or AReaL's
 TASKS = ("tiny", "rows")
-PEERS = ("trl",)
+PEERS = ("trl", "areal")
 FOLDER = REPOSITORY / ".bin" / "learning"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,22 +31,25 @@ class PeerTask:
     epsilon: float = 0.2
 
 
-def install(name: str, requirements: Sequence[str]) -> Path:
-    """The interpreter of the environment ``.bin/<name>``, created on first use. Raises ``PeerError``."""
+def install(name: str, requirements: Sequence[str], *, overrides: Sequence[str] = ()) -> Path:
+    """The interpreter of the environment ``.bin/<name>``, created on first use. Raises ``PeerError``.
+
+    ``overrides`` replace what the requirements ask of the same packages.
+    """
     environment = REPOSITORY / ".bin" / name
     python, ready = environment / "bin" / "python", environment / ".ready"
-    wanted = "\n".join(requirements)
+    wanted = "\n".join((*requirements, *overrides))
     if ready.exists() and ready.read_text() == wanted:
         return python
     local = REPOSITORY / ".bin" / "uv" / "bin" / "uv"
     uv = str(local) if local.exists() else shutil.which("uv")
     if uv is None:
         raise PeerError(f"installing {requirements[0]} needs uv: run make setup, or add uv to PATH")
-    for argv in (
-        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment)],
-        [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *requirements],
-    ):
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    pip_install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *requirements]
+    if overrides:
+        pip_install += ["--overrides", "-"]
+    for argv in ([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment)], pip_install):
+        done = subprocess.run(argv, input="\n".join(overrides), capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise PeerError(f"{requirements[0]} cannot be installed: {lines[-1]}")
@@ -53,12 +57,18 @@ def install(name: str, requirements: Sequence[str]) -> Path:
     return python
 
 
-def run_script(python: Path, script: Path, *arguments: str, work: Path) -> None:
-    """Run a script of a peer. Raises ``PeerError`` with the end of its output."""
-    # A single process does everything, so it uses all cores.
-    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count()), "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("PYTHONPATH", None)
+def free_port() -> int:
+    """A free TCP port on 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_script(python: Path, script: Path, *arguments: str, work: Path, environment: Mapping[str, str]) -> None:
+    """Run a script of a peer without GPUs. Raises ``PeerError`` with the end of its output."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     argv = [str(python), str(script), *arguments]
-    done = subprocess.run(argv, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    variables = inherited | {"CUDA_VISIBLE_DEVICES": ""} | dict(environment)
+    done = subprocess.run(argv, cwd=work, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PeerError(f"{script.name} exited with status {done.returncode}: {done.stderr.strip()[-2000:]}")

@@ -1,20 +1,21 @@
 """The peers' task: a Qwen3 of 0.8 M parameters, 32 prompts × 8 samples of at most 20 tokens, on two cores.
 
 ``grpo run`` with the real SGLang server, asynchronous (η = 2, decoupled loss, recomputed log-probs) and synchronous;
-generation and training alone; and with ``--trl`` TRL's GRPOTrainer on the same task, which generates in the process.
+generation and training alone; and other trainers on the same task: TRL's GRPOTrainer, which generates in the process,
+and AReaL, asynchronous with η = 2 and the same SGLang server.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import trl_peer
 from benchmarks.measure import Comparison
 from benchmarks.parts import Parts, measure_parts
 from benchmarks.peer import PeerTask
+from benchmarks.peer_trainers import PEER_TRAINERS
 from benchmarks.runs import LAST_STEPS, TINY, Run, grpo_run
 
 TASK = (
@@ -30,14 +31,19 @@ TASK = (
     "config.actor.use_decoupled_loss=true",
 )
 
+GOALS = {"trl": 1.5, "areal": 8.0}  # steps per second relative to each peer's
 
-def run(*, small: bool, rounds: int, trl: bool = False) -> list[Comparison]:
-    """Compare steps per second. A round is an asynchronous run, a synchronous run, the parts alone, and TRL's run."""
+
+def run(*, small: bool, rounds: int, peers: Sequence[str] = ()) -> list[Comparison]:
+    """Compare steps per second. A round is an asynchronous run, a synchronous run, the parts alone, and a run per peer.
+
+    Raises ``PeerError`` if a peer cannot be installed or run.
+    """
     steps, rounds = (3, 1) if small else (25, min(rounds, 3))
     asynchronous: list[Run] = []
     synchronous: list[Run] = []
     parts: list[Parts] = []
-    peers: list[Run] = []
+    theirs: dict[str, list[Run]] = {name: [] for name in peers}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for number in range(rounds):
@@ -46,22 +52,31 @@ def run(*, small: bool, rounds: int, trl: bool = False) -> list[Comparison]:
             asynchronous.append(grpo_run(path, *task, "config.async_training=true"))
             synchronous.append(grpo_run(root / "tiny" / f"sync{number}", *task, "config.async_training=false"))
             parts.append(measure_parts(path, batches=2 if small else 8))
-            if trl:
-                problem = PeerTask(
-                    *(TINY / "model", TINY / "data" / "train.jsonl"),
-                    steps=steps,
-                    learning_rate=3e-4,
-                    warmup_steps=steps // 10,
-                    epsilon=0.4,
-                )
-                record = trl_peer.train(problem, root)
-                peers.append(Run(record.seconds, statistics.mean(record.rewards[-LAST_STEPS:])))
-    work = f"{steps} steps of 32 × 8 samples, 0.8 M parameters, SGLang and trainer with one thread each"
-    return _comparisons(work, asynchronous, synchronous, parts, peers)
+            for name in peers:
+                work = root / f"{name}{number}"
+                work.mkdir()
+                record = PEER_TRAINERS[name](_problem(steps), work)
+                theirs[name].append(Run(record.seconds, statistics.mean(record.rewards[-LAST_STEPS:])))
+    what = f"{steps} steps of 32 × 8 samples, 0.8 M parameters, SGLang and trainer with one thread each"
+    return _comparisons(what, asynchronous, synchronous, parts, theirs)
+
+
+def _problem(steps: int) -> PeerTask:
+    return PeerTask(
+        *(TINY / "model", TINY / "data" / "train.jsonl"),
+        steps=steps,
+        learning_rate=3e-4,
+        warmup_steps=steps // 10,
+        epsilon=0.4,
+    )
 
 
 def _comparisons(
-    work: str, asynchronous: list[Run], synchronous: list[Run], parts: list[Parts], peers: list[Run]
+    work: str,
+    asynchronous: list[Run],
+    synchronous: list[Run],
+    parts: list[Parts],
+    peers: dict[str, list[Run]],
 ) -> list[Comparison]:
     ours = [run.rate for run in asynchronous]
     rewards = f"final reward {_mean_reward(asynchronous)} asynchronous, {_mean_reward(synchronous)} synchronous"
@@ -83,7 +98,7 @@ def _comparisons(
             ours,
             "the slower part, alone",
             [1 / max(part.generation_s, part.training_s) for part in parts],
-            goal=1 / 1.15,
+            goal=1 / 1.05,
             notes=[f"seconds alone: {alone}"],
         ),
         Comparison(
@@ -96,11 +111,10 @@ def _comparisons(
             goal=1 / 3,
         ),
     ]
-    if peers:
-        theirs = [run.rate for run in peers]
-        note = f"final reward {_mean_reward(asynchronous)} here, {_mean_reward(peers)} there"
-        name = f"TRL, {os.cpu_count()} threads, in the process"
-        results.append(Comparison("peers, TRL", work, "steps/s", ours, name, theirs, goal=1.0, notes=[note]))
+    for name, runs in peers.items():
+        note = f"final reward {_mean_reward(asynchronous)} here, {_mean_reward(runs)} there"
+        rates = [run.rate for run in runs]
+        results.append(Comparison(f"peers, {name}", work, "steps/s", ours, name, rates, goal=GOALS[name], notes=[note]))
     return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,8 @@ def train(task: PeerTask, work: Path) -> Record:
     python = install("trl-env", [TRL, *same])
     result = work / "trl.json"
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(task).items()}
-    run_script(python, SCRIPT, json.dumps(settings), str(result), work=work)
+    # A single process does everything, so it uses all cores.
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
+    run_script(python, SCRIPT, json.dumps(settings), str(result), work=work, environment=threads)
     record = json.loads(result.read_text())
     return Record(record["seconds"], record["rewards"])
