@@ -48,8 +48,8 @@ class CheckFailed(Exception):
 
 
 def environment() -> str:
-    """Versions of packages and driver, and the network that NCCL would use."""
-    lines = [f"Python {sys.version.split()[0]}"]
+    """Commit, versions of packages and driver, and the network that NCCL would use."""
+    lines = [commit(), f"Python {sys.version.split()[0]}"]
     for name in PACKAGES:
         try:
             lines.append(f"{name} {version(name)}")
@@ -61,6 +61,16 @@ def environment() -> str:
     lines.append(str(detect(Host.current(), os.environ)))
     lines.append(f"{shutil.disk_usage(ROOT).free / 2**30:.0f} GiB of disk are free")
     return "\n".join(lines)
+
+
+def commit() -> str:
+    """The commit of this checkout, and whether files were changed since."""
+    try:
+        found = output(["git", "rev-parse", "--short", "HEAD"]).strip()
+        changed = output(["git", "status", "--porcelain", "--untracked-files=no"]).strip()
+    except CheckFailed:
+        return "not a checkout of git"
+    return f"commit {found}{', with changes' if changed else ''}"
 
 
 def has_compiler() -> bool:

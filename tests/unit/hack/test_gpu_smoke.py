@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def test_a_failing_command_is_reported_with_its_output() -> None:
         checks.output(["sh", "-c", "echo the reason >&2; exit 3"])
     with pytest.raises(checks.CheckFailed, match="/no/such/program"):
         checks.output(["/no/such/program"])
+
+
+def test_the_report_names_the_commit_or_says_that_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert re.fullmatch(r"commit [0-9a-f]{7,}(, with changes)?|not a checkout of git", checks.commit())
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert checks.commit() == "not a checkout of git"
 
 
 def test_without_nvcc_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
