@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -23,6 +24,7 @@ MODEL = REPOSITORY / "examples/tiny/model"
 SESSIONS = 64
 TURNS = 4
 NEW_TOKENS = 20
+WARM_UP = 8  # sessions before the measurement of sessions per second
 QUESTION = {"role": "user", "content": "Tom has 4 jars of 3 keys. How many keys does Tom have?"}
 
 
@@ -64,51 +66,88 @@ class Client:
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Calls per second of both, and the durations of a call."""
+    """Calls per second of both, the durations of a call, and sessions per second with a server that answers at once."""
     sessions, conversations, answer_s = (4, 4, 0.01) if small else (SESSIONS, 2 * SESSIONS, 0.5)
+    through: list[float] = []
+    direct: list[float] = []
+    with gateway_of(answer_s) as (gateway, url, address):
+
+        def ours() -> float:
+            work = _rate(
+                sessions, conversations, answer_s, through, lambda client: client.session(url, gateway.admin_key)
+            )
+            return TURNS * work
+
+        def baseline() -> float:
+            return TURNS * _rate(sessions, conversations, answer_s, direct, lambda client: client.direct(address))
+
+        rates = by_turns(ours, baseline, rounds=rounds)
+    with gateway_of(0.0) as (gateway, url, _):
+
+        def at_once(count: int) -> float:
+            return _rate(sessions, count, 0.0, [], lambda client: client.session(url, gateway.admin_key))
+
+        at_once(WARM_UP)
+        sessions_s = at_once(2 * conversations)
+    work = (
+        f"{conversations} conversations of {TURNS} calls, {sessions} at a time, which start within {answer_s} s; "
+        f"{NEW_TOKENS} tokens in {answer_s} s"
+    )
+    overhead_ms = 1000 * (statistics.median(through) - statistics.median(direct))
+    notes = [
+        f"a call: {_durations(through)} through the gateway, {_durations(direct)} directly; +{overhead_ms:.1f} ms",
+        f"with a server that answers at once: {sessions_s:.1f} sessions/s, {TURNS * sessions_s:.0f} calls/s",
+    ]
+    return [Comparison("gateway", work, "calls/s", rates[0], "the server's /generate", rates[1], goal=0.9, notes=notes)]
+
+
+@contextmanager
+def gateway_of(answer_s: float) -> Iterator[tuple[GatewayProcess, str, str]]:
+    """A gateway, its URL, and the address of the scripted server behind it, which answers in ``answer_s``."""
+    gconfig = GenerationHyperparameters(max_new_tokens=NEW_TOKENS, max_tokens=2048)
     settings = GatewaySettings(
         tokenizer=str(MODEL),
         model="tiny",
-        gconfig=(gconfig := GenerationHyperparameters(max_new_tokens=NEW_TOKENS, max_tokens=2048)),
+        gconfig=gconfig,
         eval_gconfig=gconfig,
         agent=AgentConfig(),
         admin_key=new_key(),
     )
-    through: list[float] = []
-    direct: list[float] = []
-    with ExitStack() as stack:
-        script = {"answer": "benchmarks.scripted:fixed_answer", "token_s": answer_s / NEW_TOKENS}
-        address = stack.enter_context(scripted_server(vocab_size=256, **script))
+    script = {"answer": "benchmarks.scripted:fixed_answer", "token_s": answer_s / NEW_TOKENS}
+    with scripted_server(vocab_size=256, **script) as address:
         engine = RemoteSGLangEngine(RolloutConfig(consumer_batch_size=1))
         engine.initialize([address], vocab_size=256)
-        stack.callback(engine.destroy)
         gateway = GatewayProcess(engine, settings)
-        stack.callback(gateway.close)
-        url = asyncio.run(gateway.url())
-        ours, baseline = by_turns(
-            lambda: _rate(sessions, conversations, through, lambda client: client.session(url, gateway.admin_key)),
-            lambda: _rate(sessions, conversations, direct, lambda client: client.direct(address)),
-            rounds=rounds,
-        )
-    work = f"{conversations} conversations of {TURNS} calls, {sessions} at a time; {NEW_TOKENS} tokens in {answer_s} s"
-    overhead_ms = 1000 * (statistics.median(through) - statistics.median(direct))
-    notes = [f"a call: {_durations(through)} through the gateway, {_durations(direct)} directly; +{overhead_ms:.1f} ms"]
-    return [Comparison("gateway", work, "calls/s", ours, "the server's /generate", baseline, goal=0.9, notes=notes)]
+        try:
+            yield gateway, asyncio.run(gateway.url()), address
+        finally:
+            gateway.close()
+            engine.destroy()
 
 
-def _rate(sessions: int, conversations: int, seconds: list[float], converse: Any) -> float:
+def _rate(
+    sessions: int,
+    conversations: int,
+    answer_s: float,
+    seconds: list[float],
+    converse: Callable[[Client], Coroutine[Any, Any, None]],
+) -> float:
+    """Conversations per second. The first ``sessions`` start one after the other, so calls do not come in bursts."""
+
     async def measure() -> float:
         slots = asyncio.Semaphore(sessions)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             client = Client(http, seconds)
 
-            async def one() -> None:
+            async def one(number: int) -> None:
                 async with slots:
+                    if number < sessions:
+                        await asyncio.sleep(answer_s * number / sessions)
                     await converse(client)
 
             began = time.perf_counter()
-            await asyncio.gather(*(one() for _ in range(conversations)))
-            return conversations * TURNS / (time.perf_counter() - began)
+            await asyncio.gather(*(one(number) for number in range(conversations)))
+            return conversations / (time.perf_counter() - began)
 
     return asyncio.run(measure())
 

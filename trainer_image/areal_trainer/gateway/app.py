@@ -197,7 +197,7 @@ class Administration:
         self._sessions.remove(session)
         rewards = [one.reward for one in session.tree.interactions if one.reward is not None]
         samples = session.tree.export(turn_discount=discount, style=style)
-        return {"reward": sum(rewards) if rewards else None, "trajectories": [asdict(sample) for sample in samples]}
+        return {"reward": sum(rewards) if rewards else None, "trajectories": samples}
 
     async def statistics(self, request: Request) -> Response:
         """Counts of sessions and calls since the gateway started."""
