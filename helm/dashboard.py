@@ -122,6 +122,20 @@ RUN = Row(
         ),
         Panel("Trained tokens per second", [(run_metric("tokens_per_second"), "tokens/s")]),
         Panel(
+            "Prefix cache",
+            [(run_metric("cache_hit_rate"), "share")],
+            "Share of prompt tokens of the last step that were found in a server's prefix cache.",
+        ),
+        Panel(
+            "Agents",
+            [
+                (run_metric("agent_sessions"), "sessions with a reward"),
+                (run_metric("agent_sessions_lost"), "sessions lost"),
+                (run_metric("agent_errors"), "requests with an error"),
+            ],
+            "Of the last step. Lost sessions ended without a reward, expired, or had outdated tokens.",
+        ),
+        Panel(
             "Servers",
             [
                 (run_metric("servers_desired"), "desired"),

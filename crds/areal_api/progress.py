@@ -33,6 +33,12 @@ class ProgressReport(CamelSection):
     tokens_per_second: float | None = Field(None, description="Trained tokens per second.")
     servers_current: int | None = Field(None, ge=0, le=2**31, description="Servers with the current weights.")
     servers_behind: int | None = Field(None, ge=0, le=2**31, description="Servers that respond but have other weights.")
+    cache_hit_rate: float | None = Field(None, description="Share of prompt tokens that were found in a prefix cache.")
+    agent_sessions: int | None = Field(None, ge=0, le=2**31, description="Agents' sessions with a reward.")
+    agent_sessions_lost: int | None = Field(
+        None, ge=0, le=2**31, description="Agents' sessions without a reward, expired, or with outdated tokens."
+    )
+    agent_errors: int | None = Field(None, ge=0, le=2**31, description="Agents' requests that got an error.")
     health_warnings: list[WarningName] | None = Field(
         None, max_length=MAX_WARNINGS, description="Warnings about the policy after the last step, by name."
     )
@@ -56,6 +62,10 @@ def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
         value = number(name)
         return None if value is None else int(value)
 
+    def agents(*names: str) -> int | None:
+        counts = [count(f"{stat_names.AGENTS}{name}") for name in names]
+        return None if None in counts else sum(value for value in counts if value is not None)
+
     return ProgressReport(
         step=count(stat_names.STEP) or 0,
         total_steps=count(stat_names.TOTAL_STEPS),
@@ -66,6 +76,10 @@ def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
         tokens_per_second=number(stat_names.TOKENS_PER_SECOND, 1),
         servers_current=count(stat_names.SERVERS_CURRENT),
         servers_behind=count(stat_names.SERVERS_BEHIND),
+        cache_hit_rate=number(stat_names.CACHE_HIT_RATE),
+        agent_sessions=agents("rewarded"),
+        agent_sessions_lost=agents("abandoned", "expired", "stale"),
+        agent_errors=agents("refused", "failed"),
         health_warnings=list(health.warnings_of(stats)) if health.COLLAPSED in stats else None,
         collapsed=stats[health.COLLAPSED] == 1.0 if health.COLLAPSED in stats else None,
         rollbacks=count(health.ROLLBACKS),

@@ -19,6 +19,7 @@ SEQUENCE_LENGTH = "seq_len"
 TOKENS_PER_SECOND = "tokens_per_second"
 SERVERS_CURRENT = "rollout/servers_current"
 SERVERS_BEHIND = "rollout/servers_behind"
+CACHE_HIT_RATE = "rollout/cache_hit_rate"
 AGENTS = "agents/"  # prefix of the counts of a step
 AGENT_COUNTS = ("started", "rewarded", "abandoned", "expired", "stale", "ended", "calls", "refused", "failed")
 CALLS_PER_SESSION = f"{AGENTS}calls_per_session"

@@ -109,6 +109,18 @@ class ExperimentStatus(StatusSection):
     servers_behind: int | None = Field(
         None, ge=0, description="Servers that were reachable then but held other weights; they receive no requests."
     )
+    cache_hit_rate: float | None = Field(
+        None, description="Share of prompt tokens of the last step that were found in a server's prefix cache."
+    )
+    agent_sessions: int | None = Field(None, ge=0, description="Agents' sessions of the last step with a reward.")
+    agent_sessions_lost: int | None = Field(
+        None,
+        ge=0,
+        description="Agents' sessions of the last step that ended without a reward, expired, or had outdated tokens.",
+    )
+    agent_errors: int | None = Field(
+        None, ge=0, description="Agents' requests of the last step that got an error from the session gateway."
+    )
     health_warnings: list[str] | None = Field(
         None, description="Warnings about the policy after the last step, by name; see condition PolicyHealthy."
     )

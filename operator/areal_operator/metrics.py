@@ -26,6 +26,16 @@ EXPERIMENT_GAUGES = {
         "serversCurrent",
     ),
     "areal_experiment_servers_behind": ("Servers that answer but hold other weights.", "serversBehind"),
+    "areal_experiment_cache_hit_rate": (
+        "Share of prompt tokens of the last step that were found in a prefix cache.",
+        "cacheHitRate",
+    ),
+    "areal_experiment_agent_sessions": ("Agents' sessions of the last step with a reward.", "agentSessions"),
+    "areal_experiment_agent_sessions_lost": (
+        "Agents' sessions of the last step without a reward, expired, or with outdated tokens.",
+        "agentSessionsLost",
+    ),
+    "areal_experiment_agent_errors": ("Agents' requests of the last step that got an error.", "agentErrors"),
     "areal_experiment_collapsed": ("1 if the policy had collapsed after the last step.", "collapsed"),
     "areal_experiment_rollbacks": ("Rollbacks of the policy after a collapse.", "rollbacks"),
     "areal_experiment_restarts": ("Restarts that count against backoffLimit.", "restarts"),

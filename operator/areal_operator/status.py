@@ -21,6 +21,7 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 PROGRESS_FIELDS = (
     *("step", "totalSteps", "progress", "version", "reward", "evalReward", "staleness", "tokensPerSecond"),
     *("serversCurrent", "serversBehind"),
+    *("cacheHitRate", "agentSessions", "agentSessionsLost", "agentErrors"),
     *("healthWarnings", "collapsed", "rollbacks"),
 )
 HEALTH_FIELDS = ("healthWarnings", "collapsed", "rollbacks")  # those that a condition depends on

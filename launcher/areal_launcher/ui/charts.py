@@ -43,7 +43,7 @@ CHARTS: Final = (
     ),
     Chart("Requests of agents without an answer", "requests per step", ("agents/refused", "agents/failed")),
     Chart("Calls per session", "calls (mean)", (stat_names.CALLS_PER_SESSION,)),
-    Chart("Prefix cache", "share of prompt tokens", ("rollout/cache_hit_rate",)),
+    Chart("Prefix cache", "share of prompt tokens", (stat_names.CACHE_HIT_RATE,)),
 )
 TIME_PER_STAGE: Final = "Time per stage"
 

@@ -17,6 +17,7 @@ def text_of(experiments: dict[tuple[str, str], Any]) -> str:
 
 def test_gauges_are_read_from_the_statuses() -> None:
     status = {"phase": "Running", "step": 3, "reward": 0.5, "servers": {"ready": 1, "desired": 2}}
+    status |= {"cacheHitRate": 0.75, "agentSessions": 6, "agentSessionsLost": 1, "agentErrors": 0}
     text = text_of({("ns", "exp"): status})
     for line in (
         "areal_operator_queue_depth 7.0",
@@ -24,6 +25,8 @@ def test_gauges_are_read_from_the_statuses() -> None:
         'areal_experiment_phase{name="exp",namespace="ns",phase="Running"} 1.0',
         'areal_experiment_step{name="exp",namespace="ns"} 3.0',
         'areal_experiment_servers_ready{name="exp",namespace="ns"} 1.0',
+        'areal_experiment_cache_hit_rate{name="exp",namespace="ns"} 0.75',
+        'areal_experiment_agent_sessions_lost{name="exp",namespace="ns"} 1.0',
     ):
         assert line in text
     assert "areal_experiment_eval_reward{" not in text

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from areal_api import stat_names
 from areal_api.config import RolloutConfig
 from areal_api.time_limits import TimeLimits
 from areal_trainer.rollout.episode import Episode, Interrupted, Prompt, RolloutError, run_prompts
@@ -144,7 +145,7 @@ class RolloutSession:
 
     def _server_statistics(self) -> dict[str, float]:
         rate = self._sampler.take_cache_hit_rate()
-        return self._fleet.statistics() | ({} if rate is None else {"rollout/cache_hit_rate": rate})
+        return self._fleet.statistics() | ({} if rate is None else {stat_names.CACHE_HIT_RATE: rate})
 
     def interrupt(self) -> None:
         """Make ``take`` raise ``Interrupted`` from now on. Safe to call from a signal handler."""

@@ -106,6 +106,13 @@ def test_non_finite_values_are_omitted() -> None:
     assert report.progress == "3/12"
 
 
+def test_agents_are_reported_in_short() -> None:
+    counts = {"rewarded": 120, "abandoned": 4, "expired": 2, "stale": 1, "refused": 3, "failed": 5, "calls": 300}
+    stats = {"step": 3.0, "rollout/cache_hit_rate": 0.81234} | {f"agents/{name}": n for name, n in counts.items()}
+    report = report_of(stats).model_dump(exclude_none=True, exclude={"step"})
+    assert report == {"cache_hit_rate": 0.8123, "agent_sessions": 120, "agent_sessions_lost": 7, "agent_errors": 8}
+
+
 def test_nothing_is_reported_unless_configured() -> None:
     assert progress_sink({}) == []
     with pytest.raises(ValueError, match="AREAL_PROGRESS_TOKEN_FILE is not"):
