@@ -270,19 +270,23 @@ def node_count(world_size: int) -> int:
 
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout probability in the model to 0."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "dropout_p"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    for module, name in _dropouts(model):
+        setattr(module, name, 0.0)
 
 
 def has_dropout(model: nn.Module) -> bool:
     """Whether a forward pass in training mode is random."""
-    names = ("p", "attention_dropout", "dropout", "dropout_p")
-    found = (getattr(module, name, None) for module in model.modules() for name in names)
-    return any(isinstance(probability, float) and probability > 0 for probability in found)
+    return any(getattr(module, name) > 0 for module, name in _dropouts(model))
+
+
+def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Modules with the names of their dropout probabilities: transformers calls them attention_dropout, attn_drop, …"""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            yield module, "p"
+            continue
+        for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            yield module, name
 
 
 def attention_implementation(config: TrainEngineConfig, section: str, device: torch.device) -> str:

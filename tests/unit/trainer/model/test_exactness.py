@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from areal_trainer.model.exactness import check_exactness
-from areal_trainer.model.language_model import LanguageModel
+from areal_trainer.model.language_model import LanguageModel, disable_dropout, has_dropout
 from support.tiny_policy import actor_config
 
 COMMON = {
@@ -115,3 +115,28 @@ def test_changed_logits_of_the_text_part_are_refused(tmp_path: Path, key: str) -
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: 30.0}))
     with pytest.raises(ValueError, match=f"has {key}, which the trainer does not compute"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dropout"),
+    [
+        ("qwen3", {"attention_dropout": 0.3}),
+        ("gpt2", {"attn_pdrop": 0.3, "resid_pdrop": 0.3, "embd_pdrop": 0.3}),
+        ("gpt_bigcode", {"attn_pdrop": 0.3, "resid_pdrop": 0.0, "embd_pdrop": 0.0}),
+        ("opt", {"dropout": 0.3, "attention_dropout": 0.3, "layerdrop": 0.3, "ffn_dim": 48}),
+    ],
+)
+def test_dropout_is_found_and_disabled_whatever_a_family_calls_it(
+    tmp_path: Path, kind: str, dropout: dict[str, float]
+) -> None:
+    model = load(save(tmp_path, kind, **dropout)).train()
+    ids = torch.arange(40)[None]
+
+    def hidden() -> torch.Tensor:
+        return torch.as_tensor(model.causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+
+    model.causal_lm.set_attn_implementation("eager")
+    assert has_dropout(model)
+    disable_dropout(model)
+    assert not has_dropout(model)
+    assert torch.equal(hidden(), hidden())
