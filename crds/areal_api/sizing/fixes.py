@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from areal_api.actor import PPOActorConfig
 from areal_api.experiment import ExperimentSpec
@@ -30,6 +30,9 @@ def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: in
 
     checkpointed = actor.model_copy(update={"gradient_checkpointing": True})
     prefix = "" if actor.recomputes_activations("cuda") else " config.actor.gradient_checkpointing=true"
+    for key, value in sharding_changes(actor, trainer.ranks):
+        if fits(with_fsdp(actor, key, value)):
+            return f"set config.actor.fsdp.{key}={str(value).lower()}"
     if prefix and fits(checkpointed):
         return f"set{prefix}"
     if longest < tokens and fits(checkpointed, tokens=longest):
@@ -40,13 +43,26 @@ def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: in
             changes = f"{prefix}{smaller(checkpointed, ranks)}"
             use = f"use {ranks} ranks (trainer.nodes × trainer.processesPerNode)"
             return f"set{changes} and {use}" if changes else use
-    offloaded = checkpointed.model_copy(update={"fsdp": actor.fsdp.model_copy(update={"offload_params": True})})
+    offloaded = with_fsdp(checkpointed, "offload_params", True)
     if fits(offloaded, tokens=longest):
         return (
             f"set{prefix}{smaller(offloaded, trainer.ranks)} config.actor.fsdp.offload_params=true, which keeps the "
             "optimizer in host memory"
         )
     return "shorten the sequences (gconfig.max_new_tokens) or take a smaller model or a larger GPU"
+
+
+def sharding_changes(actor: PPOActorConfig, ranks: int) -> Iterator[tuple[str, int | bool]]:
+    """Keys of actor.fsdp with values that take less memory: fewer copies of the model, no gathered layers kept."""
+    copies = actor.fsdp.replicas or 1
+    yield from (("replicas", fewer) for fewer in range(copies - 1, 0, -1) if ranks % fewer == 0)
+    if not actor.fsdp.reshard_after_forward:
+        yield "reshard_after_forward", True
+
+
+def with_fsdp(actor: PPOActorConfig, key: str, value: int | bool) -> PPOActorConfig:
+    """``actor`` with one key of its section fsdp changed."""
+    return actor.model_copy(update={"fsdp": actor.fsdp.model_copy(update={key: value})})
 
 
 def largest_that_fits(fits: Callable[[int], bool], least: int, most: int) -> int:

@@ -57,6 +57,26 @@ def test_seven_billion_parameters_do_not_fit_one_gpu_and_the_fix_does() -> None:
     assert checked(spec(trainer={"processesPerNode": 2}), model="Qwen2.5-7B").fits
 
 
+@pytest.mark.parametrize(
+    ("fsdp", "fix"),
+    [
+        ({"replicas": 8}, {"replicas": 4}),  # 7.6 G parameters on one GPU, or on two
+        ({"replicas": 4, "reshard_after_forward": False}, {"replicas": 2}),
+        ({"reshard_after_forward": False}, {"reshard_after_forward": True}),
+    ],
+)
+def test_sharding_that_takes_less_memory_is_named_before_anything_else(
+    fsdp: dict[str, Any], fix: dict[str, Any]
+) -> None:
+    tokens = 100_000 if "replicas" not in fsdp else 10_240
+    sections = {"trainer": {"processesPerNode": 8}}
+    actor = {"ppo_n_minibatches": 1, "mb_spec": {"max_tokens_per_mb": tokens}}
+    report = checked(spec(actor={**actor, "fsdp": fsdp}, **sections), model="Qwen2.5-7B")
+    ((key, value),) = fix.items()
+    assert report.problems[0].endswith(f"set config.actor.fsdp.{key}={str(value).lower()}")
+    assert checked(spec(actor={**actor, "fsdp": fsdp | fix}, **sections), model="Qwen2.5-7B").fits
+
+
 def test_checkpointing_is_named_first_where_it_is_enough() -> None:
     report = checked(spec(actor={"gradient_checkpointing": False, "mb_spec": {"max_tokens_per_mb": 32768}}))
     assert report.problems[0].endswith("set config.actor.gradient_checkpointing=true")
