@@ -22,7 +22,8 @@ def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: in
     actor, trainer = spec.config.actor, spec.trainer
 
     def fits(config: PPOActorConfig, *, ranks: int = trainer.ranks, tokens: int = tokens) -> bool:
-        return trainer_memory(shape, config, ranks=ranks, tokens=tokens).total <= gpu.usable_bytes
+        memory = trainer_memory(shape, config, ranks=ranks, tokens=tokens, ref=spec.config.ref)
+        return memory.total <= gpu.usable_bytes
 
     def smaller(config: PPOActorConfig, ranks: int) -> str:
         found = largest_that_fits(lambda n: fits(config, ranks=ranks, tokens=n), longest, tokens)

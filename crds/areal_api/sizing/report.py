@@ -118,7 +118,8 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         return Report(problems, warnings, (reason,), tokens, None, None, None)
     trainer = server = None
     if spec.trainer.device == "cuda":
-        trainer = trainer_memory(model, with_replicas(spec, model, where.gpu), ranks=spec.trainer.ranks, tokens=tokens)
+        actor = with_replicas(spec, model, where.gpu)
+        trainer = trainer_memory(model, actor, ranks=spec.trainer.ranks, tokens=tokens, ref=config.ref)
     if spec.servers.device == "cuda":
         server = server_memory(
             model,
@@ -139,9 +140,16 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         *placement_problems(spec, where.nodes),
     )
     compared = where.gpu is not None or (trainer is None and server is None)
-    eager = trainer is not None and config.actor.attn_impl == "eager"
-    not_checked = (*(() if compared else (UNKNOWN_GPU,)), *((EAGER,) if eager else ()))
+    not_checked = (*(() if compared else (UNKNOWN_GPU,)), *(() if trainer is None else not_counted(config)))
     return Report(problems, warnings, not_checked, tokens, trainer, server, disk)
+
+
+def not_counted(config: GRPOConfig) -> Iterator[str]:
+    """What the trainer's memory does not contain."""
+    if config.actor.attn_impl == "eager":
+        yield EAGER
+    if config.ref is not None and config.actor.kl_ctl > 0 and config.ref.path != config.actor.path:
+        yield f"memory of the reference model {config.ref.path}: it counts as large as that of actor.path"
 
 
 def longest_sequence(config: GRPOConfig) -> int:

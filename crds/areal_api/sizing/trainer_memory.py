@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from areal_api.actor import PPOActorConfig
+from areal_api.actor import PPOActorConfig, TrainEngineConfig
 from areal_api.sizing.adapters import adapter_parameters, largest_matrix
 from areal_api.sizing.families import Family
 from areal_api.sizing.model_shape import ModelShape
@@ -46,9 +46,12 @@ class TrainerMemory:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tokens: int) -> TrainerMemory:
+def trainer_memory(
+    shape: ModelShape, config: PPOActorConfig, *, ranks: int, tokens: int, ref: TrainEngineConfig | None = None
+) -> TrainerMemory:
     """Memory of each of ``ranks`` GPUs for microbatches of at most ``tokens`` tokens.
 
+    ``ref``: the settings of the reference model if they are not the actor's; it counts as large as the actor.
     A step has four peaks: the backward pass through the logits, through a layer, the reduction of the embeddings'
     gradients, and the broadcast of new weights. The largest one is returned.
     """
@@ -71,8 +74,17 @@ def trainer_memory(shape: ModelShape, config: PPOActorConfig, *, ranks: int, tok
         gradients=share * MASTER_BYTES,
         optimizer=share * adam,
         **max(moments, key=lambda moment: sum(moment.values())),
-        reference=on_gpu * -(-shape.parameters // shards) * MASTER_BYTES if config.kl_ctl > 0 else 0,
+        reference=_reference_bytes(shape, ref or config, shards=shards, ranks=ranks) if config.kl_ctl > 0 else 0,
     )
+
+
+def _reference_bytes(shape: ModelShape, config: TrainEngineConfig, *, shards: int, ranks: int) -> int:
+    """Float32 weights of the reference model on one GPU. ``shards``: of the actor, the default for both."""
+    if config.fsdp.offload_params:
+        return 0
+    if config.fsdp.replicas is not None:
+        shards = max(1, ranks // config.fsdp.replicas)
+    return -(-shape.parameters // shards) * MASTER_BYTES
 
 
 def _logits_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: int) -> dict[str, int]:

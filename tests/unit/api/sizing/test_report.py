@@ -157,6 +157,13 @@ def test_attention_that_keeps_its_weights_is_not_checked() -> None:
     assert checked(spec(actor={"attn_impl": "eager"}, trainer={"device": "cpu"})).not_checked == ()
 
 
+@pytest.mark.parametrize(("path", "kl_ctl", "reasons"), [("other", 0.1, 1), ("m", 0.1, 0), ("other", 0.0, 0)])
+def test_another_reference_model_is_counted_as_the_actor_and_named(path: str, kl_ctl: float, reasons: int) -> None:
+    found = checked(spec(actor={"kl_ctl": kl_ctl}, config={"ref": {"path": path}})).not_checked
+    assert len(found) == reasons
+    assert all("reference model other" in reason for reason in found)
+
+
 def test_a_type_that_is_refused_is_a_problem_also_if_its_sizes_are_unknown() -> None:
     report = size_up(spec(), UnknownModel("unknown sizes", "deepseek_v3"), Surroundings(gpu=H100))
     (problem,) = report.problems

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from areal_api.actor import FSDPConfig, LoRAConfig, OptimizerConfig, PPOActorConfig
+from areal_api.actor import FSDPConfig, LoRAConfig, OptimizerConfig, PPOActorConfig, TrainEngineConfig
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.trainer_memory import trainer_memory
 from benchmarks.memory import qwen25
@@ -176,6 +176,16 @@ def test_sgd_has_no_moments_and_a_kl_penalty_adds_a_reference_model() -> None:
     assert trainer_memory(shape(), sgd, ranks=1, tokens=10).optimizer == 0
     penalised = trainer_memory(shape(), PPOActorConfig(path=".", kl_ctl=0.1), ranks=2, tokens=10)
     assert penalised.reference == penalised.parameters
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "copies"), [({}, 1 / 4), ({"offload_params": True}, 0), ({"replicas": 1}, 1 / 4), ({"replicas": 4}, 1)]
+)
+def test_the_reference_model_has_settings_of_its_own(fsdp: dict[str, Any], copies: float) -> None:
+    config, ref = PPOActorConfig(path=".", kl_ctl=0.1), TrainEngineConfig.model_validate({"path": ".", "fsdp": fsdp})
+    memory = trainer_memory(shape(), config, ranks=4, tokens=10, ref=ref)
+    assert memory.reference == pytest.approx(4 * shape().parameters * copies, rel=1e-6)
+    assert memory.parameters == pytest.approx(shape().parameters, rel=1e-6)
 
 
 def test_resharding_bounds_the_gathered_layers() -> None:
