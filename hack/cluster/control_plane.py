@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import secrets
 import signal
@@ -176,6 +177,22 @@ class ControlPlane:
         """Run kubectl and return its output. Raises ``CalledProcessError``."""
         command = [str(self._bin / "kubectl"), f"--kubeconfig={self.kubeconfig(user)}", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def define(self, file: Path) -> None:
+        """Apply a custom resource definition and wait until the API server serves it.
+
+        ``kubectl wait`` fails while the status has no conditions yet. Raises ``CalledProcessError``, ``TimeoutError``.
+        """
+        self.kubectl("apply", "--server-side", "-f", str(file))
+        deadline = time.monotonic() + START_S
+        while True:
+            status = json.loads(self.kubectl("get", "-f", str(file), "-o", "json"))["status"]
+            conditions = {one["type"]: one["status"] for one in status.get("conditions") or []}
+            if conditions.get("Established") == "True":
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{file.name} was not established after {START_S:.0f} s: {conditions}")
+            time.sleep(0.1)
 
     def _write_files(self) -> None:
         groups = ',"system:masters"'

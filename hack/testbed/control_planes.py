@@ -38,10 +38,9 @@ def bare_plane(
 def prepare(plane: ControlPlane, folder: Path) -> None:
     """Install the resource definition and the operator's permissions."""
     try:
-        plane.kubectl("apply", "--server-side", "-f", str(FILE))
+        plane.define(FILE)
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"the API server refuses {FILE.name}: {error.stderr[:3000]}") from error
-    plane.kubectl("wait", "--for=condition=Established", f"-f={FILE}", "--timeout=20s")
     plane.kubectl("create", "namespace", NAMESPACE)
     rights = folder / "rights.yaml"
     rights.write_text(yaml.safe_dump_all(grant()))

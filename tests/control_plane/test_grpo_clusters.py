@@ -44,8 +44,7 @@ def defined(bare: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Con
     del spec["properties"]["config"]["properties"]["seed"]
     path = tmp_path_factory.mktemp("definition") / "older.yaml"
     path.write_text(yaml.safe_dump(older))
-    bare.kubectl("apply", "--server-side", "-f", str(path))
-    bare.kubectl("wait", "--for=condition=Established", f"-f={path}", "--timeout=20s")
+    bare.define(path)
     return bare  # its storage is still being set up: 429 for a second
 
 
