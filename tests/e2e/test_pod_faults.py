@@ -36,7 +36,8 @@ def test_a_run_in_pods_with_injected_faults_loses_nothing_and_learns(
     began = time.monotonic()
     try:
         with watched_pods(release, namespace, layout) as run:
-            inject_all(run, planned, lambda one: inject(run, one), injected=injected, report=fault_report)
+            left = inject_all(run, planned, lambda one: inject(run, one), injected=injected, report=fault_report)
+            assert not left, f"the run ended before {left[0]}"
             run.finish(tmp_path)
             check_files(run.steps.lines, tmp_path)
             check_events(run)

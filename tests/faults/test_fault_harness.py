@@ -10,8 +10,11 @@ import pytest
 
 from faults import schedule
 from faults.answers import Answer, Span
+from faults.injected import Injected, inject_all
 from faults.invariants import BATCH, SAMPLES, check_logprobs, check_samples, check_versions
-from faults.steps import LocalFiles, Steps
+from faults.report import Report
+from faults.schedule import Fault
+from faults.steps import Files, LocalFiles, Steps, Watched
 from faults.watched import BASE, TINY
 
 
@@ -28,6 +31,34 @@ def test_other_kinds_replace_one_that_cannot_be_injected() -> None:
     faults = schedule.schedule(3, schedule.PER_RUN, without=["full disk"])
     assert len(faults) == schedule.PER_RUN
     assert all(fault.kind != "full disk" for fault in faults)
+
+
+class QuickRun(Watched):
+    """A run of ten steps, one per tick."""
+
+    total = 10
+
+    def __init__(self) -> None:
+        self.steps = Steps(lambda: Files(b"", []))
+
+    def tick(self) -> None:
+        self.steps.last = min(self.total, self.steps.last + 1)
+        self.steps.advanced += 1
+
+    def console(self) -> str:
+        return ""
+
+    def fault_survived(self) -> None: ...
+
+
+def test_faults_without_enough_steps_left_are_returned_for_another_run() -> None:
+    planned = [Fault("kill server", 1, 0.0, 0.5, 1.0, 1, "") for _ in range(8)]
+    injected: list[Injected] = []
+    report = Report("faults", schedule.DECK, ())
+    left = inject_all(QuickRun(), planned, lambda one: None, injected=injected, report=report, reserve=4)
+    # Each fault takes two steps: one before it and one that shows that it was survived.
+    assert [one.step for one in injected] == [1, 3, 5]
+    assert len(left) == 5
 
 
 def write_steps(run: Path, steps: list[int], checkpoint: int) -> None:

@@ -34,7 +34,8 @@ def test_a_run_on_ray_with_injected_faults_loses_nothing_and_learns(
     began = time.monotonic()
     try:
         with WatchedRay(cluster, tmp_path) as run:
-            inject_all(run, planned, lambda one: inject(run, one), injected=injected, report=fault_report)
+            left = inject_all(run, planned, lambda one: inject(run, one), injected=injected, report=fault_report)
+            assert not left, f"the run ended before {left[0]}"
             run.finish()
             run.check_nothing_left()
             check_files(run.steps.lines, run.run.directory, steps=STEPS)

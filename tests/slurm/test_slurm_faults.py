@@ -32,7 +32,8 @@ def test_a_run_on_slurm_with_injected_faults_loses_nothing_and_learns(
     began = time.monotonic()
     try:
         with WatchedSlurm(cluster, tmp_path) as run:
-            inject_all(run, planned, lambda one: inject(run, one), injected=injected, report=fault_report)
+            left = inject_all(run, planned, lambda one: inject(run, one), injected=injected, report=fault_report)
+            assert not left, f"the run ended before {left[0]}"
             run.advance_to_end()
             assert run.follower.wait(run.patience_s) == 0, run.console()
             run.steps.poll()
