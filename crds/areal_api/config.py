@@ -12,6 +12,9 @@ from pydantic import Field, model_validator
 from areal_api.actor import PPOActorConfig, TrainEngineConfig
 from areal_api.agent_config import AgentConfig
 from areal_api.bounds import FreeForm
+from areal_api.data_config import DatasetConfig, RewardConfig, ValidDatasetConfig
+from areal_api.evaluation import VALID, EvaluatorConfig, HeldOut
+from areal_api.frequency import Frequency
 from areal_api.generation import GenerationHyperparameters
 from areal_api.loggers import StatsLoggerConfig
 from areal_api.section import Section
@@ -182,60 +185,6 @@ class SGLangConfig(Section):
     decode_log_interval: int | None = Field(None, ge=1, description="Decode steps between two log lines.")
 
 
-class DatasetConfig(Section):
-    """A data set: one row a problem."""
-
-    path: str = Field(
-        "",
-        description="Hub name, local file (jsonl, json, parquet, csv), directory saved by datasets, or "
-        "package.module:function.",
-    )
-    name: str | None = Field(
-        None, description="Configuration of a hub data set; null is main for gsm8k, else the only one."
-    )
-    split: str | None = Field(None, description="Split; null is train for train_dataset and test for valid_dataset.")
-    type: Literal["rl"] = Field("rl", description="What the rows are for.")
-    batch_size: int = Field(
-        1, ge=1, description="Prompts of a batch, over all ranks.", json_schema_extra={"unit": "prompts"}
-    )
-    shuffle: bool = Field(True, description="Draw a new order each epoch, by the run's seed.")
-    num_workers: int = Field(0, ge=0, description="Processes that read the data.")
-    drop_last: bool = Field(True, description="Leave out the last, smaller batch of an epoch.")
-    max_length: int | None = Field(
-        None, ge=1, description="Longer prompts are dropped and counted.", json_schema_extra={"unit": "tokens"}
-    )
-    limit: int | None = Field(None, ge=1, description="Use only the first rows.", json_schema_extra={"unit": "rows"})
-    question_column: str = Field(
-        "question", description="Column with the problem; not needed where the rows have messages."
-    )
-    answer_column: str = Field("answer", description="Column with the reference answer.")
-    instruction: str = Field(
-        "Please put your final answer within \\boxed{}.", description="Line put under the question; empty adds none."
-    )
-    apply_chat_template: bool = Field(
-        True,
-        description="Render the prompt with the tokenizer's chat template; false passes question and instruction as "
-        "plain text, for base models.",
-    )
-
-
-class ValidDatasetConfig(DatasetConfig):
-    """The held-out data set: every row of it, in its order."""
-
-    shuffle: bool = Field(False, description="Draw a new order each evaluation, by the run's seed.")
-    drop_last: bool = Field(False, description="Leave out the last, smaller batch.")
-
-
-class Frequency(Section):
-    """How often something is done: after so many epochs, steps or seconds, whichever comes first; all null is never."""
-
-    freq_epochs: int | None = Field(
-        None, ge=1, description="Every so many epochs.", json_schema_extra={"unit": "epochs"}
-    )
-    freq_steps: int | None = Field(None, ge=1, description="Every so many steps.", json_schema_extra={"unit": "steps"})
-    freq_secs: float | None = Field(None, gt=0, description="Every so many seconds.", json_schema_extra={"unit": "s"})
-
-
 class RecoverConfig(Frequency):
     """Recovery checkpoints, from which the same command resumes."""
 
@@ -245,32 +194,6 @@ class RecoverConfig(Frequency):
     freq_epochs: int | None = Field(1, ge=1, description="Every so many epochs.", json_schema_extra={"unit": "epochs"})
     freq_secs: float | None = Field(600.0, gt=0, description="Every so many seconds.", json_schema_extra={"unit": "s"})
     keep: int = Field(2, ge=1, description="Recovery checkpoints kept.")
-
-
-class EvaluatorConfig(Frequency):
-    """Evaluation on valid_dataset through the same servers; always done before the first step and after the last."""
-
-
-class RewardConfig(Section):
-    """The reward function and the processes that run it."""
-
-    path: str = Field(
-        "areal_trainer.reward.gsm8k:gsm8k_reward_fn",
-        pattern=r"^[\w.]+:[\w.]+$",
-        description="Reward function, package.module:function.",
-    )
-    processes: int = Field(
-        1,
-        ge=0,
-        description="Processes that call the reward function; 0 calls it in the trainer's event loop, where only an "
-        "async function has a deadline.",
-    )
-    timeout: float = Field(
-        15.0,
-        gt=0,
-        description="Longest time of one call; a call that takes longer is killed and is an error of its sample.",
-        json_schema_extra={"unit": "s"},
-    )
 
 
 class WorkflowConfig(Section):
@@ -405,6 +328,15 @@ class GRPOConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _evaluation_has_problems(self) -> Self:
+        if self.valid_dataset is None and (self.evaluator.sets or self.evaluator.save_best):
+            key = "evaluator.sets" if self.evaluator.sets else "evaluator.save_best"
+            raise ValueError(
+                f"{key} needs valid_dataset, whose reward decides which model is best; set valid_dataset.path"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _staleness_is_reachable(self) -> Self:
         size, batch = self.rollout.queue_size, self.consumer_batch_size
         if size is None:
@@ -452,6 +384,18 @@ class GRPOConfig(Section):
     def evaluation(self) -> GenerationHyperparameters:
         """Sampling parameters in evaluation."""
         return self.eval_gconfig or self.gconfig.new(n_samples=1, temperature=0.6)
+
+    @property
+    def held_out(self) -> list[HeldOut]:
+        """The data sets of an evaluation, ``valid_dataset`` first; empty without one."""
+        if self.valid_dataset is None:
+            return []
+        found = [HeldOut(VALID, "valid_dataset", self.valid_dataset, self.reward, self.evaluation)]
+        for index, one in enumerate(self.evaluator.sets):
+            own = one.reward is not None or one.gconfig is not None
+            reward, gconfig = one.reward or self.reward, one.gconfig or self.evaluation
+            found.append(HeldOut(one.name, f"evaluator.sets[{index}].dataset", one.dataset, reward, gconfig, own))
+        return found
 
     @property
     def tokenizer(self) -> str:

@@ -100,6 +100,16 @@ def checkpoint_dir(run: Path, epoch: int, step: int) -> Path:
     return checkpoints_dir(run) / f"epoch{epoch}step{step}"
 
 
+def best_checkpoint_dir(run: Path) -> Path:
+    """Hugging Face checkpoint of the best evaluation."""
+    return checkpoints_dir(run) / "best"
+
+
+def evaluations_dir(run: Path) -> Path:
+    """Samples of evaluations."""
+    return run / "evaluations"
+
+
 def rollouts_dir(run: Path) -> Path:
     """Dumped samples."""
     return run / "rollouts"

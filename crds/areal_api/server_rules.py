@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from areal_api.config import GRPOConfig, SGLangConfig
+from areal_api.data_config import DatasetConfig
 from areal_api.generation import GenerationHyperparameters
 
 MAX_STOP_TEXTS = 32
@@ -87,10 +88,18 @@ def _combination_problems(settings: Mapping[str, Any], args: Mapping[str, Any]) 
         yield f"{_key('max_running_requests', args)} is {requests}, below servers.args.dp_size {replicas}; raise it"
 
 
+def _samplings(config: GRPOConfig) -> Iterator[tuple[str, GenerationHyperparameters, DatasetConfig | None]]:
+    """Key, sampling parameters and data set of training and of every evaluation that sets its own parameters."""
+    yield "gconfig", config.gconfig, config.train_dataset
+    if config.eval_gconfig is not None:
+        yield "eval_gconfig", config.eval_gconfig, config.valid_dataset
+    for index, one in enumerate(config.evaluator.sets):
+        if one.gconfig is not None:
+            yield f"evaluator.sets[{index}].gconfig", one.gconfig, one.dataset
+
+
 def _sampling_problems(config: GRPOConfig, settings: Mapping[str, Any]) -> Iterator[str]:
-    for key, sampling in (("gconfig", config.gconfig), ("eval_gconfig", config.eval_gconfig)):
-        if sampling is None:
-            continue
+    for key, sampling, _ in _samplings(config):
         if settings.get("skip_tokenizer_init"):
             for name, value in (("stop", sampling.stop), ("min_new_tokens", sampling.min_new_tokens)):
                 if value:
@@ -117,12 +126,9 @@ def _length_problems(
     for name, limit in (("context_length", settings.get("context_length")), ("max_total_tokens", pool)):
         if not _whole(limit):
             continue
-        for key, sampling, data in (
-            ("gconfig", config.gconfig, config.train_dataset),
-            ("eval_gconfig", config.eval_gconfig, config.valid_dataset),
-        ):
-            longest = None if sampling is None else _longest(sampling, None if data is None else data.max_length)
-            if longest is not None and longest > limit:
+        for key, sampling, data in _samplings(config):
+            longest = _longest(sampling, None if data is None else data.max_length)
+            if longest > limit:
                 yield (
                     f"{_key(name, args)} is {limit}, but a request of config.{key} may have {longest} tokens; "
                     "raise it, or lower max_new_tokens, max_tokens or the data set's max_length"

@@ -23,7 +23,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import PreTrainedTokenizerBase
 
 from areal_api import names
-from areal_api.config import DatasetConfig, GRPOConfig
+from areal_api.config import GRPOConfig
+from areal_api.data_config import DatasetConfig
 from areal_api.load import load_expr_config
 from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.components import make_publisher

@@ -12,8 +12,22 @@ from pathlib import Path
 from areal_api import logs
 from areal_api.paths import expand_home
 from areal_launcher import commands
-from areal_launcher.cli_help import CHECK, CONVERT, EVAL, LIST, LOGS, RESUME, RUN, RUN_DIR, SCALE, STATUS, STOP, UI
-from areal_launcher.cli_ui import add_roots, add_ui, list_action
+from areal_launcher.cli_help import (
+    CHECK,
+    COMPARE,
+    CONVERT,
+    EVAL,
+    LIST,
+    LOGS,
+    RESUME,
+    RUN,
+    RUN_DIR,
+    SCALE,
+    STATUS,
+    STOP,
+    UI,
+)
+from areal_launcher.cli_ui import add_compare, add_roots, add_ui, list_action
 from areal_launcher.console import console_for, discard_output, prepare_standard_streams
 from areal_launcher.errors import RunError
 from areal_launcher.place_commands import PlaceCommands, listed, places, refuse_other_options
@@ -79,6 +93,13 @@ def eval_action(args: argparse.Namespace) -> int:
     from areal_launcher.places.local.evaluate import evaluate
 
     return evaluate(args.checkpoint, Request.parse(args.items, args.config), args.port)
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    """``grpo compare``."""
+    parser = command_parser("compare", COMPARE)
+    add_compare(parser, path)
+    return parser
 
 
 def convert_parser() -> argparse.ArgumentParser:
@@ -204,6 +225,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "run": (run_parser, "train"),
     "check": (check_parser, "check whether an experiment fits its GPUs and disk"),
     "eval": (eval_parser, "evaluate a checkpoint"),
+    "compare": (compare_parser, "compare two evaluations problem by problem"),
     "list": (list_parser, "list runs and their states"),
     "status": (status_parser, "show the state of a run"),
     "logs": (logs_parser, "print the logs of a run"),

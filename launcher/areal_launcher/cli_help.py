@@ -30,7 +30,8 @@ same command follows it again. cluster.fileroot must be a directory that all nod
   grpo run --on slurm examples/tiny/experiment.yaml --partition gpu --time 8:00:00"""
 
 EVAL = """\
-Evaluate a Hugging Face checkpoint on valid_dataset with a local server and print its mean reward.
+Evaluate a Hugging Face checkpoint on valid_dataset and evaluator.sets with a local server, and print one line of JSON:
+the mean reward, all statistics, and the file with the samples.
 CHECKPOINT is a directory, a hub name, or a run directory (its newest checkpoint). Without EXPERIMENT.yaml, the
 experiment of the run that contains CHECKPOINT is used.
 
@@ -75,6 +76,14 @@ CONVERT = """\
 Convert AReaL's configuration file to an experiment.yaml. Keys without a counterpart are listed on standard error.
 
   grpo convert gsm8k_grpo.yaml -o experiment.yaml"""
+
+
+COMPARE = """\
+Compare two evaluations problem by problem: the mean reward of each on the problems that both have, the change with its
+95 % confidence interval, and the problems that became better or worse.
+
+  grpo compare runs/tiny/trial0/evaluations/step0.parquet runs/tiny/trial0
+  grpo compare runs/tiny/first runs/tiny/second --json"""
 
 
 CHECK = """\

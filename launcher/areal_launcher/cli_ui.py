@@ -1,4 +1,4 @@
-"""The arguments of ``grpo ui`` and ``grpo list``."""
+"""The arguments of ``grpo ui``, ``grpo list`` and ``grpo compare``."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ def list_action(args: argparse.Namespace) -> int:
     from areal_launcher.list_runs import list_runs
 
     return list_runs(args.roots or default_roots())
+
+
+def add_compare(parser: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
+    """Add the arguments of ``grpo compare``."""
+    help_text = "a file of evaluations/, or a directory of a run or of grpo eval: its newest evaluation"
+    parser.add_argument("first", type=path, metavar="FIRST", help=help_text)
+    parser.add_argument("second", type=path, metavar="SECOND", help="the evaluation that is compared with FIRST")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON with every problem that changed")
+    parser.set_defaults(action=compare_action)
+
+
+def compare_action(args: argparse.Namespace) -> int:
+    """Compare two evaluations."""
+    from areal_launcher.compare import compare
+
+    return compare(args.first, args.second, as_json=args.json)

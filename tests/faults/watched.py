@@ -143,7 +143,10 @@ class WatchedRun(Watched):
         config = spec["config"]
         config |= {"cluster": {"fileroot": str(self._fileroot)}, "trial_name": "run", "total_train_steps": STEPS}
         config["rollout"] |= {"dump_to_file": True, "dump_max_bytes": 64 << 20}
-        config |= {"evaluator": {"freq_steps": 1000}, "recover": {"freq_steps": CHECKPOINT_STEPS}}
+        config |= {
+            "evaluator": {"freq_steps": 1000, "dump_max_bytes": 1 << 20},
+            "recover": {"freq_steps": CHECKPOINT_STEPS},
+        }
         (self.work / "experiment.yaml").write_text(yaml.safe_dump(document))
 
     def _keep(self, exchange: Exchange) -> object:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from areal_api import names
-from areal_api.config import Frequency
+from areal_api.frequency import Frequency
 from areal_trainer import tagged_json
 from areal_trainer.ranks import Ranks
 
@@ -57,6 +57,8 @@ class RunState:
     reward_last: float | None = None
     eval_first: float | None = None
     eval_last: float | None = None
+    eval_best: float | None = None
+    eval_best_step: int | None = None
     reward_best: float | None = None  # best mean over ``health.WINDOW`` steps
     collapsed: bool = False  # after the last step
     rollbacks: int = 0

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from areal_api import names
 from areal_api.config import GRPOConfig
 from areal_trainer.algo.filters import rewards_differ
-from areal_trainer.data.dataset import PromptLoader, load_hf_tokenizer, train_loader, valid_rows
+from areal_trainer.data.dataset import PromptLoader, load_hf_tokenizer, train_loader
 from areal_trainer.data.tokenizer import TokenTexts
 from areal_trainer.engine import RemoteSGLangEngine
+from areal_trainer.evaluation.evaluator import Evaluator
+from areal_trainer.evaluation.prepare import prepared_evaluator
 from areal_trainer.model.policy import Policy, ReferenceModel
 from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
@@ -44,10 +45,9 @@ class Components:
     recovery: RecoveryWriter
     loader: PromptLoader
     workflow: RolloutWorkflow
-    eval_workflow: RolloutWorkflow
+    evaluator: Evaluator | None  # on rank 0, with a valid_dataset
     agent_statistics: Callable[[], dict[str, float]]  # since the last call; on rank 0
     accept: Accept | None
-    valid_rows: list[dict[str, Any]]  # empty without a valid_dataset, and on every rank but the first
     stats: StatsLogger | None  # on rank 0
     rollouts: RolloutDump | None  # on rank 0, if samples are written
     vocab_size: int
@@ -80,9 +80,12 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
         stack.callback(pool.close)  # before the engine, whose event loop it uses
         workflows = Workflows(config, engine, tokenizer, pool)
         stack.callback(workflows.close)
+        evaluator = None
         if ranks.is_first:  # their processes import modules while the model loads
             pool.start()
             workflows.start()
+            directory = names.evaluations_dir(run)
+            evaluator = stack.enter_context(prepared_evaluator(config, workflows, pool, tokenizer, directory=directory))
         policy = Policy(
             config.actor,
             device=ranks.device.type,
@@ -110,10 +113,9 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             recovery=recovery,
             loader=loader,
             workflow=workflows.training,
-            eval_workflow=workflows.evaluation,
+            evaluator=evaluator,
             agent_statistics=workflows.statistics,
             accept=_has_signal if config.actor.dynamic_sampling else None,
-            valid_rows=_valid_rows(config, tokenizer) if ranks.is_first else [],
             stats=stats,
             rollouts=rollouts,
             vocab_size=vocabulary_size(config.actor.path),
@@ -137,13 +139,6 @@ def _rollout_dump(config: GRPOConfig, tokenizer: PreTrainedTokenizerBase, *, run
     return RolloutDump(
         names.rollouts_dir(run), max_bytes=config.rollout.dump_max_bytes, token_texts=TokenTexts(tokenizer)
     )
-
-
-def _valid_rows(config: GRPOConfig, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    if config.valid_dataset is None:
-        return []
-    template_kwargs = config.workflow.kwargs.get("chat_template_kwargs")
-    return valid_rows(config.valid_dataset, tokenizer, chat_template_kwargs=template_kwargs)
 
 
 def _total_steps(config: GRPOConfig, *, steps_per_epoch: int) -> int:

@@ -1,58 +1,64 @@
-"""Evaluates a model on ``valid_dataset`` through its servers; also a program, ``python -m areal_trainer.evaluate``."""
+"""Evaluates a model on the held-out sets through its servers: ``python -m areal_trainer.evaluate``."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
+from pathlib import Path
 
+from areal_api import names
 from areal_api.config import GRPOConfig
 from areal_api.load import load_expr_config
-from areal_trainer.data.dataset import load_hf_tokenizer, valid_rows
+from areal_trainer.data.dataset import load_hf_tokenizer
 from areal_trainer.engine import RemoteSGLangEngine
+from areal_trainer.evaluation.evaluator import Evaluation
+from areal_trainer.evaluation.prepare import prepared_evaluator
 from areal_trainer.ranks import joined
 from areal_trainer.reward.pool import RewardPool
 from areal_trainer.rollout.make_workflow import Workflows, vocabulary_size
-from areal_trainer.rollout.workflow import RolloutWorkflow
 
 
-def evaluate(engine: RemoteSGLangEngine, rows: list[dict[str, Any]], workflow: RolloutWorkflow) -> float:
-    """Mean raw reward over all samples of all rows."""
-    episodes = engine.run_episodes(rows, workflow)
-    rewards = [trajectory.reward for episode in episodes for trajectory in episode]
-    if not rewards:
-        raise ValueError(
-            "evaluation has no sample: every episode on valid_dataset was rejected or failed; the log names the errors"
-        )
-    return sum(rewards) / len(rewards)
+def evaluate(config: GRPOConfig, run: Path) -> Evaluation:
+    """Evaluate the served weights. Raises ``ValueError`` for a configuration that cannot be evaluated."""
+    if config.valid_dataset is None:
+        raise ValueError("valid_dataset is not set; set it to held-out problems, e.g. valid_dataset.path=…")
+    tokenizer = load_hf_tokenizer(config.tokenizer)
+    engine = RemoteSGLangEngine(config.rollout, batch_size=config.consumer_batch_size)
+    with joined("cpu"):
+        engine.initialize(vocab_size=vocabulary_size(config.actor.path))
+        try:
+            with (
+                closing(RewardPool.of(config.reward)) as pool,  # before the engine, whose event loop it uses
+                closing(Workflows(config, engine, tokenizer, pool)) as workflows,
+                prepared_evaluator(
+                    config, workflows, pool, tokenizer, directory=names.evaluations_dir(run)
+                ) as evaluator,
+            ):
+                assert evaluator is not None
+                return evaluator.evaluate(engine.run_episodes, step=0)
+        finally:
+            engine.destroy()
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Evaluate the model that AREAL_LLM_SERVER_ADDRS serves; prints ``{"reward": …, "rows": …, "model": …}``."""
+    """Evaluate the model that AREAL_LLM_SERVER_ADDRS serves.
+
+    Prints ``{"reward": …, "rows": …, "model": …, "statistics": {…}, "samples": …}``. ``rows`` counts the evaluated
+    problems of ``valid_dataset``; ``samples`` is the file with the samples.
+    """
     try:
         config, _ = load_expr_config(list(arguments), GRPOConfig)
-        if config.valid_dataset is None:
-            raise ValueError("valid_dataset is not set; set it to held-out problems, e.g. valid_dataset.path=…")
-        tokenizer = load_hf_tokenizer(config.tokenizer)
-        template_kwargs = config.workflow.kwargs.get("chat_template_kwargs")
-        rows = valid_rows(config.valid_dataset, tokenizer, chat_template_kwargs=template_kwargs)
-        engine = RemoteSGLangEngine(config.rollout, batch_size=config.consumer_batch_size)
-        with joined("cpu"):
-            engine.initialize(vocab_size=vocabulary_size(config.actor.path))
-            try:
-                with (
-                    closing(RewardPool.of(config.reward)) as pool,  # before the engine, whose event loop it uses
-                    closing(Workflows(config, engine, tokenizer, pool)) as workflows,
-                ):
-                    reward = evaluate(engine, rows, workflows.evaluation)
-            finally:
-                engine.destroy()
+        run = Path(os.environ.get(names.RUN_DIR) or names.run_dir(config))
+        found = evaluate(config, run)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps({"reward": reward, "rows": len(rows), "model": config.actor.path}))
+    samples = None if found.file is None else str(found.file)
+    result = {"reward": found.reward, "rows": found.problems, "model": config.actor.path}
+    print(json.dumps({**result, "statistics": found.statistics, "samples": samples}))
     return 0
 
 

@@ -211,6 +211,8 @@ def _rewind_files(parts: Components, step: int) -> None:
         parts.rollouts.discard_after(step)
     elif parts.ranks.is_first:  # of an earlier attempt, which wrote samples
         discard_after(names.rollouts_dir(parts.run), step)
+    if parts.ranks.is_first:
+        discard_after(names.evaluations_dir(parts.run), step)
 
 
 def _restore_rollout(parts: Components, loop: LoopState) -> None:

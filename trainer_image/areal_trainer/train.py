@@ -12,20 +12,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from areal_api import health, logs, names, stat_names
-from areal_api.config import Frequency, GRPOConfig
+from areal_api.config import GRPOConfig
+from areal_api.frequency import Frequency
 from areal_api.load import load_expr_config
 from areal_api.stat_names import ACTOR_PREFIX
 from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.checkpoint import RunState, Schedule
 from areal_trainer.components import Components, build_components
-from areal_trainer.evaluate import evaluate
+from areal_trainer.evaluation.evaluator import Evaluation
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.health import Health, HealthMonitor
 from areal_trainer.ranks import Ranks, joined, lost_another
@@ -43,10 +44,11 @@ logger = logging.getLogger(__name__)
 def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunState]:
     """Train from ``state`` until the last step or until ``stop`` is set; yields the state after every step."""
     stop.wakes(parts.engine.interrupt)
-    if state.step == 0 and parts.config.valid_dataset is not None:
-        reward = _evaluate(parts)
-        state = replace(state, eval_first=reward, eval_last=reward)
     schedules, timings = Schedules.of(parts), Timings()
+    if state.step == 0 and parts.config.valid_dataset is not None:
+        state, statistics = _evaluate(parts, state)
+        state = replace(state, eval_first=state.eval_last)
+        schedules.initial = {f"{name}{stat_names.INITIAL}": value for name, value in statistics.items()}
     schedules.recovered_at = state.step or -1
     monitor = HealthMonitor(reward_best=state.reward_best)
     while state.step < parts.total_steps:
@@ -171,6 +173,7 @@ class Schedules:
     save: Schedule
     recover: Schedule
     evaluate: Schedule
+    initial: dict[str, float] = field(default_factory=dict)  # statistics of the evaluation before the first step
     recovered_at: int = -1
     recovery_postponed: bool = False  # the previous checkpoint was still being written when one was due
 
@@ -210,10 +213,10 @@ def _after_step(
             parts.policy.save_hf(names.checkpoint_dir(parts.run, epoch, step))
     if (schedules.evaluate.at(step) or last) and parts.config.valid_dataset is not None:
         with timings.stage("eval"):
-            state = replace(state, eval_last=_evaluate(parts))
-        line[stat_names.EVAL_REWARD] = state.eval_last or 0.0
-    if step == 1 and state.eval_first is not None:
-        line[stat_names.EVAL_REWARD_INITIAL] = state.eval_first
+            state, found = _evaluate(parts, replace(state, step=step))
+        line |= found
+    if step == 1:
+        line |= schedules.initial
     seconds = time.monotonic() - began
     reward = stats[stat_names.mean(stat_names.TASK_REWARD)]
     state = replace(
@@ -238,11 +241,22 @@ def _after_step(
     return state
 
 
-def _evaluate(parts: Components) -> float:
-    """Reward on ``valid_dataset`` under the current weights. Collective; rank 0 queries the servers."""
+def _evaluate(parts: Components, state: RunState) -> tuple[RunState, dict[str, float]]:
+    """Evaluate the current weights, those after ``state.step`` steps, and save the model if it is the best so far.
+
+    Collective; rank 0 queries the servers and has the statistics.
+    """
     parts.publisher.wait()
-    reward = evaluate(parts.engine, parts.valid_rows, parts.eval_workflow) if parts.ranks.is_first else None
-    return float(parts.ranks.from_first(reward))
+    found: Evaluation | None = None
+    if parts.evaluator is not None:
+        found = parts.evaluator.evaluate(parts.engine.run_episodes, step=state.step)
+    reward = float(parts.ranks.from_first(None if found is None else found.reward))
+    state = replace(state, eval_last=reward)
+    if state.eval_best is None or reward > state.eval_best:
+        state = replace(state, eval_best=reward, eval_best_step=state.step)
+        if parts.config.evaluator.save_best:
+            parts.policy.save_hf(names.best_checkpoint_dir(parts.run))
+    return state, {} if found is None else found.statistics
 
 
 def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSignal) -> str:

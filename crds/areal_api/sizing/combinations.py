@@ -73,6 +73,12 @@ def useless_settings(spec: ExperimentSpec) -> Iterator[str]:
         yield "actor.fsdp.reshard_after_forward has no effect with one rank, which gathers nothing"
     if config.ref is not None and config.actor.kl_ctl == 0:
         yield "ref has no effect with actor.kl_ctl 0: no reference model is loaded"
+    for one in config.held_out:
+        if one.gconfig.n_samples > 1 and (one.gconfig.greedy or one.gconfig.temperature == 0):
+            yield (
+                f"evaluation of {one.key} draws {one.gconfig.n_samples} samples per problem greedily, which are all "
+                "equal; set n_samples to 1, or greedy to false and a temperature above 0"
+            )
     evaluator = config.evaluator
     if config.valid_dataset is None and (evaluator.freq_epochs or evaluator.freq_steps or evaluator.freq_secs):
         yield "evaluator has no effect without valid_dataset"

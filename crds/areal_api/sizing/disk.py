@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from areal_api.config import Frequency, GRPOConfig
+from areal_api.config import GRPOConfig
+from areal_api.frequency import Frequency
 from areal_api.sizing.adapters import adapter_parameters
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.server_memory import BYTES_OF_DTYPE
@@ -48,7 +49,10 @@ def disk_use(shape: ModelShape, config: GRPOConfig, *, steps_per_epoch: int | No
         trained = shape.parameters if lora is None else shape.layers * adapter_parameters(shape, lora)
         recovery = (config.recovery_checkpoints + 1) * per_parameter * trained
     saved = saved_models(config.saver, config, steps_per_epoch=steps_per_epoch)
+    saved += config.evaluator.save_best
     rollouts = config.rollout.dump_max_bytes if config.rollout.dump_to_file else 0
+    if config.held_out and config.evaluator.dump_to_file:
+        rollouts += config.evaluator.dump_max_bytes
     return DiskUse(published, recovery, saved * model, model if from_hub else 0, rollouts_bytes=rollouts)
 
 

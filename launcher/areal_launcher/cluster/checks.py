@@ -100,7 +100,7 @@ def check_files(spec: ExperimentSpec) -> None:
         "sglang.model_path": config.sglang.model_path,
         "ref.path": config.ref.path if config.ref is not None else None,
         "train_dataset.path": config.train_dataset.path,
-        "valid_dataset.path": config.valid_dataset.path if config.valid_dataset is not None else None,
+        **{f"{one.key}.path": one.dataset.path for one in config.held_out},
     }
     for key, path in paths.items():
         if path and is_local_path(path) and Path(expand_home(path)).exists() and not in_pods(spec, path):

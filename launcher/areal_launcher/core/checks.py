@@ -100,8 +100,8 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, cores: int) -> None:
     if config.ref is not None and config.ref.path:
         check_model("ref.path", config.ref.path)
     check_dataset("train_dataset.path", config.train_dataset.path)
-    if config.valid_dataset is not None:
-        check_dataset("valid_dataset.path", config.valid_dataset.path)
+    for one in config.held_out:
+        check_dataset(f"{one.key}.path", one.dataset.path)
     check_run_directory(run)
 
 

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from areal_api import names
 from areal_api.rollout_columns import COLUMNS, file_name, step_of
-from areal_launcher.bounded_files import DamagedFileError, number, opened
+from areal_launcher.bounded_files import DamagedFileError, number
+from areal_launcher.parquet_files import open_parquet, rows_of
 
 MAX_STEPS = 1_000_000
-MAX_FILE_BYTES = 2**30
-MAX_ROWS = 100_000  # of a file
-MAX_TEXT_BYTES = 512 * 2**20  # of the columns read for a page, uncompressed
-MAX_VALUES = 64 * 2**20  # of a column of a row group
 MAX_TEXT = 20_000  # characters of a prompt or completion that are shown
 MAX_GROUPS = 100  # problems on a page
 MAX_SAMPLES = 64  # of a problem on a page
@@ -88,7 +81,7 @@ def tokens(run: Path, step: int, row: int) -> dict[str, Any]:
     Raises ``FileNotFoundError`` if there is no such row, and ``DamagedFileError`` if the step cannot be read.
     """
     path = names.rollouts_dir(run) / file_name(step)
-    with _parquet(path) as file:
+    with open_parquet(path, COLUMNS) as file:
         for index in range(file.num_row_groups):
             rows = file.metadata.row_group(index).num_rows
             if row < rows:
@@ -110,59 +103,7 @@ def _shown_tokens(path: Path, found: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with _parquet(path) as file:
-        size = sum(_column_bytes(file.metadata.row_group(index)) for index in range(file.num_row_groups))
-        if size > MAX_TEXT_BYTES:
-            raise DamagedFileError(f"{path} has {size} bytes of text, more than the {MAX_TEXT_BYTES} that are shown")
-        for index in range(file.num_row_groups):
-            for row in file.read_row_group(index, columns=list(ROW_COLUMNS), use_threads=False).to_pylist():
-                if any(value is None for value in row.values()):
-                    raise DamagedFileError(f"{path} is damaged: a sample lacks a value; delete it")
-                yield row
-
-
-def _column_bytes(group: Any) -> int:
-    columns = (group.column(index) for index in range(group.num_columns))
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema in ROW_COLUMNS)
-
-
-@contextmanager
-def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a file whose columns and sizes are as expected. Raises ``DamagedFileError`` for any other."""
-    with opened(path) as raw:
-        if os.fstat(raw.fileno()).st_size > MAX_FILE_BYTES:
-            raise DamagedFileError(f"{path} has more than {MAX_FILE_BYTES} bytes; it is not shown")
-        try:
-            file = pq.ParquetFile(raw)
-            _check(path, file)
-            yield file
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DamagedFileError(f"{path} is damaged: {_first_line(error)}; delete it") from error
-
-
-def _check(path: Path, file: pq.ParquetFile) -> None:
-    types = {field.name: str(field.type) for field in file.schema_arrow}
-    missing = [column.name for column in COLUMNS if types.get(column.name) != _type(column.type)]
-    if missing:
-        raise DamagedFileError(
-            f"{path} was not written by this version: its columns {', '.join(missing)} are absent or of another type"
-        )
-    groups: Sequence[Any] = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-    values = max((group.column(at).num_values for group in groups for at in range(group.num_columns)), default=0)
-    if file.metadata.num_rows > MAX_ROWS or values > MAX_VALUES:
-        raise DamagedFileError(f"{path} has more than {MAX_ROWS} samples or {MAX_VALUES} values; it is not shown")
-
-
-def _type(name: str) -> str:
-    """How Arrow prints the type of a column that was read from Parquet."""
-    names_of_types = {"float32": "float", "float64": "double"}
-    if name.startswith("list<"):
-        return f"list<element: {_type(name.removeprefix('list<').removesuffix('>'))}>"
-    return names_of_types.get(name, name)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return rows_of(path, COLUMNS, read=ROW_COLUMNS)
 
 
 def _group(group: list[dict[str, Any]]) -> dict[str, Any]:

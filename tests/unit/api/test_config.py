@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from areal_api.actor import NormConfig, PPOActorConfig
 from areal_api.areal_config.tree import set_in
-from areal_api.config import GRPOConfig, SGLangConfig, ValidDatasetConfig
+from areal_api.config import GRPOConfig, SGLangConfig
+from areal_api.data_config import ValidDatasetConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.generation import GenerationHyperparameters
 from areal_api.keys import fields

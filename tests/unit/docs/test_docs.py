@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import yaml
 
 from areal_api.config import GRPOConfig
+from areal_api.evaluation_columns import EVALUATION_COLUMNS
 from areal_api.experiment import GRPOExperiment
-from areal_api.rollout_columns import COLUMNS
+from areal_api.rollout_columns import COLUMNS, Column
 from areal_trainer.rollout.workflow import RolloutWorkflow
 from benchmarks.__main__ import NAMED, NAMES
 
@@ -100,6 +102,9 @@ def test_every_test_that_hazards_names_exists() -> None:
     assert named <= defined, f"missing: {sorted(named - defined)}"
 
 
-def test_the_columns_of_samples_are_documented() -> None:
-    rows = [f"| `{column.name}` | {column.type} | {column.meaning} |" for column in COLUMNS]
-    assert "\n".join(rows) in (ROOT / "docs/rollouts.md").read_text()
+@pytest.mark.parametrize(
+    ("columns", "document"), [(COLUMNS, "docs/rollouts.md"), (EVALUATION_COLUMNS, "docs/evaluation.md")]
+)
+def test_the_columns_of_samples_are_documented(columns: Sequence[Column], document: str) -> None:
+    rows = [f"| `{column.name}` | {column.type} | {column.meaning} |" for column in columns]
+    assert "\n".join(rows) in (ROOT / document).read_text()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from areal_api.config import Frequency
+from areal_api.frequency import Frequency
 from areal_trainer.checkpoint import (
     LoopState,
     RunState,

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from areal_api.config import DatasetConfig
+from areal_api.data_config import DatasetConfig
 from areal_trainer.data.files import Row
 from areal_trainer.data.loader import PromptLoader, global_batches
 from areal_trainer.data.source import Source, read_source
@@ -108,11 +108,15 @@ def train_loader(
 
 
 def valid_rows(
-    config: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, chat_template_kwargs: dict[str, Any] | None = None
+    config: DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    section: str = "valid_dataset",
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """All rows of ``valid_dataset`` in stored order."""
+    """All rows of a held-out set in stored order. Errors name ``section``, its key in the configuration."""
     split = config.split or "test"
-    return list(_load(config, tokenizer, chat_template_kwargs, split=split, section="valid_dataset"))
+    return list(_load(config, tokenizer, chat_template_kwargs, split=split, section=section))
 
 
 def _load(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from areal_api.config import DatasetConfig
+from areal_api.data_config import DatasetConfig
 from areal_trainer import tagged_json
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from areal_api.config import DatasetConfig
+from areal_api.data_config import DatasetConfig
 from areal_api.paths import is_local_path
 from areal_trainer.data.files import READERS, Row, Table, read_file
 from areal_trainer.import_path import load_object

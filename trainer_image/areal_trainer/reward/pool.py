@@ -13,7 +13,7 @@ import itertools
 import logging
 from typing import Any, Self
 
-from areal_api.config import RewardConfig
+from areal_api.data_config import RewardConfig
 from areal_trainer.reward.function import (
     ARGUMENTS,
     RewardError,

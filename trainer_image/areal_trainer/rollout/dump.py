@@ -109,7 +109,7 @@ class RolloutDump:
 
     def _prune(self, step: int, size: int) -> None:
         if self._sizes is None:
-            self._sizes = {found: path.stat().st_size for found, path in _files(self._directory)}
+            self._sizes = {found: path.stat().st_size for found, path in files_by_step(self._directory)}
         self._sizes[step] = size
         total = sum(self._sizes.values())
         for oldest in sorted(self._sizes):
@@ -167,15 +167,15 @@ def to_table(samples: StepSamples, rows: Sequence[Row], token_texts: TokenTexts)
         "step": [samples.step] * len(rows),
         "epoch": [samples.epoch] * len(rows),
         "version": [samples.version] * len(rows),
-        "task_id": [_text(one.task_id) for one in all_of],
+        "task_id": [utf8(one.task_id) for one in all_of],
         "problem": [problem_of(one) for one in all_of],
         "group": [one.group for one in all_of],
         "sample": [row.sample for row in rows],
         "outcome": [row.outcome for row in rows],
         "reward": [one.reward for one in all_of],
-        "finish_reason": [_text(one.finish_reason) for one in all_of],
-        "prompt": [_text(one.prompt) for one in all_of],
-        "completion": [_text(one.completion) for one in all_of],
+        "finish_reason": [utf8(one.finish_reason) for one in all_of],
+        "prompt": [utf8(one.prompt) for one in all_of],
+        "completion": [utf8(one.completion) for one in all_of],
         "prompt_tokens": [one.prompt_len for one in all_of],
         "trained_tokens": [one.completion_len for one in all_of],
         "head_version": [one.head_version for one in all_of],
@@ -193,7 +193,7 @@ def to_table(samples: StepSamples, rows: Sequence[Row], token_texts: TokenTexts)
 def problem_of(trajectory: Trajectory) -> str:
     """What is the same for all samples of a problem, in all steps."""
     if trajectory.task_id:
-        return _text(trajectory.task_id)
+        return utf8(trajectory.task_id)
     prompt = trajectory.input_ids[: trajectory.prompt_len].astype("<i8").tobytes()
     return hashlib.blake2b(prompt, digest_size=8).hexdigest()
 
@@ -210,14 +210,14 @@ def write_file(target: Path, table: pa.Table) -> None:
 
 def discard_after(directory: Path, step: int) -> None:
     """Delete the files of steps after ``step``, and partial ones."""
-    for found, path in _files(directory):
+    for found, path in files_by_step(directory):
         if found > step:
             path.unlink()
     for partial in directory.glob(".*.partial"):
         partial.unlink()
 
 
-def _files(directory: Path) -> list[tuple[int, Path]]:
+def files_by_step(directory: Path) -> list[tuple[int, Path]]:
     found = [(step_of(path.name), path) for path in directory.glob("*.parquet")]
     return [(step, path) for step, path in found if step is not None]
 
@@ -229,10 +229,10 @@ def _texts(ids_T: NDArray[np.int64], token_texts: TokenTexts) -> pa.Array:
     distinct = np.flatnonzero(np.bincount(ids_T))
     position = np.zeros(distinct[-1] + 1, dtype=np.int32)
     position[distinct] = np.arange(len(distinct), dtype=np.int32)
-    texts = pa.array([_text(text) for text in token_texts(distinct.tolist())], type=pa.string())
+    texts = pa.array([utf8(text) for text in token_texts(distinct.tolist())], type=pa.string())
     return pa.DictionaryArray.from_arrays(pa.array(position[ids_T]), texts).dictionary_decode()
 
 
-def _text(text: str) -> str:
+def utf8(text: str) -> str:
     """``text`` without unpaired surrogates, which UTF-8 cannot represent."""
     return text.encode("utf-8", "replace").decode("utf-8")

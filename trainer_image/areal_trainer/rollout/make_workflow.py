@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from areal_api import names
 from areal_api.config import GRPOConfig, WorkflowConfig
+from areal_api.evaluation import HeldOut
 from areal_trainer import environments
 from areal_trainer.gateway.settings import GatewaySettings, new_key
 from areal_trainer.import_path import load_object
@@ -25,7 +27,7 @@ from areal_trainer.rollout.agent_workflow import (
     make_agent,
 )
 from areal_trainer.rollout.gateway_process import GatewayProcess
-from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, load_workflow, with_stop_tokens
+from areal_trainer.rollout.workflow import GenerationEngine, RewardFn, RolloutWorkflow, load_workflow, with_stop_tokens
 
 # The class that plays the environment "<kind>:<name>" at workflow.path, and the name of its argument <name>.
 ENVIRONMENTS = {
@@ -43,6 +45,7 @@ class Workflows:
         """``engine`` generates for an agent. Raises ``ValueError`` for a class that cannot be used."""
         self.gateway: GatewayProcess | None = None
         self._runner: AgentRunner | None = None
+        self._load: Callable[..., RolloutWorkflow] | None = None  # constructs a workflow class; None for agents
         self.training: RolloutWorkflow
         self.evaluation: RolloutWorkflow
         if config.rollout.agent.mode == "online":
@@ -60,9 +63,9 @@ class Workflows:
             agent = make_agent(loaded, path=path, kwargs=kwargs)
             self._build_agent(config, engine, tokenizer, agent, template_kwargs)
             return
-        arguments: Mapping[str, Any] = {"reward_fn": pool.score, "tokenizer": tokenizer, **kwargs}
-        self.training = load_workflow(path, gconfig=config.gconfig, **arguments)
-        self.evaluation = load_workflow(path, gconfig=config.evaluation, **arguments)
+        self._load = partial(load_workflow, path, **{"tokenizer": tokenizer, **kwargs})
+        self.training = self._load(gconfig=config.gconfig, reward_fn=pool.score)
+        self.evaluation = self._load(gconfig=config.evaluation, reward_fn=pool.score)
 
     def _build_agent(
         self,
@@ -89,6 +92,17 @@ class Workflows:
             engine, gateway_settings(config, tokenizer, kwargs), address_file=names.gateway_file(names.run_dir(config))
         )
         self.training = self.evaluation = OnlineWorkflow(self.gateway, n_samples=config.gconfig.n_samples)
+
+    def evaluation_on(self, held_out: HeldOut, reward_fn: RewardFn) -> RolloutWorkflow:
+        """The workflow that evaluates on a held-out set. Raises ``ValueError`` for settings that an agent overrides."""
+        if not held_out.has_own_settings:
+            return self.evaluation
+        if self._load is None:
+            raise ValueError(
+                f"{held_out.key} has a reward or gconfig of its own, but workflow.path is an agent, which rewards "
+                "itself and samples by eval_gconfig; leave them out"
+            )
+        return self._load(gconfig=held_out.gconfig, reward_fn=reward_fn)
 
     def statistics(self) -> dict[str, float]:
         """Statistics of agents since the last call; empty without a gateway."""

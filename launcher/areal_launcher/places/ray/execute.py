@@ -67,6 +67,6 @@ def local_paths(spec: ExperimentSpec) -> list[str]:
     candidates: list[str | None] = [config.actor.path, config.sglang.model_path, config.tokenizer_path]
     candidates += [config.train_dataset.path]
     candidates += [config.ref.path] if config.ref is not None else []
-    candidates += [config.valid_dataset.path] if config.valid_dataset is not None else []
+    candidates += [one.dataset.path for one in config.held_out]
     candidates += [spec.trainer.script]
     return sorted({path for path in candidates if path and Path(path).exists()})

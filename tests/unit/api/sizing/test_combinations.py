@@ -88,6 +88,11 @@ def test_heads_that_the_default_kernel_does_not_take_are_refused_on_cuda_alone()
         (actor(fsdp={"reshard_after_forward": False}), {}, "reshard_after_forward has no effect"),
         ({"ref": {"path": "r"}}, {}, "ref has no effect"),
         ({"evaluator": {"freq_steps": 5}}, {}, "evaluator has no effect"),
+        (
+            {"valid_dataset": {"path": "v"}, "eval_gconfig": {"n_samples": 4, "greedy": True}},
+            {},
+            "evaluation of valid_dataset draws 4 samples per problem greedily",
+        ),
     ],
 )
 def test_a_setting_without_effect_is_named(config: dict[str, Any], sections: dict[str, Any], expected: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from areal_api.config import Frequency, GRPOConfig
+from areal_api.config import GRPOConfig
+from areal_api.frequency import Frequency
 from areal_api.sizing.disk import LOGS_BYTES, disk_use, saved_models
 from areal_api.sizing.model_shape import ModelShape
 from benchmarks.memory import qwen25

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from areal_launcher import parquet_files
 from areal_launcher.bounded_files import DamagedFileError
 from areal_launcher.ui import rollouts
 from areal_launcher.ui.rollouts import Filter
@@ -120,6 +121,6 @@ def test_what_is_shown_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("bound", ["MAX_FILE_BYTES", "MAX_ROWS", "MAX_VALUES", "MAX_TEXT_BYTES"])
 def test_huge_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     write_samples(tmp_path, 1, *[sample(str(number)) for number in range(100)])
-    monkeypatch.setattr(rollouts, bound, 99)
+    monkeypatch.setattr(parquet_files, bound, 99)
     with pytest.raises(DamagedFileError, match=r"step1\.parquet has"):
         rollouts.page(tmp_path, 1, Filter(), offset=0)

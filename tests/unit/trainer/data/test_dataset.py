@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from areal_api.config import DatasetConfig
+from areal_api.data_config import DatasetConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.data.dataset import PromptDataset, load_train_dataset
 from areal_trainer.rollout.workflow import RLVRWorkflow

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from areal_api.config import DatasetConfig
+from areal_api.data_config import DatasetConfig
 from areal_trainer.data.dataset import train_loader
 from areal_trainer.data.loader import GlobalBatches, PromptLoader
 from support.word_tokenizer import word_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from areal_api.config import DatasetConfig
+from areal_api.data_config import DatasetConfig
 from areal_trainer.data.dataset import PromptDataset, load_train_dataset, valid_rows
 from support.word_tokenizer import word_tokenizer
 
