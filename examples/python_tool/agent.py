@@ -56,7 +56,7 @@ async def work(client: httpx.AsyncClient, *, gateway: str, key: str, tool: str) 
     while True:
         try:
             response = await client.post(
-                f"{gateway}/rl/next_task", json={"timeout_seconds": 120}, headers={"Authorization": f"Bearer {key}"}
+                f"{gateway}/rl/next_task", json={"timeout_seconds": 60}, headers={"Authorization": f"Bearer {key}"}
             )
             if response.status_code == 204:  # the trainer wants no session now
                 continue
