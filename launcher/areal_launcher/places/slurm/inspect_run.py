@@ -13,7 +13,7 @@ from areal_launcher.console import console_for
 from areal_launcher.core import status as run_directory
 from areal_launcher.fit import fit_in_jobs
 from areal_launcher.places.slurm import commands
-from areal_launcher.places.slurm.job import JOB_PREFIX, output_file, read_job, sbatch_arguments
+from areal_launcher.places.slurm.job import JOB_PREFIX, output_file, read_job, read_start, sbatch_arguments
 from areal_launcher.places.slurm.submit import check_container, estimate, plan_job
 from areal_launcher.request import Request
 from areal_launcher.run_state import State, state_of
@@ -36,18 +36,20 @@ def status(directory: Path | None, *, as_json: bool = False) -> int:
     submitted = read_job(directory)
     if submitted is None:
         raise ValueError(f"{directory}: no job of Slurm was submitted for this directory")
+    job = commands.find_job(submitted.id)
+    state = state_with_job(directory, job)
     if as_json:
-        state = state_with_job(directory, commands.find_job(submitted.id))
         print(status_of_directory(directory, state=state).as_json())
         return 0
     lines = squeue(f"--jobs={submitted.id}")
     for line in lines:
         console.print(describe(line), markup=False, soft_wrap=True)
     if not lines:
-        job = commands.find_job(submitted.id)
         console.print(f"job {submitted.id}  {job.state if job else 'ended'}", markup=False)
     if not names.config_file(directory).exists():
         return 0  # the job has not started yet
+    if state.name == "pending":
+        console.print(f"{state.reason}; until then, this is left of the run:", markup=False)
     return run_directory.status(directory)
 
 
@@ -55,14 +57,20 @@ def state_with_job(directory: Path, job: commands.Job | None) -> State:
     """The state of a run and its job: None if the cluster has forgotten the job."""
     if job is not None and job.state in commands.QUEUED:
         return State("pending", f"the job waits in the queue ({job.reason})")
-    if names.config_file(directory).exists() and (
-        (state := state_of(directory)).name == "running" or not is_active(job)
-    ):
-        return state
+    if names.config_file(directory).exists():
+        state = state_of(directory)
+        if state.name == "running" or job is None or not job.active or has_ended_in(directory, job):
+            return state
     if is_active(job):
         return State("pending", "the job starts")
     ended = "has ended" if job is None else f"ended as {job.state}"
     return State("failed", f"the job {ended} before it could report anything; see {output_file(directory)}")
+
+
+def has_ended_in(directory: Path, job: commands.Job) -> bool:
+    """Whether the run has ended in this job, which Slurm still ends: its summary is newer than the job's start."""
+    started_at, summary = read_start(directory, job.id), names.summary_file(directory)
+    return started_at is not None and summary.exists() and summary.stat().st_mtime >= started_at
 
 
 def is_active(job: commands.Job | None) -> bool:
@@ -101,7 +109,8 @@ def check(request: Request) -> int:
         parts = [f"server-{i} on node {node}" for i, node in enumerate(layout.servers)]
         parts += [f"trainer node {i} on node {node}" for i, node in enumerate(layout.trainer)]
         console.print(
-            f"{layout.nodes} nodes of {layout.gpus_per_node} GPUs and {layout.cpus_per_node} CPUs: {', '.join(parts)}",
+            f"{counted(layout.nodes)} of {layout.gpus_per_node} GPUs and {layout.cpus_per_node} CPUs: "
+            + ", ".join(parts),
             markup=False,
             soft_wrap=True,
         )
@@ -130,4 +139,9 @@ def describe(line: list[str]) -> str:
     """One job in words."""
     job, state, elapsed, limit, nodes, name, reason = line
     why = f" ({reason})" if reason not in ("None", "") else ""
-    return f"job {job}  {name}  {state}{why}  {elapsed} of {limit}  {nodes} nodes"
+    return f"job {job}  {name}  {state}{why}  {elapsed} of {limit}  {counted(nodes)}"
+
+
+def counted(nodes: int | str) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{nodes} node" if str(nodes) == "1" else f"{nodes} nodes"
