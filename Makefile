@@ -7,8 +7,8 @@ DEVICE ?= cpu
 # An index of CPU builds of torch; without it torch comes from PyPI, which also runs on a CPU.
 TORCH_INDEX ?=
 
-# Number of faults that `make faults` (200), `make faults-kind` (40) and `make faults-slurm` (12) inject, and the seed of
-# their schedule, which a failing schedule prints.
+# Number of faults that `make faults` (200), `faults-kind` (40), `faults-slurm` (20) and `faults-ray` (20) inject, and the
+# seed of their schedule, which a failing schedule prints.
 FAULTS ?=
 SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
@@ -107,12 +107,12 @@ faults: setup ## Inject FAULTS=200 faults into real runs; SEED=n repeats a sched
 faults-kind: setup cluster ## Inject FAULTS=40 faults into runs in pods of the kind cluster; SEED=n repeats a schedule.
 	FAULTS=$(or $(FAULTS),40) SEED=$(SEED) $(VENV)/bin/pytest tests/e2e/test_pod_faults.py
 
-faults-slurm: setup ## Inject FAULTS=12 faults into a real run on a Slurm cluster of three nodes; SEED=n repeats a schedule.
+faults-slurm: setup ## Inject FAULTS=20 faults into real runs on a Slurm cluster of three nodes; SEED=n repeats a schedule.
 	@hack/slurm/install.sh
-	FAULTS=$(or $(FAULTS),12) SEED=$(SEED) $(VENV)/bin/pytest tests/slurm/test_slurm_faults.py
+	FAULTS=$(or $(FAULTS),20) SEED=$(SEED) $(VENV)/bin/pytest tests/slurm/test_slurm_faults.py
 
-faults-ray: setup ray ## Inject FAULTS=10 faults into a real run on a Ray cluster of three nodes; SEED=n repeats a schedule.
-	FAULTS=$(or $(FAULTS),10) SEED=$(SEED) $(VENV)/bin/pytest tests/ray/test_ray_faults.py
+faults-ray: setup ray ## Inject FAULTS=20 faults into real runs on a Ray cluster of three nodes; SEED=n repeats a schedule.
+	FAULTS=$(or $(FAULTS),20) SEED=$(SEED) $(VENV)/bin/pytest tests/ray/test_ray_faults.py
 
 hostile: setup ## Attack the operator on a real API server with HOSTILE generated experiments (default 500).
 	HOSTILE=$(or $(HOSTILE),500) $(VENV)/bin/pytest tests/hostile

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-pytest_plugins = ["support.control_plane_fixtures"]
+pytest_plugins = ["support.control_plane_fixtures", "faults.report_fixture"]
 
 # Folders whose tests share one control plane run in one worker.
 SHARED_SCOPES = {"tests/control_plane": "control plane", "tests/hostile": "control plane"}

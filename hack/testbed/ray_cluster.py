@@ -18,8 +18,6 @@ from typing import Any
 
 import psutil
 
-from areal_launcher.core.supervisor import PR_SET_PDEATHSIG, prctl
-
 START_TIMEOUT_S = 320.0
 OBJECT_STORE_BYTES = 80 * 2**20  # the smallest that Ray accepts
 MARK = "AREAL_TEST_RAY_CLUSTER"  # environment variable of every process of a cluster
@@ -223,8 +221,3 @@ def arguments(process: psutil.Process) -> list[str]:
         return list(process.cmdline())
     except psutil.NoSuchProcess:
         return []
-
-
-def die_with_the_caller() -> None:
-    """For ``preexec_fn``."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,23 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from faults.pod_injectors import DEATHS, KINDS
-from faults.report import Report
 from hack.cluster.kind_cluster import KindCluster, NoCluster
 from hack.testbed.helm_release import Release
-
-REPORT = pytest.StashKey[Report]()
-
-
-@pytest.fixture
-def fault_report(request: pytest.FixtureRequest) -> Report:
-    """One report per test session."""
-    return request.config.stash.setdefault(REPORT, Report("faults in pods", KINDS, DEATHS))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if (report := config.stash.get(REPORT, None)) is not None:
-        report.show(terminalreporter)
 
 
 @pytest.fixture(scope="session")

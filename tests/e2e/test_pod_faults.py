@@ -5,47 +5,39 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from faults import schedule
-from faults.injected import Injected, inject_all, print_replay
 from faults.invariants import check_files
-from faults.pod_injectors import DECKS, PER_RUN, inject, seconds_until_back
+from faults.pod_injectors import DEATHS, DECKS, KINDS, PER_RUN, inject, seconds_until_back
 from faults.report import Report
+from faults.series import Series, seeded
 from faults.watched_pods import WatchedPods, watched_pods
 from hack.testbed.helm_release import Release
 
-pytestmark = pytest.mark.scenario
-FAULTS = int(os.environ.get("FAULTS") or 20)
-FIRST_SEED = int(os.environ.get("SEED") or 1)
-RUNS = schedule.runs(FIRST_SEED, FAULTS, per_run=PER_RUN)
 
-
-@pytest.mark.parametrize(("seed", "faults"), RUNS, ids=[f"seed{seed}" for seed, _ in RUNS])
+@pytest.mark.scenario
+@seeded(20, per_run=PER_RUN)
 def test_a_run_in_pods_with_injected_faults_loses_nothing_and_learns(
-    release: Release, namespace: str, seed: int, faults: int, tmp_path: Path, fault_report: Report
+    release: Release, namespace: str, seed: int, faults: int, tmp_path: Path, fault_report: Callable[..., Report]
 ) -> None:
     layout = list(DECKS)[(seed + 1) % len(DECKS)]
     planned = schedule.schedule(seed, faults, deck=DECKS[layout], gaps=(1, 1, 2))
-    injected: list[Injected] = []
-    began = time.monotonic()
-    try:
-        with watched_pods(release, namespace, layout) as run:
-            left = inject_all(run, planned, lambda one: inject(run, one), injected=injected, report=fault_report)
-            assert not left, f"the run ended before {left[0]}"
+    report = fault_report("faults in pods", KINDS, DEATHS)
+    series = Series(planned, f"make faults-kind SEED={seed} FAULTS={faults}", report)
+    with watched_pods(release, namespace, layout) as run:
+
+        def check() -> None:
             run.finish(tmp_path)
             check_files(run.steps.lines, tmp_path)
             check_events(run)
             run.check_nothing_left()
-            for one in injected:
-                fault_report.survived(one.fault.kind, seconds_until_back(one, run))
-    finally:
-        print_replay(f"make faults-kind SEED={seed} FAULTS={faults}", injected, began)
+
+        left = series.survive(run, lambda one: inject(run, one), check, lambda one: seconds_until_back(one, run))
+    assert not left, f"the run ended before {left[0]}"
 
 
 def check_events(run: WatchedPods) -> None:

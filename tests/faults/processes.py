@@ -1,4 +1,4 @@
-"""Finds and signals the processes of a local run from outside."""
+"""Finds and signals the processes of a run from outside."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -43,6 +44,24 @@ def ranks(launcher: int) -> list[psutil.Process]:
         for process in trainer(launcher)
         if "areal_trainer.train" in (line := command_line(process)) and "torch.distributed.run" not in line
     ]
+
+
+def of_run(directory: Path, *words: str) -> list[psutil.Process]:
+    """Interpreters of a run in this directory whose command lines contain ``words``, the supervisors left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            argv = process.cmdline()
+            if not argv or not Path(argv[0]).name.startswith("python") or any("supervisor.py" in word for word in argv):
+                continue
+            line = " ".join([*argv, ""])
+            if all(word in line for word in words) and any(
+                str(directory) in text for text in (line, *process.environ().values())
+            ):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
 
 
 def command_line(process: psutil.Process) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from areal_launcher.core.supervisor import PR_SET_PDEATHSIG, prctl
 from faults import processes
 from faults.schedule import STEPS
 from faults.steps import LocalFiles, Steps, Watched
+from hack.cluster.control_plane import die_with_parent
 from support.faulty_proxy import Exchange, FaultyProxy
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +73,7 @@ class WatchedRun(Watched):
         env = {**os.environ, processes.MARK: self.mark, "OMP_NUM_THREADS": "1"}
         with (self.work / "console.log").open("ab") as console:
             self._launcher = subprocess.Popen(
-                argv, cwd=ROOT, env=env, stdout=console, stderr=console, preexec_fn=_die_with_the_tests
+                argv, cwd=ROOT, env=env, stdout=console, stderr=console, preexec_fn=die_with_parent
             )
         self.starts += 1
 
@@ -167,11 +166,6 @@ class WatchedRun(Watched):
         except FileNotFoundError:
             return GONE  # the requesting trainer has died and its successor has cleaned up
         return digest
-
-
-def _die_with_the_tests() -> None:
-    """Killed tests must leave no run behind."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:

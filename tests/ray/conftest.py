@@ -7,11 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from faults.ray_injectors import DECK
-from faults.report import Report
 from hack.testbed.ray_cluster import RayCluster
-
-REPORT = pytest.StashKey[Report]()
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +19,3 @@ def cluster() -> Iterator[RayCluster]:
         except TimeoutError as error:
             pytest.skip(f"this machine is too busy for a Ray cluster: {error}")
         yield cluster
-
-
-@pytest.fixture
-def fault_report(request: pytest.FixtureRequest) -> Report:
-    return request.config.stash.setdefault(REPORT, Report("faults on Ray", DECK, ()))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if (report := config.stash.get(REPORT, None)) is not None:
-        report.show(terminalreporter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,9 +16,9 @@ import ray
 import yaml
 from ray.util import placement_group_table
 
-from areal_launcher.core.supervisor import PR_SET_PDEATHSIG, prctl
 from areal_launcher.places.ray.connection import connect
 from areal_launcher.run_files import read_servers
+from hack.cluster.control_plane import die_with_parent
 from hack.testbed.ray_cluster import RayCluster, arguments
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +46,9 @@ class RayRun:
         self.write(steps, wait_s, **settings)
         return self.run("--on", "ray", str(self.file), *options)
 
-    def write(self, steps: int, wait_s: int | None = None, *, dump: bool = False, **settings: Any) -> None:
-        """Write the experiment. ``dump``: write the trained samples to ``rollouts/``."""
+    def write(self, steps: int, wait_s: int | None = None, **settings: Any) -> None:
+        """Write the experiment."""
         document = self._experiment(steps)
-        document["spec"]["config"].setdefault("rollout", {})["dump_to_file"] = dump
         document["spec"] |= settings
         if wait_s is not None:
             document["spec"]["runPolicy"]["preRunningDeadlineSeconds"] = wait_s
@@ -65,7 +63,8 @@ class RayRun:
                 env=self.environment,
                 stdout=console,
                 stderr=console,
-                preexec_fn=_die_with_the_tests,
+                preexec_fn=die_with_parent,
+                process_group=0,
             )
 
     def grpo(self, *arguments: str) -> tuple[int, str]:
@@ -238,8 +237,3 @@ def _run_of(process: psutil.Process) -> str:
         return str(process.environ().get("AREAL_RUN_DIR", ""))
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
-
-
-def _die_with_the_tests() -> None:
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setpgid(0, 0)
