@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 FAULTS ?=
 SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
-SERIAL_TESTS := tests/local tests/slurm tests/faults tests/ray tests/e2e
+SERIAL_TESTS := tests/local tests/slurm tests/faults tests/ray tests/kueue tests/e2e
 PARALLEL_TESTS := tests $(SERIAL_TESTS:%=--ignore=%)
 
 VENV := .venv
@@ -24,7 +24,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld frameworks verifiers agents ray ray-tests demo check test e2e slurm faults faults-kind faults-slurm faults-ray hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld frameworks verifiers agents ray ray-tests demo check test e2e kueue slurm faults faults-kind faults-slurm faults-ray hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -86,7 +86,7 @@ check: setup ## Check lint, formatting, types, import contracts and generated fi
 	$(VENV)/bin/python hack/constraints.py --check
 
 # Tests that need a whole machine run one at a time; the others run in two workers. One summary covers both sessions.
-test: setup aworld frameworks verifiers ray ## Run all tests except the scenarios of make agents, e2e, slurm and ray-tests; tests that cannot run here are listed at the end.
+test: setup aworld frameworks verifiers ray ## Run all tests except the scenarios of make agents, e2e, kueue, slurm and ray-tests; tests that cannot run here are listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
 	@hack/slurm/install.sh || [ $$? -eq 3 ]
 	@hack/browser/install.sh || [ $$? -eq 3 ]
@@ -96,6 +96,10 @@ test: setup aworld frameworks verifiers ray ## Run all tests except the scenario
 
 e2e: setup cluster ## Run every end-to-end test on the kind cluster.
 	$(VENV)/bin/pytest tests/e2e
+
+kueue: setup ## Run every test with the real Kueue on a control plane; the first run builds it in about 5 minutes.
+	@hack/cluster/kueue.sh
+	$(VENV)/bin/pytest tests/kueue
 
 slurm: setup ## Run every test on a Slurm cluster of three nodes on this machine.
 	@hack/slurm/install.sh

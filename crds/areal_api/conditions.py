@@ -13,6 +13,7 @@ ACCEPTED: Final = "Accepted"
 STORAGE_READY: Final = "StorageReady"
 SERVERS_READY: Final = "ServersReady"
 TRAINER_RUNNING: Final = "TrainerRunning"
+ADMITTED: Final = "Admitted"  # only present with a queue; its reasons and messages are Kueue's, and those below
 AGENTS_READY: Final = "AgentsReady"  # only present with spec.agents or spec.tools; it never stops a run
 SUSPENDED: Final = "Suspended"
 SUCCEEDED: Final = "Succeeded"
@@ -28,6 +29,16 @@ INVALID: Final = "Invalid"
 REFUSED: Final = "Refused"
 NAME_TAKEN: Final = "NameTaken"
 UNKNOWN_FIELDS: Final = "UnknownFields"  # accepted; fields of a newer version have no effect
+
+# Reasons of Admitted besides Kueue's own.
+QUEUED: Final = "Queued"  # of Suspended, too
+PENDING: Final = "Pending"  # Kueue's: no quota is free
+NOT_QUEUED: Final = "NotQueued"  # the experiment no longer names a queue
+KUEUE_DISABLED: Final = "KueueDisabled"
+KUEUE_UNREADABLE: Final = "KueueUnreadable"
+NO_PRIORITY_CLASS: Final = "NoPriorityClass"
+NO_FLAVOR: Final = "NoFlavor"
+GANG_CHANGED: Final = "GangChanged"
 
 # Reasons of StorageReady.
 BOUND: Final = "Bound"
@@ -96,4 +107,4 @@ SETTLED: Final = "Settled"
 # Something is pending and these do not say why; a warning event may.
 UNEXPLAINED: Final = frozenset({STARTING, CREATING, VOLUME_PENDING})
 # Part of a normal life: no warning event, and no reason to hide what else is pending.
-BENIGN: Final = UNEXPLAINED | {DRAINING, FINISHED, SUSPENDED, WAITING_FOR_TRAINER}
+BENIGN: Final = UNEXPLAINED | {DRAINING, FINISHED, SUSPENDED, WAITING_FOR_TRAINER, QUEUED, PENDING}

@@ -48,6 +48,13 @@ class ServersSpec(PodSettings):
     max_replicas: int | None = Field(
         None, ge=1, le=MAX_PODS, description="Upper limit of replicas during the run; null is replicas."
     )
+    min_replicas: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_PODS,
+        description="Number of servers that the run starts with if its queue has no quota for more, only in Kubernetes "
+        "with a queue of Kueue; null is replicas.",
+    )
     tensor_parallel: int = Field(1, ge=1, le=MAX_PROCESSES, description="GPUs per server (on cpu: processes).")
     termination_grace_period_seconds: int = Field(
         120,
@@ -209,6 +216,11 @@ def _placement_problems(spec: ExperimentSpec) -> list[str]:
         problems.append(
             f"servers.replicas is {servers.replicas}, above servers.maxReplicas {servers.max_replicas}; "
             "raise maxReplicas"
+        )
+    if servers.min_replicas is not None and servers.min_replicas > servers.replicas:
+        problems.append(
+            f"servers.minReplicas is {servers.min_replicas}, above servers.replicas {servers.replicas}; "
+            "lower minReplicas"
         )
     if "ReadWriteMany" not in spec.storage.access_modes and trainer.nodes > 1:
         problems.append(

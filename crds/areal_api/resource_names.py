@@ -120,6 +120,11 @@ def volume_claim(experiment: str) -> str:
     return f"{experiment}-run"
 
 
+def workload(experiment: str) -> str:
+    """Kueue's Workload, with which the experiment waits in its queue."""
+    return f"{experiment}-run"
+
+
 def service_account(experiment: str) -> str:
     """Service account of the pods; its tokens only authenticate progress reports."""
     return f"{experiment}-run"

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from areal_api.bounds import MAX_STATUS_TEXT
 from areal_api.section import CamelSection
 
-Phase = Literal["Pending", "Starting", "Running", "Suspended", "Succeeded", "Failed"]
+Phase = Literal["Pending", "Queued", "Starting", "Running", "Suspended", "Succeeded", "Failed"]
 TERMINAL_PHASES: tuple[Phase, ...] = ("Succeeded", "Failed")
 
 

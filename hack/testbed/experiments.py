@@ -42,15 +42,17 @@ class Namespace:
 
 @dataclass
 class Experiment:
-    """One experiment. ``changes`` are dotted keys below ``spec``."""
+    """One experiment. ``changes`` are dotted keys below ``spec``, ``labels`` its own."""
 
     namespace: Namespace
     name: str = "exp"
     changes: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def body(self) -> Object:
         """The object as it is created."""
         data = Case("", {"metadata.name": self.name}).experiment()
+        data["metadata"]["labels"] = {**data["metadata"].get("labels", {}), **self.labels}
         set_in(data, "spec.servers.device", "cpu")
         set_in(data, "spec.trainer.device", "cpu")
         for key, value in self.changes.items():

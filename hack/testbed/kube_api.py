@@ -20,6 +20,8 @@ KINDS_OF_TESTS = {
     "StorageClass": ("storage.k8s.io/v1", "storageclasses"),
     "ResourceQuota": ("v1", "resourcequotas"),
     "LimitRange": ("v1", "limitranges"),
+    "ClusterQueue": ("kueue.x-k8s.io/v1beta2", "clusterqueues"),
+    "LocalQueue": ("kueue.x-k8s.io/v1beta2", "localqueues"),
     "Role": ("rbac.authorization.k8s.io/v1", "roles"),
     "RoleBinding": ("rbac.authorization.k8s.io/v1", "rolebindings"),
     "MutatingAdmissionPolicy": ("admissionregistration.k8s.io/v1", "mutatingadmissionpolicies"),

@@ -32,7 +32,11 @@ ENV = {
 def grant() -> list[dict[str, Any]]:
     """The RBAC objects that give the operator its permissions."""
     return [
-        *_granted("ClusterRole", {"name": USER}, RULES["experiments"] + RULES["cluster"]),
+        *_granted(
+            "ClusterRole",
+            {"name": USER},
+            RULES["experiments"] + RULES["cluster"] + RULES["kueue"] + RULES["kueueCluster"],
+        ),
         *_granted("Role", {"name": USER, "namespace": NAMESPACE}, RULES["own"]),
     ]
 

@@ -25,6 +25,7 @@ from areal_operator.http_limits import MAX_HEADER_BYTES, LimitedProtocol
 from areal_operator.leader import Leader
 from areal_operator.metrics import Metrics
 from areal_operator.progress import ProgressReceiver, make_app
+from areal_operator.queueing import kueue
 from areal_operator.reconcile import Reconciler
 from areal_operator.root_key import wait_for_root_key
 from areal_operator.settings import Settings
@@ -50,7 +51,13 @@ class Operator:
         self._metrics = Metrics()
         self._warnings = NamespaceWarnings(cluster, max_age_s=settings.waiting_s)
         self._reconciler = Reconciler(
-            cluster, self._store, self._experiments, self._warnings, settings=settings, root_key=root_key
+            cluster,
+            self._store,
+            self._experiments,
+            self._warnings,
+            settings=settings,
+            root_key=root_key,
+            workloads_refused=self._workloads_refused,
         )
         self._child_watches = [
             ChildWatch(
@@ -62,7 +69,7 @@ class Operator:
                 metrics=self._metrics,
                 relist_s=settings.resync_s,
             )
-            for kind in CHILD_KINDS
+            for kind in (*CHILD_KINDS, *((kueue.WORKLOAD,) if settings.kueue else ()))
             for namespace in settings.watched or (None,)
         ]
         self._leader = Leader(cluster, namespace=settings.namespace, identity=settings.identity)
@@ -181,6 +188,11 @@ class Operator:
     def ready(self) -> bool:
         """Whether experiments and children were listed once."""
         return self.synced and all(watch.listed.is_set() for watch in self._child_watches)
+
+    def _workloads_refused(self, namespace: str) -> str | None:
+        """Why Kueue's Workloads in a namespace cannot be read; None if they can."""
+        watches = [watch for watch in self._child_watches if watch.reads(kueue.WORKLOAD, namespace)]
+        return watches[0].refused if watches else None
 
     async def _guard(self) -> None:
         """End the process when a watch has ended, except in namespaces that cannot be read at all."""

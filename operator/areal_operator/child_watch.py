@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from areal_api import resource_names
 from areal_api.errors import describe
-from areal_operator.cluster import CHILD_KINDS, ApiError, Cluster, is_transient
+from areal_operator.cluster import KINDS, ApiError, Cluster, is_transient
 from areal_operator.metrics import Metrics
 from areal_operator.observed import Object
 from areal_operator.store import Key, Store
@@ -47,7 +47,16 @@ class ChildWatch:
         self._metrics = metrics
         self._relist_s = relist_s
         self.listed = asyncio.Event()  # listed once, or refused
-        self._refused: str | None = None  # why the API server refuses to list
+        self._refused: str | None = None
+
+    @property
+    def refused(self) -> str | None:
+        """Why the API server refuses to list; None while it does not."""
+        return self._refused
+
+    def reads(self, kind: str, namespace: str) -> bool:
+        """Whether this watch covers a kind in a namespace."""
+        return self._kind == kind and self._namespace in (None, namespace)
 
     async def run(self) -> None:
         """List and watch until cancelled."""
@@ -104,7 +113,7 @@ class ChildWatch:
 
     @property
     def _where(self) -> str:
-        return f"{CHILD_KINDS[self._kind][1]} of " + ("the cluster" if self._namespace is None else self._namespace)
+        return f"{KINDS[self._kind][1]} of " + ("the cluster" if self._namespace is None else self._namespace)
 
     def _refuse(self, why: str) -> None:
         if self._refused != why:

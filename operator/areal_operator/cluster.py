@@ -23,6 +23,7 @@ from areal_api.experiment import API_VERSION, KIND
 from areal_api.generate.crd import PLURAL
 from areal_api.yaml_text import json_as_yaml
 from areal_operator.observed import Object, WarningEvent
+from areal_operator.queueing import kueue
 
 logger = logging.getLogger(__name__)
 TIMEOUT_S = 30.0
@@ -53,6 +54,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "Secret": ("v1", "secrets"),
     "Event": ("v1", "events"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
+    **kueue.KINDS,
 }
 
 
@@ -98,8 +100,8 @@ class Cluster:
         assert self._session is not None
         await self._session.close()
 
-    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        """An object, or None if it does not exist."""
+    async def get(self, kind: str, namespace: str | None, name: str) -> Object | None:
+        """An object, or None if it does not exist. ``namespace`` is None for a cluster-scoped kind."""
         try:
             return await self.request("GET", path_of(kind, namespace, name))
         except ApiError as error:
@@ -176,10 +178,11 @@ class Cluster:
                         )
                     yield event["type"], {**event["object"], "kind": kind}
 
-    async def patch(self, manifest: Object, changes: Object) -> Object:
-        """Merge ``changes`` into the object that ``manifest`` names; refused with 404 if it does not exist."""
+    async def patch(self, manifest: Object, changes: Object, *, subresource: str = "") -> Object:
+        """Merge ``changes`` into the object that ``manifest`` names; refused with 404 if it does not exist, and with
+        409 if ``changes`` contain another resource version than its own."""
         metadata = manifest["metadata"]
-        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"])
+        path = path_of(manifest["kind"], metadata["namespace"], metadata["name"], subresource)
         query = {"fieldManager": MANAGER}
         return await self.request("PATCH", path, query=query, body=changes, kind="application/merge-patch+json")
 

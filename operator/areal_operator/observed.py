@@ -45,12 +45,22 @@ class WarningEvent:
 
 
 @dataclass(frozen=True)
+class KueueObjects:
+    """What the admission of an experiment depends on besides its Workload."""
+
+    refused: str | None = None  # why Workloads cannot be read
+    flavors: Mapping[str, Object] = field(default_factory=dict)  # those that the Workload was assigned, by name
+    priority: int | None = None  # value of the priority class that the experiment names; None: there is none
+
+
+@dataclass(frozen=True)
 class Observed:
     """Children by kind, deleted Jobs and trainer pods in their last known state, and warnings, newest last."""
 
     objects: Mapping[str, Sequence[Object]] = field(default_factory=dict)
     warnings: Sequence[WarningEvent] = ()
     deleted: Sequence[Object] = ()
+    kueue: KueueObjects = field(default_factory=KueueObjects)
 
     def get(self, kind: str, name: str) -> Object | None:
         """The child with this name."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from areal_api import conditions, resource_names
 from areal_api.status import TERMINAL_PHASES, AttemptOutcome, ExperimentStatus, Phase
 from areal_operator import programs
 from areal_operator import status as report
-from areal_operator.clock import not_after, seconds_since, show
+from areal_operator.clock import seconds_since, show
 from areal_operator.diagnosis import Reason, claim_problem
 from areal_operator.manifests import agents, servers, shared, trainer
 from areal_operator.manifests.base import DIGEST, Build, Manifest
@@ -30,7 +29,9 @@ from areal_operator.observed import (
     is_terminating,
     label,
 )
-from areal_operator.plan_inputs import PlanInputs
+from areal_operator.plan_inputs import PlanInputs, without_future_times
+from areal_operator.queueing import kueue
+from areal_operator.queueing.report import Report
 from areal_operator.settings import Settings
 from areal_operator.status import ConditionUpdate
 
@@ -51,6 +52,7 @@ class Plan:
     prune: tuple[tuple[str, str], ...] = ()  # kind and name
     requeue_after_s: float | None = None
     delete: bool = False  # delete the experiment: its TTL has expired
+    workload: Report | None = None  # what to report to Kueue, after everything else
 
 
 def plan(
@@ -70,9 +72,9 @@ def plan(
     another controller keeps changing.
     """
     inputs = PlanInputs(state, observed, now, settings, api_key, gateway_key, rejection, contested)
-    inputs = inputs.with_status(_without_future_times(state.status, now))
+    inputs = inputs.with_status(without_future_times(state.status, now))
     try:
-        return _decide(inputs)
+        return _decide(inputs.through_gate())
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"the spec cannot be processed: {error!r}"
         return Plan(rejected(state.status, problem, now=now, generation=state.generation))
@@ -95,8 +97,13 @@ def _decide(inputs: PlanInputs) -> Plan:
         inputs = inputs.with_status(status.model_copy(update={"outcome": outcome}))
         return _finish(inputs, "Succeeded", Reason(conditions.SUCCEEDED, outcome.message))
     if inputs.spec.run_policy.suspend or _is_suspending(status):
-        return _suspend(inputs)
-    if status.attempt == 0 or status.phase == "Suspended":
+        return _stop(inputs)
+    stopped = status.attempt == 0 or status.phase in ("Suspended", "Queued")
+    if inputs.gate.frozen and not stopped:
+        return Plan(inputs.updated(message=_reason_of(inputs).message), requeue_after_s=inputs.settings.waiting_s)
+    if not inputs.gate.open:
+        return _stop(inputs)
+    if stopped:
         return _start(inputs)
     limit = inputs.spec.run_policy.active_deadline_seconds
     if limit is not None and seconds_since(status.active_since, inputs.now) >= limit:
@@ -106,7 +113,7 @@ def _decide(inputs: PlanInputs) -> Plan:
 
 
 def _start(inputs: PlanInputs) -> Plan:
-    """The first attempt, or the first one after a suspension."""
+    """The first attempt, or the first one after a suspension or a wait in a queue."""
     now = show(inputs.now)
     unfinished = Reason(conditions.RUNNING, "the run has not finished")
     status = inputs.updated(
@@ -231,7 +238,15 @@ def _running_plan(
     if inputs.rejection is not None or inputs.contested is not None or _changes_unseen(inputs):
         waits.append(inputs.settings.waiting_s)
     due = [wait for wait in waits if wait is not None]
-    return Plan(status, objects, _to_prune(inputs, objects), max(0.1, min(due)) if due else None)
+    pods_ready = all(update.status == "True" for update in updates[1:3])
+    needed = max(inputs.spec.servers.replicas, len(report.active_pods(observed, resource_names.SERVER)))
+    return Plan(
+        status,
+        objects,
+        (*_to_prune(inputs, objects), *_discarded(inputs)),
+        max(0.1, min(due)) if due else None,
+        workload=Report(pods_ready=pods_ready, servers=needed),
+    )
 
 
 def _changes_unseen(inputs: PlanInputs) -> bool:
@@ -244,37 +259,74 @@ def _changes_unseen(inputs: PlanInputs) -> bool:
     )
 
 
-def _suspend(inputs: PlanInputs) -> Plan:
-    """Nothing may run. Once started, a suspension completes even if the flag is reset."""
+def _stop(inputs: PlanInputs) -> Plan:
+    """Nothing may run: the run is suspended, or its queue has not admitted it. Once begun, stopping completes."""
     if inputs.status.attempt == 0:
-        reason = Reason(conditions.SUSPENDED, "the run has not started: runPolicy.suspend is true")
-        update = ConditionUpdate(conditions.SUSPENDED, "True", reason)
-        return Plan(inputs.updated([update], phase="Suspended", message=reason.message))
+        return _not_started(inputs)
     active = report.active_pods(inputs.observed)
-    objects = _common_objects(inputs)
+    objects = (*inputs.gate.to_apply, *_common_objects(inputs))
+    queued = inputs.gate.queue is not None and not inputs.spec.run_policy.suspend
     if active or _live_jobs(inputs.observed) or inputs.observed.objects.get("StatefulSet"):
         reason = Reason(conditions.SUSPENDING, f"waiting until pods have ended: {', '.join(active) or 'none is left'}")
         update = ConditionUpdate(conditions.SUSPENDED, "False", reason)
-        status = inputs.updated([update], message=f"suspending: {reason.message}")
+        why = f"{_reason_of(inputs).message}; " if queued and not inputs.gate.open else "suspending: "
+        status = inputs.updated([update], message=f"{why}{reason.message}")
         return Plan(status, objects, _to_prune(inputs, objects), inputs.settings.waiting_s)
     text = "nothing runs; runPolicy.suspend: false resumes from the last recovery checkpoint"
-    stopped = Reason(conditions.SUSPENDED, "the run is suspended")
+    if queued:
+        text = f"{(inputs.rejection or _reason_of(inputs)).message}; the run resumes from its last recovery checkpoint"
+    code = conditions.QUEUED if queued else conditions.SUSPENDED
+    stopped = Reason(code, "the run waits in its queue" if queued else "the run is suspended")
     status = inputs.updated(
         [
-            ConditionUpdate(conditions.SUSPENDED, "True", Reason(conditions.SUSPENDED, text)),
+            ConditionUpdate(conditions.SUSPENDED, "True", Reason(code, text)),
             ConditionUpdate(conditions.SERVERS_READY, "False", stopped),
             ConditionUpdate(conditions.TRAINER_RUNNING, "False", stopped),
             *programs.stopped(inputs.state.experiment, stopped),
         ],
-        phase="Suspended",
+        phase="Queued" if queued else "Suspended",
         message=text,
         active_since=None,
         attempt_since=None,
         servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0),
         agents=programs.numbers(inputs.state.experiment, inputs.observed, wanted=()),
     )
-    wait_s = None if inputs.spec.run_policy.suspend else 0.1
-    return Plan(status, objects, _to_prune(inputs, objects), wait_s)
+    prune = (*_to_prune(inputs, objects), *_discarded(inputs))
+    return Plan(status, objects, prune, _queue_wait_s(inputs), workload=_hand_back(inputs))
+
+
+def _not_started(inputs: PlanInputs) -> Plan:
+    """The run may not start yet: it is suspended, or waits in a queue with nothing but its Workload."""
+    if inputs.spec.run_policy.suspend:
+        reason, phase = Reason(conditions.SUSPENDED, "the run has not started: runPolicy.suspend is true"), "Suspended"
+    else:
+        reason, phase = Reason(conditions.QUEUED, (inputs.rejection or _reason_of(inputs)).message), "Queued"
+    update = ConditionUpdate(conditions.SUSPENDED, "True", reason)
+    status = inputs.updated([update], phase=phase, message=reason.message)
+    return Plan(status, inputs.gate.to_apply, _discarded(inputs), _queue_wait_s(inputs), workload=_hand_back(inputs))
+
+
+def _reason_of(inputs: PlanInputs) -> Reason:
+    """Why the queue lets nothing run."""
+    return inputs.gate.reason or Reason(conditions.QUEUED, "the run waits in its queue")
+
+
+def _queue_wait_s(inputs: PlanInputs) -> float | None:
+    """When to look again at a run that waits: its Workload is watched, what else it depends on is not."""
+    if inputs.spec.run_policy.suspend:
+        return None
+    unwatched = inputs.gate.frozen or inputs.rejection is not None
+    unwatched = unwatched or _reason_of(inputs).code == conditions.NO_PRIORITY_CLASS
+    return 0.1 if inputs.gate.open else inputs.settings.waiting_s if unwatched else None
+
+
+def _discarded(inputs: PlanInputs) -> tuple[tuple[str, str], ...]:
+    """The Workload, if its quota is no longer wanted. Called once nothing has pods, or for a run without a queue."""
+    return ((kueue.WORKLOAD, resource_names.workload(inputs.state.name)),) if inputs.gate.discard else ()
+
+
+def _hand_back(inputs: PlanInputs) -> Report | None:
+    return Report(hand_back=True) if inputs.gate.must_hand_back else None
 
 
 def _finish(inputs: PlanInputs, phase: Phase, reason: Reason) -> Plan:
@@ -314,7 +366,15 @@ def _after_finish(inputs: PlanInputs) -> Plan:
     waits = [SIDECAR_GRACE_S - since_s] if lingering is not None and since_s < SIDECAR_GRACE_S else []
     waits += [] if ttl is None else [ttl - since_s]
     expired = ttl is not None and since_s >= ttl
-    return Plan(status, objects, prune, max(0.1, min(waits)) if waits else None, delete=expired)
+    ended = Report(finished=Reason(status.phase, status.message))  # its quota is free once its pods have ended
+    return Plan(
+        status,
+        objects,
+        prune,
+        max(0.1, min(waits)) if waits else None,
+        delete=expired,
+        workload=None if report.active_pods(inputs.observed) else ended,
+    )
 
 
 def _lingering_job(inputs: PlanInputs) -> str | None:
@@ -378,7 +438,7 @@ def _to_prune(inputs: PlanInputs, objects: Iterable[Manifest]) -> tuple[tuple[st
 
 
 def _keeps_job(inputs: PlanInputs) -> bool:
-    suspended = inputs.spec.run_policy.suspend or _is_suspending(inputs.status)
+    suspended = inputs.spec.run_policy.suspend or _is_suspending(inputs.status) or not inputs.gate.open
     return inputs.status.phase in ("Starting", "Running") and not suspended
 
 
@@ -437,14 +497,3 @@ def _is_suspending(status: ExperimentStatus) -> bool:
 
 def _live_jobs(observed: Observed) -> list[Object]:
     return [job for job in observed.objects.get("Job", ()) if not is_finished(job)]
-
-
-def _without_future_times(status: ExperimentStatus, now: datetime) -> ExperimentStatus:
-    """Times that an operator with a faster clock wrote become ``now``, so that nothing waits for its clock."""
-    times = {
-        name: not_after(getattr(status, name), now) for name in ("attempt_since", "active_since", "completion_time")
-    }
-    changes: dict[str, Any] = {name: time for name, time in times.items() if time != getattr(status, name)}
-    if status.outcome is not None and not_after(status.outcome.time, now) != status.outcome.time:
-        changes["outcome"] = status.outcome.model_copy(update={"time": not_after(status.outcome.time, now)})
-    return status.model_copy(update=changes) if changes else status

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from areal_api import conditions, resource_names
-from areal_api.status import AttemptOutcome, ExperimentStatus, shortened
+from areal_api.status import TERMINAL_PHASES, AttemptOutcome, ExperimentStatus, shortened
 from areal_operator import status as report
-from areal_operator.clock import show
+from areal_operator.clock import not_after, show
 from areal_operator.diagnosis import Reason
 from areal_operator.fit import fit
 from areal_operator.manifests.base import Build
 from areal_operator.observed import ExperimentState, Object, Observed
 from areal_operator.outcome import attempt_outcome
+from areal_operator.queueing import kueue
+from areal_operator.queueing.gate import Gate, gate_of
 from areal_operator.settings import Settings
-from areal_operator.status import ConditionUpdate
+from areal_operator.status import ConditionStatus, ConditionUpdate
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class PlanInputs:
     gateway_key: str
     rejection: Reason | None = None  # by the API server, when the objects were last applied
     contested: Reason | None = None  # another controller keeps changing an object
+    gate: Gate = field(default_factory=Gate)
 
     @property
     def status(self) -> ExperimentStatus:
@@ -99,6 +102,36 @@ class PlanInputs:
         settled = Reason(conditions.SETTLED, "no other controller changes the experiment's objects")
         return [ConditionUpdate(conditions.CONTESTED, "False", settled)]
 
+    def admission(self) -> list[ConditionUpdate]:
+        """Whether the queue has admitted the run; empty while it never had one."""
+        gate = self.gate
+        if gate.queue is None or gate.reason is None:
+            known = report.find(self.status.conditions, conditions.ADMITTED) is not None
+            if not known or self.status.phase in TERMINAL_PHASES:
+                return []
+            reason = Reason(conditions.NOT_QUEUED, "the experiment no longer names a queue")
+            return [ConditionUpdate(conditions.ADMITTED, "True", reason)]
+        truth: ConditionStatus = "True" if gate.open else "Unknown" if gate.frozen else "False"
+        return [ConditionUpdate(conditions.ADMITTED, truth, gate.reason)]
+
+    def through_gate(self) -> PlanInputs:
+        """The inputs with the decision of the queue, and with the experiment as it was admitted.
+
+        Raises ``ValueError`` for what the queue cannot take.
+        """
+        state = self.state
+        if self.status.phase in TERMINAL_PHASES:
+            existing = self.observed.get(kueue.WORKLOAD, resource_names.workload(state.name))
+            return replace(self, gate=Gate(workload=existing))
+        gate = gate_of(
+            self.build(self.status.attempt),
+            self.observed,
+            supported=self.settings.kueue,
+            suspended=self.spec.run_policy.suspend,
+            labels=state.experiment.metadata.labels,
+        )
+        return replace(self, gate=gate, state=replace(state, experiment=gate.placement.placed(state.experiment)))
+
     def updated(self, updates: Sequence[ConditionUpdate] = (), **changes: Any) -> ExperimentStatus:
         """The status with ``changes`` and condition ``updates``."""
         merged = report.updated_conditions(
@@ -107,6 +140,7 @@ class PlanInputs:
                 self.acceptance(),
                 fit(self.spec),
                 *self.contention(),
+                *self.admission(),
                 *report.policy_health(self.status),
                 *updates,
             ],
@@ -120,3 +154,14 @@ class PlanInputs:
     def with_status(self, status: ExperimentStatus) -> PlanInputs:
         """The same inputs with another status."""
         return replace(self, state=replace(self.state, status=status))
+
+
+def without_future_times(status: ExperimentStatus, now: datetime) -> ExperimentStatus:
+    """Times that an operator with a faster clock wrote become ``now``, so that nothing waits for its clock."""
+    times = {
+        name: not_after(getattr(status, name), now) for name in ("attempt_since", "active_since", "completion_time")
+    }
+    changes: dict[str, Any] = {name: time for name, time in times.items() if time != getattr(status, name)}
+    if status.outcome is not None and not_after(status.outcome.time, now) != status.outcome.time:
+        changes["outcome"] = status.outcome.model_copy(update={"time": not_after(status.outcome.time, now)})
+    return status.model_copy(update=changes) if changes else status

@@ -29,6 +29,8 @@ from areal_operator.observed import ExperimentState, Object, Observed, annotatio
 from areal_operator.parsing import UnknownPhaseError, parsed_spec, status_of
 from areal_operator.patches import changes_of, is_unchanged, mutable_part
 from areal_operator.plan import Plan, plan, rejected
+from areal_operator.queueing import kueue
+from areal_operator.queueing.client import Queue
 from areal_operator.settings import Settings
 from areal_operator.status import find, starting_pods, status_to_write
 from areal_operator.store import DIGITS, FINGERPRINT, Key, Store, owner_uid, owns_all, slim
@@ -79,6 +81,7 @@ class Reconciler:
         settings: Settings,
         root_key: bytes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        workloads_refused: Callable[[str], str | None] = lambda namespace: None,
     ) -> None:
         self._cluster = cluster
         self._store = store
@@ -95,6 +98,7 @@ class Reconciler:
         self._secret_at: dict[Key, dict[str, float]] = {}  # times when Secrets were last known to exist, by name
         self._unwatched_claims: set[Key] = set()  # experiments whose claim lacks the labels that the watch selects
         self._written: set[Key] = set()  # experiments of which this reconcile has written a status or an object
+        self._queue = Queue(cluster, settings, workloads_refused)
         self._unreadable: dict[Key, str] = {}  # resource version of an experiment that another version wrote
 
     async def reconcile(self, key: Key) -> float | None:
@@ -141,6 +145,7 @@ class Reconciler:
             await self._cluster.delete(KIND, *key, uid=state.uid)
             return None
         rejection = await self._apply_plan(key, state, decided)
+        await self._report_to_queue(key, state, decided)
         if rejection == self._rejections.get(key):
             if rejection is not None and rejection.code == conditions.NAME_TAKEN:
                 return NAME_TAKEN_RETRY_S
@@ -150,6 +155,15 @@ class Reconciler:
         else:
             self._rejections[key] = rejection
         return 0.0  # the status has to show it
+
+    async def _report_to_queue(self, key: Key, state: ExperimentState, decided: Plan) -> None:
+        workload = self._store.get(key, kueue.WORKLOAD, resource_names.workload(state.name))
+        if decided.workload is None or workload is None or owner_uid(workload) != state.uid:
+            return
+        written = await self._queue.report(workload, decided.workload, experiment=state.name, now=self._now())
+        if written is not None:
+            self._store.put_slim(slim(written))
+            self._written.add(key)
 
     def _requeue_after_s(self, key: Key, decided: Plan) -> float | None:
         if self._corrections.contested(key) is None:
@@ -182,7 +196,7 @@ class Reconciler:
     async def _plan(self, key: Key, state: ExperimentState) -> Plan:
         """Plan; if something is pending without a reason, fetch its warning events and plan again."""
         observed = Observed(self._store.objects(key, state.uid), deleted=self._store.deleted(key, state.uid))
-        observed = await self._with_claim(key, state, observed)
+        observed = await self._queue.observe(state, await self._with_claim(key, state, observed))
         api_key, gateway_key = self._derived_key(state.uid), self._derived_key(f"{state.uid}/gateway")
         rejection = self._rejections.get(key)
         contested = self._corrections.contested(key)

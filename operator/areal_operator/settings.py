@@ -36,6 +36,7 @@ class Settings:
     json_logs: bool = False  # of this process and of the pods that it creates
     metrics_from: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicy peers that may read the servers' metrics
     fabric: frozenset[str] = frozenset()  # keys of an experiment's fabric sections that the cluster allows
+    kueue: bool = False  # whether experiments may wait in queues of Kueue
     egress_to: tuple[Mapping[str, Any], ...] | None = None  # peers that experiments' pods may reach; None: everything
     retry_s: float = 10.0  # delay between a failure and the next attempt; it doubles every time
 
@@ -50,6 +51,7 @@ class Settings:
             images=images,
             json_logs=is_json(env),
             fabric=_fabric(env, "AREAL_FABRIC"),
+            kueue=_flag(env, "AREAL_KUEUE"),
             metrics_from=_peers(env, "AREAL_METRICS_FROM") or (),
             egress_to=_peers(env, "AREAL_EGRESS_TO"),
             progress_url=(env.get("AREAL_OPERATOR_URL") or "").rstrip("/") or None,
@@ -77,6 +79,13 @@ def _fabric(env: Mapping[str, str], name: str) -> frozenset[str]:
     if unknown := found - FABRIC_KEYS:
         raise ValueError(f"{name} has {min(unknown)!r}; set a list of {', '.join(sorted(FABRIC_KEYS))}")
     return found
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    text = env.get(name) or "false"
+    if text not in ("true", "false"):
+        raise ValueError(f"{name} is {text!r}; set true or false")
+    return text == "true"
 
 
 def _number(env: Mapping[str, str], name: str, default: int) -> int:

@@ -25,6 +25,7 @@ from areal_operator.observed import (
     is_terminating,
     label,
 )
+from areal_operator.queueing import kueue
 
 Key = tuple[str, str]  # namespace and name of an experiment
 FINGERPRINT = "areal.dev/fingerprint"
@@ -181,6 +182,9 @@ def slim(obj: Object) -> Object:
     if kind == "PersistentVolumeClaim":
         metadata["ownerReferences"] = obj["metadata"].get("ownerReferences") or []
         kept |= {"spec": obj["spec"], "status": _only(obj.get("status"), ("phase",))}
+    if kind == kueue.WORKLOAD:
+        metadata["generation"] = obj["metadata"].get("generation")
+        kept |= kueue.slim_workload(obj)
     if kind == "Job":
         kept |= {"spec": _only(obj.get("spec"), _JOB_SPEC), "status": {"conditions": _conditions(obj)}}
     return kept

@@ -29,6 +29,7 @@ def between(before: ExperimentStatus, after: ExperimentStatus) -> list[Transitio
         result.append(Transition(kind, after.phase, after.message or f"the experiment is {after.phase}"))
     for name in (
         *conditions.HEALTH,
+        conditions.ADMITTED,
         conditions.AGENTS_READY,
         conditions.FITS,
         conditions.POLICY_HEALTHY,

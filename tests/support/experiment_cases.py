@@ -65,6 +65,13 @@ CASES = [
         "servers.replicas is 3, above servers.maxReplicas 2",
         "servers.replicas",
     ),
+    Case("as few servers as wanted", {"spec.servers": {"replicas": 2, "minReplicas": 2}}),
+    Case(
+        "more servers at least than wanted",
+        {"spec.servers": {"replicas": 2, "minReplicas": 3}},
+        "servers.minReplicas is 3, above servers.replicas 2",
+        "servers.minReplicas",
+    ),
     Case("no bound of the servers", {"spec.servers": {"replicas": 3, "maxReplicas": None}}),
     Case("no servers", {"spec.servers.replicas": 0}, "0 is below 1"),
     Case("an unknown device", {"spec.servers.device": "tpu"}, "'tpu' is not one of 'cuda' or 'cpu'"),

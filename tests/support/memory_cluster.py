@@ -98,8 +98,12 @@ class MemoryCluster(Cluster):
     ) -> Object:
         if method == "POST" and key in self.objects:
             raise ApiError(409, "AlreadyExists", "it exists")
-        expected = body["metadata"].pop("resourceVersion", None) if apply else None
-        if apply and key in self.objects and expected not in (None, self.objects[key]["metadata"]["resourceVersion"]):
+        expected = body.get("metadata", {}).pop("resourceVersion", None) if method == "PATCH" else None
+        if (
+            method == "PATCH"
+            and key in self.objects
+            and expected not in (None, self.objects[key]["metadata"]["resourceVersion"])
+        ):
             raise ApiError(409, "Conflict", "the object has been modified")
         self.writes.append(("APPLY" if apply else method, key[0], key[2]))
         refusal = self.check(method, {**body, "kind": key[0]})

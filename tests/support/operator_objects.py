@@ -12,7 +12,15 @@ from areal_api.resource_names import SERVER, TRAINER
 from areal_api.status import Condition, ExperimentStatus
 from areal_operator.clock import show
 from areal_operator.manifests.base import CREATED_FOR, DIGEST, Manifest
-from areal_operator.observed import DELETION_WATCHED, LAST_SEEN, ExperimentState, Object, Observed, WarningEvent
+from areal_operator.observed import (
+    DELETION_WATCHED,
+    LAST_SEEN,
+    ExperimentState,
+    KueueObjects,
+    Object,
+    Observed,
+    WarningEvent,
+)
 from areal_operator.plan import Plan, plan
 from areal_operator.settings import Settings
 from areal_operator.status import find
@@ -47,13 +55,14 @@ def decide(
     warnings: tuple[WarningEvent, ...] = (),
     deleted: tuple[Object, ...] = (),
     settings: Settings | None = None,
+    kueue: KueueObjects | None = None,
     **more: Any,
 ) -> Plan:
     """The plan for the observed ``objects``."""
     by_kind: dict[str, list[Object]] = {}
     for obj in objects:
         by_kind.setdefault(obj["kind"], []).append(obj)
-    observed = Observed(by_kind, warnings, deleted)
+    observed = Observed(by_kind, warnings, deleted, kueue or KueueObjects())
     return plan(state, observed, now, settings=settings or SETTINGS, api_key="s3cret", gateway_key="adm1n", **more)
 
 

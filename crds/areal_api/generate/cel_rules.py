@@ -49,6 +49,11 @@ RULES = (
     ),
     Rule(
         "spec",
+        f"!({_is_set('self.servers.minReplicas')}) || self.servers.minReplicas <= self.servers.replicas",
+        "servers.minReplicas is above servers.replicas; lower minReplicas",
+    ),
+    Rule(
+        "spec",
         "self.trainer.nodes == 1 || 'ReadWriteMany' in self.storage.accessModes",
         "several trainer.nodes need ReadWriteMany in storage.accessModes",
     ),

@@ -46,6 +46,8 @@ def phase_text(status: ExperimentStatus) -> str:
         return status.phase.lower()
     if status.phase == "Suspended":
         return f"suspended: {status.message}"
+    if status.phase == "Queued":
+        return f"queued: {status.message}"
     condition = open_condition(status)
     is_problem = condition is not None and condition.reason not in conditions.BENIGN
     if status.phase == "Running":

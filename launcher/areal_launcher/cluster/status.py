@@ -27,6 +27,7 @@ COLUMNS = ("NAMESPACE", "NAME", "PHASE", "STEP", "REWARD", "SERVERS", "AGE", "ME
 
 STATES: dict[Phase, RunState] = {
     "Pending": "pending",
+    "Queued": "pending",
     "Starting": "pending",
     "Running": "running",
     "Suspended": "stopped",

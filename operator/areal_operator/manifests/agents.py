@@ -9,7 +9,13 @@ from __future__ import annotations
 from areal_api import names, resource_names
 from areal_api.agents import AgentPod, AgentSpec, ToolSpec
 from areal_operator.manifests.base import Build, Manifest, owned
-from areal_operator.manifests.pod import environment, node_tolerations, security_context, unprivileged
+from areal_operator.manifests.pod import (
+    environment,
+    node_tolerations,
+    scheduling_gates,
+    security_context,
+    unprivileged,
+)
 from areal_operator.manifests.shared import API_KEY, base64_text, dns_rule
 
 ATTEMPT = "areal.dev/attempt"  # annotation of an agent's StatefulSet: the attempt of the trainer that it was started in
@@ -211,6 +217,7 @@ def _pod_spec(build: Build, pod: AgentPod, container: Manifest) -> Manifest:
         "nodeSelector": pod.node_selector,
         "priorityClassName": pod.priority_class_name,
         "runtimeClassName": pod.runtime_class_name,
+        "schedulingGates": scheduling_gates(pod),
     }
     return {key: value for key, value in spec.items() if value not in (None, {}, [])}
 

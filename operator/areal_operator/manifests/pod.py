@@ -10,6 +10,7 @@ from areal_api.pods import PodBasics, PodSettings
 from areal_api.quantities import parse_quantity
 from areal_operator.manifests.base import Build, Manifest
 from areal_operator.manifests.shared import API_KEY, CONFIG_KEY
+from areal_operator.queueing import kueue
 
 GPU = "nvidia.com/gpu"
 # Extended resources with one of these in their name are no accelerators: a GPU is still added next to them.
@@ -42,6 +43,7 @@ def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, conta
         "priorityClassName": settings.priority_class_name,
         "runtimeClassName": settings.runtime_class_name,
         "schedulerName": settings.scheduler_name,
+        "schedulingGates": scheduling_gates(settings),
         **_host_network(build, settings),
     }
     return {
@@ -51,6 +53,11 @@ def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, conta
         },
         "spec": {key: value for key, value in spec.items() if value not in (None, {}, [])},
     }
+
+
+def scheduling_gates(settings: PodBasics) -> list[Manifest]:
+    """The gate that Kueue removes once it has chosen a node, for pods that it has a topology for."""
+    return [{"name": kueue.TOPOLOGY_GATE}] if kueue.POD_SET_LABEL in settings.pod_labels else []
 
 
 def container(

@@ -72,7 +72,7 @@ def test_the_chart_and_the_project_have_the_same_version() -> None:
 
 def test_rules_list_permissions_without_wildcards() -> None:
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
-    assert set(rules) == {"experiments", "own", "cluster"}
+    assert set(rules) == {"experiments", "own", "cluster", "kueue", "kueueCluster"}
     assert "*" not in json.dumps(rules)
     names = [name for rule in rules["own"] for name in rule.get("resourceNames", [])]
     assert names == [LEASE, ROOT_KEY]
@@ -226,6 +226,31 @@ def test_policies_deny_what_the_values_do_not_list(helm: Helm) -> None:
     assert "(p.image.startsWith('r/') || p.image == 'x')" in listed
     kinds = [obj["kind"] for obj in helm.template("admission.enabled=false")]
     assert not [kind for kind in kinds if kind.startswith("ValidatingAdmission")]
+
+
+def test_kueue_is_used_and_its_objects_are_permitted_only_with_its_value(helm: Helm) -> None:
+    rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
+    without = helm.template("rbac.userRoles=false")
+    assert Settings.from_env(environment(operator_container(without))).kueue is False
+    assert "kueue" not in str([obj for obj in without if "Role" in obj["kind"]])
+    objects = helm.template("rbac.userRoles=false", "kueue.enabled=true", "kueue.namespace=queues")
+    assert Settings.from_env(environment(operator_container(objects))).kueue is True
+    operators, kueues = [obj for obj in objects if obj["kind"] == "ClusterRole"]
+    expected = [*rules["cluster"], *rules["kueueCluster"], *rules["experiments"], *rules["kueue"]]
+    assert operators["rules"] == expected
+    assert kueues["rules"] == [
+        {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs": ["get", "list", "watch"]}
+    ]
+    (binding,) = [
+        obj
+        for obj in objects
+        if obj["kind"] == "ClusterRoleBinding" and obj["roleRef"]["name"] == kueues["metadata"]["name"]
+    ]
+    (subject,) = binding["subjects"]
+    assert (subject["namespace"], subject["name"]) == ("queues", "kueue-controller-manager")
+    watched = helm.template("rbac.userRoles=false", "kueue.enabled=true", "operator.watchNamespaces={a}")
+    roles = {obj["metadata"]["namespace"]: obj["rules"] for obj in watched if obj["kind"] == "Role"}
+    assert roles["a"] == rules["experiments"] + rules["kueue"]
 
 
 def test_what_experiments_may_use_of_the_fabric_is_denied_until_the_values_allow_it(helm: Helm) -> None:

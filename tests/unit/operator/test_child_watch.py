@@ -99,3 +99,24 @@ async def test_a_refused_kind_is_named_once_and_holds_up_nothing(caplog: pytest.
             await watch.relist()
     task.cancel()
     assert caplog.text.count("services of the cluster cannot be read") == 1
+
+
+async def test_a_watch_says_why_it_cannot_read_and_what_it_reads() -> None:
+    cluster, store = Watched(), Store()
+    watch = ChildWatch(
+        cluster, "Workload", "ns", store=store, changed=lambda key: None, metrics=Metrics(), relist_s=300.0
+    )
+    assert (watch.reads("Workload", "ns"), watch.reads("Workload", "other"), watch.reads("Job", "ns")) == (
+        True,
+        False,
+        False,
+    )
+
+    async def refuse(*_: Any, **__: Any) -> ObjectList:
+        raise ApiError(404, "NotFound", "the server could not find the requested resource")
+
+    cluster.request = refuse  # type: ignore[method-assign]
+    task = asyncio.create_task(watch.run())
+    await asyncio.wait_for(watch.listed.wait(), 5.0)
+    assert "could not find the requested resource" in (watch.refused or "")
+    task.cancel()

@@ -19,3 +19,9 @@ def test_a_cluster_allows_known_parts_of_the_fabric() -> None:
     assert Settings.from_env({"AREAL_FABRIC": ""}).fabric == frozenset()
     with pytest.raises(ValueError, match="AREAL_FABRIC has 'root'; set a list of hostNetwork, ipcLock"):
         Settings.from_env({"AREAL_FABRIC": "root"})
+
+
+def test_kueue_is_used_only_if_the_cluster_has_it() -> None:
+    assert [Settings.from_env({"AREAL_KUEUE": text}).kueue for text in ("", "false", "true")] == [False, False, True]
+    with pytest.raises(ValueError, match="AREAL_KUEUE is 'yes'; set true or false"):
+        Settings.from_env({"AREAL_KUEUE": "yes"})

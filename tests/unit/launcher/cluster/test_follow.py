@@ -27,6 +27,7 @@ def test_the_phase_shows_a_problem_or_else_what_is_pending() -> None:
     assert phase_text(state("Running", step=3)) == "training"
     text = phase_text(state("Running", "CrashLoop", "server-0 ended", step=3))
     assert text == "training; ServersReady: CrashLoop: server-0 ended"
+    assert phase_text(ExperimentStatus(phase="Queued", message="queue a: no quota")) == "queued: queue a: no quota"
     assert phase_text(ExperimentStatus(phase="Suspended", message="nothing runs")) == "suspended: nothing runs"
 
 

@@ -64,6 +64,7 @@ def test_an_experiment_has_the_keys_that_a_run_directory_has() -> None:
     [
         ({}, "pending"),
         ({"phase": "Starting"}, "pending"),
+        ({"phase": "Queued"}, "pending"),
         ({"phase": "Suspended"}, "stopped"),
         ({"phase": "Failed"}, "failed"),
         ({"phase": "Failed", "collapsed": True}, "collapsed"),

@@ -1,0 +1,90 @@
+"""Requests about queues: reads what an admission depends on, and reports to Kueue in the Workload's status."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from areal_api import resource_names
+from areal_api.status import TERMINAL_PHASES
+from areal_operator.cluster import ApiError, Cluster
+from areal_operator.observed import ExperimentState, KueueObjects, Object, Observed, is_active
+from areal_operator.queueing import kueue
+from areal_operator.queueing.placement import flavors_of
+from areal_operator.queueing.report import Report, status_patch
+from areal_operator.settings import Settings
+
+CONFLICT, NOT_FOUND = 409, 404
+MAX_READ = 256  # flavors and priority classes that are remembered
+ATTEMPTS = 3  # to write a status that others write, too
+
+
+class Queue:
+    """What a reconcile needs from Kueue. ``refused`` says why Workloads of a namespace cannot be read, if so."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, refused: Callable[[str], str | None]) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._refused = refused
+        self._read: dict[tuple[str, str], tuple[float, Object | None]] = {}  # by kind and name: when, and what
+
+    async def observe(self, state: ExperimentState, observed: Observed) -> Observed:
+        """``observed`` with the flavors and the priority class of an experiment in a queue."""
+        labels = state.experiment.metadata.labels
+        if not self._settings.kueue or not labels.get(kueue.QUEUE_LABEL) or state.status.phase in TERMINAL_PHASES:
+            return observed
+        refused = self._refused(state.namespace)
+        workload = observed.get(kueue.WORKLOAD, resource_names.workload(state.name))
+        if refused is not None and workload is None:
+            return replace(observed, kueue=KueueObjects(refused))
+        flavors: dict[str, Object] = {}
+        for name in sorted(flavors_of(workload)) if workload is not None else ():
+            flavor = await self._cached(kueue.FLAVOR, name)
+            if flavor is not None:
+                flavors[name] = flavor
+        class_name = labels.get(kueue.PRIORITY_LABEL)
+        priority_class = None if class_name is None else await self._cached(kueue.PRIORITY_CLASS, class_name)
+        priority = None if priority_class is None else int(priority_class["value"])
+        return replace(observed, kueue=KueueObjects(refused, flavors, priority))
+
+    async def report(self, workload: Object, report: Report, *, experiment: str, now: datetime) -> Object | None:
+        """Write a report; returns the Workload that results from it, None if nothing was written.
+
+        Raises ``ApiError`` if Kueue refuses it.
+        """
+        metadata = workload["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        named = {"kind": kueue.WORKLOAD, "metadata": {"namespace": namespace, "name": name}}
+        for attempt in range(ATTEMPTS):
+            patch = status_patch(workload, report, now)
+            if patch is None or (report.hand_back and await self._has_pods(namespace, experiment)):
+                return None
+            try:
+                return {**await self._cluster.patch(named, patch, subresource="status"), "kind": kueue.WORKLOAD}
+            except ApiError as error:
+                if error.status == NOT_FOUND:
+                    return None
+                if error.status != CONFLICT or attempt == ATTEMPTS - 1:
+                    raise
+            fresh = await self._cluster.get(kueue.WORKLOAD, namespace, name)
+            if fresh is None or fresh["metadata"]["uid"] != metadata["uid"]:
+                return None
+            workload = fresh
+        return None
+
+    async def _has_pods(self, namespace: str, experiment: str) -> bool:
+        """Whether pods of an experiment may run. Asks the API server: the watch of pods may be behind another one."""
+        selector = resource_names.selector(resource_names.labels(experiment))
+        return any(is_active(pod) for pod in (await self._cluster.list("Pod", namespace, selector)).items)
+
+    async def _cached(self, kind: str, name: str) -> Object | None:
+        """A cluster-scoped object as it was at most ``waiting_s`` ago."""
+        at, obj = self._read.get((kind, name), (float("-inf"), None))
+        if time.monotonic() - at > self._settings.waiting_s:
+            obj = await self._cluster.get(kind, None, name)
+            if len(self._read) >= MAX_READ:
+                self._read.clear()
+            self._read[kind, name] = (time.monotonic(), obj)
+        return obj
