@@ -228,6 +228,14 @@ def test_an_experiment_created_suspended_owns_nothing_until_it_is_resumed(experi
     experiment.until_phase("Running")
 
 
+def test_an_operator_without_kueue_starts_nothing_that_names_a_queue(experiment: Experiment) -> None:
+    experiment.labels["kueue.x-k8s.io/queue-name"] = "team"
+    experiment.apply()
+    experiment.until_phase("Queued")
+    assert experiment.condition("Admitted")["reason"] == "KueueDisabled"
+    assert experiment.namespace.names("PersistentVolumeClaim") == []
+
+
 def test_servers_are_scaled_during_the_run(experiment: Experiment) -> None:
     namespace = experiment.namespace
     running(experiment, servers__maxReplicas=3)
