@@ -31,7 +31,6 @@ from areal_trainer.components import make_publisher
 from areal_trainer.data.dataset import load_hf_tokenizer
 from areal_trainer.data.loader import as_list
 from areal_trainer.engine import RemoteSGLangEngine
-from areal_trainer.evaluate import evaluate
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.model.policy import Policy
 from areal_trainer.ranks import Ranks, joined
@@ -152,7 +151,11 @@ def held_out_reward(
     if ranks.is_first:
         rows = list(get_gsm8k_dataset(config.valid_dataset, "test", rank=0, world_size=1))
         workflow = RLVRWorkflow(reward_fn=gsm8k_reward_fn, gconfig=config.evaluation, tokenizer=tokenizer)
-        reward = evaluate(rollout, rows, workflow)
+        episodes = rollout.run_episodes(rows, workflow)
+        rewards = [sample.reward for episode in episodes for sample in episode]
+        if not rewards:
+            raise ValueError("evaluation has no sample: every episode on valid_dataset was rejected or failed")
+        reward = sum(rewards) / len(rewards)
     return float(ranks.from_first(reward))
 
 

@@ -385,7 +385,7 @@ def test_areals_file_becomes_an_experiment_in_the_cluster(
 REFUSALS = [
     (["here.py"], "trainer.script: here.py is a local file that pods cannot see"),
     (["config.train_dataset.path=./here.jsonl"], "train_dataset.path: ./here.jsonl is a local file"),
-    (["--port", "1"], "--port applies to local servers only"),
+    (["--port", "1"], "--port does not apply to --on kubernetes"),
     (["--context", "nowhere"], "the kubeconfig has no context nowhere; set --context to one of c"),
     (["--kubeconfig", "nowhere.yaml"], "nowhere.yaml: no such kubeconfig"),
     (["config.nonsense=1"], "unknown key config.nonsense"),
