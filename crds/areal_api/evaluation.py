@@ -78,4 +78,4 @@ class HeldOut:
     dataset: ValidDatasetConfig
     reward: RewardConfig
     gconfig: GenerationHyperparameters
-    has_own_settings: bool = False  # a reward or sampling of its own
+    has_own_settings: bool = False  # whether the set configures a reward or sampling

@@ -24,9 +24,9 @@ SERVED = "v1beta2"  # alone: other versions would need the conversion webhook
 FRAMEWORKS = ("batch/job", "pod", "statefulset")
 EXTERNAL = "GRPOExperiment.v1alpha1.areal.dev"
 WEBHOOKS = ("workload", "clusterqueue", "cohort", "resourceflavor", "job", "pod", "statefulset")
-CERTIFICATES = "/etc/kueue/metrics/certs"  # where Kueue looks for the certificate of its metrics, whatever it is told
+CERTIFICATES = "/etc/kueue/metrics/certs"  # Kueue always reads the certificate of its metrics endpoint here
 START_S = 60.0
-MOUNTS = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))  # a /etc of its own
+MOUNTS = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))  # a private /etc
 
 
 class KueueProcess:

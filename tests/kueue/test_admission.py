@@ -17,7 +17,7 @@ POOL = "test.areal.dev/pool"
 
 @pytest.fixture
 def labelled_nodes(namespace: Namespace) -> Iterator[None]:
-    """Each of the two nodes is a pool of its own."""
+    """Each of the two nodes is a separate pool."""
     for name in NODES:
         namespace.api.patch("Node", None, name, {"metadata": {"labels": {POOL: name}}})
     yield

@@ -1,4 +1,4 @@
-"""What stops, and how it goes on, on a real Kueue."""
+"""Eviction, suspension and resumption with the real Kueue."""
 
 from __future__ import annotations
 

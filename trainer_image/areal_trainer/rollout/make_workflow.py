@@ -99,8 +99,8 @@ class Workflows:
             return self.evaluation
         if self._load is None:
             raise ValueError(
-                f"{held_out.key} has a reward or gconfig of its own, but workflow.path is an agent, which rewards "
-                "itself and samples by eval_gconfig; leave them out"
+                f"{held_out.key} is in a set with a reward or gconfig, but workflow.path is an agent, which computes "
+                "its own reward and samples with eval_gconfig; leave them out"
             )
         return self._load(gconfig=held_out.gconfig, reward_fn=reward_fn)
 
