@@ -68,8 +68,12 @@ def test_a_preempted_run_writes_a_checkpoint_and_continues_later(run: SlurmRun, 
     (run.directory.parent / "urgent.sh").write_text(script)
     urgent = ("--partition=urgent", "--nodes=3", "--exclusive", f"--output={os.devnull}")
     cluster.command("sbatch", *urgent, str(run.directory.parent / "urgent.sh"))
-    wait_until(lambda: "received" in run.log("trainer"), "the trainer is asked to stop")
+    wait_until(lambda: "is queued again" in run.journal, "the job is queued again")
+    assert "received" in run.log("trainer")
+    assert f"job {run.job} is preempted; the run ends" in run.journal
+    assert "died" not in run.journal
     wait_until(lambda: run.log("trainer").count("starting after") == 2, "the run continues")
+    assert run.log("server-0").count("serving") == 2
     last = int(run.log("trainer").rpartition("starting after step ")[2].split()[0])
     assert (run.directory / "recover" / f"step{last}").exists()
     run.grpo("stop", "--on", "slurm", "--now", str(run.directory))

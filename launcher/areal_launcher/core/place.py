@@ -120,6 +120,13 @@ class Place(Protocol):
         """
         ...
 
+    def ending(self) -> str | None:
+        """Why the place is about to take away every process, as at preemption; None if it is not.
+
+        The run asks before it takes a process that has ended for a failed one. It then ends as on SIGTERM.
+        """
+        ...
+
     def close(self) -> None:
         """Kill whatever still runs and wait for it; release all resources."""
         ...

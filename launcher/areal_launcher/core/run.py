@@ -34,6 +34,7 @@ class Run:
         self._started = time.monotonic() - plan.elapsed_s
         self._starting_since: float | None = None  # None: servers and trainer run
         self._kill_at: float | None = None
+        self._place_ends = False
         self._written_state = ""
         self._written_addresses: list[str] = []
         self._stats_problem = False
@@ -69,6 +70,7 @@ class Run:
             restarted = True
             if status == 0:
                 return 0
+            self._note_end_of_place()
             if self._interrupts.received:
                 return 128 + self._interrupts.received[-1]
             if self._kill_at is not None or trainer is None:
@@ -148,6 +150,7 @@ class Run:
         if (now := run_files.take_stop_request(self._plan.run)) is not None:
             self.stop_requested = True
             self._interrupts.received.extend([signal.SIGTERM] * (2 if now else 1))
+        self._note_end_of_place()
         received, limit = self._interrupts.received, self._plan.active_deadline_s
         expired = limit is not None and time.monotonic() - self._started > limit
         if self._kill_at is None and (received or expired):
@@ -156,9 +159,16 @@ class Run:
                 return True
             trainer.terminate()
             self._display.phase("stopping: the trainer finishes its step and writes a recovery checkpoint")
-            if received:
+            if received and not self._place_ends:
                 self._display.message("send the signal again to kill everything immediately")
         return len(received) > 1 or (self._kill_at is not None and time.monotonic() > self._kill_at)
+
+    def _note_end_of_place(self) -> None:
+        """End as on SIGTERM if the place takes every process away."""
+        if not self._interrupts.received and (reason := self._place.ending()) is not None:
+            self._place_ends = True
+            self._interrupts.received.append(signal.SIGTERM)
+            self._display.message(f"{reason}; the run ends")
 
     def _total_steps(self) -> int | None:
         reported = self._stats.last(stat_names.TOTAL_STEPS)

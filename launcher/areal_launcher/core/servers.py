@@ -69,6 +69,8 @@ class Server:
             return
         status = self.process.poll()
         if status is not None:
+            if self._place.ending() is not None:
+                return
             self._on_death(f"exit status {status}", any_served=any_served)
         elif self.state == "starting" and self.address is not None and self._is_ready(self.address):
             self.state, self.was_ready = "ready", True

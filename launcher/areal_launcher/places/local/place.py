@@ -59,6 +59,10 @@ class LocalPlace:
         self._processes = [other for other in self._processes if other.spec.name != spec.name] + [process]
         return process
 
+    def ending(self) -> str | None:
+        """None: this machine takes no process away."""
+        return None
+
     def kill_orphans(self) -> None:
         """Kill the processes left behind by a supervisor that was itself killed."""
         kill_orphans(self._unrelated | {process.pid for process in self._processes})

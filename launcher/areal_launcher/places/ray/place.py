@@ -221,6 +221,10 @@ class RayPlace:
         self._processes[spec.name] = process
         return process
 
+    def ending(self) -> str | None:
+        """None: Ray takes away nodes, one by one, and what ran there moves."""
+        return None
+
     def close(self) -> None:
         """Kill everything, give back the resources and disconnect."""
         if self._closed:

@@ -139,6 +139,12 @@ def find_job(job_id: str) -> Job | None:
     return Job(job_id, state, reason, nodes or "(null)", host, seconds_between(submitted, started))
 
 
+def is_preempted(job_id: str) -> bool:
+    """Whether Slurm has told a running job to make room for another: its grace time runs."""
+    times = run("squeue", "--all", "--noheader", f"--jobs={job_id}", "--Format=PreemptTime:32").split()
+    return any(time != "N/A" for time in times)
+
+
 def seconds_between(first: str, second: str) -> float:
     """Seconds between two times as squeue prints them; 0 if one is unknown or they are in the wrong order."""
     try:

@@ -22,6 +22,7 @@ from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.run_files import write_atomic
 
 STEP_GONE_S = 60.0
+ASK_AGAIN_S = 5.0  # if slurmctld does not answer
 SRUN_EXIT_S = 10.0
 
 
@@ -45,6 +46,7 @@ class Step(SupervisedProcess):
         self.spec = spec
         self._address_file = address_file
         self._address: str | None = None
+        self.explained = False  # whether it is known if its end was preemption
         super().__init__([], env=env, log=spec.log, supervisor=srun)
 
     @property
@@ -79,6 +81,8 @@ class SlurmPlace:
         self._gpus: dict[str, list[int]] = {}
         self._ports: dict[str, int] = {}
         self._steps: dict[str, Step] = {}
+        self._ending: str | None = None
+        self._ask_at = 0.0
         self._tools = self._copy_tools()
         first = 0
         for layout in components:
@@ -138,6 +142,23 @@ class SlurmPlace:
         )
         self._steps[spec.name] = step
         return step
+
+    def ending(self) -> str | None:
+        """That the job is preempted. May take as long as slurmctld needs to answer.
+
+        Slurm then signals the steps but not this process, so slurmctld is asked once for each step that has ended.
+        """
+        unexplained = [step for step in self._steps.values() if not step.explained and step.poll() is not None]
+        if self._ending is None and unexplained and time.monotonic() >= self._ask_at:
+            try:
+                preempted = commands.is_preempted(self._job)
+            except commands.SlurmError:  # it restarts, for example, and knows afterwards
+                self._ask_at = time.monotonic() + ASK_AGAIN_S
+                return None
+            for step in unexplained:
+                step.explained = True
+            self._ending = f"job {self._job} is preempted" if preempted else None
+        return self._ending
 
     def close(self) -> None:
         """Kill every step and wait."""

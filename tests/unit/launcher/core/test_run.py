@@ -16,9 +16,21 @@ from areal_launcher import run_files
 from areal_launcher.core.place import PORT
 from areal_launcher.core.plan import RunPlan
 from areal_launcher.core.processes import SupervisedProcess
+from areal_launcher.core.run import Run
 from areal_launcher.core.supervisor import parents
 from areal_launcher.errors import RunError
-from support.local_runs import EXITS_ON_SIGTERM, IGNORES_SIGTERM, SERVER, RecordingDisplay, execute, plan, serving
+from areal_launcher.places.local.place import LocalPlace
+from support.local_runs import (
+    EXITS_ON_SIGTERM,
+    IGNORES_SIGTERM,
+    SERVER,
+    RecordingDisplay,
+    append,
+    execute,
+    line,
+    plan,
+    serving,
+)
 from support.process_trees import DEADLINE_S, PROCESS_TREE, SLEEPER, alive, pids, python, wait_until
 
 
@@ -169,12 +181,14 @@ def test_a_trainer_with_an_invalid_configuration_is_not_restarted(tmp_path: Path
     assert (tmp_path / "starts").read_text() == "x"
 
 
+# torchrun's status after a signal is 1, whatever its ranks returned.
+FAILS_ON_SIGTERM = EXITS_ON_SIGTERM.replace("sys.exit(print(", "(print(").replace(
+    'written"))', 'written"), sys.exit(1))'
+)
+
+
 def test_a_run_past_its_deadline_is_terminated_gracefully_with_an_error(tmp_path: Path) -> None:
-    # torchrun's status after a signal is 1, whatever its ranks returned.
-    trainer = python(
-        EXITS_ON_SIGTERM.replace("sys.exit(print(", "(print(").replace('written"))', 'written"), sys.exit(1))')
-    )
-    late = replace(plan(tmp_path, [*trainer, str(tmp_path / "pids")], []), active_deadline_s=1.0)
+    late = replace(plan(tmp_path, python(FAILS_ON_SIGTERM, tmp_path / "pids"), []), active_deadline_s=1.0)
     with pytest.raises(RunError, match=r"activeDeadlineSeconds = 1.0"):
         execute(late, RecordingDisplay())
     assert "checkpoint written" in (tmp_path / "logs" / "trainer.log").read_text()
@@ -304,3 +318,41 @@ def test_a_path_with_spaces_quotes_and_bytes_that_are_no_utf8_is_a_working_direc
     run.mkdir()
     trainer = python("import sys; sys.exit(0 if sys.argv[1].endswith('\\udcff') else 4)", run)
     assert execute(plan(run, trainer, []), RecordingDisplay()) == 0
+
+
+class PreemptedPlace(LocalPlace):
+    """Takes every process away, which it tells once one has ended."""
+
+    def ending(self) -> str | None:
+        ended = [process for process in self._processes if process.poll() is not None]
+        return "job 7 is preempted" if ended else None
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_server_that_its_place_takes_away_is_not_restarted_and_the_trainer_writes_a_checkpoint(
+    tmp_path: Path, served: bool
+) -> None:
+    def end_server(text: str) -> None:
+        if "server-0 ready" in text:
+            wait_until(lambda: len(pids(tmp_path / "pids")) == 4, "the trainer has started")
+            os.kill(pids(tmp_path / "pids")[0], signal.SIGTERM)
+
+    until_trained = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)"
+    server = serving(tmp_path) if served else python(until_trained, tmp_path / "pids", PORT)
+    log = RecordingDisplay(end_server)
+    run = replace(plan(tmp_path, python(FAILS_ON_SIGTERM, tmp_path / "pids"), [server]), backoff_limit=1)
+    assert Run(run, PreemptedPlace(), log).run() == 128 + signal.SIGTERM
+    assert "checkpoint written" in (tmp_path / "logs" / "trainer.log").read_text()
+    assert "job 7 is preempted; the run ends" in log.messages
+    assert not [text for text in log.messages if "died" in text or "again" in text]
+    assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+def test_a_trainer_that_its_place_takes_away_has_not_failed(tmp_path: Path) -> None:
+    append(tmp_path / "earlier.jsonl", line(1))
+    trains = "import os, sys, time\nos.rename(sys.argv[1], sys.argv[2])\ntime.sleep(0.5)\nsys.exit(1)"
+    trainer = python(trains, tmp_path / "earlier.jsonl", tmp_path / "stats.jsonl")
+    log = RecordingDisplay()
+    run = replace(plan(tmp_path, trainer, []), backoff_limit=1)
+    assert Run(run, PreemptedPlace(), log).run() == 128 + signal.SIGTERM
+    assert not [text for text in log.messages if "failed" in text]

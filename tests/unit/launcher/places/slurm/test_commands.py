@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from areal_launcher.places.slurm import commands
-from areal_launcher.places.slurm.commands import Job, Partition, SlurmError, find_job, partitions, time_limit_s
+from areal_launcher.places.slurm.commands import (
+    Job,
+    Partition,
+    SlurmError,
+    find_job,
+    is_preempted,
+    partitions,
+    time_limit_s,
+)
 
 
 @pytest.fixture
@@ -39,6 +47,13 @@ def test_a_job_has_state_reason_and_nodes(printing) -> None:
     printing("squeue", "squeue: error: Unable to contact slurm controller\n", 1)
     with pytest.raises(SlurmError, match=r"^Unable to contact slurm controller$"):
         find_job("7")
+
+
+def test_a_job_is_preempted_if_slurm_has_told_any_component_of_it(printing) -> None:
+    printing("squeue", f"{'N/A':32}\n{'N/A':32}\n")
+    assert not is_preempted("7")
+    printing("squeue", f"{'N/A':32}\n{'2026-01-01T10:00:00':32}\n")
+    assert is_preempted("7")
 
 
 def test_a_partition_counts_the_nodes_that_can_run_jobs_and_their_gpus(printing) -> None:

@@ -1,4 +1,4 @@
-"""Addresses of nodes, and files that only their owner reads."""
+"""Addresses of nodes, files that only their owner reads, and what the end of a step means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 from areal_api.slurm import SlurmSpec
 from areal_launcher.core.place import ProcessSpec
 from areal_launcher.errors import RunError
-from areal_launcher.places.slurm.place import contained, name_of, resolve, write_private
+from areal_launcher.places.slurm import commands, place
+from areal_launcher.places.slurm.layout import Layout
+from areal_launcher.places.slurm.place import SlurmPlace, contained, name_of, resolve, write_private
+from support.process_trees import wait_until
 
 
 def test_addresses_are_resolved_and_an_unknown_one_names_its_node() -> None:
@@ -49,3 +52,36 @@ def test_a_step_runs_in_its_container() -> None:
 @pytest.mark.parametrize(("role", "index"), [("server", 0), ("server", 3), ("trainer", 0), ("trainer", 1)])
 def test_names_are_those_of_the_processes(tmp_path: Path, role: str, index: int) -> None:
     assert name_of(role, index) == ProcessSpec(role, index, [], {}, tmp_path).name  # type: ignore[arg-type]
+
+
+def test_slurm_is_asked_for_preemption_once_for_each_step_that_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[bool | None] = [None, False, True]
+    monkeypatch.setattr(commands, "host_names", lambda hostlist: ["n1"])
+    monkeypatch.setattr(commands, "node_addresses", lambda names: {"n1": "127.0.0.1"})
+    monkeypatch.setattr(place, "ASK_AGAIN_S", 0.0)
+
+    def is_preempted(job_id: str) -> bool:
+        answer = answers.pop(0)
+        if answer is None:
+            raise commands.SlurmError("Unable to contact slurm controller")
+        return answer
+
+    monkeypatch.setattr(commands, "is_preempted", is_preempted)
+    (tmp_path / "srun").write_text("#!/bin/sh\nread line\n")
+    (tmp_path / "srun").chmod(0o755)
+    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    monkeypatch.setenv("PATH", environ["PATH"])
+    job = SlurmPlace(tmp_path / "run", SlurmSpec(), [Layout(1, 0, 1, servers=(0, 0))], environ=environ)
+    servers = [job.start(ProcessSpec("server", index, ["serve"], {}, tmp_path / "log")) for index in range(2)]
+    assert job.ending() is None
+    assert len(answers) == 3
+    servers[0].kill()
+    wait_until(lambda: servers[0].poll() is not None, "the first step has ended")
+    assert [job.ending() for _ in range(3)] == [None] * 3  # no answer, then no preemption, then no question
+    assert answers == [True]
+    servers[1].kill()
+    wait_until(lambda: servers[1].poll() is not None, "the second step has ended")
+    assert job.ending() == job.ending() == "job 7 is preempted"
+    job.close()
