@@ -222,7 +222,10 @@ class RemoteSGLangEngine:
         return self._session.take_rejected() if self._session is not None else []
 
     def interrupt(self) -> None:
-        """Make ``prepare_batch`` raise ``Interrupted`` on every rank from now on. Safe in a signal handler."""
+        """End the run: ``prepare_batch`` raises ``Interrupted`` on every rank, and weight updates wait for no server.
+
+        Safe in a signal handler.
+        """
         if self._session is not None:
             self._session.interrupt()
 

@@ -148,8 +148,9 @@ class RolloutSession:
         return self._fleet.statistics() | ({} if rate is None else {stat_names.CACHE_HIT_RATE: rate})
 
     def interrupt(self) -> None:
-        """Make ``take`` raise ``Interrupted`` from now on. Safe to call from a signal handler."""
+        """Make ``take`` raise ``Interrupted``, and weight updates wait for no server. Safe in a signal handler."""
         self._loop.loop.call_soon_threadsafe(self._executor.stop, Interrupted())
+        self._loop.loop.call_soon_threadsafe(self._updater.end_run)
 
     def pause(self) -> None:
         """Start no more episodes; running ones continue."""

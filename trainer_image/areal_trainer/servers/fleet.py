@@ -149,10 +149,6 @@ class Fleet:
                 f"no server was ready within {self._wait_s:g} s (rollout.setup_timeout): {self.describe()}"
             ) from None
 
-    async def wait_until_ready(self) -> None:
-        """Wait until any server is ready; ``NoServerError`` after the deadline."""
-        await self.wait_until(self.any_ready)
-
     def any_ready(self) -> bool:
         """Whether any server may get requests."""
         return any(server.ready for server in self.servers)

@@ -37,6 +37,7 @@ class WeightUpdater:
         self._control = control
         self._lock = asyncio.Lock()
         self._broadcasts = BroadcastUpdater(control)
+        self._run_ends = False
 
     async def publish(self, update: WeightUpdate) -> None:
         """Bring all current servers to ``update``; the watcher updates the others. Raises ``WeightUpdateError``."""
@@ -55,13 +56,18 @@ class WeightUpdater:
             failures = [error for error in errors if error is not None]
             await self._require_one(target, failures, by_broadcast=update.broadcast is not None)
 
+    def end_run(self) -> None:
+        """Wait for no server from now on. The run was asked to stop, and the servers may have been as well."""
+        self._run_ends = True
+        self._fleet.notify()
+
     async def close(self) -> None:
         """Take the servers out of the broadcast group."""
         await self._broadcasts.close()
 
     async def _require_one(self, target: Target, errors: list[ServerError], *, by_broadcast: bool) -> None:
-        """Return once a server holds the target; raise if none ever will."""
-        if self._fleet.any_ready():
+        """Return once a server holds the target or the run ends; raise if no server ever will."""
+        if self._fleet.any_ready() or self._run_ends:
             return
         what = f"no server took weights {names.weight_version(target.version)}"
         if target.path is None:
@@ -71,7 +77,7 @@ class WeightUpdater:
         if refusals and not by_broadcast:  # a retry would be refused again
             raise WeightUpdateError(f"{what}: {'; '.join(map(str, refusals))}")
         try:
-            await self._fleet.wait_until_ready()
+            await self._fleet.wait_until(lambda: self._fleet.any_ready() or self._run_ends)
         except NoServerError as error:
             raise WeightUpdateError(f"{what}: {error}") from error
 

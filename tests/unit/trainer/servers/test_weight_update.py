@@ -100,3 +100,13 @@ def test_an_update_waits_for_a_single_server_that_restarts_in_it(published):
     with ScriptedServer(restarting) as server, engine_on(server) as engine:
         engine.update_weights(WeightUpdate(1, published))
         assert server.weight_version == "v1"
+
+
+def test_an_update_does_not_wait_for_servers_that_end_together_with_the_run(published):
+    """Otherwise the trainer could not write its last checkpoint."""
+    with ScriptedServer(Script(faults=(Fault("die", path=LOAD),))) as server, engine_on(server) as engine:
+        update = engine.update_weights_async(WeightUpdate(1, published))
+        eventually(lambda: state_of(engine, server) == "gone")
+        assert not update.done()
+        engine.interrupt()
+        update.result(TIMEOUT_S)
