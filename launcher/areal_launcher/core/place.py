@@ -5,9 +5,10 @@ A place implements ``Place.start`` and ``Process``, and nothing else of a run. I
 GPUs of each process. To add a place:
 
 1. Write ``places/<name>/place.py`` with a class that satisfies ``Place``.
-2. Write ``places/<name>/train.py``: load the experiment, enter ``prepare.claimed_run`` (checks, lock, files, API key),
-   build the plan with ``plan.plan_run`` and call ``Run(plan, place, display).run()``.
-3. Add the name to ``--on`` in ``cli.py`` and to the import contract of places in ``pyproject.toml``.
+2. Write ``places/<name>/cli.py``, whose ``PLACE`` defines the commands that differ there. ``run`` loads the experiment,
+   enters ``prepare.claimed_run`` (checks, lock, files, API key), builds the plan with ``plan.plan_run`` and calls
+   ``Run(plan, place, display).run()``.
+3. Add the folder to the packages in ``pyproject.toml``.
 
 The run directory is on a file system that all nodes share: logs, configuration, API key and weights are read there.
 """
