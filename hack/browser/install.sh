@@ -14,6 +14,6 @@ command -v apt-get >/dev/null || refuse "it is not installed, and there is no ap
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-if ! { apt-get update --quiet && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core; } >"$log" 2>&1; then
+if ! { apt-get update --quiet && apt-get install --option DPkg::Lock::Timeout=300 --yes --no-install-recommends chromium fonts-dejavu-core; } >"$log" 2>&1; then
   refuse "apt-get install chromium failed: $(tail -n 1 "$log")"
 fi

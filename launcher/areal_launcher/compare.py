@@ -32,6 +32,7 @@ MAX_PROMPT = 100  # characters of a prompt in the table
 class Problem:
     """A problem and its mean rewards in both evaluations."""
 
+    key: str  # as in the column ``problem``
     name: str  # task_id, or the start of the prompt
     first: float
     second: float
@@ -100,19 +101,24 @@ Rewards = dict[tuple[str, str], tuple[str, list[float]]]  # by set and problem: 
 
 
 def read(file: Path) -> Rewards:
-    """The rewards of an evaluation. Raises ``ValueError`` if the file cannot be read."""
-    found: Rewards = {}
+    """The rewards of an evaluation that a user named. Raises ``ValueError`` if the file cannot be read."""
     try:
-        for row in rows_of(file, EVALUATION_COLUMNS, read=READ):
-            reward = number(row["reward"])
-            if reward is None:
-                raise DamagedFileError(f"{file} is damaged: a reward is {row['reward']}; delete it")
-            name = row["task_id"] or " ".join(row["prompt"][: 4 * MAX_PROMPT].split())
-            found.setdefault((row["set"], row["problem"]), (name[:MAX_PROMPT], []))[1].append(reward)
+        return rewards_of(file)
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist; name a run directory or a file of its evaluations/") from error
-    except (DamagedFileError, OSError) as error:
+    except OSError as error:
         raise ValueError(str(error)) from error
+
+
+def rewards_of(file: Path) -> Rewards:
+    """The rewards of an evaluation. Raises ``FileNotFoundError``, ``DamagedFileError`` or another ``OSError``."""
+    found: Rewards = {}
+    for row in rows_of(file, EVALUATION_COLUMNS, read=READ):
+        reward = number(row["reward"])
+        if reward is None:
+            raise DamagedFileError(f"{file} is damaged: a reward is {row['reward']}; delete it")
+        name = row["task_id"] or " ".join(row["prompt"][: 4 * MAX_PROMPT].split())
+        found.setdefault((row["set"], row["problem"]), (name[:MAX_PROMPT], []))[1].append(reward)
     return found
 
 
@@ -131,7 +137,7 @@ def _of_set(rewards: Rewards, name: str) -> dict[str, tuple[str, float]]:
 def _comparison(
     name: str, first: Mapping[str, tuple[str, float]], second: Mapping[str, tuple[str, float]]
 ) -> Comparison | None:
-    both = [Problem(title, mean, second[key][1]) for key, (title, mean) in first.items() if key in second]
+    both = [Problem(key, title, mean, second[key][1]) for key, (title, mean) in first.items() if key in second]
     if not both:
         return None
     ordered = sorted(both, key=lambda problem: problem.change)

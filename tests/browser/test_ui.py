@@ -9,6 +9,7 @@ from typing import Any
 
 from areal_api import names
 from areal_launcher.run_files import RunLock
+from support.evaluation_files import answer, write_evaluation
 from support.local_runs import append, line
 from support.rollout_files import sample, write_samples
 from support.ui_page import Served
@@ -157,6 +158,47 @@ def test_samples_are_read_problem_by_problem(page: Any, site: Served) -> None:
     page.get_by_label("reward from").fill("0.5")
     page.get_by_label("reward from").press("Enter")
     page.get_by_text("2 of 4 samples of 2 problems").wait_for()
+    assert page.evaluate("window.attacked") is None
+
+
+def test_a_problem_is_followed_over_the_training(page: Any, site: Served) -> None:
+    run = make_run(site.runs, "tiny/first")
+    for step, reward in ((1, 0.0), (2, 0.5), (3, 1.0)):
+        write_samples(run, step, sample("a", reward=reward, completion=f"{HOSTILE} {step}"))
+    open_run(page, "tiny/first")
+    page.get_by_text("Samples", exact=True).click()
+    page.locator("summary").filter(has_text="problem a").click()
+    page.get_by_text("This problem over the training").click()
+    page.get_by_text("step 1: mean reward 0, 1 samples").click()
+    page.locator("pre").get_by_text(f"{HOSTILE} 1").wait_for()
+    assert page.evaluate("window.attacked") is None
+
+
+def test_the_turns_of_a_conversation_are_marked(page: Any, site: Served) -> None:
+    run = make_run(site.runs, "tiny/first")
+    write_samples(run, 1, sample(tokens=["ask", "call", "result", "answer", "<end>"],
+                                 loss_mask=[False, True, False, True, True]))  # fmt: skip
+    open_run(page, "tiny/first")
+    page.get_by_text("Samples", exact=True).click()
+    page.locator("summary").filter(has_text="problem 1").click()
+    page.get_by_text("Tokens", exact=True).click()
+    page.locator(".tokens span").first.wait_for()
+    assert page.locator(".tokens .turn").all_inner_texts() == ["turn 1", "turn 2"]
+    assert page.locator(".tokens .context").all_inner_texts() == ["ask", "result"]
+
+
+def test_two_evaluations_are_compared_problem_by_problem(page: Any, site: Served) -> None:
+    run = make_run(site.runs, "tiny/first")
+    write_evaluation(run, 0, answer("1+1", 0.0, completion=HOSTILE), answer("1+2", 1.0))
+    write_evaluation(run, 10, answer("1+1", 1.0, completion="2"), answer("1+2", 1.0))
+    open_run(page, "tiny/first")
+    page.get_by_text("Evaluations", exact=True).click()
+    page.get_by_text("valid: better on 1 problems").wait_for()
+    page.locator("summary").filter(has_text="What is 1+1?").press("Enter")
+    before, after = page.locator(".sides section").all_inner_texts()
+    assert before.startswith("before training")
+    assert HOSTILE in before
+    assert after.startswith("after step 10")
     assert page.evaluate("window.attacked") is None
 
 

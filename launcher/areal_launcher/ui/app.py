@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Path, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from areal_launcher.bounded_files import DamagedFileError
 from areal_launcher.catalog import Catalog, RunEntry
 from areal_launcher.run_files import MAX_STEP
-from areal_launcher.run_state import clipped
-from areal_launcher.ui import rollouts, view
+from areal_launcher.ui import view
+from areal_launcher.ui.page import Page
+from areal_launcher.ui.sample_routes import sample_routes
 
 STATIC = FilePath(__file__).with_name("static")
 COOKIE = "grpo_ui"
@@ -39,61 +38,6 @@ HEADERS = {
 
 
 REFUSAL = JSONResponse({"detail": "open the address that grpo ui printed; it contains the token"}, status_code=403)
-
-
-class Page:
-    """The state behind the page: which runs there are, and the statistics of those that were looked at."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self._tables = view.Tables()
-        self._lock = asyncio.Lock()  # tables are read and grown in threads, one at a time
-        self._reading = asyncio.Semaphore(2)  # files of samples at a time
-        self.live = 0
-
-    async def runs(self) -> list[dict[str, Any]]:
-        """A line for each run, the latest first."""
-        return await asyncio.to_thread(lambda: view.rows(self._catalog))
-
-    def find(self, identifier: str) -> RunEntry:
-        """The run with this identifier; the answer 404 if there is none."""
-        entry = self._catalog.find(identifier)
-        if entry is None:
-            raise HTTPException(404, "no such run; it may have been deleted")
-        return entry
-
-    async def poll(self, entry: RunEntry) -> tuple[bool, tuple[int, int]]:
-        """Read the next part of the statistics: whether there is more, and a stamp that changes with the table."""
-        async with self._lock:
-            table = self._tables.of(entry.path)
-            more = await asyncio.to_thread(table.poll)
-            return more, (len(table), table.changes)
-
-    async def overview(self, entry: RunEntry) -> dict[str, Any]:
-        """The run, without its series."""
-        async with self._lock:
-            return await asyncio.to_thread(view.overview, entry, self._tables.of(entry.path))
-
-    async def samples(self, step: int, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``read`` finds in the samples of a step; the answer 404 if they cannot be read."""
-        async with self._reading:
-            try:
-                return await asyncio.to_thread(read)
-            except FileNotFoundError as error:
-                raise HTTPException(404, f"step {step} has no samples here") from error
-            except (DamagedFileError, OSError) as error:
-                raise HTTPException(404, clipped(str(error))) from error
-
-    async def series(
-        self, entry: RunEntry, wanted: list[str], *, first: int, last: int, limit: int, after: int
-    ) -> dict[str, Any]:
-        """Points of ``wanted``: those after the step ``after`` if earlier ones are not thinned, else all."""
-        async with self._lock:
-            table = self._tables.of(entry.path)
-            whole = first == 0 and last == MAX_STEP
-            added = whole and after > 0 and len(table) <= limit
-            points = table.points(wanted, first=after + 1 if added else first, last=last, limit=limit)
-            return points.as_json() | {"replace": not added, "changes": table.changes}
 
 
 def create_app(catalog: Catalog, token: str) -> FastAPI:
@@ -136,30 +80,6 @@ def create_app(catalog: Catalog, token: str) -> FastAPI:
     ) -> dict[str, Any]:
         return await page.series(page.find(identifier), name, first=first, last=last, limit=points, after=after)
 
-    @app.get("/api/runs/{identifier}/rollouts")
-    async def dumped_steps(identifier: str) -> list[int]:
-        return await asyncio.to_thread(rollouts.steps, page.find(identifier).path)
-
-    @app.get("/api/runs/{identifier}/rollouts/{step}")
-    async def dumped(
-        identifier: str,
-        step: Annotated[int, Path(ge=0, le=MAX_STEP)],
-        text: Annotated[str, Query(max_length=500)] = "",
-        low: float = -math.inf,
-        high: float = math.inf,
-        shortest: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
-        offset: Annotated[int, Query(ge=0, le=MAX_STEP)] = 0,
-    ) -> dict[str, Any]:
-        run, chosen = page.find(identifier).path, rollouts.Filter(text, low, high, shortest)
-        return await page.samples(step, lambda: rollouts.page(run, step, chosen, offset=offset))
-
-    @app.get("/api/runs/{identifier}/rollouts/{step}/{row}")
-    async def tokens(
-        identifier: str, step: Annotated[int, Path(ge=0, le=MAX_STEP)], row: Annotated[int, Path(ge=0, le=MAX_STEP)]
-    ) -> dict[str, Any]:
-        run = page.find(identifier).path
-        return await page.samples(step, lambda: rollouts.tokens(run, step, row))
-
     @app.get("/api/runs/{identifier}/live")
     async def live(identifier: str) -> Response:
         entry = page.find(identifier)
@@ -167,6 +87,7 @@ def create_app(catalog: Catalog, token: str) -> FastAPI:
             raise HTTPException(503, f"{MAX_LIVE} pages are open; close one")
         return StreamingResponse(_updates(page, entry), media_type="text/event-stream")
 
+    app.include_router(sample_routes(page))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 

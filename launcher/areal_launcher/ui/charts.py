@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -45,15 +46,20 @@ CHARTS: Final = (
     Chart("Calls per session", "calls (mean)", (stat_names.CALLS_PER_SESSION,)),
     Chart("Prefix cache", "share of prompt tokens", (stat_names.CACHE_HIT_RATE,)),
 )
+HELD_OUT: Final = re.compile(rf"{re.escape(stat_names.EVALUATION)}([\w.-]+/)?(reward|pass@\d+|maj@\d+)")
+EVALUATION: Final = "Evaluation"
 TIME_PER_STAGE: Final = "Time per stage"
 
 
 def charts_of(known: Iterable[str]) -> list[Chart]:
-    """The charts with at least one statistic in ``known``, and the time per stage."""
+    """The charts with at least one statistic in ``known``: the fixed ones, evaluation, and the time per stage."""
     available = set(known)
     charts = [
         Chart(chart.title, chart.unit, tuple(name for name in chart.statistics if name in available))
         for chart in CHARTS
     ]
     stages = tuple(sorted(name for name in available if name.startswith(TIMING_PREFIX)))
+    held_out = tuple(sorted(name for name in available if HELD_OUT.fullmatch(name)))
+    if len(held_out) > 1:  # the reward of valid_dataset alone is in the first chart
+        charts.insert(1, Chart(EVALUATION, "mean over problems", held_out))
     return [chart for chart in [*charts, Chart(TIME_PER_STAGE, "seconds", stages)] if chart.statistics]

@@ -2,7 +2,7 @@
 import { element, shortNumber } from "./page.js";
 
 const COLOURS = ["#2f7fd6", "#d64545", "#2c9c5a", "#a06cd5", "#d98a1f", "#1ba3a3", "#c94f9b", "#7c8a2a"];
-const HEIGHT = 210;
+const HEIGHT = 190;
 
 function style(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -88,7 +88,7 @@ export class Chart {
       scales: { x: { time: false } },
       series,
       bands,
-      axes: [axis, { ...axis, size: 58, values: (plot, ticks) => ticks.map(shortNumber) }],
+      axes: [{ ...axis, size: 30 }, { ...axis, size: 58, values: (plot, ticks) => ticks.map(shortNumber) }],
       legend: { live: true },
       cursor: { sync: { key: "steps" }, drag: { x: true, y: false } },
       plugins: [marks(this.events)],

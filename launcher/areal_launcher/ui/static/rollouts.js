@@ -2,6 +2,8 @@
 import { element, fetchJson, problem, shortNumber } from "./page.js";
 import { tokenView } from "./tokens.js";
 
+const KINDS = { all: "all samples", trained: "trained", rejected: "rejected", truncated: "truncated" };
+
 export class Rollouts {
   constructor(identifier) {
     this.identifier = identifier;
@@ -16,13 +18,16 @@ export class Rollouts {
     this.low = field("reward from", "number", 8);
     this.high = field("reward to", "number", 8);
     this.shortest = field("tokens from", "number", 8);
+    this.longest = field("tokens to", "number", 8);
+    this.only = element("select", { "aria-label": "Samples", onchange: () => this.restart() },
+      Object.entries(KINDS).map(([value, label]) => element("option", { value }, label)));
     this.note = element("p", { class: "faint", role: "status" });
     this.list = element("div");
     this.more = element("button", { type: "button", hidden: true, onclick: () => this.load(true) }, "More problems");
     this.root = element("details", { class: "rollouts", ontoggle: () => { if (this.root.open) this.open(); } },
       element("summary", {}, "Samples"),
       element("div", { class: "bar" }, move(-1, "Earlier step"), this.step, move(1, "Later step"),
-        this.text, this.low, this.high, this.shortest), this.note, this.list, this.more);
+        this.only, this.text, this.low, this.high, this.shortest, this.longest), this.note, this.list, this.more);
   }
 
   async open() {
@@ -54,7 +59,8 @@ export class Rollouts {
 
   async load(more) {
     const query = new URLSearchParams();
-    for (const [name, field] of Object.entries({ text: this.text, low: this.low, high: this.high, shortest: this.shortest })) {
+    const fields = { text: this.text, low: this.low, high: this.high, shortest: this.shortest, longest: this.longest, only: this.only };
+    for (const [name, field] of Object.entries(fields)) {
       if (field.value !== "") query.set(name, field.value);
     }
     query.set("offset", more ? this.offset : 0);
@@ -76,19 +82,46 @@ export class Rollouts {
   }
 
   group(group, step) {
-    const line = group.prompt.replace(/\s+/g, " ").slice(-120);
-    const samples = group.samples.map((sample) => element("li", {},
+    const left = group.count - group.samples.length;
+    return element("details", {},
+      element("summary", {}, element("span", { class: "mean" }, shortNumber(group.reward)), " ", line(group.prompt)),
+      element("p", { class: "faint" }, group.task ? `task ${group.task}` : "", left > 0 ? ` ${left} more samples` : ""),
+      element("pre", {}, group.prompt), this.samples(group, step), this.history(group.problem));
+  }
+
+  samples(group, step) {
+    return element("ol", {}, group.samples.map((sample) => element("li", {},
       element("p", { class: "faint" },
         `reward ${shortNumber(sample.reward)}, ${sample.length} tokens, ${versions(sample.versions)}`,
         sample.truncated ? ", truncated" : "", sample.rejected ? ", rejected" : ""),
       element("pre", {}, sample.completion),
-      tokenView(`/api/runs/${this.identifier}/rollouts/${step}/${sample.row}`)));
-    const left = group.count - group.samples.length;
-    return element("details", {},
-      element("summary", {}, element("span", { class: "mean" }, shortNumber(group.reward)), " ", line),
-      element("p", { class: "faint" }, group.task ? `task ${group.task}` : "", left > 0 ? ` ${left} more samples` : ""),
-      element("pre", {}, group.prompt), element("ol", {}, samples));
+      tokenView(`/api/runs/${this.identifier}/rollouts/${step}/${sample.row}`))));
   }
+
+  // The same problem in other steps, loaded when it is opened.
+  history(problemName) {
+    const body = element("div");
+    const load = async () => {
+      const query = new URLSearchParams({ problem: problemName });
+      try {
+        const found = await fetchJson(`/api/runs/${this.identifier}/problem?${query}`);
+        body.replaceChildren(
+          found.not_searched ? element("p", { class: "faint" }, `${found.not_searched} earlier steps were not searched`) : "",
+          found.damaged ? problem(`${found.damaged} files cannot be read`) : "",
+          ...found.steps.map((group) => element("details", {},
+            element("summary", {}, `step ${group.step}: mean reward ${shortNumber(group.reward)}, ${group.count} samples`),
+            this.samples(group, group.step))));
+      } catch (error) {
+        body.replaceChildren(problem(error.message));
+      }
+    };
+    return element("details", { ontoggle: (event) => { if (event.target.open && !body.hasChildNodes()) load(); } },
+      element("summary", {}, "This problem over the training"), body);
+  }
+}
+
+export function line(prompt) {
+  return prompt.replace(/\s+/g, " ").slice(-120);
 }
 
 function versions([head, tail]) {

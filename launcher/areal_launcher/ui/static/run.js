@@ -1,5 +1,6 @@
 // One run, live.
 import { Chart } from "./charts.js";
+import { Evaluations } from "./evaluations.js";
 import { Rollouts } from "./rollouts.js";
 import { element, fetchJson, problem, shortNumber, stateLabel } from "./page.js";
 
@@ -29,7 +30,7 @@ export class RunView {
     const configuration = element("details", { ontoggle: () => this.loadConfiguration() },
       element("summary", {}, "Configuration"), this.text);
     main.replaceChildren(this.head, element("div", { class: "bar" }, this.more, this.reset), this.grid, this.lists,
-      this.rollouts.root, configuration);
+      this.rollouts.root, new Evaluations(identifier).root, configuration);
     this.resized = () => this.charts.forEach((chart) => chart.resize());
     addEventListener("resize", this.resized);
     this.listen();

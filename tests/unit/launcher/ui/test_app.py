@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from areal_launcher.catalog import Catalog
 from areal_launcher.ui.app import create_app
+from support.evaluation_files import answer, write_evaluation
 from support.rollout_files import sample, write_samples
 from support.ui_runs import make_run
 
@@ -122,8 +123,24 @@ def test_samples_of_a_step_are_shown(visitor: TestClient, runs: Path) -> None:
     assert visitor.get(f"/api/runs/{run}/rollouts/7/1").status_code == 404
     [group] = visitor.get(f"/api/runs/{run}/rollouts/7?low=0.5&text=2").json()["groups"]
     assert (group["prompt"], group["samples"][0]["completion"]) == ("2+2=", "4")
-    for query in ("low=x", "offset=-1", "shortest=-1", "text=" + "x" * 501):
+    for query in ("low=x", "offset=-1", "shortest=-1", "only=x", "text=" + "x" * 501):
         assert visitor.get(f"/api/runs/{run}/rollouts/7?{query}").status_code == 422
+
+
+def test_a_problem_and_evaluations_are_shown(visitor: TestClient, runs: Path) -> None:
+    run = first(visitor)
+    assert visitor.get(f"/api/runs/{run}/problem?problem=2").status_code == 404
+    write_samples(runs / "tiny/first", 7, sample("2"))
+    assert visitor.get(f"/api/runs/{run}/problem?problem=2").json()["steps"][0]["step"] == 7
+    for step in (0, 5):
+        write_evaluation(runs / "tiny/first", step, answer("x/y", float(step > 0)))
+    assert visitor.get(f"/api/runs/{run}/evaluations").json() == [0, 5]
+    assert visitor.get(f"/api/runs/{run}/evaluations/0/5").json()["sets"][0]["n_better"] == 1
+    assert visitor.get(f"/api/runs/{run}/evaluations/5?of=valid&problem=x/y").json()["count"] == 1
+    assert visitor.get(f"/api/runs/{run}/evaluations/9?of=valid&problem=x/y").status_code == 404
+    assert (
+        visitor.get(f"/api/runs/{run}/evaluations/0/9").json()["detail"].startswith("the evaluation after step 0 or 9")
+    )
 
 
 def test_text_of_a_run_is_never_markup(visitor: TestClient, runs: Path) -> None:

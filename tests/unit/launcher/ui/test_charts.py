@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from areal_launcher.ui.charts import TIME_PER_STAGE, charts_of
+from areal_launcher.ui.charts import EVALUATION, TIME_PER_STAGE, charts_of
 
 
 def test_charts_show_only_statistics_that_the_run_has() -> None:
@@ -17,3 +17,10 @@ def test_the_stages_of_a_step_are_one_chart() -> None:
 
 def test_a_run_without_statistics_has_no_charts() -> None:
     assert charts_of([]) == []
+
+
+def test_the_held_out_sets_are_one_chart() -> None:
+    known = ["eval-rollout/reward", "eval-rollout/math500/maj@4", "eval-rollout/math500/reward_ci95"]
+    reward, held_out = charts_of(known)
+    assert reward.statistics == ("eval-rollout/reward",)
+    assert (held_out.title, held_out.statistics) == (EVALUATION, ("eval-rollout/math500/maj@4", "eval-rollout/reward"))

@@ -52,11 +52,16 @@ def test_samples_of_a_problem_are_together(tmp_path: Path) -> None:
         (Filter(low=0.5), ["a", "c"]),
         (Filter(high=0.5), ["b"]),
         (Filter(shortest=9), ["c"]),
+        (Filter(longest=9), ["a", "b"]),
+        (Filter(only="rejected"), ["b"]),
+        (Filter(only="trained"), ["a", "c"]),
+        (Filter(only="truncated"), ["c"]),
         (Filter(text="nowhere"), []),
     ],
 )
 def test_samples_are_filtered(tmp_path: Path, chosen: Filter, expected: list[str]) -> None:
-    write_samples(tmp_path, 1, sample("a"), sample("b", reward=0.0), sample("c", trained_tokens=50))
+    write_samples(tmp_path, 1, sample("a"), sample("b", reward=0.0, outcome="rejected"),
+                  sample("c", trained_tokens=50, finish_reason="length"))  # fmt: skip
     page = rollouts.page(tmp_path, 1, chosen, offset=0)
     assert [group["task"] for group in page["groups"]] == expected
     assert (page["samples"], page["admitted"], page["problems"]) == (3, len(expected), len(expected))
@@ -124,3 +129,27 @@ def test_huge_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(parquet_files, bound, 99)
     with pytest.raises(DamagedFileError, match=r"step1\.parquet has"):
         rollouts.page(tmp_path, 1, Filter(), offset=0)
+
+
+def test_a_problem_is_followed_over_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step, reward in ((1, 0.0), (2, 1.0), (3, 1.0)):
+        path = write_samples(tmp_path, step, sample("b"), sample("a", reward=reward), sample("a", reward=1.0))
+        pq.write_table(pq.read_table(path), path, row_group_size=2)
+    write_samples(tmp_path, 4, sample("b"))
+    found = rollouts.history(tmp_path, "a")
+    assert [(group["step"], group["reward"], group["count"]) for group in found["steps"]] == [
+        (1, 0.5, 2), (2, 1.0, 2), (3, 1.0, 2),
+    ]  # fmt: skip
+    assert [one["row"] for one in found["steps"][0]["samples"]] == [1, 2]  # as in the file, for their tokens
+    monkeypatch.setattr(rollouts, "MAX_SEARCHED", 2)
+    bounded = rollouts.history(tmp_path, "a")
+    assert ([group["step"] for group in bounded["steps"]], bounded["not_searched"]) == ([3], 2)
+    with pytest.raises(FileNotFoundError):
+        rollouts.history(tmp_path, "nobody's")
+
+
+def test_a_damaged_step_does_not_hide_the_others(tmp_path: Path) -> None:
+    write_samples(tmp_path, 1, sample("a")).write_bytes(b"PAR1")
+    write_samples(tmp_path, 2, sample("a"))
+    found = rollouts.history(tmp_path, "a")
+    assert ([group["step"] for group in found["steps"]], found["damaged"]) == ([2], 1)

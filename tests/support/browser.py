@@ -1,0 +1,85 @@
+"""Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from areal_api import names
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser. Skips the test if Chromium is not installed."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("Chromium is not installed: hack/browser/install.sh installs it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def take_pictures(browser: Any, address: str, run: Path, folder: Path) -> None:
+    """Write pictures of the views of a finished run, which has samples and evaluations, into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = browser.new_page(viewport={"width": 1240, "height": 900})
+    page.goto(address)
+    page.get_by_role("link", name=run.name).first.wait_for()
+    page.screenshot(path=folder / "ui-list.png", clip={"x": 0, "y": 0, "width": 1240, "height": 260})
+    page.get_by_role("link", name=run.name).first.click()
+    page.locator(".chart canvas").last.wait_for()
+    _wait_for_points(page)
+    page.screenshot(path=folder / "ui-run.png")
+    _picture_of_details(page, folder / "ui-samples.png", "Samples", open_tokens)
+    _picture_of_details(page, folder / "ui-evaluations.png", "Evaluations", open_answers)
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.reload()
+    page.locator(".chart canvas").last.wait_for()
+    _wait_for_points(page)
+    page.screenshot(path=folder / "ui-narrow.png")
+    page.close()
+
+
+def open_tokens(page: Any) -> None:
+    """Open a problem of the samples, and the tokens of an answer, coloured."""
+    page.locator(".rollouts[open] summary:has(.mean)").first.click()
+    page.get_by_text("Tokens", exact=True).first.click()
+    page.locator(".tokens span").first.wait_for()
+
+
+def open_answers(page: Any) -> None:
+    """Open the first problem that changed between two evaluations."""
+    page.locator(".rollouts[open] section summary:has(.mean)").first.click()
+    page.locator(".sides pre").first.wait_for()
+
+
+def _picture_of_details(page: Any, path: Path, title: str, open_parts: Any) -> None:
+    view = page.locator("details.rollouts").filter(has=page.get_by_text(title, exact=True))
+    view.locator("> summary").click()
+    open_parts(page)
+    view.evaluate("view => view.scrollIntoView()")
+    page.screenshot(path=path)
+    view.locator("> summary").click()
+
+
+def _wait_for_points(page: Any) -> None:
+    page.wait_for_function("document.querySelectorAll('.chart .u-legend .u-marker').length > 3")
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(300)
+
+
+def stats_lines(run: Path) -> int:
+    """Steps that a run has finished."""
+    try:
+        return names.stats_file(run).read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
