@@ -12,6 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 READY_WAIT_S = 240.0
 
@@ -38,6 +41,22 @@ def sglang_server(config_file: Path, model: Path, log: Path) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 process.wait()
+
+
+@contextmanager
+def configured_server(folder: Path, model: Path, number: int, **sglang: Any) -> Iterator[str]:
+    """A server with ``sglang`` as its section of the configuration; its files are in ``folder``."""
+    config = {
+        "experiment_name": "benchmark",
+        "trial_name": "benchmark",
+        "actor": {"path": str(model), "ppo_n_minibatches": 1},
+        "train_dataset": {"path": "none.jsonl", "batch_size": 1},
+        "sglang": sglang,
+    }
+    file = folder / f"server{number}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with sglang_server(file, model, file.with_suffix(".log")) as address:
+        yield address
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

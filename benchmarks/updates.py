@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from transformers import AutoModelForCausalLM
 
 from areal_api.config import RolloutConfig
@@ -21,7 +20,7 @@ from areal_trainer.weights.disk import WeightUpdate, publish_to_disk
 from benchmarks.measure import Comparison, by_turns, rate, spread
 from benchmarks.models import save_qwen3
 from benchmarks.published import DTYPE, ModelPolicy, copy_published
-from benchmarks.servers import sglang_server
+from benchmarks.servers import configured_server
 
 SERVERS = 2
 MODES: tuple[Literal["disk", "distributed"], ...] = ("disk", "distributed")
@@ -40,7 +39,10 @@ def _of_size(layers: int, hidden: int, vocabulary: int, *, rounds: int) -> list[
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder)
         size = 2 * save_qwen3(path / "model", layers=layers, hidden=hidden, vocabulary=vocabulary) / 1e6
-        addresses = [stack.enter_context(_server(path, number)) for number in range(SERVERS)]
+        sglang = {"dtype": "bfloat16", "max_total_tokens": 4096}
+        addresses = [
+            stack.enter_context(configured_server(path, path / "model", number, **sglang)) for number in range(SERVERS)
+        ]
         policy = ModelPolicy(AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32))
         publish_to_disk(policy, run=path, version=1, dtype=DTYPE, writes=True)
         for mode in MODES:
@@ -60,21 +62,6 @@ def _of_size(layers: int, hidden: int, vocabulary: int, *, rounds: int) -> list[
                 Comparison("weights", work, "MB/s", rates[0], "copy of the file, with fsync", rates[1], notes=notes)
             )
     return comparisons
-
-
-@contextmanager
-def _server(path: Path, number: int) -> Iterator[str]:
-    config = {
-        "experiment_name": "weights",
-        "trial_name": "weights",
-        "actor": {"path": str(path / "model"), "ppo_n_minibatches": 1},
-        "train_dataset": {"path": "none.jsonl", "batch_size": 1},
-        "sglang": {"dtype": "bfloat16", "max_total_tokens": 4096},
-    }
-    file = path / f"server{number}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    with sglang_server(file, path / "model", file.with_suffix(".log")) as address:
-        yield address
 
 
 @contextmanager

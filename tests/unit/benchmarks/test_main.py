@@ -19,6 +19,6 @@ def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         main(["rolout"])
     assert ended.value.code == 2
-    known = "rollout, rewards, trainer, weights, memory, executor, freshness, peers, learning, gateway, reconcile, "
-    known += "faults, "
+    known = "rollout, rewards, trainer, weights, memory, executor, freshness, peers, learning, gateway, affinity, "
+    known += "reconcile, faults, "
     assert f"choose from {known}" in capsys.readouterr().err

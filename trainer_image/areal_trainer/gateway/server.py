@@ -28,6 +28,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
         ws="none",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         lifespan="off",
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=int(IDLE_S),
