@@ -5,7 +5,7 @@ The pods of agents in Kubernetes are in ``agents``.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -73,4 +73,10 @@ class AgentConfig(Section):
         description="What to do with a request for a response format or a forced tool call. The servers answer it by "
         "constrained decoding, which is not the distribution that is trained: answer with status 400, or leave its "
         "completion out of training.",
+    )
+    message_preprocessors: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Import paths of classes that change the messages of requests to /v1/messages, in this order; they "
+        "remove text that a command-line agent changes from call to call.",
     )

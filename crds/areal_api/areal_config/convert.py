@@ -13,7 +13,7 @@ from areal_api.areal_config.allocation import Sizes, parse_allocation_mode, pars
 from areal_api.areal_config.files import has_areal_keys
 from areal_api.areal_config.keys import AREAL_DEFAULTS, SGLANG_ARGUMENTS, foreign
 from areal_api.areal_config.scheduling import GPUS_PER_NODE, convert_scheduling
-from areal_api.areal_config.scripts import convert_workflow, drop_script_keys, other_algorithm
+from areal_api.areal_config.scripts import convert_workflow, drop_script_keys, import_path, other_algorithm
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError, config_error, shown, unknown_key
@@ -252,6 +252,11 @@ def _convert_agent(config: Tree, notes: Notes) -> None:
         raise ConfigError(f"rollout.agent.mode is {shown(mode)}; set it to inline, subproc or online")
     else:
         notes.add("rollout.agent.mode", "inline is the default")
+    key = "rollout.agent.message_preprocessors"
+    if isinstance(paths := get(config, key), list) and all(isinstance(path, str) for path in paths):
+        set_in(config, key, [import_path(path) for path in paths])
+        if paths:
+            notes.add(key, "becomes import paths; the trainer needs these modules")
 
 
 def _drop_foreign(tree: Tree, notes: Notes, prefix: str = "") -> Iterable[str]:

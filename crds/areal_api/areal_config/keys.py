@@ -53,6 +53,7 @@ TRANSLATED = frozenset(
         "actor.mb_spec.max_tokens_per_gpu",
         "ref.mb_spec.max_tokens_per_gpu",
         "rollout.openai",
+        "rollout.agent.message_preprocessors",
         "actor.behave_imp_weight_cap",
         "actor.behave_imp_weight_mode",
         "actor.enable_kpop",
@@ -282,11 +283,6 @@ _FOREIGN = _table(
             "a history is recognised by its messages",
             None,
             ["rollout.agent.prefix_matcher", "rollout.agent.drop_retry_orphans"],
-        ),
-        (
-            "messages go to the chat template as the agent sends them",
-            (None, []),
-            ["rollout.agent.message_preprocessors"],
         ),
         (
             "keys are read from the environment only (WANDB_API_KEY, WANDB_BASE_URL, SWANLAB_API_KEY)",

@@ -69,10 +69,15 @@ def convert_workflow(config: Tree, notes: Notes) -> None:
     if path in _RLVR:
         notes.add("workflow", "is the default here")
         return
-    module, _, name = path.replace(":", ".").rpartition(".")
-    set_in(config, "workflow.path", f"{module}:{name}")
-    needs = "; the trainer needs the package areal for it" if module.split(".")[0] == "areal" else ""
+    set_in(config, "workflow.path", import_path(path))
+    needs = "; the trainer needs the package areal for it" if path.split(".")[0] == "areal" else ""
     notes.add("workflow", f"becomes workflow.path{needs}")
+
+
+def import_path(path: str) -> str:
+    """``package.module:name`` for AReaL's ``package.module.name``."""
+    module, _, name = path.replace(":", ".").rpartition(".")
+    return f"{module}:{name}"
 
 
 def drop_script_keys(config: Tree, notes: Notes) -> None:

@@ -13,6 +13,7 @@ from areal_trainer.gateway.completer import Choice, Completed, Completer, Reques
 from areal_trainer.gateway.constraints import ANY_OBJECT, anthropic_tool_choice, constraint_of, response_schema
 from areal_trainer.gateway.http import server_sent_event
 from areal_trainer.gateway.messages import Message, invalid, optional_text, text_of, tool_call, tool_result
+from areal_trainer.gateway.preprocessing import Preprocessing
 from areal_trainer.gateway.sampling import boolean, check_sampling, integer, stop_texts
 from areal_trainer.gateway.sessions import Session
 from areal_trainer.gateway.tools import Tool, function_tool, tools_of
@@ -73,7 +74,7 @@ def parse(body: dict[str, Any], session: Session, completer: Completer, *, ignor
     max_tokens = integer(body, "max_tokens", low=1, high=1 << 31)
     if max_tokens is None:
         raise invalid("max_tokens", "is missing")
-    conversation = conversation_of(body)
+    conversation = conversation_of(body, completer.preprocess)
     choice = anthropic_tool_choice(body.get("tool_choice"), ignore_unsupported=ignore_unsupported)
     constraint = constraint_of(
         _schema(body.get("output_config"), ignore_unsupported=ignore_unsupported),
@@ -102,8 +103,8 @@ def _schema(value: Any, *, ignore_unsupported: bool) -> dict[str, Any] | None:
     return response_schema(value.get("format"), "output_config.format")
 
 
-def conversation_of(body: dict[str, Any]) -> Request:
-    """System text, messages and tools of a request."""
+def conversation_of(body: dict[str, Any], preprocess: Preprocessing) -> Request:
+    """System text, messages and tools of a request, after ``preprocess``."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise invalid("messages", "is missing or empty; send a list of messages")
@@ -115,7 +116,7 @@ def conversation_of(body: dict[str, Any]) -> Request:
         normalized += _messages(message, f"messages[{number}]")
     if normalized[-1]["role"] == "assistant":
         raise invalid("messages", "ends with an assistant message, which cannot be continued; end with a user message")
-    return Request(normalized, _tools(body))
+    return Request(preprocess(normalized), _tools(body), preprocessed=True)
 
 
 def _messages(message: Any, field: str) -> list[Message]:

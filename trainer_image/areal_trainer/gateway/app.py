@@ -281,7 +281,7 @@ class Completions:
         session = self._sessions.by_key(key_of(request))
         body = await json_object(request)
         check_model(body, self._model)
-        parsed = anthropic.conversation_of(body)
+        parsed = anthropic.conversation_of(body, self._completer.preprocess)
         return json_response({"input_tokens": self._completer.count_tokens(session, parsed)})
 
 

@@ -15,6 +15,7 @@ from areal_trainer.gateway.channel import Options, Sample
 from areal_trainer.gateway.constraints import Constraint, Policy, forced_calls
 from areal_trainer.gateway.errors import GatewayError
 from areal_trainer.gateway.messages import Message, parse_arguments
+from areal_trainer.gateway.preprocessing import Preprocessing
 from areal_trainer.gateway.sessions import Session, Sessions
 
 MAX_CHOICES = 64
@@ -53,6 +54,7 @@ class Request:
     stop: list[str] = field(default_factory=list)
     constraint: Constraint | None = None
     top_logprobs: int = 0
+    preprocessed: bool = False  # messages were changed by the completer's ``preprocess``
 
     @property
     def looks_for_calls(self) -> bool:
@@ -129,7 +131,8 @@ class Completer:
         gconfig: GenerationHyperparameters,
         eval_gconfig: GenerationHyperparameters,
     ) -> None:
-        """Both sampling sections include the tokenizer's stop tokens."""
+        """Both sampling sections include the tokenizer's stop tokens. Raises ``ValueError`` for a bad ``config``."""
+        self.preprocess = Preprocessing(config.message_preprocessors)
         self._engine = engine
         self._sessions = sessions
         self._codec = codec
@@ -197,11 +200,12 @@ class Completer:
             session.running -= 1
         if session.state != "open":
             raise GatewayError(401, f"session {session.id} ended during the call")
+        answers = [self.preprocess.answer(c.message) if request.preprocessed else c.message for c in choices]
         completion_id = f"{request.id_prefix}-{uuid.uuid4().hex}"
         session.tree.add(
             prompt,
             completion_id,
-            [(c.sample, self._raw(c.sample, gconfig), c.message) for c in choices],
+            [(c.sample, self._raw(c.sample, gconfig), message) for c, message in zip(choices, answers, strict=True)],
             trained=request.constraint is None or session.evaluation,
         )
         self._sessions.account(session)

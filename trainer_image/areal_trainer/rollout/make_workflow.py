@@ -14,6 +14,7 @@ from areal_api import names
 from areal_api.config import GRPOConfig, WorkflowConfig
 from areal_api.evaluation import HeldOut
 from areal_trainer import environments
+from areal_trainer.gateway.preprocessing import Preprocessing
 from areal_trainer.gateway.settings import GatewaySettings, new_key
 from areal_trainer.import_path import load_object
 from areal_trainer.reward.pool import RewardPool
@@ -141,7 +142,8 @@ def worker_path(path: str) -> str:
 def gateway_settings(
     config: GRPOConfig, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any]
 ) -> GatewaySettings:
-    """The settings of the gateway's process."""
+    """The settings of the gateway's process. Raises ``ValueError`` for message preprocessors that cannot be used."""
+    Preprocessing(config.rollout.agent.message_preprocessors)
     host, port = _address(config)
     return GatewaySettings(
         tokenizer=config.tokenizer,

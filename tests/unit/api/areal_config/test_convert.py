@@ -249,6 +249,15 @@ def test_the_agent_section_is_kept_without_what_has_no_meaning_here() -> None:
     assert "agent" not in convert(with_change("rollout.agent", None))[0]["spec"]["config"]["rollout"]
 
 
+def test_message_preprocessors_become_import_paths() -> None:
+    key = "rollout.agent.message_preprocessors"
+    experiment, notes = convert(with_change(key, ["examples.swe.preprocessors.StripHeader"]))
+    assert experiment["spec"]["config"]["rollout"]["agent"] == {
+        "message_preprocessors": ["examples.swe.preprocessors:StripHeader"]
+    }
+    assert f"{key}: becomes import paths; the trainer needs these modules" in notes
+
+
 @pytest.mark.parametrize(("key", "value"), [("mode", "thread")])
 def test_an_agent_setting_that_would_change_the_run_is_refused(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"rollout\.agent\.{key} is"):
