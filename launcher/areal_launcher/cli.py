@@ -11,10 +11,11 @@ from pathlib import Path
 
 from areal_api import logs
 from areal_api.paths import expand_home
-from areal_launcher import commands
+from areal_launcher import commands, completion
 from areal_launcher.cli_help import (
     CHECK,
     COMPARE,
+    COMPLETION,
     CONVERT,
     EVAL,
     LIST,
@@ -25,6 +26,7 @@ from areal_launcher.cli_help import (
     SCALE,
     STATUS,
     STOP,
+    SUSPEND,
     UI,
 )
 from areal_launcher.cli_ui import add_compare, add_roots, add_ui, list_action
@@ -180,6 +182,15 @@ def stop_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def suspend_parser() -> argparse.ArgumentParser:
+    """``grpo suspend``."""
+    parser = command_parser("suspend", SUSPEND)
+    add_run(parser)
+    add_place(parser, "suspend", "where the run is")
+    parser.set_defaults(now=False, action=lambda args: place_of(args).stop(args))
+    return parser
+
+
 def scale_parser() -> argparse.ArgumentParser:
     """``grpo scale``."""
     parser = command_parser("scale", SCALE)
@@ -188,6 +199,19 @@ def scale_parser() -> argparse.ArgumentParser:
     add_place(parser, "scale", "where the run is")
     parser.set_defaults(action=lambda args: place_of(args).scale(args))
     return parser
+
+
+def completion_parser() -> argparse.ArgumentParser:
+    """``grpo completion``."""
+    parser = command_parser("completion", COMPLETION)
+    parser.add_argument("shell", choices=sorted(completion.SCRIPTS), help="the shell that evaluates the output")
+    parser.set_defaults(action=lambda args: completion.print_script(args.shell, parsers()))
+    return parser
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    return {name: make() for name, (make, _) in COMMANDS.items()}
 
 
 def crd_parser() -> argparse.ArgumentParser:
@@ -229,12 +253,14 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "list": (list_parser, "list runs and their states"),
     "status": (status_parser, "show the state of a run"),
     "logs": (logs_parser, "print the logs of a run"),
-    "stop": (stop_parser, "end a run after a recovery checkpoint"),
-    "resume": (resume_parser, "continue a suspended experiment in Kubernetes"),
+    "stop": (stop_parser, "end a run"),
+    "suspend": (suspend_parser, "end a run after a recovery checkpoint, to resume it later"),
+    "resume": (resume_parser, "continue a suspended run"),
     "scale": (scale_parser, "change the number of servers of a run"),
     "ui": (ui_parser, "show runs on a page in the browser"),
     "plot": (plot_parser, "plot the statistics of a run"),
     "convert": (convert_parser, "convert AReaL's configuration file to an experiment.yaml"),
+    "completion": (completion_parser, "print a script that completes grpo's arguments in a shell"),
     "crd": (crd_parser, "print the custom resource definition"),
 }
 
@@ -323,7 +349,7 @@ def port(text: str) -> int:
 
 def top_parser() -> argparse.ArgumentParser:
     """``grpo`` itself."""
-    lines = [f"  {name:<9}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="grpo",
         description="Train language models with GRPO.\n\ncommands:\n" + "\n".join(lines),

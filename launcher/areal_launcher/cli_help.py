@@ -59,8 +59,8 @@ not restarted yet, print the log of its previous run.
   grpo logs tiny --on kubernetes --component agents"""
 
 STOP = """\
-End a run. The trainer finishes its step and writes a recovery checkpoint; the command that started the run continues
-it. In Kubernetes this sets spec.runPolicy.suspend.
+End a run. The trainer finishes its step and writes a recovery checkpoint, unless --now is given; grpo resume, or the
+command that started the run, continues it. In Kubernetes this sets spec.runPolicy.suspend.
 
   grpo stop runs/tiny/trial0
   grpo stop tiny --on kubernetes
@@ -111,6 +111,21 @@ List the runs below some folders: state, step, reward. grpo status --on kubernet
   grpo list ~/runs"""
 
 RESUME = """\
-Continue an experiment in Kubernetes that is suspended (grpo stop --on kubernetes, or runPolicy.suspend: true).
+Continue a run that was suspended or stopped, from its last recovery checkpoint: a run directory with the experiment
+that it was started with, or with --on kubernetes an experiment (also one with runPolicy.suspend: true).
 
+  grpo resume runs/tiny/trial0
   grpo resume gsm8k --on kubernetes"""
+
+SUSPEND = """\
+End a run after a recovery checkpoint, to continue it with grpo resume. In Kubernetes this sets spec.runPolicy.suspend.
+
+  grpo suspend runs/tiny/trial0
+  grpo suspend gsm8k --on kubernetes"""
+
+COMPLETION = """\
+Print a script that completes commands, options and files.
+
+  source <(grpo completion bash)                                # in ~/.bashrc
+  source <(grpo completion zsh)                                 # in ~/.zshrc, after compinit
+  grpo completion fish > ~/.config/fish/completions/grpo.fish"""

@@ -1,4 +1,4 @@
-"""The commands that do not depend on where a run executes: convert, plot, stop, scale, crd.
+"""The commands that do not depend on where a run executes: convert, plot, crd.
 
 They raise ``ValueError`` for user errors.
 """
@@ -48,24 +48,6 @@ def plot_if_possible(directory: Path, console: Console) -> None:
             plot_run(directory)
     except (OSError, DamagedFileError) as error:
         console.print(f"reward.png was not drawn: {error}", markup=False, soft_wrap=True)
-
-
-def stop(directory: Path, *, now: bool) -> int:
-    """Ask a running launcher, on any node, to end: after a recovery checkpoint, or at once with ``now``."""
-    if run_files.launcher_pid(run_files.require_run(directory)) is None:
-        raise ValueError(f"{directory}: no grpo run uses it")
-    run_files.request_stop(directory, now=now)
-    print(f"asked the run to {'end at once' if now else 'write a recovery checkpoint and end; --now ends it at once'}")
-    return 0
-
-
-def scale(directory: Path, servers: int) -> int:
-    """Ask a running launcher for another number of servers."""
-    if run_files.launcher_pid(run_files.require_run(directory)) is None:
-        raise ValueError(f"{directory}: no grpo run uses it; set servers.replicas and start it")
-    run_files.request_scale(directory, servers)
-    print(f"asked for {servers} servers; grpo status {directory} shows them")
-    return 0
 
 
 def crd() -> int:

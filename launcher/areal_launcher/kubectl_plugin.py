@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from areal_launcher import cli
 
-IN_CLUSTER = ("run", "status", "logs", "stop", "resume", "scale")
+IN_CLUSTER = ("run", "status", "logs", "stop", "suspend", "resume", "scale")
 
 
 def translated(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from areal_api.paths import expand_home
-from areal_launcher import commands
+from areal_launcher.run_directory import RunDirectory
 
 FOLDER = "areal_launcher.places"
 KUBERNETES = "areal_launcher.cluster"  # where the operator executes runs
@@ -58,18 +58,21 @@ class PlaceCommands(abc.ABC):
         )
 
     def stop(self, args: argparse.Namespace) -> int:
-        """End a run."""
-        return commands.stop(directory(args), now=args.now)
+        """End a run; ``args.now``: without a recovery checkpoint."""
+        RunDirectory(directory(args)).stop(now=args.now)
+        print(f"asked the run to {'end at once' if args.now else 'write a recovery checkpoint and end'}")
+        return 0
 
     def resume(self, args: argparse.Namespace) -> int:
-        """Continue a suspended experiment."""
-        raise ValueError(
-            f"--on {self.name}: grpo run with the same experiment continues a run; resume needs --on kubernetes"
-        )
+        """Continue a suspended run."""
+        raise ValueError(f"--on {self.name}: grpo run with the same experiment continues a run; leave out resume")
 
     def scale(self, args: argparse.Namespace) -> int:
         """Change the number of servers."""
-        return commands.scale(directory(args), args.servers)
+        run = directory(args)
+        RunDirectory(run).scale(args.servers)
+        print(f"asked for {args.servers} servers; grpo status {run} shows them")
+        return 0
 
 
 @functools.cache

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from areal_launcher import cli
+from areal_launcher.client import Experiment as Client
 from hack.cluster.control_plane import ControlPlane
 from hack.testbed.experiments import Experiment, Namespace
 from hack.testbed.fake_kubelet import end, hang, run
@@ -132,6 +133,8 @@ def test_a_run_is_applied_followed_and_fetched_with_a_users_permissions(
     grpo.kubeconfig = user_kubeconfig(namespace, plane, tmp_path)
     with Readers(namespace.api, node, namespace.name, volume) as readers:
         assert grpo.run() == 0
+        client = Client.from_yaml(grpo.path, on="kubernetes", namespace=namespace.name, kubeconfig=grpo.kubeconfig)
+        assert client.history()["task_reward/avg"].to_list() == pytest.approx([0.3, 0.6, 0.9])
     output = capfd.readouterr().out
     assert "cannot check that the operator is running" in output
     assert "experiment exp created: context c" in output
@@ -145,7 +148,7 @@ def test_a_run_is_applied_followed_and_fetched_with_a_users_permissions(
         "stats.jsonl",
         "summary.json",
     ]
-    assert len(readers.pods) == 1
+    assert len(readers.pods) == 2
     eventually(lambda: not namespace.api.list("Pod", namespace.name, "app.kubernetes.io/managed-by=grpo"), "no reader")
     assert cli.main(["status", str(grpo.results)]) == 0
     assert cli.main(["plot", str(grpo.results)]) == 0
@@ -361,6 +364,25 @@ def test_servers_are_scaled_up_to_their_limit(grpo: Grpo, capfd: pytest.CaptureF
     assert cli.main(["scale", "exp", "4", *grpo.place]) == 1
     assert "servers.maxReplicas" in capfd.readouterr().err
     assert (grpo.experiment.get() or {})["spec"]["servers"]["replicas"] == 3
+
+
+def test_python_suspends_resumes_and_scales_an_experiment(grpo: Grpo) -> None:
+    grpo.write(servers__replicas=1, servers__maxReplicas=3)
+    kubeconfig, namespace = (grpo.place[grpo.place.index(flag) + 1] for flag in ("--kubeconfig", "--namespace"))
+    experiment = Client.from_yaml(grpo.path, on="kubernetes", namespace=namespace, kubeconfig=kubeconfig)
+    assert experiment.run(wait=False).run == "exp"
+    grpo.experiment.until_phase("Running")
+    states = experiment.follow(poll_s=0.1)
+    assert next(states).state == "running"
+    experiment.suspend()
+    assert next(status.state for status in states if status.state != "running") == "stopped"
+    experiment.resume()
+    with pytest.raises(ValueError, match="exp is not suspended"):
+        experiment.resume()
+    experiment.scale(2)
+    assert (grpo.experiment.get() or {})["spec"]["servers"]["replicas"] == 2
+    with pytest.raises(ValueError, match="are on the volume claim"):
+        experiment.rollouts()
 
 
 def test_areals_file_becomes_an_experiment_in_the_cluster(

@@ -12,6 +12,7 @@ from areal_launcher.request import Request
 
 if TYPE_CHECKING:
     from areal_launcher.cluster.client import ClusterTarget
+    from areal_launcher.cluster.control import ClusterRun
 
 SELECTION = ("namespace", "context", "kubeconfig")
 
@@ -76,24 +77,32 @@ class Kubernetes(PlaceCommands):
 
     def stop(self, args: argparse.Namespace) -> int:
         """Suspend an experiment."""
-        target = cluster_target(args)
-        from areal_launcher.cluster.control import stop
-
-        return stop(args.run, target, now=args.now)
+        experiment(args).stop(now=args.now)
+        print(
+            f"asked {args.run} to write a recovery checkpoint and end; grpo resume {args.run} --on kubernetes, or grpo "
+            "run with the same experiment, continues it"
+        )
+        return 0
 
     def resume(self, args: argparse.Namespace) -> int:
         """Continue a suspended experiment."""
-        target = cluster_target(args)
-        from areal_launcher.cluster.control import resume
-
-        return resume(args.run, target)
+        experiment(args).resume()
+        print(f"{args.run} continues; grpo status {args.run} --on kubernetes shows it")
+        return 0
 
     def scale(self, args: argparse.Namespace) -> int:
         """Change the number of servers."""
-        target = cluster_target(args)
-        from areal_launcher.cluster.control import scale
+        experiment(args).scale(args.servers)
+        print(f"asked for {args.servers} servers; grpo status {args.run} --on kubernetes shows them")
+        return 0
 
-        return scale(args.run, target, args.servers)
+
+def experiment(args: argparse.Namespace) -> ClusterRun:
+    """The selected experiment."""
+    target = cluster_target(args)
+    from areal_launcher.cluster.control import ClusterRun
+
+    return ClusterRun(args.run, target)
 
 
 def cluster_target(args: argparse.Namespace) -> ClusterTarget:

@@ -1,47 +1,108 @@
-"""`grpo stop`, `resume` and `scale` with ``--on kubernetes``: changes that the operator carries out."""
+"""An experiment in a cluster as an object: its status and statistics, and changes that the operator carries out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from areal_api import names, resource_names
 from areal_api.experiment import KIND
 from areal_api.status import TERMINAL_PHASES
 from areal_launcher.cluster.checks import check_api
 from areal_launcher.cluster.client import MANAGER, ApiError, Cluster, ClusterTarget, Object
+from areal_launcher.cluster.fetch_results import extract_files, read_archive, source_of
 from areal_launcher.cluster.follow import status_of
+from areal_launcher.cluster.logs import pods_of
+from areal_launcher.cluster.status import run_status
 from areal_launcher.errors import RunError
+from areal_launcher.run_directory import changes, history_of
+from areal_launcher.run_files import Line, parse_line
+from areal_launcher.run_status import RunStatus
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def stop(name: str, target: ClusterTarget, *, now: bool) -> int:
-    """Suspend an experiment: the trainer writes a recovery checkpoint, and all pods end."""
-    if now:
+class ClusterRun:
+    """The experiment ``name``. Methods raise ``ValueError`` if there is none, ``RunError`` if the server refuses."""
+
+    def __init__(self, name: str, target: ClusterTarget) -> None:
+        self.name = name
+        self._target = target
+
+    def status(self) -> RunStatus:
+        """What the run is doing now."""
+        body = self._body()
+        return run_status(body, pods_of(self._cluster, self._cluster.namespace, self.name, resource_names.SERVER))
+
+    def follow(self, *, poll_s: float = 1.0) -> Iterator[RunStatus]:
+        """The status now and whenever it has changed, until the run has ended."""
+        return changes(self.status, poll_s=poll_s)
+
+    def stop(self, *, now: bool = False) -> None:
+        """Suspend the experiment: the trainer writes a recovery checkpoint, and all pods end."""
+        if now:
+            raise ValueError(
+                "--now does not apply to --on kubernetes, where pods end within their grace period; omit it, or delete "
+                f"the experiment: {self._target.kubectl} delete grpo {self.name}"
+            )
+        self._change(self._unfinished(), {"runPolicy": {"suspend": True}})
+
+    def resume(self) -> None:
+        """Continue a suspended experiment from its last checkpoint. Raises ``ValueError`` if it is not suspended."""
+        body = self._unfinished()
+        if not ((body.get("spec") or {}).get("runPolicy") or {}).get("suspend"):
+            raise ValueError(f"{self.name} is not suspended; grpo status {self.name} --on kubernetes shows its state")
+        self._change(body, {"runPolicy": {"suspend": False}})
+
+    def scale(self, servers: int) -> None:
+        """Change the number of servers."""
+        self._change(self._unfinished(), {"servers": {"replicas": servers}})
+
+    def history(self) -> pd.DataFrame:
+        """The statistics, a row for each step. A pod that mounts the run's volume prints them, which takes seconds."""
+        source = source_of(self._cluster, self._body())
+        files = extract_files(read_archive(self._cluster, source))
+        text = files.get(names.stats_file(Path()).name, b"")
+        lines: dict[int, Line] = {}
+        for line in map(parse_line, text.splitlines()):
+            if line is not None:
+                lines[line["step"]] = line
+        return history_of(list(lines.values()))
+
+    def rollouts(self, steps: Sequence[int] | None = None) -> NoReturn:
+        """Refused: the samples stay on the run's volume."""
         raise ValueError(
-            "--now does not apply to --on kubernetes, where pods end within their grace period; omit it, or delete the "
-            f"experiment: {target.kubectl} delete grpo {name}"
+            f"the samples of {self.name} are on the volume claim {resource_names.volume_claim(self.name)}; mount it in "
+            "a pod and read rollouts/ there"
         )
-    cluster, body = unfinished(name, target)
-    change(cluster, body, {"runPolicy": {"suspend": True}})
-    print(
-        f"asked {name} to write a recovery checkpoint and end; grpo run --on kubernetes with the same experiment "
-        "continues it"
-    )
-    return 0
 
+    @cached_property
+    def _cluster(self) -> Cluster:
+        cluster = Cluster.connect(self._target)
+        check_api(cluster)
+        return cluster
 
-def resume(name: str, target: ClusterTarget) -> int:
-    """Continue a suspended experiment from its last checkpoint. Raises ``ValueError`` if it is not suspended."""
-    cluster, body = unfinished(name, target)
-    if not ((body.get("spec") or {}).get("runPolicy") or {}).get("suspend"):
-        raise ValueError(f"{name} is not suspended; grpo status {name} --on kubernetes shows its state")
-    change(cluster, body, {"runPolicy": {"suspend": False}})
-    print(f"{name} continues; grpo status {name} --on kubernetes shows it")
-    return 0
+    def _body(self) -> Object:
+        body = self._cluster.get(KIND, self._cluster.namespace, self.name)
+        if body is None:
+            raise ValueError(
+                f"{self.name}: no such experiment in namespace {self._cluster.namespace}; grpo status --on kubernetes "
+                "lists them"
+            )
+        return body
 
+    def _unfinished(self) -> Object:
+        body = self._body()
+        phase = status_of(body).phase
+        if phase in TERMINAL_PHASES:
+            raise ValueError(f"{self.name} has already {phase}; nothing of it runs")
+        return body
 
-def scale(name: str, target: ClusterTarget, servers: int) -> int:
-    """Change the number of servers."""
-    cluster, body = unfinished(name, target)
-    change(cluster, body, {"servers": {"replicas": servers}})
-    print(f"asked for {servers} servers; grpo status {name} --on kubernetes shows them")
-    return 0
+    def _change(self, body: Object, spec: Object) -> None:
+        change(self._cluster, body, spec)
 
 
 def resume_if_stopped(cluster: Cluster, body: Object) -> bool:
@@ -62,21 +123,6 @@ def is_stopped(body: Object) -> bool:
             if "f:suspend" in policy:
                 return True
     return False
-
-
-def unfinished(name: str, target: ClusterTarget) -> tuple[Cluster, Object]:
-    """An experiment that has not ended. Raises ``ValueError`` if there is none."""
-    cluster = Cluster.connect(target)
-    check_api(cluster)
-    body = cluster.get(KIND, cluster.namespace, name)
-    if body is None:
-        raise ValueError(
-            f"{name}: no such experiment in namespace {cluster.namespace}; grpo status --on kubernetes lists them"
-        )
-    phase = status_of(body).phase
-    if phase in TERMINAL_PHASES:
-        raise ValueError(f"{name} has already {phase}; nothing of it runs")
-    return cluster, body
 
 
 def change(cluster: Cluster, body: Object, spec: Object) -> None:

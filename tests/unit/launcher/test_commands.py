@@ -9,6 +9,7 @@ import yaml
 
 from areal_api.render import experiment_yaml
 from areal_launcher import cli
+from areal_launcher.run_files import RunLock
 from support.local_runs import load
 
 
@@ -47,3 +48,22 @@ def test_stopping_and_scaling_need_a_running_launcher(tmp_path: Path, capfd: pyt
     assert "no grpo run uses it; set servers.replicas and start it" in capfd.readouterr().err
     assert cli.main(["stop", str(tmp_path / "nowhere")]) == 2
     assert "no run here" in capfd.readouterr().err
+
+
+def test_a_run_is_resumed_where_it_was_started(
+    experiment_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs/here"
+    assert cli.main(["resume", str(run)]) == 2
+    assert "no run here" in capfd.readouterr().err
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("{}")
+    experiment = load(experiment_path, "config.cluster.fileroot=elsewhere")
+    (run / "experiment.yaml").write_text(experiment_yaml(experiment))
+    assert cli.main(["resume", str(run)]) == 2
+    assert "relative to the current folder; resume it in the folder in which it was started" in capfd.readouterr().err
+    lock = RunLock(run)
+    assert cli.main(["resume", str(run)]) == 2
+    assert "is running" in capfd.readouterr().err
+    lock.release()

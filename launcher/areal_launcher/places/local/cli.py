@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from areal_launcher.place_commands import PlaceCommands
+from areal_launcher.place_commands import PlaceCommands, directory
 from areal_launcher.request import Request
 
 
@@ -30,6 +30,12 @@ class Local(PlaceCommands):
             raise ValueError("--json prints the report alone; leave out --print-config")
         options = CheckOptions(args.gpu, args.nodes, as_json=args.json, print_config=args.print_config)
         return check(Request.parse(args.items, args.config), options)
+
+    def resume(self, args: argparse.Namespace) -> int:
+        """Continue a run with the experiment that it was started with."""
+        from areal_launcher.places.local.train import resume
+
+        return resume(directory(args))
 
 
 PLACE = Local()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from areal_api import names
 from areal_api.experiment import ExperimentSpec
 from areal_api.load import with_home_expanded
@@ -14,6 +16,7 @@ from areal_launcher.fit import fit_here, require_fit
 from areal_launcher.places.local.prepare import prepared_run
 from areal_launcher.request import Request
 from areal_launcher.results_table import results_table
+from areal_launcher.run_files import experiment_file, launcher_pid, require_run
 
 
 def train(request: Request, port: int | None, *, force: bool = False) -> int:
@@ -38,3 +41,20 @@ def train(request: Request, port: int | None, *, force: bool = False) -> int:
             plot_if_possible(directory, console)
     console.print(results_table(directory))
     return status
+
+
+def resume(directory: Path) -> int:
+    """Continue the run in ``directory`` with the experiment that it was started with; the exit status.
+
+    Raises ``ValueError`` if it runs, or if the experiment leads to another directory from here.
+    """
+    if launcher_pid(require_run(directory)) is not None:
+        raise ValueError(f"{directory} is running; grpo status {directory} shows it")
+    request = Request(experiment_file(directory), None, [])
+    leads_to = names.run_dir(with_home_expanded(request.load()).spec.config)
+    if leads_to.resolve() != directory.resolve():
+        raise ValueError(
+            f"the experiment of {directory} runs in {leads_to}, relative to the current folder; resume it in the "
+            "folder in which it was started"
+        )
+    return train(request, None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from areal_launcher.cluster.client import ClusterTarget
-from areal_launcher.cluster.control import is_stopped, stop
+from areal_launcher.cluster.control import ClusterRun, is_stopped
 
 
 def experiment(*, suspend: bool | None, manager: str = "grpo", operation: str = "Update") -> dict[str, Any]:
@@ -37,4 +37,4 @@ def test_only_a_suspension_by_grpo_stop_counts_as_a_stop() -> None:
 def test_pods_are_not_ended_without_a_checkpoint() -> None:
     target = ClusterTarget(str(Path("config")), None, "team")
     with pytest.raises(ValueError, match=r"--now does not apply to --on kubernetes.*kubectl .*delete grpo exp"):
-        stop("exp", target, now=True)
+        ClusterRun("exp", target).stop(now=True)
