@@ -23,6 +23,7 @@ from hack.cluster.control_plane import die_with_parent, free_ports
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 START_S = 120.0
+UP = ("idle", "mixed", "allocated")
 NODE_CPUS = 8
 NODE_GPUS = 4
 CONFIG = """\
@@ -128,12 +129,12 @@ class SlurmCluster:
         self._run(*slurmd, name=node)
 
     def restart_node(self, node: str, *, hidden: Path | None = None) -> None:
-        """Restart a node's slurmd, and wait until the node is idle."""
+        """Restart a node's slurmd, and wait until the node takes jobs. One may take it at once."""
         if node in self._daemons:
             self.stop_node(node)
         self.start_node(node, hidden=hidden)
         self.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        wait_until(self._all_idle, f"{node} is idle")
+        wait_until(lambda: self._takes_jobs(node), f"{node} takes jobs")
 
     def stop_node(self, node: str) -> None:
         """End a node's slurmd."""
@@ -181,6 +182,10 @@ class SlurmCluster:
 
     def _answers(self) -> bool:
         return "is UP" in self.command("scontrol", "ping", check=False)
+
+    def _takes_jobs(self, node: str) -> bool:
+        shown = self.command("sinfo", "--noheader", f"--nodes={node}", "--partition=main", "--format=%T", check=False)
+        return shown.strip() in UP
 
     def _all_idle(self) -> bool:
         shown = self.command("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T", check=False).split()
