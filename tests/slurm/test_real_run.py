@@ -28,4 +28,5 @@ def test_the_tiny_experiment_learns_with_two_servers_and_two_ranks_on_different_
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert lines[-1]["eval-rollout/reward"] > lines[0]["eval-rollout/reward_initial"] + 0.2
     assert "server-1 ready" in done.stdout
+    assert (run / "reward.png").exists()
     assert not cluster.jobs()

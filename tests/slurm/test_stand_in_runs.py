@@ -107,6 +107,7 @@ def test_a_follower_that_dies_is_replaced_by_the_same_command(run: SlurmRun) -> 
     state = json.loads(run.grpo("status", "--on", "slurm", "--json", str(run.directory))[1])
     assert state["state"] == "running"
     assert [server["name"] for server in state["servers"]] == ["server-0", "server-1"]
+    assert "training on" in run.grpo("logs", "--on", "slurm", str(run.directory), "trainer")[1]
     other = run.start("config.seed=8")
     assert "with another configuration" in run.finish(other)[1]
     status, output = run.finish(run.start("--detach"))
@@ -157,7 +158,7 @@ def test_servers_are_scaled_while_the_run_trains(run: SlurmRun) -> None:
     run.hold()
     follower = run.start()
     wait_until(lambda: "starting after" in run.log("trainer"), "the trainer runs")
-    assert run.grpo("scale", str(run.directory), "3")[0] == 0
+    assert run.grpo("scale", "--on", "slurm", str(run.directory), "3")[0] == 0
     wait_until(lambda: "serving" in run.log("server-2"), "a third server serves")
     addresses = run.directory / "server-addresses.json"
     wait_until(lambda: all(json.loads(addresses.read_text())), "its address is published")

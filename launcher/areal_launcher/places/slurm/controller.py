@@ -121,7 +121,7 @@ def requeue(directory: Path, job_id: str, journal: Journal) -> None:
     if count_idle_starts(directory, job_id, step) >= MAX_IDLE_STARTS:
         raise RunError(
             f"the job was started {MAX_IDLE_STARTS} times since step {step} and stopped before the next one each time; "
-            "raise its time limit (--time)"
+            "raise its time limit (--time), or choose a partition that preempts it less often"
         )
     with contextlib.suppress(commands.SlurmError):
         job = commands.find_job(job_id)
