@@ -125,6 +125,11 @@ def workload(experiment: str) -> str:
     return f"{experiment}-run"
 
 
+def pod_group(experiment: str) -> str:
+    """Group of the pods that start together."""
+    return f"{experiment}-run"
+
+
 def service_account(experiment: str) -> str:
     """Service account of the pods; its tokens only authenticate progress reports."""
     return f"{experiment}-run"

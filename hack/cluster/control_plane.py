@@ -21,6 +21,8 @@ import yaml
 BUILD = Path(__file__).parent / "build.sh"
 ADMIN = "admin"
 START_S = 60.0
+GANG_API = "scheduling.k8s.io/v1alpha2"
+GANG_GATES = "--feature-gates=GenericWorkload=true,GangScheduling=true"
 PR_SET_PDEATHSIG = 1  # prctl(2): killed tests leave no processes behind
 _LIBC = ctypes.CDLL(None)
 
@@ -53,8 +55,11 @@ def binaries(build: Path = BUILD) -> Path:
 class ControlPlane:
     """Starts and stops the components; ``kubeconfig`` and ``token`` give access to the API server."""
 
-    def __init__(self, folder: Path, bin_dir: Path, *, ipv6: bool = False, audited: bool = False) -> None:
-        """``audited``: the API server logs the requests of all users but the admin and itself to ``audit_log``."""
+    def __init__(
+        self, folder: Path, bin_dir: Path, *, ipv6: bool = False, audited: bool = False, gangs: bool = False
+    ) -> None:
+        """``audited``: the API server logs the requests of all users but the admin and itself to ``audit_log``.
+        ``gangs``: Kubernetes' own gang scheduling, which is alpha, is on."""
         self._folder = folder
         self._bin = bin_dir
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -62,6 +67,7 @@ class ControlPlane:
         self._tokens: dict[str, str] = {ADMIN: secrets.token_hex(16)}
         self._admins = {ADMIN}
         self._audited = audited
+        self._gangs = gangs
         self._etcd_port, self._etcd_peer_port, self._port = free_ports(3)
         self._network = IPV6 if ipv6 else IPV4
         self.url = f"https://{self._network.host}:{self._port}"
@@ -134,6 +140,10 @@ class ControlPlane:
                 "--secure-port=0",
             ],
         }
+        if self._gangs:
+            self._commands["kube-apiserver"] += [GANG_GATES, f"--runtime-config={GANG_API}=true"]
+            self._commands["kube-controller-manager"].append("--feature-gates=GenericWorkload=true")
+            self._commands["kube-scheduler"].append(GANG_GATES)
         self._launch("etcd")
         self._launch("kube-apiserver")
         self._wait_ready()

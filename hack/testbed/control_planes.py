@@ -17,14 +17,20 @@ from hack.testbed.operator_process import NAMESPACE, USER, grant
 
 @contextmanager
 def bare_plane(
-    folder: Path, user: str = USER, *, ipv6: bool = False, audited: bool = False, admins: Sequence[str] = ()
+    folder: Path,
+    user: str = USER,
+    *,
+    ipv6: bool = False,
+    audited: bool = False,
+    gangs: bool = False,
+    admins: Sequence[str] = (),
 ) -> Iterator[ControlPlane]:
     """A control plane without any of our objects; if none can be built, the test is skipped with the reason."""
     try:
         bin_dir = binaries()
     except (BuildError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"no Kubernetes to test against: {error}")
-    plane = ControlPlane(folder, bin_dir, ipv6=ipv6, audited=audited)
+    plane = ControlPlane(folder, bin_dir, ipv6=ipv6, audited=audited, gangs=gangs)
     plane.add_user(user)
     for admin in admins:
         plane.add_user(admin, admin=True)

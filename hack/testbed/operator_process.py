@@ -21,6 +21,8 @@ NAMESPACE = "areal-system"
 RULES: dict[str, list[dict[str, Any]]] = yaml.safe_load(
     (Path(__file__).parents[2] / "helm" / "areal-gsm8k" / "files" / "rules.yaml").read_text()
 )  # those of the chart
+CLUSTERWIDE = ("experiments", "cluster", "kueue", "kueueCluster")
+GANGS = tuple(part for part in RULES if part.startswith("gang-"))
 ENV = {
     "AREAL_OPERATOR_NAMESPACE": NAMESPACE,
     "AREAL_OPERATOR_WAITING_SECONDS": "1",
@@ -35,7 +37,7 @@ def grant() -> list[dict[str, Any]]:
         *_granted(
             "ClusterRole",
             {"name": USER},
-            RULES["experiments"] + RULES["cluster"] + RULES["kueue"] + RULES["kueueCluster"],
+            [rule for part in (*CLUSTERWIDE, *GANGS) for rule in RULES[part]],
         ),
         *_granted("Role", {"name": USER, "namespace": NAMESPACE}, RULES["own"]),
     ]

@@ -23,6 +23,7 @@ from areal_operator.experiments import Experiments, object_key
 from areal_operator.handlers import WatchGuard, kopf_settings, make_registry
 from areal_operator.http_limits import MAX_HEADER_BYTES, LimitedProtocol
 from areal_operator.leader import Leader
+from areal_operator.manifests import pod_groups
 from areal_operator.metrics import Metrics
 from areal_operator.progress import ProgressReceiver, make_app
 from areal_operator.queueing import kueue
@@ -57,8 +58,9 @@ class Operator:
             self._warnings,
             settings=settings,
             root_key=root_key,
-            workloads_refused=self._workloads_refused,
+            refused=self._refused,
         )
+        group_kinds = [pod_groups.APIS[api].kind for _, api in settings.gang_schedulers]
         self._child_watches = [
             ChildWatch(
                 cluster,
@@ -69,7 +71,7 @@ class Operator:
                 metrics=self._metrics,
                 relist_s=settings.resync_s,
             )
-            for kind in (*CHILD_KINDS, *((kueue.WORKLOAD,) if settings.kueue else ()))
+            for kind in (*CHILD_KINDS, *((kueue.WORKLOAD,) if settings.kueue else ()), *dict.fromkeys(group_kinds))
             for namespace in settings.watched or (None,)
         ]
         self._leader = Leader(cluster, namespace=settings.namespace, identity=settings.identity)
@@ -189,9 +191,9 @@ class Operator:
         """Whether experiments and children were listed once."""
         return self.synced and all(watch.listed.is_set() for watch in self._child_watches)
 
-    def _workloads_refused(self, namespace: str) -> str | None:
-        """Why Kueue's Workloads in a namespace cannot be read; None if they can."""
-        watches = [watch for watch in self._child_watches if watch.reads(kueue.WORKLOAD, namespace)]
+    def _refused(self, kind: str, namespace: str) -> str | None:
+        """Why children of a kind in a namespace cannot be read; None if they can."""
+        watches = [watch for watch in self._child_watches if watch.reads(kind, namespace)]
         return watches[0].refused if watches else None
 
     async def _guard(self) -> None:

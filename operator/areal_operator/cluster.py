@@ -22,6 +22,7 @@ from areal_api import resource_names
 from areal_api.experiment import API_VERSION, KIND
 from areal_api.generate.crd import PLURAL
 from areal_api.yaml_text import json_as_yaml
+from areal_operator.manifests import pod_groups
 from areal_operator.observed import Object, WarningEvent
 from areal_operator.queueing import kueue
 
@@ -55,6 +56,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "Event": ("v1", "events"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
     **kueue.KINDS,
+    **pod_groups.KINDS,
 }
 
 
@@ -194,12 +196,14 @@ class Cluster:
         metadata = manifest["metadata"]
         path = path_of(manifest["kind"], metadata["namespace"], metadata["name"], subresource)
         query = {"fieldManager": manager, "force": "true", "fieldValidation": "Strict"}
-        return await self.request("PATCH", path, query=query, body=manifest, kind="application/apply-patch+yaml")
+        return await self.request(
+            "PATCH", path, query=query, body=_plain(manifest), kind="application/apply-patch+yaml"
+        )
 
     async def create(self, manifest: Object) -> Object:
         """Create an object that must not exist yet."""
         path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
-        return await self.request("POST", path, query={"fieldManager": MANAGER}, body=manifest)
+        return await self.request("POST", path, query={"fieldManager": MANAGER}, body=_plain(manifest))
 
     async def replace(self, manifest: Object) -> Object:
         """Replace an object as it was read; refused with 409 if it has changed since."""
@@ -309,6 +313,11 @@ def path_of(kind: str, namespace: str | None, name: str = "", subresource: str =
     assert not {".", ".."} & set(parts), parts  # HTTP clients resolve them, quoted or not
     parts[1:] = [version, *(quote(part, safe="") for part in parts[2:])]
     return "/".join(parts)
+
+
+def _plain(manifest: Object) -> Object:
+    """``manifest`` with the kind alone, where ``kind.group`` was needed to tell it from others of its name."""
+    return {**manifest, "kind": manifest["kind"].partition(".")[0]}
 
 
 def is_transient(error: Exception) -> bool:

@@ -61,6 +61,7 @@ class Observed:
     warnings: Sequence[WarningEvent] = ()
     deleted: Sequence[Object] = ()
     kueue: KueueObjects = field(default_factory=KueueObjects)
+    refused: Mapping[str, str] = field(default_factory=dict)  # kinds of pod groups that cannot be read, and why
 
     def get(self, kind: str, name: str) -> Object | None:
         """The child with this name."""

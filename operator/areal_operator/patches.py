@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from areal_operator.manifests import pod_groups
 from areal_operator.manifests.base import Manifest
 from areal_operator.observed import Object
 
@@ -12,6 +13,7 @@ MUTABLE_SPEC: dict[str, tuple[str, ...]] = {
     "Job": ("suspend",),
     "StatefulSet": ("replicas", "template", "updateStrategy"),
     "PersistentVolumeClaim": ("resources",),
+    **dict.fromkeys(pod_groups.KINDS, ("minMember", "queue", "priorityClassName")),
     "Service": ("publishNotReadyAddresses", "selector", "ports"),
     "NetworkPolicy": ("podSelector", "policyTypes", "ingress", "egress"),
     "PodDisruptionBudget": ("maxUnavailable", "selector", "unhealthyPodEvictionPolicy"),

@@ -17,7 +17,8 @@ from areal_operator import programs
 from areal_operator import status as report
 from areal_operator.clock import seconds_since, show
 from areal_operator.diagnosis import Reason, claim_problem
-from areal_operator.manifests import agents, servers, shared, trainer
+from areal_operator.gangs import MissingApiError
+from areal_operator.manifests import agents, pod_groups, servers, shared, trainer
 from areal_operator.manifests.base import DIGEST, Build, Manifest
 from areal_operator.observed import (
     ExperimentState,
@@ -39,7 +40,12 @@ MAX_RETRY_DELAY_S = 360.0
 SHORT_ATTEMPT_S = 60.0  # disruptions of shorter attempts are delayed more and more: something prevents every attempt
 SIDECAR_GRACE_S = 60.0  # how long other containers of a finished trainer's pod may run before the Job is deleted
 SERVER_KINDS = ("StatefulSet", "PodDisruptionBudget")
-PRUNED_KINDS = (*SERVER_KINDS, "Service", "Job")  # the others stay until the garbage collector deletes them
+PRUNED_KINDS = (
+    *SERVER_KINDS,
+    "Service",
+    "Job",
+    *pod_groups.KINDS,
+)  # the others stay until the garbage collector deletes them
 MAX_MESSAGE_LENGTH = 1000
 
 
@@ -77,7 +83,11 @@ def plan(
         return _decide(inputs.through_gate())
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"the spec cannot be processed: {error!r}"
-        return Plan(rejected(state.status, problem, now=now, generation=state.generation))
+        missing = isinstance(error, MissingApiError)
+        return Plan(
+            rejected(state.status, problem, now=now, generation=state.generation),
+            requeue_after_s=settings.waiting_s if missing else None,
+        )
 
 
 def rejected(status: ExperimentStatus, problem: str, *, now: datetime, generation: int) -> ExperimentStatus:
@@ -386,9 +396,10 @@ def _lingering_job(inputs: PlanInputs) -> str | None:
 
 
 def _attempt_objects(inputs: PlanInputs, *, job: bool) -> tuple[Manifest, ...]:
-    build = inputs.build(inputs.status.attempt)
+    build = inputs.attempt_build(inputs.status.attempt)
     replicas = inputs.spec.servers.replicas
-    objects = [*_common_objects(inputs), servers.disruption_budget(build), servers.server_set(build, replicas)]
+    objects = [*_common_objects(inputs), *pod_groups.manifests(build), servers.disruption_budget(build)]
+    objects.append(servers.server_set(build, replicas))
     return (*objects, *_job(inputs, build)) if job else tuple(objects)
 
 

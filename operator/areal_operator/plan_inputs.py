@@ -13,6 +13,7 @@ from areal_operator import status as report
 from areal_operator.clock import not_after, show
 from areal_operator.diagnosis import Reason
 from areal_operator.fit import fit
+from areal_operator.gangs import gang_of
 from areal_operator.manifests.base import Build
 from areal_operator.observed import ExperimentState, Object, Observed
 from areal_operator.outcome import attempt_outcome
@@ -47,7 +48,7 @@ class PlanInputs:
         return self.state.experiment.spec
 
     def build(self, attempt: int) -> Build:
-        """Input of the manifest builders."""
+        """Input of the manifest builders; of the pods of an attempt, see ``attempt_build``."""
         state, claim = self.state, self.claim()
         modes = None if claim is None else tuple(claim["spec"].get("accessModes") or ())
         return Build(
@@ -61,6 +62,11 @@ class PlanInputs:
             config_text=state.config_yaml,
             claim_access_modes=modes,
         )
+
+    def attempt_build(self, attempt: int) -> Build:
+        """Input of the builders of the pods of an attempt. Raises ``ValueError`` for what no scheduler starts whole."""
+        build = self.build(attempt)
+        return replace(build, gang=gang_of(build, self.observed))
 
     def job(self) -> Object | None:
         """The Job of the current attempt."""

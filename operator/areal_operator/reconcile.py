@@ -23,6 +23,7 @@ from areal_operator.corrections import PAUSE_S, Corrections
 from areal_operator.diagnosis import Reason
 from areal_operator.events import event
 from areal_operator.experiments import Experiments
+from areal_operator.manifests import pod_groups
 from areal_operator.manifests.base import DIGEST, Manifest, digest
 from areal_operator.manifests.shared import is_created_by_operator
 from areal_operator.observed import ExperimentState, Object, Observed, annotation
@@ -81,7 +82,7 @@ class Reconciler:
         settings: Settings,
         root_key: bytes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        workloads_refused: Callable[[str], str | None] = lambda namespace: None,
+        refused: Callable[[str, str], str | None] = lambda kind, namespace: None,
     ) -> None:
         self._cluster = cluster
         self._store = store
@@ -98,7 +99,8 @@ class Reconciler:
         self._secret_at: dict[Key, dict[str, float]] = {}  # times when Secrets were last known to exist, by name
         self._unwatched_claims: set[Key] = set()  # experiments whose claim lacks the labels that the watch selects
         self._written: set[Key] = set()  # experiments of which this reconcile has written a status or an object
-        self._queue = Queue(cluster, settings, workloads_refused)
+        self._queue = Queue(cluster, settings, refused)
+        self._refused = refused  # why a kind in a namespace cannot be read
         self._unreadable: dict[Key, str] = {}  # resource version of an experiment that another version wrote
 
     async def reconcile(self, key: Key) -> float | None:
@@ -195,7 +197,11 @@ class Reconciler:
 
     async def _plan(self, key: Key, state: ExperimentState) -> Plan:
         """Plan; if something is pending without a reason, fetch its warning events and plan again."""
-        observed = Observed(self._store.objects(key, state.uid), deleted=self._store.deleted(key, state.uid))
+        observed = Observed(
+            self._store.objects(key, state.uid),
+            deleted=self._store.deleted(key, state.uid),
+            refused=self._refused_groups(state.namespace),
+        )
         observed = await self._queue.observe(state, await self._with_claim(key, state, observed))
         api_key, gateway_key = self._derived_key(state.uid), self._derived_key(f"{state.uid}/gateway")
         rejection = self._rejections.get(key)
@@ -222,6 +228,12 @@ class Reconciler:
             return decided  # nothing was created that a warning could be about
         warnings = await self._warnings.about(key, uids)
         return decide(replace(observed, warnings=warnings)) if warnings else decided
+
+    def _refused_groups(self, namespace: str) -> dict[str, str]:
+        """The kinds of pod groups that cannot be read in a namespace, and why."""
+        kinds = [pod_groups.APIS[api].kind for _, api in self._settings.gang_schedulers]
+        reasons = {kind: self._refused(kind, namespace) for kind in kinds}
+        return {kind: reason for kind, reason in reasons.items() if reason is not None}
 
     def _derived_key(self, purpose: str) -> str:
         return hmac.new(self._root_key, purpose.encode(), hashlib.sha256).hexdigest()

@@ -12,6 +12,9 @@ from areal_api.logs import is_json
 PEER_FIELDS = {"podSelector", "namespaceSelector", "ipBlock"}  # of a NetworkPolicyPeer
 FABRIC_KEYS = frozenset(("ipcLock", "hostNetwork"))
 Device = Literal["cuda", "cpu"]
+DEFAULT_SCHEDULER = "default-scheduler"
+GANG_APIS = ("kubernetes", "coscheduling", "volcano", "kai")  # of pod groups
+GANG_SCHEDULERS = ((DEFAULT_SCHEDULER, "kubernetes"),)  # by default
 IMAGE_VARIABLES: dict[tuple[str, Device], str] = {
     ("trainer", "cuda"): "AREAL_TRAINER_IMAGE",
     ("trainer", "cpu"): "AREAL_TRAINER_IMAGE_CPU",
@@ -37,6 +40,7 @@ class Settings:
     metrics_from: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicy peers that may read the servers' metrics
     fabric: frozenset[str] = frozenset()  # keys of an experiment's fabric sections that the cluster allows
     kueue: bool = False  # whether experiments may wait in queues of Kueue
+    gang_schedulers: tuple[tuple[str, str], ...] = ()  # names of schedulers, and the APIs of their pod groups
     egress_to: tuple[Mapping[str, Any], ...] | None = None  # peers that experiments' pods may reach; None: everything
     retry_s: float = 10.0  # delay between a failure and the next attempt; it doubles every time
 
@@ -52,6 +56,7 @@ class Settings:
             json_logs=is_json(env),
             fabric=_fabric(env, "AREAL_FABRIC"),
             kueue=_flag(env, "AREAL_KUEUE"),
+            gang_schedulers=_schedulers(env, "AREAL_GANG_SCHEDULERS"),
             metrics_from=_peers(env, "AREAL_METRICS_FROM") or (),
             egress_to=_peers(env, "AREAL_EGRESS_TO"),
             progress_url=(env.get("AREAL_OPERATOR_URL") or "").rstrip("/") or None,
@@ -79,6 +84,19 @@ def _fabric(env: Mapping[str, str], name: str) -> frozenset[str]:
     if unknown := found - FABRIC_KEYS:
         raise ValueError(f"{name} has {min(unknown)!r}; set a list of {', '.join(sorted(FABRIC_KEYS))}")
     return found
+
+
+def _schedulers(env: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
+    text = env.get(name)
+    if text is None:
+        return GANG_SCHEDULERS
+    pairs = [tuple(word.split("=", 1)) for word in text.replace(",", " ").split()]
+    for pair in pairs:
+        if len(pair) != 2 or not pair[0] or pair[1] not in GANG_APIS:
+            raise ValueError(
+                f"{name} has {'='.join(pair)!r}; set a list of scheduler=API, with one of {', '.join(GANG_APIS)} as API"
+            )
+    return tuple((scheduler, api) for scheduler, api in pairs)
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

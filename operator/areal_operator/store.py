@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from areal_api import resource_names
+from areal_operator.manifests import pod_groups
 from areal_operator.manifests.base import digest
 from areal_operator.observed import (
     DELETION_MISSED,
@@ -36,6 +37,7 @@ MAX_DELETED = 256  # per experiment
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "deletionTimestamp")
 _OWNER = ("kind", "name", "uid", "controller")
 _ANNOTATIONS = ("areal.dev/", "batch.kubernetes.io/job-completion-index")  # the first characters of those that are read
+_POD_GROUP_SPEC = ("schedulingPolicy",)
 _JOB_SPEC = ("completions", "parallelism", "suspend")
 _CONDITION = ("type", "status", "reason", "message")
 _POD_STATUS = ("phase", "reason", "message")
@@ -185,6 +187,8 @@ def slim(obj: Object) -> Object:
     if kind == kueue.WORKLOAD:
         metadata["generation"] = obj["metadata"].get("generation")
         kept |= kueue.slim_workload(obj)
+    if kind in pod_groups.KINDS:
+        kept["spec"] = _only(obj.get("spec"), _POD_GROUP_SPEC)
     if kind == "Job":
         kept |= {"spec": _only(obj.get("spec"), _JOB_SPEC), "status": {"conditions": _conditions(obj)}}
     return kept

@@ -56,13 +56,14 @@ def decide(
     deleted: tuple[Object, ...] = (),
     settings: Settings | None = None,
     kueue: KueueObjects | None = None,
+    refused: dict[str, str] | None = None,
     **more: Any,
 ) -> Plan:
     """The plan for the observed ``objects``."""
     by_kind: dict[str, list[Object]] = {}
     for obj in objects:
         by_kind.setdefault(obj["kind"], []).append(obj)
-    observed = Observed(by_kind, warnings, deleted, kueue or KueueObjects())
+    observed = Observed(by_kind, warnings, deleted, kueue or KueueObjects(), refused or {})
     return plan(state, observed, now, settings=settings or SETTINGS, api_key="s3cret", gateway_key="adm1n", **more)
 
 

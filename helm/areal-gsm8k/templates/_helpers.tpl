@@ -145,6 +145,19 @@ projected volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !h
 csi volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !has(v.csi) || !has(v.csi.nodePublishSecretRef) || [v.csi.nodePublishSecretRef.name].all(n, %s)))"
 {{- end -}}
 
+{{- /* Schedulers that start groups of pods, as name=API, and those APIs: both separated by commas. */ -}}
+{{- define "areal.gangSchedulers" -}}
+{{- $pairs := list -}}
+{{- range $name, $api := .Values.gang.schedulers }}{{ if $api }}{{ $pairs = append $pairs (printf "%s=%s" $name $api) }}{{ end }}{{ end -}}
+{{- $pairs | sortAlpha | join "," -}}
+{{- end -}}
+
+{{- define "areal.gangApis" -}}
+{{- $apis := list -}}
+{{- range $name, $api := .Values.gang.schedulers }}{{ if $api }}{{ $apis = append $apis $api }}{{ end }}{{ end -}}
+{{- $apis | uniq | sortAlpha | join "," -}}
+{{- end -}}
+
 {{/* Keys of fabric that are allowed, separated by commas. */}}
 {{- define "areal.fabric" -}}
 {{- $allowed := list -}}

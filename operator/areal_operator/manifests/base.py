@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -16,6 +17,16 @@ from areal_operator.settings import Settings
 Manifest = dict[str, Any]
 DIGEST = "areal.dev/manifest"  # annotation: digest of the manifest that an object was last applied from
 CREATED_FOR = "areal.dev/created-for"  # annotation of a volume claim: UID of the experiment that created it
+
+
+@dataclass(frozen=True)
+class Gang:
+    """Groups of pods that start together or not at all. ``servers`` and ``trainer`` are the names of theirs."""
+
+    api: str  # a key of pod_groups.APIS
+    servers: str | None = None
+    trainer: str | None = None
+    groups: Mapping[str, int] = field(default_factory=dict)  # by name: how many pods start together
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Build:
     settings: Settings
     config_text: str | None = None  # the resolved configuration as YAML, if it is already rendered
     claim_access_modes: tuple[str, ...] | None = None  # of the existing volume claim; None before it exists
+    gang: Gang | None = None  # which pods start together, if the scheduler is asked for that
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from areal_api import names, resource_names
 from areal_api.pods import PodBasics, PodSettings
 from areal_api.quantities import parse_quantity
 from areal_operator.manifests.base import Build, Manifest
+from areal_operator.manifests.pod_groups import membership
 from areal_operator.manifests.shared import API_KEY, CONFIG_KEY
 from areal_operator.queueing import kueue
 
@@ -26,8 +27,12 @@ Access = Literal["read-only", "read-write"]
 _READ_ONLY: dict[Access, Manifest] = {"read-only": {"readOnly": True}, "read-write": {}}
 
 
-def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, containers: Manifest) -> Manifest:
-    """A pod template. ``containers`` holds ``containers`` and optionally ``initContainers``."""
+def pod_template(
+    build: Build, settings: PodSettings, *, labels: Manifest, containers: Manifest, group: str | None = None
+) -> Manifest:
+    """A pod template. ``containers`` holds ``containers`` and optionally ``initContainers``; ``group`` is the name of
+    the pod group, if any."""
+    member = membership(build, build.gang, group)
     spec: Manifest = {
         **containers,
         "serviceAccountName": resource_names.service_account(build.name),
@@ -45,11 +50,12 @@ def pod_template(build: Build, settings: PodSettings, *, labels: Manifest, conta
         "schedulerName": settings.scheduler_name,
         "schedulingGates": scheduling_gates(settings),
         **_host_network(build, settings),
+        **member.spec,
     }
     return {
         "metadata": {
-            "labels": {**settings.pod_labels, **labels},
-            "annotations": settings.pod_annotations,
+            "labels": {**settings.pod_labels, **member.labels, **labels},
+            "annotations": {**settings.pod_annotations, **member.annotations},
         },
         "spec": {key: value for key, value in spec.items() if value not in (None, {}, [])},
     }

@@ -22,6 +22,7 @@ from areal_operator.manifests.pod import (
 
 PYTHON = "python3"
 MEMORY_PER_GPU_GIB = 12  # host memory requested by default
+MEMBERS = "areal.dev/pod-group"  # annotation: the group that the pods are members of
 NO_POD = "areal.dev/none"  # a label that no pod has
 # Not on the run's volume, which servers cannot write: the trainer must not read files that a server could have planted.
 HUB_CACHE = "/tmp/.cache/huggingface"
@@ -31,12 +32,16 @@ def server_set(build: Build, replicas: int) -> Manifest:
     """The StatefulSet. OnDelete: an edit of the spec never restarts a server that a trainer is using."""
     labels = resource_names.component_labels(build.name, resource_names.SERVER)
     servers = build.experiment.spec.servers
+    group = None if build.gang is None else build.gang.servers
+    containers = {"containers": [_server(build)]}
+    template = pod_template(build, servers, labels=labels, containers=containers, group=group)
     return owned(
         build,
         api_version="apps/v1",
         kind="StatefulSet",
         name=resource_names.servers(build.name),
         labels=labels,
+        annotations={} if group is None else {MEMBERS: group},
         body={
             "spec": {
                 "replicas": replicas,
@@ -44,9 +49,7 @@ def server_set(build: Build, replicas: int) -> Manifest:
                 "podManagementPolicy": "Parallel",
                 "updateStrategy": {"type": "OnDelete"},
                 "selector": {"matchLabels": labels},
-                "template": _spread(
-                    build, pod_template(build, servers, labels=labels, containers={"containers": [_server(build)]})
-                ),
+                "template": _spread(build, template),
             }
         },
     )

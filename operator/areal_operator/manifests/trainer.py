@@ -77,6 +77,7 @@ def _template(build: Build, labels: Manifest) -> Manifest:
         trainer,
         labels=labels,
         containers={"initContainers": [_prepare(build)], "containers": [_trainer(build)]},
+        group=None if build.gang is None else build.gang.trainer,
     )
     spec = {
         **template["spec"],

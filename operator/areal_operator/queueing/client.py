@@ -22,9 +22,9 @@ ATTEMPTS = 3  # to write a status that others write, too
 
 
 class Queue:
-    """What a reconcile needs from Kueue. ``refused`` says why Workloads of a namespace cannot be read, if so."""
+    """What a reconcile needs from Kueue. ``refused`` says why a kind in a namespace cannot be read, if so."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, refused: Callable[[str], str | None]) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, refused: Callable[[str, str], str | None]) -> None:
         self._cluster = cluster
         self._settings = settings
         self._refused = refused
@@ -35,7 +35,7 @@ class Queue:
         labels = state.experiment.metadata.labels
         if not self._settings.kueue or not labels.get(kueue.QUEUE_LABEL) or state.status.phase in TERMINAL_PHASES:
             return observed
-        refused = self._refused(state.namespace)
+        refused = self._refused(kueue.WORKLOAD, state.namespace)
         workload = observed.get(kueue.WORKLOAD, resource_names.workload(state.name))
         if refused is not None and workload is None:
             return replace(observed, kueue=KueueObjects(refused))

@@ -20,12 +20,13 @@ from areal_api.load import load_experiment, parse_experiment
 from areal_launcher.cli import run_parser
 from areal_operator.cluster import CHILD_KINDS, KINDS
 from areal_operator.leader import NAME as LEASE
+from areal_operator.manifests import pod_groups
 from areal_operator.manifests.base import Build
 from areal_operator.manifests.shared import network_policy
 from areal_operator.metrics import EXPERIMENT_GAUGES, Metrics
 from areal_operator.plan import PRUNED_KINDS
 from areal_operator.root_key import ROOT_KEY
-from areal_operator.settings import Settings
+from areal_operator.settings import GANG_APIS, Settings
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
 from support.operator_objects import decide, manifest, state
 
@@ -72,7 +73,8 @@ def test_the_chart_and_the_project_have_the_same_version() -> None:
 
 def test_rules_list_permissions_without_wildcards() -> None:
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
-    assert set(rules) == {"experiments", "own", "cluster", "kueue", "kueueCluster"}
+    gangs = {f"gang-{api}" for api in GANG_APIS}
+    assert set(rules) == {"experiments", "own", "cluster", "kueue", "kueueCluster", *gangs}
     assert "*" not in json.dumps(rules)
     names = [name for rule in rules["own"] for name in rule.get("resourceNames", [])]
     assert names == [LEASE, ROOT_KEY]
@@ -82,7 +84,7 @@ def test_permissions_are_exactly_those_that_the_operator_uses() -> None:
     """Applying needs create and patch, a look before the creation of an object get, and the caches list and watch."""
     plurals = {kind: plural for kind, (_, plural) in KINDS.items()}
     expected = {plurals[kind]: {"get", "list", "watch", "create", "patch"} for kind in CHILD_KINDS}
-    for kind in PRUNED_KINDS:
+    for kind in set(PRUNED_KINDS) - set(pod_groups.KINDS):  # gang-… has those
         expected[plurals[kind]].add("delete")
     expected |= {
         "pods": {"list", "watch"},
@@ -236,7 +238,8 @@ def test_kueue_is_used_and_its_objects_are_permitted_only_with_its_value(helm: H
     objects = helm.template("rbac.userRoles=false", "kueue.enabled=true", "kueue.namespace=queues")
     assert Settings.from_env(environment(operator_container(objects))).kueue is True
     operators, kueues = [obj for obj in objects if obj["kind"] == "ClusterRole"]
-    expected = [*rules["cluster"], *rules["kueueCluster"], *rules["experiments"], *rules["kueue"]]
+    gangs = rules["gang-kubernetes"]
+    expected = [*rules["cluster"], *rules["kueueCluster"], *rules["experiments"], *rules["kueue"], *gangs]
     assert operators["rules"] == expected
     assert kueues["rules"] == [
         {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs": ["get", "list", "watch"]}
@@ -250,7 +253,26 @@ def test_kueue_is_used_and_its_objects_are_permitted_only_with_its_value(helm: H
     assert (subject["namespace"], subject["name"]) == ("queues", "kueue-controller-manager")
     watched = helm.template("rbac.userRoles=false", "kueue.enabled=true", "operator.watchNamespaces={a}")
     roles = {obj["metadata"]["namespace"]: obj["rules"] for obj in watched if obj["kind"] == "Role"}
-    assert roles["a"] == rules["experiments"] + rules["kueue"]
+    assert roles["a"] == rules["experiments"] + rules["kueue"] + gangs
+
+
+def test_pod_groups_are_permitted_for_the_apis_of_the_schedulers_in_the_values(helm: Helm) -> None:
+    rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
+    (role,) = [obj for obj in helm.template("rbac.userRoles=false") if obj["kind"] == "ClusterRole"]
+    assert role["rules"] == [*rules["cluster"], *rules["experiments"], *rules["gang-kubernetes"]]
+    own = "gang.schedulers.my-volcano=volcano"
+    objects = helm.template("rbac.userRoles=false", own, "gang.schedulers.default-scheduler=null")
+    (role,) = [obj for obj in objects if obj["kind"] == "ClusterRole"]
+    assert role["rules"] == [*rules["cluster"], *rules["experiments"], *rules["gang-volcano"]]
+    settings = Settings.from_env(environment(operator_container(objects)))
+    assert settings.gang_schedulers == (("my-volcano", "volcano"),)
+    for api in GANG_APIS:
+        (rule,) = rules[f"gang-{api}"]
+        assert (rule["apiGroups"], rule["resources"]) == (
+            [pod_groups.APIS[api].api_version.split("/")[0]],
+            ["podgroups"],
+        )
+        assert set(rule["verbs"]) == {"get", "list", "watch", "create", "patch", "delete"}
 
 
 def test_what_experiments_may_use_of_the_fabric_is_denied_until_the_values_allow_it(helm: Helm) -> None:

@@ -25,3 +25,14 @@ def test_kueue_is_used_only_if_the_cluster_has_it() -> None:
     assert [Settings.from_env({"AREAL_KUEUE": text}).kueue for text in ("", "false", "true")] == [False, False, True]
     with pytest.raises(ValueError, match="AREAL_KUEUE is 'yes'; set true or false"):
         Settings.from_env({"AREAL_KUEUE": "yes"})
+
+
+def test_schedulers_of_groups_are_kubernetes_own_unless_others_are_named() -> None:
+    assert Settings.from_env({}).gang_schedulers == (("default-scheduler", "kubernetes"),)
+    named = Settings.from_env({"AREAL_GANG_SCHEDULERS": "volcano=volcano, my-kai=kai"})
+    assert named.gang_schedulers == (("volcano", "volcano"), ("my-kai", "kai"))
+    assert Settings.from_env({"AREAL_GANG_SCHEDULERS": ""}).gang_schedulers == ()
+    with pytest.raises(ValueError, match="AREAL_GANG_SCHEDULERS has 'volcano'; set a list of scheduler=API"):
+        Settings.from_env({"AREAL_GANG_SCHEDULERS": "volcano"})
+    with pytest.raises(ValueError, match="AREAL_GANG_SCHEDULERS has 'a=slurm'"):
+        Settings.from_env({"AREAL_GANG_SCHEDULERS": "a=slurm"})

@@ -51,7 +51,7 @@ class World:
             settings=ENABLED,
             root_key=b"root",
             now=lambda: NOW,
-            workloads_refused=lambda namespace: self.refused,
+            refused=lambda kind, namespace: self.refused,
         )
 
     async def run(self, times: int = 3) -> float | None:
