@@ -40,12 +40,8 @@ MAX_RETRY_DELAY_S = 360.0
 SHORT_ATTEMPT_S = 60.0  # disruptions of shorter attempts are delayed more and more: something prevents every attempt
 SIDECAR_GRACE_S = 60.0  # how long other containers of a finished trainer's pod may run before the Job is deleted
 SERVER_KINDS = ("StatefulSet", "PodDisruptionBudget")
-PRUNED_KINDS = (
-    *SERVER_KINDS,
-    "Service",
-    "Job",
-    *pod_groups.KINDS,
-)  # the others stay until the garbage collector deletes them
+# The others stay until the garbage collector deletes them.
+PRUNED_KINDS = (*SERVER_KINDS, "Service", "Job", *pod_groups.KINDS)
 MAX_MESSAGE_LENGTH = 1000
 
 
