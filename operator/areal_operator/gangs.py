@@ -1,9 +1,9 @@
 """Which pods of a run start together or not at all, without Kueue. Pure.
 
 Servers and trainer form one group while a run starts. Only pods that can complete a group join it: the policy of a
-group of Kubernetes is immutable, and a pod of an incomplete group would never be scheduled. Once there are fewer servers
-than the group began with, or if the servers run without a group, later servers start on their own, and a trainer of
-several nodes is a group of its own.
+group of Kubernetes is immutable, and a pod of an incomplete group would never be scheduled. Once there are fewer
+servers than the group began with, or if the servers run without a group, later servers start on their own, and a
+trainer of several nodes is a group of its own.
 """
 
 from __future__ import annotations
