@@ -17,6 +17,7 @@ ADMITTED: Final = "Admitted"  # only present with a queue; its reasons and messa
 AGENTS_READY: Final = "AgentsReady"  # only present with spec.agents or spec.tools; it never stops a run
 SUSPENDED: Final = "Suspended"
 SUCCEEDED: Final = "Succeeded"
+WITHIN_QUOTA: Final = "WithinQuota"  # only present with a ResourceQuota that limits the run; before it starts
 FITS: Final = "Fits"  # what grpo check finds, as far as the operator can see; it never stops a run
 POLICY_HEALTHY: Final = "PolicyHealthy"  # only present once the trainer has reported on it
 CONTESTED: Final = "Contested"  # only present once another controller has fought over an object
@@ -95,6 +96,9 @@ POLICY_COLLAPSED: Final = "PolicyCollapsed"  # of PolicyHealthy, too
 # Reasons of Fits. "Fits" is also the reason of the condition of that name.
 DOES_NOT_FIT: Final = "DoesNotFit"
 NOT_CHECKED: Final = "NotChecked"
+
+# Reason of WithinQuota, besides the one of that name: the run can never start.
+QUOTA_TOO_SMALL: Final = "QuotaTooSmall"
 
 # Reasons of PolicyHealthy.
 HEALTHY: Final = "Healthy"

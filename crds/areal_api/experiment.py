@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from areal_api.agents import MAX_AGENTS, MAX_NAMES_LENGTH, AgentSpec, GatewaySpec, ToolSpec
 from areal_api.bounds import FreeForm
 from areal_api.config import GRPOConfig
+from areal_api.pod_containers import Packing
 from areal_api.pods import PodSettings
 from areal_api.quantities import Size
 from areal_api.section import CamelSection
@@ -170,6 +171,9 @@ class ExperimentSpec(CamelSection):
     config: GRPOConfig = Field(description="Configuration of the run, with AReaL's key names.")
     servers: ServersSpec = Field(default_factory=ServersSpec, description="SGLang servers.")
     trainer: TrainerSpec = Field(default_factory=TrainerSpec, description="The trainer.")
+    packing: Packing | None = Field(
+        None, description="Keeps all pods of servers and trainer in one rack or other domain; null is any node."
+    )
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Shared volume in a cluster.")
     run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Suspension, retries and clean-up.")
     agents: list[AgentSpec] = Field(
@@ -189,6 +193,7 @@ class ExperimentSpec(CamelSection):
     def _sections_agree(self) -> Self:
         problems = [
             *_placement_problems(self),
+            *_packing_problems(self),
             *_gpu_problems(self),
             *_agent_problems(self),
             *server_problems(self.config, self.servers.args, device=self.servers.device),
@@ -206,6 +211,18 @@ class ExperimentSpec(CamelSection):
     def max_replicas(self) -> int:
         """Number of servers whose addresses the trainer receives at its start."""
         return self.servers.max_replicas or self.servers.replicas
+
+
+def _packing_problems(spec: ExperimentSpec) -> list[str]:
+    if spec.packing is None:
+        return []
+    key = spec.packing.topology_key
+    return [
+        f"packing.topologyKey is {key}, and {section}.affinity has podAffinity, which says where the pods go already; "
+        "remove one"
+        for section, pods in (("servers", spec.servers), ("trainer", spec.trainer))
+        if pods.affinity.get("podAffinity")
+    ]
 
 
 def _placement_problems(spec: ExperimentSpec) -> list[str]:

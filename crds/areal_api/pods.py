@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from areal_api.pod_containers import ExtraContainer, PodResourceClaim
 from areal_api.pod_fields import (
     Affinity,
     EnvVar,
@@ -24,6 +25,7 @@ from areal_api.quantities import Size
 from areal_api.section import CamelSection
 
 Device = Literal["cuda", "cpu"]
+MAX_CONTAINERS = 8
 
 
 class PodSecurity(CamelSection):
@@ -106,5 +108,38 @@ class PodSettings(PodBasics):
     volume_mounts: list[Annotated[dict[str, Any], Shape(VolumeMount)]] = Field(
         default_factory=list, max_length=64, description="Mounts of the additional volumes."
     )
+    init_containers: list[Annotated[dict[str, Any], Shape(ExtraContainer)]] = Field(
+        default_factory=list,
+        max_length=MAX_CONTAINERS,
+        description="Init containers, as in a pod, which run after the operator's own; with restartPolicy Always they "
+        "are sidecars that start before the others and end after them.",
+    )
+    resource_claims: list[Annotated[dict[str, Any], Shape(PodResourceClaim)]] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Claims of devices (dynamic resource allocation), as in a pod; the containers list them by name in "
+        "resources.claims.",
+    )
+    service_account_name: Name | None = Field(
+        None,
+        description="Service account of the pods, for example for access to a cloud's storage; it must exist, and the "
+        "chart's admission.serviceAccounts must allow it. null is one without rights, made for the run.",
+    )
     fabric: Fabric = Field(default_factory=Fabric, description="Access to InfiniBand or RoCE.")
     shm_size: Size = Field("8Gi", description="Size of /dev/shm; it counts towards the memory limit.")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        names = [str(one["name"]) for one in self.init_containers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"initContainers has several entries with the name {twice[0]}; give each its own")
+        known = [str(claim["name"]) for claim in self.resource_claims]
+        for resources in (self.resources, *(one.get("resources") or {} for one in self.init_containers)):
+            missing = sorted({str(one["name"]) for one in resources.get("claims") or ()} - set(known))
+            if missing:
+                raise ValueError(
+                    f"resources.claims names {missing[0]}, which resourceClaims lacks ({', '.join(known) or 'empty'}); "
+                    "add it there, with a resourceClaimTemplateName"
+                )
+        return self

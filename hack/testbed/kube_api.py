@@ -18,7 +18,6 @@ KINDS_OF_TESTS = {
     "Namespace": ("v1", "namespaces"),
     "PersistentVolume": ("v1", "persistentvolumes"),
     "StorageClass": ("storage.k8s.io/v1", "storageclasses"),
-    "ResourceQuota": ("v1", "resourcequotas"),
     "LimitRange": ("v1", "limitranges"),
     "ClusterQueue": ("kueue.x-k8s.io/v1beta2", "clusterqueues"),
     "LocalQueue": ("kueue.x-k8s.io/v1beta2", "localqueues"),

@@ -33,6 +33,7 @@ MANAGER = resource_names.OPERATOR
 PROGRESS_MANAGER = "areal-operator-progress"
 PAGE = 100
 PAGE_OF_EVENTS = 1000  # they are small
+QUOTA = "ResourceQuota"
 ABSENT = "1"  # a resource version that no object has: apply creates the object, or is refused with a conflict
 MAX_MESSAGE_LENGTH = 800
 UNDECLARED = re.compile(r"\.status\.(\w+)\S*: field not declared in schema")
@@ -54,6 +55,7 @@ KINDS: dict[str, tuple[str, str]] = {
     KIND: (API_VERSION, PLURAL),
     "Secret": ("v1", "secrets"),
     "Event": ("v1", "events"),
+    QUOTA: ("v1", "resourcequotas"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
     **kueue.KINDS,
     **pod_groups.KINDS,

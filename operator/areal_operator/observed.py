@@ -61,6 +61,7 @@ class Observed:
     warnings: Sequence[WarningEvent] = ()
     deleted: Sequence[Object] = ()
     kueue: KueueObjects = field(default_factory=KueueObjects)
+    quotas: Sequence[Object] = ()  # ResourceQuotas of the namespace, of a run that is to start
     refused: Mapping[str, str] = field(default_factory=dict)  # kinds of pod groups that cannot be read, and why
 
     def get(self, kind: str, name: str) -> Object | None:

@@ -33,6 +33,7 @@ from areal_operator.observed import (
 from areal_operator.plan_inputs import PlanInputs, without_future_times
 from areal_operator.queueing import kueue
 from areal_operator.queueing.report import Report
+from areal_operator.quota import within_quota
 from areal_operator.settings import Settings
 from areal_operator.status import ConditionUpdate
 
@@ -110,7 +111,8 @@ def _decide(inputs: PlanInputs) -> Plan:
     if not inputs.gate.open:
         return _stop(inputs)
     if stopped:
-        return _start(inputs)
+        quota = within_quota(inputs.build(status.attempt + 1), inputs.observed.quotas)
+        return _start(inputs, quota) if quota is None or quota.status == "True" else _refused_by_quota(inputs, quota)
     limit = inputs.spec.run_policy.active_deadline_seconds
     if limit is not None and seconds_since(status.active_since, inputs.now) >= limit:
         text = f"the run took longer than runPolicy.activeDeadlineSeconds = {limit}"
@@ -118,7 +120,12 @@ def _decide(inputs: PlanInputs) -> Plan:
     return _run(inputs) if outcome is None else _after_failure(inputs, outcome)
 
 
-def _start(inputs: PlanInputs) -> Plan:
+def _refused_by_quota(inputs: PlanInputs, quota: ConditionUpdate) -> Plan:
+    """Nothing starts: some pods of the run would hold their resources for ever and wait for the others."""
+    return Plan(inputs.updated([quota], message=quota.reason.message), requeue_after_s=inputs.settings.waiting_s)
+
+
+def _start(inputs: PlanInputs, quota: ConditionUpdate | None) -> Plan:
     """The first attempt, or the first one after a suspension or a wait in a queue."""
     now = show(inputs.now)
     unfinished = Reason(conditions.RUNNING, "the run has not finished")
@@ -126,6 +133,7 @@ def _start(inputs: PlanInputs) -> Plan:
         [
             ConditionUpdate(conditions.SUSPENDED, "False", Reason(conditions.NOT_SUSPENDED, "the run may proceed")),
             ConditionUpdate(conditions.SUCCEEDED, "Unknown", unfinished),
+            *([] if quota is None else [quota]),
         ],
         phase="Starting",
         attempt=inputs.status.attempt + 1,

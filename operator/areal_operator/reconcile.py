@@ -18,7 +18,7 @@ from areal_api.experiment import API_VERSION, KIND, GRPOExperiment
 from areal_api.render import config_yaml
 from areal_api.status import ExperimentStatus
 from areal_operator import transitions
-from areal_operator.cluster import ApiError, Cluster, is_transient
+from areal_operator.cluster import QUOTA, ApiError, Cluster, is_transient
 from areal_operator.corrections import PAUSE_S, Corrections
 from areal_operator.diagnosis import Reason
 from areal_operator.events import event
@@ -44,6 +44,7 @@ CLAIM = "PersistentVolumeClaim"
 SECRET = "Secret"
 NAME_TAKEN_RETRY_S = 2.0  # an earlier experiment's objects of the same name are about to be collected
 CONFLICT, UNPROCESSABLE = 409, 422
+MAX_QUOTAS = 256  # namespaces whose quotas are kept
 MAX_PARSED = 128  # parsed specs that are kept; parsing one again takes a few milliseconds
 
 
@@ -101,6 +102,7 @@ class Reconciler:
         self._written: set[Key] = set()  # experiments of which this reconcile has written a status or an object
         self._queue = Queue(cluster, settings, refused)
         self._refused = refused  # why a kind in a namespace cannot be read
+        self._quotas: dict[str, tuple[float, tuple[Object, ...]]] = {}  # by namespace: when they were read
         self._unreadable: dict[Key, str] = {}  # resource version of an experiment that another version wrote
 
     async def reconcile(self, key: Key) -> float | None:
@@ -203,6 +205,7 @@ class Reconciler:
             refused=self._refused_groups(state.namespace),
         )
         observed = await self._queue.observe(state, await self._with_claim(key, state, observed))
+        observed = await self._with_quotas(state, observed)
         api_key, gateway_key = self._derived_key(state.uid), self._derived_key(f"{state.uid}/gateway")
         rejection = self._rejections.get(key)
         contested = self._corrections.contested(key)
@@ -252,6 +255,19 @@ class Reconciler:
             return observed
         claim = slim({**claim, "kind": CLAIM})
         return replace(observed, objects={**observed.objects, CLAIM: [claim]})
+
+    async def _with_quotas(self, state: ExperimentState, observed: Observed) -> Observed:
+        """``observed`` with the namespace's quotas as they were at most ``waiting_s`` ago, if the run is to start."""
+        status = state.status
+        if status.phase not in ("Pending", "Queued", "Suspended") or state.experiment.spec.run_policy.suspend:
+            return observed
+        at, quotas = self._quotas.get(state.namespace, (float("-inf"), ()))
+        if time.monotonic() - at > self._settings.waiting_s:
+            quotas = tuple((await self._cluster.list(QUOTA, state.namespace)).items)
+            if len(self._quotas) >= MAX_QUOTAS:
+                self._quotas.clear()
+            self._quotas[state.namespace] = (time.monotonic(), quotas)
+        return replace(observed, quotas=quotas)
 
     async def _write_status(self, key: Key, state: ExperimentState, status: ExperimentStatus) -> None:
         if status == state.status:

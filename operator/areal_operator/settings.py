@@ -39,6 +39,7 @@ class Settings:
     json_logs: bool = False  # of this process and of the pods that it creates
     metrics_from: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicy peers that may read the servers' metrics
     fabric: frozenset[str] = frozenset()  # keys of an experiment's fabric sections that the cluster allows
+    service_accounts: tuple[str, ...] = ()  # that experiments may name; * at the end matches a prefix
     kueue: bool = False  # whether experiments may wait in queues of Kueue
     gang_schedulers: tuple[tuple[str, str], ...] = ()  # names of schedulers, and the APIs of their pod groups
     egress_to: tuple[Mapping[str, Any], ...] | None = None  # peers that experiments' pods may reach; None: everything
@@ -55,6 +56,7 @@ class Settings:
             images=images,
             json_logs=is_json(env),
             fabric=_fabric(env, "AREAL_FABRIC"),
+            service_accounts=tuple(env.get("AREAL_SERVICE_ACCOUNTS", "").replace(",", " ").split()),
             kueue=_flag(env, "AREAL_KUEUE"),
             gang_schedulers=_schedulers(env, "AREAL_GANG_SCHEDULERS"),
             metrics_from=_peers(env, "AREAL_METRICS_FROM") or (),

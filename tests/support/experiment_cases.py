@@ -54,6 +54,65 @@ class Case:
 _ONLINE = {"spec.config.rollout.agent.mode": "online"}
 _CONFIG, _ACTOR, _CLUSTER = "spec.config", "spec.config.actor", "spec.config.cluster"
 
+_PULL = {"name": "pull", "image": "i", "command": ["true"], "volumeMounts": [{"name": "m", "mountPath": "/m"}]}
+_PROXY = {"name": "proxy", "image": "p", "restartPolicy": "Always", "readinessProbe": {"tcpSocket": {"port": 8080}}}
+_NEAR = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}
+_POD_CASES = [
+    Case("an init container and a sidecar", {"spec.trainer.initContainers": [_PULL, _PROXY]}),
+    Case(
+        "two init containers of one name",
+        {"spec.servers.initContainers": [_PULL, _PULL]},
+        "initContainers has several entries with the name pull",
+        "servers.initContainers has a name twice",
+    ),
+    Case(
+        "an init container with a name of the operator's",
+        {"spec.trainer.initContainers": [{**_PULL, "name": "prepare"}]},
+        "name is prepare, which the operator uses",
+        "trainer.initContainers has a name twice, or one of server, trainer, prepare",
+    ),
+    Case(
+        "a probe of an init container",
+        {"spec.servers.initContainers": [{**_PROXY, "restartPolicy": None}]},
+        "readinessProbe of proxy has no effect",
+        "a probe in servers.initContainers needs restartPolicy Always",
+    ),
+    Case("an init container without an image", {"spec.servers.initContainers": [{"name": "a"}]}, "image"),
+    Case(
+        "a claim of devices",
+        {
+            "spec.servers.resources": {"claims": [{"name": "gpu"}]},
+            "spec.servers.resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "h200"}],
+        },
+    ),
+    Case(
+        "a claim that is not declared",
+        {"spec.trainer.resources": {"claims": [{"name": "gpu"}]}},
+        "resources.claims names gpu, which resourceClaims lacks (empty)",
+        "resources.claims of trainer names a claim",
+    ),
+    Case(
+        "a claim of an init container that is not declared",
+        {"spec.trainer.initContainers": [{**_PULL, "resources": {"claims": [{"name": "gpu"}]}}]},
+        "resources.claims names gpu",
+        "resources.claims of trainer names a claim",
+    ),
+    Case(
+        "a claim from nowhere",
+        {"spec.trainer.resourceClaims": [{"name": "gpu"}]},
+        "gpu needs exactly one of resourceClaimName and resourceClaimTemplateName",
+        "trainer.resourceClaims needs exactly one",
+    ),
+    Case("packing by racks", {"spec.packing": {"topologyKey": "rack", "required": True}}),
+    Case("packing by nothing", {"spec.packing": {"topologyKey": ""}}, "is shorter than 1 character"),
+    Case(
+        "packing beside an affinity to pods",
+        {"spec.packing": {"topologyKey": "rack"}, "spec.servers.affinity": {"podAffinity": _NEAR}},
+        "packing.topologyKey is rack, and servers.affinity has podAffinity",
+        "packing and affinity.podAffinity",
+    ),
+]
+
 CASES = [
     Case("the smallest experiment"),
     Case("a name of 40 letters", {"metadata.name": "a" * 40}),
@@ -65,6 +124,7 @@ CASES = [
         "servers.replicas is 3, above servers.maxReplicas 2",
         "servers.replicas",
     ),
+    *_POD_CASES,
     Case("as few servers as wanted", {"spec.servers": {"replicas": 2, "minReplicas": 2}}),
     Case(
         "more servers at least than wanted",

@@ -57,13 +57,14 @@ def decide(
     settings: Settings | None = None,
     kueue: KueueObjects | None = None,
     refused: dict[str, str] | None = None,
+    quotas: tuple[Object, ...] = (),
     **more: Any,
 ) -> Plan:
     """The plan for the observed ``objects``."""
     by_kind: dict[str, list[Object]] = {}
     for obj in objects:
         by_kind.setdefault(obj["kind"], []).append(obj)
-    observed = Observed(by_kind, warnings, deleted, kueue or KueueObjects(), refused or {})
+    observed = Observed(by_kind, warnings, deleted, kueue or KueueObjects(), quotas, refused or {})
     return plan(state, observed, now, settings=settings or SETTINGS, api_key="s3cret", gateway_key="adm1n", **more)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from areal_api.agents import MAX_NAMES_LENGTH
 from areal_api.experiment import MAX_NAME_LENGTH
 from areal_api.generation import WHOLE_VOCABULARY
+from areal_api.pod_containers import OWN_CONTAINERS
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,43 @@ _CLUSTER = "self.config.cluster"
 _SERVER_GPUS = "(self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0)"
 _TRAINER_GPUS = "(self.trainer.device == 'cuda' ? self.trainer.nodes * self.trainer.processesPerNode : 0)"
 _PER_NODE = _is_set(f"{_CLUSTER}.n_gpus_per_node")
+
+
+def _container_rules(section: str) -> list[Rule]:
+    containers, claims = f"self.{section}.initContainers", f"self.{section}.resourceClaims"
+    probes = " || ".join(_is_set(f"one.{key}Probe") for key in ("startup", "readiness", "liveness"))
+    sources = [_is_set(f"one.{key}") for key in ("resourceClaimName", "resourceClaimTemplateName")]
+    known = f"has({claims}) && {claims}.exists(known, known.name == claim.name)"
+
+    def claimed(resources: str) -> str:
+        return f"(!({_is_set(f'{resources}.claims')}) || {resources}.claims.all(claim, {known}))"
+
+    return [
+        Rule(
+            "spec",
+            f"!has({containers}) || {containers}.all(one, {containers}.exists_one(other, other.name == one.name) && "
+            f"!(one.name in {list(OWN_CONTAINERS)}))",
+            f"{section}.initContainers has a name twice, or one of {', '.join(OWN_CONTAINERS)}; give each its own",
+        ),
+        Rule(
+            "spec",
+            f"!has({containers}) || {containers}.all(one, ({_is_set('one.restartPolicy')}) || !({probes}))",
+            f"a probe in {section}.initContainers needs restartPolicy Always; set it, or remove the probe",
+        ),
+        Rule(
+            "spec",
+            f"!has({claims}) || {claims}.all(one, ({sources[0]}) != ({sources[1]}))",
+            f"an entry of {section}.resourceClaims needs exactly one of resourceClaimName and "
+            "resourceClaimTemplateName",
+        ),
+        Rule(
+            "spec",
+            f"{claimed(f'self.{section}.resources')} && (!has({containers}) || {containers}.all(one, "
+            f"!({_is_set('one.resources')}) || {claimed('one.resources')}))",
+            f"resources.claims of {section} names a claim that {section}.resourceClaims lacks; add it there",
+        ),
+    ]
+
 
 RULES = (
     Rule(
@@ -89,6 +127,13 @@ RULES = (
         "spec",
         f"!({_PER_NODE}) || self.servers.device != 'cuda' || self.servers.tensorParallel <= {_CLUSTER}.n_gpus_per_node",
         "servers.tensorParallel is above cluster.n_gpus_per_node; a server runs on one node",
+    ),
+    *(rule for section in ("servers", "trainer") for rule in _container_rules(section)),
+    Rule(
+        "spec",
+        f"!({_is_set('self.packing')}) || (!({_is_set('self.servers.affinity.podAffinity')}) && "
+        f"!({_is_set('self.trainer.affinity.podAffinity')}))",
+        "packing and affinity.podAffinity of servers or trainer exclude each other; remove one",
     ),
     *(
         rule

@@ -22,6 +22,7 @@ TERMINATION_LOG = "/dev/termination-log"
 NODE_GONE_S = 60  # how long a pod stays bound to an unreachable node; the default of Kubernetes is 300
 MAX_CORES = 4096  # of one pod
 OWN_PREFIX = "areal-"
+NODE_WEIGHT = DOMAIN_WEIGHT = 100  # of preferences
 CPUS_PER_GPU = 3  # requested by default; with the memory, small enough for the smallest nodes that have a GPU
 Access = Literal["read-only", "read-write"]
 _READ_ONLY: dict[Access, Manifest] = {"read-only": {"readOnly": True}, "read-write": {}}
@@ -33,9 +34,12 @@ def pod_template(
     """A pod template. ``containers`` holds ``containers`` and optionally ``initContainers``; ``group`` is the name of
     the pod group, if any."""
     member = membership(build, build.gang, group)
+    own = containers.get("initContainers", [])
     spec: Manifest = {
         **containers,
-        "serviceAccountName": resource_names.service_account(build.name),
+        "initContainers": [*own, *(_extra_container(one) for one in settings.init_containers)],
+        "resourceClaims": settings.resource_claims,
+        "serviceAccountName": _service_account(build, settings),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": security_context(settings),
@@ -58,6 +62,32 @@ def pod_template(
             "annotations": {**settings.pod_annotations, **member.annotations},
         },
         "spec": {key: value for key, value in spec.items() if value not in (None, {}, [])},
+    }
+
+
+def _service_account(build: Build, settings: PodSettings) -> str:
+    """The run's own account, or the one in the spec. Raises ``ValueError`` for one that the cluster does not allow."""
+    wanted, allowed = settings.service_account_name, build.settings.service_accounts
+    if wanted is None:
+        return resource_names.service_account(build.name)
+    if not any(wanted == one or (one.endswith("*") and wanted.startswith(one[:-1])) for one in allowed):
+        raise ValueError(
+            f"serviceAccountName is {wanted}, which this cluster does not allow; use one of "
+            f"{', '.join(allowed) or 'none'}, or let its administrator add it to the chart's admission.serviceAccounts"
+        )
+    return wanted
+
+
+def _extra_container(given: Manifest) -> Manifest:
+    """The user's init container or sidecar, with what Pod Security "restricted" demands and a writable /tmp."""
+    fixed = unprivileged()
+    chosen = {key: value for key, value in (given.get("securityContext") or {}).items() if value is not None}
+    return {
+        **{key: value for key, value in given.items() if value not in (None, {}, [])},
+        **fixed,
+        "securityContext": {**fixed["securityContext"], **chosen},
+        "resources": given.get("resources") or {},
+        "volumeMounts": [{"name": "areal-tmp", "mountPath": "/tmp"}, *(given.get("volumeMounts") or [])],
     }
 
 
@@ -246,16 +276,27 @@ def node_tolerations(settings: PodBasics) -> list[Manifest]:
 
 def _affinity(build: Build, settings: PodSettings) -> Manifest:
     """The user's affinity, else: a volume that only one node can mount keeps all pods on one node, and on cuda the pods
-    prefer nodes that the experiment uses already, so that others keep all of their GPUs free for a large pod."""
+    prefer nodes that the experiment uses already, so that others keep all of their GPUs free for a large pod. Packing
+    adds the same for a larger domain."""
     if "podAffinity" in settings.affinity:
         return settings.affinity
-    term = {
-        "labelSelector": {"matchLabels": resource_names.labels(build.name)},
-        "topologyKey": "kubernetes.io/hostname",
+    node, packing = _near(build, "kubernetes.io/hostname"), build.experiment.spec.packing
+    required: list[Manifest] = [] if "ReadWriteMany" in build.access_modes else [node]
+    preferred: list[Manifest] = []
+    if not required and settings.device == "cuda":
+        preferred.append({"weight": NODE_WEIGHT, "podAffinityTerm": node})
+    if packing is not None and packing.required:
+        required.append(_near(build, packing.topology_key))
+    elif packing is not None:
+        preferred.append({"weight": DOMAIN_WEIGHT, "podAffinityTerm": _near(build, packing.topology_key)})
+    rules = {
+        "requiredDuringSchedulingIgnoredDuringExecution": required,
+        "preferredDuringSchedulingIgnoredDuringExecution": preferred,
     }
-    if "ReadWriteMany" not in build.access_modes:
-        return {**settings.affinity, "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
-    if settings.device != "cuda":
-        return settings.affinity
-    preferred = [{"weight": 100, "podAffinityTerm": term}]
-    return {**settings.affinity, "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+    affinity = {key: terms for key, terms in rules.items() if terms}
+    return {**settings.affinity, "podAffinity": affinity} if affinity else settings.affinity
+
+
+def _near(build: Build, topology_key: str) -> Manifest:
+    """In the domain of pods of the same experiment; the first pod may be anywhere."""
+    return {"labelSelector": {"matchLabels": resource_names.labels(build.name)}, "topologyKey": topology_key}

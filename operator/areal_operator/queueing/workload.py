@@ -12,7 +12,7 @@ from areal_operator.queueing import kueue
 
 SERVERS, TRAINER = "servers", "trainer"  # pod sets
 GANG = "areal.dev/gang"  # annotation: digest of what quota is reserved for, except the number of servers
-_POD_FIELDS = ("nodeSelector", "tolerations", "runtimeClassName", "priorityClassName")
+_POD_FIELDS = ("nodeSelector", "tolerations", "runtimeClassName", "priorityClassName", "resourceClaims")
 _INDEX_LABELS = {TRAINER: "batch.kubernetes.io/job-completion-index"}  # else StatefulSets
 _SET_INDEX = "apps.kubernetes.io/pod-index"
 
@@ -81,8 +81,14 @@ def _essential(template: Manifest) -> Manifest:
         kept["affinity"] = {"nodeAffinity": node_affinity}
     for field in ("initContainers", "containers"):
         if field in spec:
-            kept[field] = [{"name": one["name"], "resources": _requests(one["resources"])} for one in spec[field]]
+            kept[field] = [_counted(one) for one in spec[field]]
     return {"spec": kept}
+
+
+def _counted(container: Manifest) -> Manifest:
+    """What of a container counts. The requests of a sidecar are added to those of the others."""
+    kept = {key: container[key] for key in ("name", "restartPolicy") if key in container}
+    return {**kept, "resources": _requests(container["resources"])}
 
 
 def _requests(resources: Manifest) -> Manifest:

@@ -90,6 +90,7 @@ def test_permissions_are_exactly_those_that_the_operator_uses() -> None:
         "pods": {"list", "watch"},
         "secrets": {"create"},
         "events": {"create", "list"},
+        "resourcequotas": {"list"},
         "grpoexperiments": {"get", "list", "watch", "delete"},  # delete: runPolicy.ttlSecondsAfterFinished
         "grpoexperiments/status": {"patch"},
     }

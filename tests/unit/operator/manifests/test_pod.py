@@ -72,8 +72,10 @@ def test_pods_on_cuda_request_cpu_and_memory_by_gpu_unless_they_are_listed() -> 
 
 
 def test_no_gpu_is_added_to_dynamic_resource_claims() -> None:
-    (server, _) = pods(servers__resources={"claims": [{"name": "gpu"}]})
+    claim = {"name": "gpu", "resourceClaimTemplateName": "h200"}
+    (server, _) = pods(servers__resources={"claims": [{"name": "gpu"}]}, servers__resourceClaims=[claim])
     assert server["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    assert server["resourceClaims"] == [claim]
     assert "limits" not in server["containers"][0]["resources"]
 
 
@@ -173,3 +175,39 @@ def test_a_cluster_that_does_not_allow_it_refuses_the_experiment(key: str) -> No
     (accepted,) = [condition for condition in plan.status.conditions if condition.type == "Accepted"]
     assert accepted.status == "False"
     assert f"fabric.{key} is true, which this cluster does not allow" in accepted.message
+
+
+def test_init_containers_follow_the_operators_own_and_meet_pod_security() -> None:
+    proxy = {"name": "proxy", "image": "p", "restartPolicy": "Always", "securityContext": {"runAsUser": 5}}
+    (server, trainer) = pods(servers__initContainers=[proxy], trainer__initContainers=[proxy])
+    assert [one["name"] for one in trainer["initContainers"]] == ["prepare", "proxy"]
+    (made,) = server["initContainers"]
+    assert made["restartPolicy"] == "Always"
+    assert made["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsUser": 5,
+    }
+    assert made["volumeMounts"] == [{"name": "areal-tmp", "mountPath": "/tmp"}]
+
+
+def test_a_service_account_must_be_allowed_by_the_cluster() -> None:
+    refused = decide(state(servers__serviceAccountName="s3"))
+    assert "serviceAccountName is s3, which this cluster does not allow; use one of none" in refused.status.message
+    allowed = replace(operator_objects.SETTINGS, service_accounts=("team-*", "s3"))
+    for name in ("s3", "team-a"):
+        plan = decide(state(trainer__serviceAccountName=name), settings=allowed)
+        assert manifest(plan, "Job")["spec"]["template"]["spec"]["serviceAccountName"] == name
+        assert manifest(plan, "StatefulSet")["spec"]["template"]["spec"]["serviceAccountName"] == "case-run"
+
+
+def test_packing_prefers_or_demands_one_domain_beside_one_node() -> None:
+    for section in (0, 1):
+        affinity = pods(packing={"topologyKey": "rack"})[section]["affinity"]["podAffinity"]
+        terms = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert [term["podAffinityTerm"]["topologyKey"] for term in terms] == ["kubernetes.io/hostname", "rack"]
+        affinity = pods(packing={"topologyKey": "rack", "required": True})[section]["affinity"]["podAffinity"]
+        (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert term["topologyKey"] == "rack"
+        assert term["labelSelector"]["matchLabels"]["areal.dev/experiment"] == "case"
