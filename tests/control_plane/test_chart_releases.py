@@ -21,6 +21,8 @@ import yaml
 from areal_api.experiment import KIND
 from hack.cluster.control_plane import ControlPlane
 from hack.testbed.control_planes import bare_plane
+from hack.testbed.experiments import Experiment, Namespace
+from hack.testbed.fake_kubelet import FakeKubelet, end
 from hack.testbed.kube_api import Api, Object, eventually
 from hack.testbed.operator_process import OperatorProcess
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container
@@ -189,6 +191,83 @@ def test_an_upgrade_installs_a_new_definition_and_a_rollback_the_old_one(
         assert "tpuTopology" not in servers(api, areal)
         assert api_schema(plane) == before
         assert uid_of(api, areal) == uid  # an upgrade deletes no experiment
+
+
+def test_an_upgrade_and_a_rollback_leave_a_run_in_progress_alone(
+    areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
+) -> None:
+    """The definition and the operator change twice; the run keeps its pods, its attempt and its objects' specs."""
+    kubelet = FakeKubelet(api)
+    kubelet.start()
+    operator: OperatorProcess | None = None
+    try:
+        helm.install(RELEASE, areal, more=[f"--values={CPU}"])
+        operator = operator_of(plane, helm, tmp_path)
+        run = Experiment(Namespace(api, kubelet, areal), "tiny")
+        run.until_phase("Running", 60.0)
+        before = {kind: generations(api, areal, kind) for kind in ("Pod", "StatefulSet", "Job")}
+        newer = chart_with_a_field(tmp_path, "tpuTopology")
+        for step in ("upgrade", "rollback"):
+            operator.stop()
+            if step == "upgrade":
+                helm.upgrade(RELEASE, areal, "operator.workers=2", chart=newer, more=[f"--values={CPU}"])
+            else:
+                helm.run("rollback", RELEASE, "1", f"--namespace={areal}")
+            operator = operator_of(plane, helm, tmp_path)
+            time.sleep(3.0)
+            status = run.status
+            assert (status["phase"], status["attempt"]) == ("Running", 1), step
+            assert (status["restarts"], status["disruptions"]) == (0, 0), step
+            assert {kind: generations(api, areal, kind) for kind in before} == before, step
+        run.namespace.behave("trainer", end(0))
+        run.until_phase("Succeeded")
+    finally:
+        if operator is not None:
+            operator.stop()
+        kubelet.stop()
+
+
+def test_what_helm_template_prints_is_applied_twice_without_a_difference(
+    areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
+) -> None:
+    """As Argo CD and Flux do, every few minutes, while the operator works: no object may change for ever."""
+    options = ("operator.replicas=2", "kueue.enabled=true", "gang.schedulers.volcano=volcano")
+    on = ("experiment.enabled=true", "experiment.example=tiny", "experiment.name=tiny")
+    helm.install(RELEASE, areal, *options)  # for the definitions of hooks and of what they wait for
+    hooks = "helm.sh/hook"
+    objects = [one for one in helm.template(*options, *on) if hooks not in one["metadata"].get("annotations", {})]
+    file = tmp_path / "objects.yaml"
+    file.write_text(yaml.safe_dump_all(objects))
+    command = ("apply", "--server-side", "--field-manager=argocd", "--force-conflicts", f"--filename={file}")
+    plane.kubectl(*command, "--namespace=areal")
+    operator = operator_of(plane, helm, tmp_path, *options)
+    try:
+        eventually(lambda: "job.batch/tiny-trainer-1" in left(plane, areal), "the trainer's Job")
+        versions = {key: spec_of(plane, *key) for key in named(objects)}
+        for _ in range(2):
+            plane.kubectl(*command, "--namespace=areal")
+            time.sleep(1.0)
+            assert {key: spec_of(plane, *key) for key in named(objects)} == versions
+    finally:
+        operator.stop()
+
+
+def generations(api: Api, namespace: str, kind: str) -> dict[str, tuple[str, int | None]]:
+    """UIDs and generations of the objects of a kind."""
+    found = {one["metadata"]["name"]: one["metadata"] for one in api.list(kind, namespace)}
+    return {name: (metadata["uid"], metadata.get("generation")) for name, metadata in found.items()}
+
+
+def named(objects: list[Object]) -> list[tuple[str, str]]:
+    """Kinds and names."""
+    return sorted((one["kind"], one["metadata"]["name"]) for one in objects)
+
+
+def spec_of(plane: ControlPlane, kind: str, name: str) -> Object:
+    """An object without its status, its version and the record of who wrote it."""
+    found = json.loads(plane.kubectl("get", kind, name, "--namespace=areal", "--output=json"))
+    kept = {key: value for key, value in found["metadata"].items() if key not in ("resourceVersion", "managedFields")}
+    return {key: value for key, value in {**found, "metadata": kept}.items() if key != "status"}
 
 
 def test_a_reinstall_adopts_and_upgrades_the_definition_that_was_kept(

@@ -17,7 +17,17 @@ from hack.testbed.kube_api import Refused, eventually
 from support.chart import Helm
 
 KINDS = "validatingadmissionpolicies,validatingadmissionpolicybindings"
-LISTS = ("admission.images={registry.example.org/*}", "admission.tolerations={gpu}", "admission.secrets={hf}")
+LISTS = (
+    "admission.serviceAccounts={s3-*}",
+    "admission.images={registry.example.org/*}",
+    "admission.tolerations={gpu}",
+    "admission.secrets={hf}",
+)
+    "admission.serviceAccounts={s3-*}",
+    "admission.images={registry.example.org/*}",
+    "admission.tolerations={gpu}",
+    "admission.secrets={hf}",
+)
 ONLINE = {"config.rollout.agent.mode": "online"}
 FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"trainer.volumes": [{"name": "h", "hostPath": {"path": "/"}}]}, "volumes of type hostPath"),
@@ -36,6 +46,20 @@ FORBIDDEN: list[tuple[dict[str, Any], str]] = [
         },
         "a Secret in env",
     ),
+    ({"servers.initContainers": [{"name": "a", "image": "elsewhere/x"}]}, "the image of an init container"),
+    (
+        {
+            "trainer.initContainers": [
+                {
+                    "name": "a",
+                    "image": "registry.example.org/x",
+                    "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}],
+                }
+            ]
+        },
+        "a Secret in env of init containers",
+    ),
+    ({"servers.serviceAccountName": "default"}, "the service account is not allowed"),
     ({"trainer.fabric": {"hostNetwork": True}}, "fabric.hostNetwork is not allowed"),
     ({"servers.fabric": {"ipcLock": True}}, "fabric.ipcLock is not allowed"),
     ({"servers.volumes": [{"name": "s", "secret": {"secretName": "x-api-key"}}]}, "a Secret in secret volumes"),
@@ -68,4 +92,6 @@ def test_experiments_get_no_more_than_the_lists_allow(policies: None, namespace:
     for number, (changes, text) in enumerate(FORBIDDEN):  # a new policy takes effect within seconds
         eventually(lambda n=number, c=changes, t=text: t in refusal(f"bad{n}", c), text, 30.0)
     allowed = {"servers.image": "registry.example.org/x:1", "trainer.tolerations": [{"key": "gpu"}]}
+    allowed["trainer.serviceAccountName"] = "s3-team"
+    allowed["servers.initContainers"] = [{"name": "a", "image": "registry.example.org/x:1"}]
     assert refusal("good", allowed) == ""

@@ -190,11 +190,12 @@ def test_a_complete_image_reference_overrides_registry_and_tag(helm: Helm) -> No
 
 def test_an_operator_of_some_namespaces_has_permissions_only_there(helm: Helm) -> None:
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
-    assert one(helm.template("rbac.userRoles=false"), "ClusterRole")["rules"] == rules["cluster"] + rules["experiments"]
+    experiments = rules["experiments"] + rules["gang-kubernetes"]
+    assert one(helm.template("rbac.userRoles=false"), "ClusterRole")["rules"] == rules["cluster"] + experiments
     objects = helm.template("operator.watchNamespaces={a,b}", "rbac.userRoles=false")
     assert one(objects, "ClusterRole")["rules"] == rules["cluster"]
     roles = {obj["metadata"]["namespace"]: obj["rules"] for obj in objects if obj["kind"] == "Role"}
-    assert roles == {"areal": rules["own"], "a": rules["experiments"], "b": rules["experiments"]}
+    assert roles == {"areal": rules["own"], "a": experiments, "b": experiments}
     bindings = [obj for obj in objects if obj["kind"] == "RoleBinding"]
     assert sorted(obj["metadata"]["namespace"] for obj in bindings) == ["a", "areal", "b"]
 

@@ -1,0 +1,45 @@
+"""Pods with a user's additions, and quotas, on a real API server."""
+
+from __future__ import annotations
+
+from hack.testbed.experiments import Experiment
+from hack.testbed.kube_api import Object, eventually
+
+
+def test_a_run_that_its_namespaces_quota_can_never_hold_gets_no_pods(experiment: Experiment) -> None:
+    namespace = experiment.namespace
+    hard = {"spec": {"hard": {"requests.cpu": "3"}}}
+    namespace.api.create(
+        {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "team"}, **hard}, namespace.name
+    )
+    cpus = {"requests": {"cpu": "2"}}
+    experiment.apply(servers__resources=cpus, trainer__resources=cpus)
+    found = experiment.until_reason("WithinQuota", "QuotaTooSmall")
+    assert found["message"].startswith("ResourceQuota team allows 3 requests.cpu, and the run needs 4; raise the quota")
+    assert (experiment.status["phase"], experiment.status["message"]) == ("Pending", found["message"])
+    assert namespace.list("StatefulSet") == namespace.list("Job") == namespace.list("Pod") == []
+    namespace.api.patch("ResourceQuota", namespace.name, "team", {"spec": {"hard": {"requests.cpu": "4"}}})
+    experiment.until_phase("Running")
+
+
+def test_init_containers_sidecars_claims_and_packing_are_accepted_by_the_api_server(experiment: Experiment) -> None:
+    """A pod with all of it is created under Pod Security "restricted"; the claim's template does not exist."""
+    sidecar = {"name": "proxy", "image": "p", "restartPolicy": "Always", "readinessProbe": {"tcpSocket": {"port": 80}}}
+    pull = {"name": "pull", "image": "i", "command": ["true"], "securityContext": {"runAsUser": 2000}}
+    experiment.apply(
+        servers__initContainers=[pull, sidecar],
+        trainer__initContainers=[sidecar],
+        servers__resources={"claims": [{"name": "gpu"}]},
+        servers__resourceClaims=[{"name": "gpu", "resourceClaimTemplateName": "h200"}],
+        packing={"topologyKey": "rack"},
+    )
+    pods = eventually(lambda: by_component(experiment) if len(by_component(experiment)) == 2 else None, "two pods")
+    assert [one["name"] for one in pods["server"]["initContainers"]] == ["pull", "proxy"]
+    assert [one["name"] for one in pods["trainer"]["initContainers"]] == ["prepare", "proxy"]
+    assert pods["server"]["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "h200"}]
+
+
+def by_component(experiment: Experiment) -> dict[str, Object]:
+    """The specs of the pods of an experiment with one server and one trainer pod."""
+    pods = experiment.namespace.list("Pod")
+    return {one["metadata"]["labels"]["areal.dev/component"]: one["spec"] for one in pods}
