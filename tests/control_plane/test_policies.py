@@ -23,11 +23,6 @@ LISTS = (
     "admission.tolerations={gpu}",
     "admission.secrets={hf}",
 )
-    "admission.serviceAccounts={s3-*}",
-    "admission.images={registry.example.org/*}",
-    "admission.tolerations={gpu}",
-    "admission.secrets={hf}",
-)
 ONLINE = {"config.rollout.agent.mode": "online"}
 FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"trainer.volumes": [{"name": "h", "hostPath": {"path": "/"}}]}, "volumes of type hostPath"),
