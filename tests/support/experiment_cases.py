@@ -73,8 +73,8 @@ _POD_CASES = [
     ),
     Case(
         "a probe of an init container",
-        {"spec.servers.initContainers": [{**_PROXY, "restartPolicy": None}]},
-        "readinessProbe of proxy has no effect",
+        {"spec.servers.initContainers": [{**_PULL, "readinessProbe": {"tcpSocket": {"port": 1}}}]},
+        "readinessProbe of pull has no effect",
         "a probe in servers.initContainers needs restartPolicy Always",
     ),
     Case("an init container without an image", {"spec.servers.initContainers": [{"name": "a"}]}, "image"),
