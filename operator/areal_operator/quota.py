@@ -15,7 +15,7 @@ from areal_operator.diagnosis import Reason, truncated
 from areal_operator.manifests import servers, trainer
 from areal_operator.manifests.base import Build, Manifest
 from areal_operator.observed import Object
-from areal_operator.status import ConditionUpdate
+from areal_operator.status import ConditionStatus, ConditionUpdate
 
 NATIVE = ("cpu", "memory", "ephemeral-storage")  # in quotas also without the prefix requests.
 PODS = "pods"
@@ -98,5 +98,5 @@ def _show(amount: Decimal) -> str:
 
 
 def _condition(code: str, message: str) -> ConditionUpdate:
-    status = "True" if code == conditions.WITHIN_QUOTA else "False"
+    status: ConditionStatus = "True" if code == conditions.WITHIN_QUOTA else "False"
     return ConditionUpdate(conditions.WITHIN_QUOTA, status, Reason(code, truncated(message)))

@@ -87,7 +87,7 @@ def _essential(template: Manifest) -> Manifest:
 
 def _counted(container: Manifest) -> Manifest:
     """What of a container counts. The requests of a sidecar are added to those of the others."""
-    kept = {key: container[key] for key in ("name", "restartPolicy") if key in container}
+    kept: Manifest = {key: container[key] for key in ("name", "restartPolicy") if key in container}
     return {**kept, "resources": _requests(container["resources"])}
 
 
