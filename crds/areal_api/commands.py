@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from areal_api import names
+from areal_api.code import PACKAGES, SOURCE, CodeSpec
 from areal_api.experiment import GRPOExperiment
 
 # Both need memory that containers lack, and SGLang disables the former: the ends of a broadcast must agree.
@@ -20,6 +21,26 @@ ALLOCATOR_ENV = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 TORCHRUN_MODULE = "torch.distributed.run"
 TRAIN_MODULE = "areal_trainer.train"
 SERVER_MODULE = "areal_server.launch"
+
+
+# A path that is prefixed to the PYTHONPATH of the node, which this process does not know.
+_WITH_CODE = 'PYTHONPATH="$0${PYTHONPATH:+:$PYTHONPATH}" exec "$@"'
+
+
+@dataclass(frozen=True)
+class CodePaths:
+    """Where the trainer finds the code and the packages of ``spec.code``; None: there are none."""
+
+    source: PurePath | None
+    packages: PurePath | None
+
+    @classmethod
+    def below(cls, folder: PurePath, code: CodeSpec) -> CodePaths | None:
+        """The paths in a folder that ``user_code.prepare`` has filled; None if the experiment has no code."""
+        if not code.is_used:
+            return None
+        source = folder / SOURCE if code.has_source else None
+        return cls(source, folder / PACKAGES if code.needs_packages else None)
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,7 @@ def trainer_command(
     threads: int = 1,
     gpus: Sequence[int | str] | None = None,
     python: str | None = None,
+    code: CodePaths | None = None,
 ) -> Command:
     """torchrun of one node's ranks. The script receives everything by its environment, nothing by arguments.
 
@@ -80,7 +102,8 @@ def trainer_command(
     argv = [python or sys.executable, "-m", TORCHRUN_MODULE, "--max-restarts", "0"]
     argv += ["--nnodes", str(trainer.nodes), "--nproc-per-node", str(trainer.processes_per_node)]
     argv += ["--node-rank", str(node_rank), "--master-addr", master_addr, "--master-port", str(master_port)]
-    argv += script_arguments(trainer.script)
+    argv += script_arguments(trainer.script, code)
+    argv = with_code(argv, code)
     env = trainer_env(
         experiment,
         run_dir=run_dir,
@@ -117,11 +140,19 @@ def trainer_env(
     return {**env, **allocator, **_device_env(trainer.device, threads, gpus), **literal_env(trainer.env)}
 
 
-def script_arguments(script: str | None) -> list[str]:
-    """Torchrun's arguments for a script: a path ending in .py, or a module name."""
+def script_arguments(script: str | None, code: CodePaths | None = None) -> list[str]:
+    """Torchrun's arguments for a script: a path ending in .py, relative to the code if any, or a module name."""
     if script is None:
         return ["-m", TRAIN_MODULE]
-    return [script] if script.endswith(".py") else ["-m", script]
+    if not script.endswith(".py"):
+        return ["-m", script]
+    return [script if code is None or code.source is None else str(code.source / script)]
+
+
+def with_code(argv: list[str], code: CodePaths | None) -> list[str]:
+    """The command with the code and its packages first on PYTHONPATH."""
+    paths = [] if code is None else [str(path) for path in (code.source, code.packages) if path is not None]
+    return ["/bin/sh", "-c", _WITH_CODE, ":".join(paths), *argv] if paths else argv
 
 
 def literal_env(env: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from areal_api.agents import MAX_AGENTS, MAX_NAMES_LENGTH, AgentSpec, GatewaySpec, ToolSpec
 from areal_api.bounds import FreeForm
+from areal_api.code import CodeSpec
 from areal_api.config import GRPOConfig
 from areal_api.pod_containers import Packing
 from areal_api.pods import PodSettings
@@ -174,6 +175,7 @@ class ExperimentSpec(CamelSection):
     packing: Packing | None = Field(
         None, description="Keeps all pods of servers and trainer in one rack or other domain; null is any node."
     )
+    code: CodeSpec = Field(default_factory=CodeSpec, description="The user's code, without an image built for it.")
     storage: StorageSpec = Field(default_factory=StorageSpec, description="Shared volume in a cluster.")
     run_policy: RunPolicy = Field(default_factory=RunPolicy, description="Suspension, retries and clean-up.")
     agents: list[AgentSpec] = Field(

@@ -40,7 +40,7 @@ _PATHS = (
     ("valid_dataset", "path"),
     ("cluster", "fileroot"),
 )
-_SPEC_SECTIONS = ("servers", "trainer", "storage", "runPolicy", "slurm")
+_SPEC_SECTIONS = ("servers", "trainer", "code", "storage", "runPolicy", "slurm")
 
 
 def load_experiment(
@@ -49,8 +49,8 @@ def load_experiment(
     """Load an experiment.yaml, or a configuration file of AReaL.
 
     Overrides of an experiment file start at ``spec``. Those of an AReaL file start at its configuration, where
-    ``servers.``, ``trainer.``, ``storage.``, ``runPolicy.`` and ``slurm.`` reach the experiment. ``script`` replaces
-    ``spec.trainer.script``. A warning is logged for each key of AReaL's file that has no meaning here.
+    ``servers.``, ``trainer.``, ``code.``, ``storage.``, ``runPolicy.`` and ``slurm.`` reach the experiment. ``script``
+    replaces ``spec.trainer.script``. A warning is logged for each key of AReaL's file that has no meaning here.
     """
     read = _read(path, overrides, GRPOConfig)
     if script is not None:
@@ -116,7 +116,9 @@ def with_home_expanded(experiment: GRPOExperiment) -> GRPOExperiment:
     spec = experiment.spec
     script = expand_home(spec.trainer.script) if spec.trainer.script else spec.trainer.script
     trainer = spec.trainer.model_copy(update={"script": script})
-    changed = spec.model_copy(update={"config": expand_home_in(spec.config), "trainer": trainer})
+    directory = os.path.abspath(expand_home(spec.code.directory)) if spec.code.directory else None
+    code = spec.code.model_copy(update={"directory": directory})
+    changed = spec.model_copy(update={"config": expand_home_in(spec.config), "trainer": trainer, "code": code})
     return experiment.model_copy(update={"spec": changed})
 
 

@@ -24,6 +24,8 @@ LOG_FORMAT = "AREAL_LOG_FORMAT"  # text (default) or json, for every process
 EXIT_STOPPED = 143  # of a rank that was asked to stop
 EXIT_LOST_RANK = 76  # of a rank that ended because another rank was lost
 SERVER_EXIT_PATH = "/areal/exit"  # POST ends a server at once, also if its scheduler hangs; needs the API key
+GIT_USERNAME = "AREAL_GIT_USERNAME"  # of the user of code.git.url
+GIT_PASSWORD = "AREAL_GIT_PASSWORD"  # or a token
 TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # Python interpreter of the trainer; unset: that of grpo
 
 IMAGE_ROOT = PurePosixPath("/opt/areal")  # working directory of the images; relative paths start here
@@ -118,6 +120,11 @@ def rollouts_dir(run: Path) -> Path:
 def gateway_file(run: Path) -> Path:
     """Address and admin key of the session gateway in online mode."""
     return run / "gateway.json"
+
+
+def code_dir(run: Path) -> Path:
+    """Copies of the user's code, outside of Kubernetes."""
+    return run / "code"
 
 
 def logs_dir(run: Path) -> Path:

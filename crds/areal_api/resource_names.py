@@ -17,6 +17,7 @@ JOB_INDEX = "batch.kubernetes.io/job-completion-index"  # label of the trainer's
 SERVER_PORT = 30000
 GATEWAY_PORT = 8400
 MASTER_PORT = 29500
+CODE_ARCHIVE = "code.tar.gz"  # key of the ConfigMap with packed code
 
 
 def labels(experiment: str) -> dict[str, str]:
@@ -108,6 +109,11 @@ def tools_policy(experiment: str) -> str:
 def config_map(experiment: str, digest: str) -> str:
     """ConfigMap of the resolved configuration with this digest."""
     return f"{experiment}-config-{digest}"
+
+
+def code_config_map(experiment: str, digest: str) -> str:
+    """ConfigMap of the packed code with this digest, which ``grpo run`` creates."""
+    return f"{experiment}-code-{digest}"
 
 
 def api_key_secret(experiment: str, uid: str) -> str:

@@ -91,6 +91,9 @@ class ExperimentStatus(StatusSection):
     )
     start_time: Text | None = Field(None, description="Start time of the first attempt.")
     completion_time: Text | None = Field(None, description="Time when the run succeeded or failed.")
+    code: Text | None = Field(
+        None, description="Commit or digest of the code of the current attempt, and digest of its requirements."
+    )
     step: int | None = Field(None, ge=0, description="Completed training steps.")
     total_steps: int | None = Field(None, ge=0, description="Total training steps of the run.")
     progress: Text = Field("", description="step/totalSteps.")

@@ -18,7 +18,7 @@ from areal_operator import status as report
 from areal_operator.clock import seconds_since, show
 from areal_operator.diagnosis import Reason, claim_problem
 from areal_operator.gangs import MissingApiError
-from areal_operator.manifests import agents, pod_groups, servers, shared, trainer
+from areal_operator.manifests import agents, code, pod_groups, servers, shared, trainer
 from areal_operator.manifests.base import DIGEST, Build, Manifest
 from areal_operator.observed import (
     ExperimentState,
@@ -241,6 +241,7 @@ def _running_plan(
     status = inputs.updated(
         updates,
         phase=phase,
+        code=_code(inputs),
         message=_message(
             [inputs.acceptance(), *updates, *report.policy_health(inputs.status)], inputs.contested, phase
         ),
@@ -261,6 +262,12 @@ def _running_plan(
         max(0.1, min(due)) if due else None,
         workload=Report(pods_ready=pods_ready, servers=needed),
     )
+
+
+def _code(inputs: PlanInputs) -> str | None:
+    """The code of the current attempt: its Job's, because the spec may have been edited."""
+    job = inputs.job()
+    return inputs.spec.code.identity or None if job is None else annotation(job, code.CODE)
 
 
 def _changes_unseen(inputs: PlanInputs) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -91,6 +92,7 @@ PERMISSIONS = [  # those that docs/operating.md lists
     {"apiGroups": ["", "batch"], "resources": ["events", "jobs", "pods"], "verbs": ["list"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "create", "delete"]},
     {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "patch"]},
 ]
 
 
@@ -154,6 +156,36 @@ def test_a_run_is_applied_followed_and_fetched_with_a_users_permissions(
     assert cli.main(["plot", str(grpo.results)]) == 0
     assert cli.main(["eval", str(grpo.results)]) == 2
     assert "has no checkpoint here, they are on the volume claim exp-run" in capfd.readouterr().err
+
+
+def test_a_packed_directory_reaches_the_trainer_and_is_deleted_with_the_experiment(
+    grpo: Grpo, plane: ControlPlane, operator: OperatorProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "reward.py").write_text("x = 1")
+    (tmp_path / "code" / "train.py").write_text("import reward")
+    grpo.write(code__directory="code", trainer__script="train.py")
+    namespace = grpo.experiment.namespace
+    grpo.kubeconfig = user_kubeconfig(namespace, plane, tmp_path)
+    assert grpo.run("--detach") == 0
+    job = eventually(lambda: namespace.api.list("Job", namespace.name) or None, "no Job")[0]
+    pod = job["spec"]["template"]["spec"]
+    (name,) = [one["configMap"]["name"] for one in pod["volumes"] if one["name"] == "areal-code-archive"]
+    stored = namespace.api.get("ConfigMap", namespace.name, name)
+    assert stored["immutable"] is True
+    assert [owner["name"] for owner in stored["metadata"]["ownerReferences"]] == ["exp"]
+    command = list(pod["initContainers"][1]["command"])
+    replaced = {
+        "python3": sys.executable,
+        "/opt/areal-code": str(tmp_path / "into"),
+        "/etc/areal/code/code.tar.gz": str(tmp_path / "code.tar.gz"),
+    }
+    (tmp_path / "code.tar.gz").write_bytes(base64.b64decode(stored["binaryData"]["code.tar.gz"]))
+    subprocess.run([replaced.get(word, word) for word in command], check=True)
+    assert (tmp_path / "into" / "source" / "reward.py").read_text() == "x = 1"
+    code = eventually(lambda: grpo.experiment.status.get("code"), "no code in the status")
+    assert code == job["metadata"]["annotations"]["areal.dev/code"]
+    assert code.startswith("sha256:")
 
 
 def test_a_failed_run_reports_reason_exit_status_and_last_log_lines(

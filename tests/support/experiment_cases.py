@@ -516,4 +516,39 @@ CASES = [
             ],
         },
     ),
+    Case("code of a commit", {"spec.code": {"git": {"url": "https://a/b", "commit": "a" * 40, "path": "src/x"}}}),
+    Case("packages alone", {"spec.code.requirements": ["a>=1"]}),
+    Case(
+        "code of a branch",
+        {"spec.code.git": {"url": "https://a/b", "commit": "main"}},
+        "code.git.commit",
+    ),
+    Case(
+        "code over ssh",
+        {"spec.code.git": {"url": "ssh://a/b", "commit": "a" * 40}},
+        "code.git.url",
+    ),
+    Case(
+        "code with credentials in its URL",
+        {"spec.code.git": {"url": "https://me:secret@a/b", "commit": "a" * 40}},
+        "code.git.url",
+    ),
+    Case(
+        "code of a folder above the repository",
+        {"spec.code.git": {"url": "https://a/b", "commit": "a" * 40, "path": "src/../../x"}},
+        "code.git.path",
+    ),
+    Case("an option of pip as a requirement", {"spec.code.requirements": ["--index-url=http://a"]}, "requirements"),
+    Case(
+        "two sources of code",
+        {"spec.code": {"directory": "x", "git": {"url": "https://a/b", "commit": "a" * 40}}},
+        "code.directory and code.git are both set",
+        "keep one of them",
+    ),
+    Case(
+        "a requirements file without code",
+        {"spec.code.requirementsFile": "requirements.txt"},
+        "there is no code that contains it",
+        "code.requirementsFile needs the code",
+    ),
 ]

@@ -27,6 +27,7 @@ def _is_set(field: str) -> str:
     return f"has({field}) && dyn({field}) != null"
 
 
+_CODE_SOURCES = ", ".join(_is_set(f"self.code.{source}") for source in ("directory", "git", "archive"))
 _CLUSTER = "self.config.cluster"
 _SERVER_GPUS = "(self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0)"
 _TRAINER_GPUS = "(self.trainer.device == 'cuda' ? self.trainer.nodes * self.trainer.processesPerNode : 0)"
@@ -94,6 +95,16 @@ RULES = (
         "spec",
         "self.trainer.nodes == 1 || 'ReadWriteMany' in self.storage.accessModes",
         "several trainer.nodes need ReadWriteMany in storage.accessModes",
+    ),
+    Rule(
+        "spec",
+        f"!has(self.code) || [{_CODE_SOURCES}].filter(one, one).size() <= 1",
+        "several of code.directory, code.git and code.archive are set; keep one of them",
+    ),
+    Rule(
+        "spec",
+        f"!has(self.code) || !({_is_set('self.code.requirementsFile')}) || [{_CODE_SOURCES}].exists(one, one)",
+        "code.requirementsFile needs the code that contains it, code.directory or code.git",
     ),
     Rule(
         "spec",

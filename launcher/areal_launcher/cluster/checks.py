@@ -92,7 +92,11 @@ def is_fresh(lease: Object, now_s: float) -> bool:
 def check_files(spec: ExperimentSpec) -> None:
     """Raise ``ValueError`` for a local file that pods cannot see."""
     config, script = spec.config, spec.trainer.script
-    if script is not None and script.endswith(".py") and not in_pods(spec, script):
+    if script is not None and script.endswith(".py") and spec.code.has_source:
+        folder = spec.code.directory
+        if folder is not None and not (Path(expand_home(folder)) / script).is_file():
+            raise ValueError(f"trainer.script: code.directory has no file {script}; give its path in {folder}")
+    elif script is not None and script.endswith(".py") and not in_pods(spec, script):
         raise ValueError(not_in_pods_message("trainer.script", script))
     paths = {
         "actor.path": config.actor.path,
@@ -125,7 +129,8 @@ def not_in_pods_message(key: str, path: str) -> str:
     """Message about a file that pods cannot see."""
     return (
         f"{key}: {path} is a local file that pods cannot see; build an image from areal-trainer that contains "
-        f"it below {names.IMAGE_ROOT} and set trainer.image, or mount it with trainer.volumes and trainer.volumeMounts"
+        f"it below {names.IMAGE_ROOT} and set trainer.image, mount it with trainer.volumes and "
+        "trainer.volumeMounts, or put a script into code.directory"
     )
 
 

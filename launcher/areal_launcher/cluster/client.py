@@ -35,6 +35,7 @@ TOO_MANY_REQUESTS, MAX_TRIES = 429, 10
 IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 KINDS: dict[str, tuple[str, str]] = {
     KIND: (f"/apis/{API_VERSION}", PLURAL),
+    "ConfigMap": ("/api/v1", "configmaps"),
     "Event": ("/api/v1", "events"),
     "Job": ("/apis/batch/v1", "jobs"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),

@@ -16,6 +16,7 @@ from areal_api.stored import read_experiment
 from areal_launcher import run_files
 from areal_launcher.cluster.checks import add_hint, check_api, check_files, check_operator, check_target
 from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
+from areal_launcher.cluster.code import PackedCode, pack_code, upload
 from areal_launcher.cluster.control import resume_if_stopped
 from areal_launcher.cluster.fetch_checkpoint import fetch_checkpoint
 from areal_launcher.cluster.fetch_results import fetch, source_of
@@ -83,6 +84,7 @@ def run(
     """
     experiment = request.load()
     check_files(experiment.spec)
+    experiment, code = pack_code(experiment)
     console = console_for()
     require_fit(
         fit_in_cluster(experiment.spec),
@@ -96,7 +98,7 @@ def run(
         check_target(directory, namespace=namespace, name=experiment.name)
     check_api(cluster)
     check_operator(cluster, lambda text: console.print(text, markup=False, soft_wrap=True))
-    applied = submit(cluster, experiment, namespace, console)
+    applied = submit(cluster, experiment, namespace, console, code)
     submitted = Submitted(
         cluster,
         target,
@@ -155,9 +157,20 @@ def parsed(body: Object) -> GRPOExperiment:
     return read_experiment(body, source=f"experiment {body['metadata']['name']} of the cluster")[0]
 
 
-def submit(cluster: Cluster, experiment: GRPOExperiment, namespace: str, console: Console) -> Object:
-    """Apply the experiment, keeping live fields that others have changed."""
+def submit(
+    cluster: Cluster,
+    experiment: GRPOExperiment,
+    namespace: str,
+    console: Console,
+    code: PackedCode | None = None,
+) -> Object:
+    """Apply the experiment, keeping live fields that others have changed. Its packed ``code`` is there before it."""
     existing = cluster.get(experiment.kind, namespace, experiment.name)
+    if code is not None:
+        owner = None if existing is None else str(existing["metadata"]["uid"])
+        upload(cluster, code, experiment.name, namespace, owner=owner)
+        if existing is not None and parsed(existing).spec.code != experiment.spec.code:
+            console.print("the code has changed; the next attempt of the trainer uses it", markup=False)
     body = manifest(experiment, existing)
     if existing is not None and not experiment.spec.run_policy.suspend and resume_if_stopped(cluster, existing):
         console.print(f"{experiment.name} was stopped and continues", markup=False)
@@ -171,6 +184,8 @@ def submit(cluster: Cluster, experiment: GRPOExperiment, namespace: str, console
             del body["spec"][section][key]
             console.print(f"{section}.{key} was changed in the cluster; keeping that value", markup=False)
         applied = apply(cluster, body, namespace)
+    if code is not None and existing is None:
+        upload(cluster, code, experiment.name, namespace, owner=str(applied["metadata"]["uid"]))
     verb = "exists, following it" if existing is not None else "created"
     console.print(
         f"experiment {experiment.name} {verb}: context {cluster.context}, namespace {namespace}",

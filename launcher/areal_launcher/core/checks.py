@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api import names
+from areal_api.code import CodeSpec
 from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
 from areal_launcher.bounded_files import read_object
@@ -89,7 +90,8 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, cores: int) -> None:
     """Run all checks that hold in every place. ``cores``: that a server on cpu may use."""
     config = spec.config
     check_programs(spec)
-    check_script(spec.trainer.script)
+    check_code(spec.code)
+    check_script(spec.trainer.script, spec.code)
     check_model("actor.path", config.actor.path)
     if config.tokenizer_path:
         check_tokenizer(config.tokenizer_path)
@@ -121,10 +123,24 @@ def check_programs(spec: ExperimentSpec) -> None:
         )
 
 
-def check_script(script: str | None) -> None:
-    """A training script given as a file must exist."""
-    if script is not None and script.endswith(".py") and not Path(script).is_file():
-        raise ValueError(f"trainer.script: no file at {Path(script).absolute()}; give the path of a training script")
+def check_code(code: CodeSpec) -> None:
+    """The code can be had outside of Kubernetes: the directory exists."""
+    if code.archive is not None:
+        raise ValueError(
+            "code.archive refers to a ConfigMap, which only Kubernetes has; set code.directory to the directory it was "
+            "made from"
+        )
+    if code.directory is not None and not Path(code.directory).is_dir():
+        raise ValueError(f"code.directory: there is no directory {Path(code.directory).absolute()}; correct the path")
+
+
+def check_script(script: str | None, code: CodeSpec) -> None:
+    """A training script given as a file must exist. That of a Git commit is not known yet."""
+    if script is None or not script.endswith(".py") or code.git is not None:
+        return
+    path = Path(code.directory or ".") / script
+    if not path.is_file():
+        raise ValueError(f"trainer.script: no file at {path.absolute()}; give the path of a training script")
 
 
 def check_tokenizer(path: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_api import names
-from areal_api.commands import server_command, trainer_command
+from areal_api.commands import CodePaths, server_command, trainer_command
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_api.time_limits import TimeLimits
 from areal_launcher.core.place import HOST, PORT, SERVERS, ProcessSpec
@@ -47,9 +47,11 @@ def plan_run(
     threads: int,
     python: str | None = None,
     trainer_python: str | None = None,
+    code: CodePaths | None = None,
 ) -> RunPlan:
     """The plan of a run in the directory ``run``. ``threads``: CPU threads per process on cpu.
 
+    ``code``: what ``prepared_code`` returned.
     ``python`` and ``trainer_python`` are the interpreters of servers and trainer on the nodes (None: this one).
     """
     spec, config = experiment.spec, experiment.spec.config
@@ -67,7 +69,15 @@ def plan_run(
             for index in range(spec.max_replicas)
         ],
         trainer=[
-            trainer_spec(experiment, node, run=run, key_file=key_file, threads=threads, python=trainer_python or python)
+            trainer_spec(
+                experiment,
+                node,
+                run=run,
+                key_file=key_file,
+                threads=threads,
+                python=trainer_python or python,
+                code=code,
+            )
             for node in range(spec.trainer.nodes)
         ],
         limits=ServerLimits(
@@ -103,7 +113,14 @@ def server_spec(
 
 
 def trainer_spec(
-    experiment: GRPOExperiment, node: int, *, run: Path, key_file: Path, threads: int, python: str | None
+    experiment: GRPOExperiment,
+    node: int,
+    *,
+    run: Path,
+    key_file: Path,
+    threads: int,
+    python: str | None,
+    code: CodePaths | None,
 ) -> ProcessSpec:
     """Node ``node`` of the trainer; the address of the rendezvous is the first node's."""
     command = trainer_command(
@@ -116,6 +133,7 @@ def trainer_spec(
         api_key_file=key_file,
         threads=threads,
         python=python,
+        code=code,
     )
     log = names.logs_dir(run) / ("trainer.log" if node == 0 else f"trainer-{node}.log")
     gpus = gpus_per_trainer_node(experiment.spec)

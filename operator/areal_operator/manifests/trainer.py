@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from areal_api import names, resource_names
-from areal_api.commands import TORCHRUN_MODULE, script_arguments, trainer_env
+from areal_api.commands import TORCHRUN_MODULE, script_arguments, trainer_env, with_code
 from areal_api.experiment import TrainerSpec
+from areal_operator.manifests import code
 from areal_operator.manifests.agents import tool_urls
 from areal_operator.manifests.base import Build, Manifest, owned
 from areal_operator.manifests.pod import (
@@ -29,7 +30,7 @@ GATEWAY_KEY_DIR = "/etc/areal/gateway-key"
 TOKEN_S = 3600  # the kubelet renews the token
 SERVERS = "areal.dev/servers"  # annotation: number of servers whose addresses the trainer was started with
 HUB_CACHE = ".huggingface"  # on the run's volume: trainer pods and later attempts download nothing again
-CONTAINER, INIT_CONTAINER = "trainer", "prepare"
+CONTAINER, INIT_CONTAINER, CODE_CONTAINER = "trainer", "prepare", "code"
 DISRUPTED = "DisruptionTarget"
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
@@ -50,7 +51,7 @@ def trainer_job(build: Build) -> Manifest:
         kind="Job",
         name=resource_names.trainer_job(build.name, build.attempt),
         labels=labels,
-        annotations={SERVERS: str(build.experiment.spec.max_replicas)},
+        annotations={SERVERS: str(build.experiment.spec.max_replicas), **code.job_annotations(build)},
         body={
             "spec": {
                 "completionMode": "Indexed",
@@ -76,7 +77,7 @@ def _template(build: Build, labels: Manifest) -> Manifest:
         build,
         trainer,
         labels=labels,
-        containers={"initContainers": [_prepare(build)], "containers": [_trainer(build)]},
+        containers={"initContainers": [_prepare(build), *_code(build)], "containers": [_trainer(build)]},
         group=None if build.gang is None else build.gang.trainer,
     )
     spec = {
@@ -85,6 +86,7 @@ def _template(build: Build, labels: Manifest) -> Manifest:
         "subdomain": resource_names.trainer(build.name),
         "terminationGracePeriodSeconds": trainer.termination_grace_period_seconds,
     }
+    spec["volumes"] = [*spec["volumes"], *code.volumes(build)]
     if build.settings.progress_url is not None:
         token = {"path": "token", "audience": resource_names.progress_audience(build.uid), "expirationSeconds": TOKEN_S}
         source = {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o440}
@@ -115,8 +117,27 @@ def _prepare(build: Build) -> Manifest:
     return {**result, "volumeMounts": mounts(build, trainer, run_volume="read-write")}
 
 
+def _code(build: Build) -> list[Manifest]:
+    """Fetches the user's code and installs its packages; no container without ``spec.code``."""
+    trainer = build.experiment.spec.trainer
+    command = code.command(build)
+    if command is None:
+        return []
+    result = container(
+        trainer,
+        name=CODE_CONTAINER,
+        image=build.image("trainer"),
+        command=[PYTHON, *command],
+        env=environment(build, trainer, {}, []),
+        amounts=without_devices(_resources(trainer)),
+    )
+    mounted = [*mounts(build, trainer, run_volume="read-write"), *code.mounts_to_prepare(build)]
+    return [{**result, "volumeMounts": mounted}]
+
+
 def _trainer(build: Build) -> Manifest:
     trainer = build.experiment.spec.trainer
+    paths = code.paths(build)
     env = trainer_env(
         build.experiment,
         run_dir=Path(build.run_dir),
@@ -132,7 +153,7 @@ def _trainer(build: Build) -> Manifest:
         trainer,
         name=CONTAINER,
         image=build.image("trainer"),
-        command=[PYTHON, "-m", TORCHRUN_MODULE, *script_arguments(trainer.script)],
+        command=with_code([PYTHON, "-m", TORCHRUN_MODULE, *script_arguments(trainer.script, paths)], paths),
         env=environment(
             build,
             trainer,
@@ -150,7 +171,7 @@ def _trainer(build: Build) -> Manifest:
         ),
         amounts=_resources(trainer),
     )
-    mounted = mounts(build, trainer, run_volume="read-write")
+    mounted = [*mounts(build, trainer, run_volume="read-write"), *code.mounts_to_use(build)]
     if build.settings.progress_url is not None:
         mounted = [*mounted, {"name": "areal-progress", "mountPath": TOKEN_DIR, "readOnly": True}]
     if build.experiment.spec.has_gateway:

@@ -42,7 +42,12 @@ def merged(block: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("text", blocks("docs/algorithms.md", "yaml") + blocks("docs/customize.md", "yaml"))
 def test_a_configuration_in_the_documents_is_valid(text: str) -> None:
-    GRPOConfig(**merged(yaml.safe_load(text)))
+    data = yaml.safe_load(text)
+    if "spec" in data:
+        spec = {**data["spec"], "config": merged(data["spec"].get("config", {}))}
+        GRPOExperiment.model_validate({"metadata": {"name": "docs"}, "spec": spec})
+    else:
+        GRPOConfig(**merged(data))
 
 
 def test_the_experiment_in_the_readme_is_valid() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from areal_api import names
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_launcher.core.checks import check_experiment
+from areal_launcher.core.code import prepared_code
 from areal_launcher.core.environment import check_environment
 from areal_launcher.core.plan import RunPlan, plan_run
 from areal_launcher.core.prepare import claimed_run
@@ -49,6 +50,7 @@ def prepared_run(
             key_file=key_file,
             threads=compute_threads(spec, cores),
             trainer_python=os.environ.get(names.TRAINER_PYTHON),
+            code=prepared_code(spec, run),
         )
         place = LocalPlace(gpus=gpus, first_port=first_port, servers=spec.max_replicas)
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from areal_api import names
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_launcher import run_files
+from areal_launcher.core.code import prepared_code
 from areal_launcher.core.plan import plan_run
 from areal_launcher.core.run import Run
 from areal_launcher.display import Display
@@ -35,6 +36,7 @@ def execute(experiment: GRPOExperiment, *, run: Path, key_file: Path, port: int 
         threads=threads_of(spec),
         python=PYTHON,
         trainer_python=os.environ.get(names.TRAINER_PYTHON),
+        code=prepared_code(spec, run),
     )
     run_files.take_stop_request(run)  # of an earlier start
 

@@ -19,6 +19,7 @@ from areal_api import logs, names
 from areal_api.load import load_experiment
 from areal_launcher.commands import plot_if_possible
 from areal_launcher.console import console_for
+from areal_launcher.core.code import prepared_code
 from areal_launcher.core.journal import Journal
 from areal_launcher.core.plan import plan_run
 from areal_launcher.core.prepare import claimed_run
@@ -84,6 +85,7 @@ def execute(directory: Path, nonce: str, journal: Journal) -> int:
             threads=threads_per_process(components),
             python=slurm.python or inside,
             trainer_python=None if inside else os.environ.get(names.TRAINER_PYTHON),
+            code=prepared_code(experiment.spec, directory),
         )
         # At preemption, Slurm sends SIGTERM to the steps but not to the batch script.
         plan = replace(plan, stopped_by_others=True, elapsed_s=elapsed_s, waited_s=waited_s)

@@ -102,7 +102,7 @@ def check(request: Request) -> int:
     """
     experiment = with_home_expanded(request.load())
     directory = names.run_dir(experiment.spec.config).absolute()
-    check_container(experiment.spec.slurm, directory)
+    check_container(experiment.spec, directory)
     components = plan_job(experiment)
     console = console_for()
     for layout in components:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from areal_api import names
-from areal_api.experiment import GRPOExperiment
+from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_api.render import experiment_yaml
 from areal_api.slurm import SlurmSpec
 from areal_launcher.core.checks import check_experiment
@@ -40,7 +40,7 @@ def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
     check_experiment(experiment.spec, run=run, cores=experiment.spec.slurm.cpus_per_node or 2**16)
     check_resume(experiment.spec.config, run)
     plan_run(experiment, run=run, key_file=run / "api-key", threads=1)  # refuses variables that cannot be set
-    check_container(experiment.spec.slurm, run)
+    check_container(experiment.spec, run)
     components = plan_job(experiment)
     arguments = sbatch_arguments(experiment, run, components)
     job_dir(run).mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,18 @@ def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
     return job
 
 
-def check_container(slurm: SlurmSpec, run: Path) -> None:
-    """Raise ``ValueError`` for a run directory that cannot be mounted, or options of a container without one."""
+def check_container(spec: ExperimentSpec, run: Path) -> None:
+    """Raise ``ValueError`` for what a container cannot have, or options of a container without one."""
+    slurm = spec.slurm
     if slurm.container_image is None:
         if slurm.container_args:
             raise ValueError("slurm.containerArgs is set without slurm.containerImage; set both or none")
         return
+    if spec.code.needs_packages:
+        raise ValueError(
+            "code.requirements is set together with slurm.containerImage; packages are installed for the environment "
+            "outside of the container: put them into the image"
+        )
     if any(character in str(run) for character in ":,"):
         raise ValueError(
             f"cluster.fileroot: {run} has a colon or a comma, so it cannot be mounted in a container; choose another"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from areal_api.slurm import SlurmSpec
 from areal_launcher.places.slurm import commands
 from areal_launcher.places.slurm.commands import Partition
 from areal_launcher.places.slurm.submit import advice, check_container, partition_named, plan_job
@@ -70,15 +69,22 @@ def test_no_more_cpus_are_requested_than_a_node_has(experiment_path: Path, monke
 
 
 @pytest.mark.parametrize("folder", ["a:b", "a,b"])
-def test_a_run_directory_that_cannot_be_mounted_is_refused(folder: str) -> None:
-    check_container(SlurmSpec(), Path(f"/shared/{folder}"))
+def test_a_run_directory_that_cannot_be_mounted_is_refused(experiment_path: Path, folder: str) -> None:
+    check_container(load(experiment_path).spec, Path(f"/shared/{folder}"))
     with pytest.raises(ValueError, match=r"cluster.fileroot: .* a colon or a comma"):
-        check_container(SlurmSpec(containerImage="image"), Path(f"/shared/{folder}"))
+        check_container(load(experiment_path, "slurm.containerImage=image").spec, Path(f"/shared/{folder}"))
 
 
-def test_arguments_of_a_container_need_an_image() -> None:
+def test_arguments_of_a_container_need_an_image(experiment_path: Path) -> None:
     with pytest.raises(ValueError, match=r"slurm.containerArgs is set without slurm.containerImage"):
-        check_container(SlurmSpec(containerArgs=["--nv"]), Path("/shared"))
+        check_container(load(experiment_path, "slurm.containerArgs=[--nv]").spec, Path("/shared"))
+
+
+def test_packages_are_not_installed_for_a_container(experiment_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"code.requirements is set together with slurm.containerImage"):
+        check_container(
+            load(experiment_path, "slurm.containerImage=image", "code.requirements=[a]").spec, Path("/shared")
+        )
 
 
 def test_refusals_of_sbatch_come_with_the_option_to_change() -> None:

@@ -1,0 +1,74 @@
+"""The user's code in the trainer's pods: an init container fetches it, so the operator never reads or unpacks it."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from areal_api import resource_names
+from areal_api.code import CodeSpec
+from areal_api.commands import CodePaths
+from areal_operator.manifests.base import Build, Manifest
+
+FOLDER = PurePosixPath("/opt/areal-code")
+VOLUME, ARCHIVE_VOLUME = "areal-code", "areal-code-archive"
+VOLUME_SIZE = "1Gi"
+ARCHIVE_FOLDER = PurePosixPath("/etc/areal/code")
+LAYERS = ".packages"  # on the run's volume: later attempts and other runs on it install nothing again
+PREPARE_MODULE = "areal_api.user_code.prepare"
+CODE = "areal.dev/code"  # annotation of the Job: what it runs, for the status
+
+
+def job_annotations(build: Build) -> dict[str, str]:
+    """Annotation of the Job."""
+    code = _code(build)
+    return {CODE: code.identity} if code.is_used else {}
+
+
+def paths(build: Build) -> CodePaths | None:
+    """Where the trainer finds the code."""
+    return CodePaths.below(FOLDER, _code(build))
+
+
+def command(build: Build) -> list[str] | None:
+    """Arguments of Python that prepare the code; None without code."""
+    code = _code(build)
+    if not code.is_used:
+        return None
+    spec = code.model_dump_json(by_alias=True, exclude_defaults=True)
+    words = ["-m", PREPARE_MODULE, spec, str(FOLDER), "--layers", str(build.fileroot / LAYERS)]
+    return words if code.archive is None else [*words, "--archive", str(ARCHIVE_FOLDER / resource_names.CODE_ARCHIVE)]
+
+
+def volumes(build: Build) -> list[Manifest]:
+    """Volumes of the pod: the code is fetched anew for every attempt."""
+    code = _code(build)
+    if not code.is_used:
+        return []
+    result: list[Manifest] = [{"name": VOLUME, "emptyDir": {"sizeLimit": VOLUME_SIZE}}]
+    if code.archive is not None:
+        result.append({"name": ARCHIVE_VOLUME, "configMap": {"name": code.archive.config_map}})
+    return result
+
+
+def mounts_to_prepare(build: Build) -> list[Manifest]:
+    """Mounts of the init container."""
+    result: list[Manifest] = [{"name": VOLUME, "mountPath": str(FOLDER)}]
+    if _code(build).archive is not None:
+        result.append({"name": ARCHIVE_VOLUME, "mountPath": str(ARCHIVE_FOLDER), "readOnly": True})
+    return result
+
+
+def mounts_to_use(build: Build) -> list[Manifest]:
+    """Mounts of the trainer."""
+    return [{"name": VOLUME, "mountPath": str(FOLDER), "readOnly": True}] if _code(build).is_used else []
+
+
+def _code(build: Build) -> CodeSpec:
+    """``spec.code``. Raises ``ValueError`` for a directory, which only the machine of its user has."""
+    code: CodeSpec = build.experiment.spec.code
+    if code.directory is not None:
+        raise ValueError(
+            f"code.directory is {code.directory}, a directory that the cluster does not have; submit the experiment "
+            "with grpo run --on kubernetes, which packs it, or set code.git"
+        )
+    return code
