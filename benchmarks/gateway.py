@@ -66,7 +66,7 @@ class Client:
 
 
 def run(*, small: bool, rounds: int) -> list[Comparison]:
-    """Calls per second of both, the durations of a call, and sessions per second with a server that answers at once."""
+    """Calls per second of both and the durations of a call; sessions per second with a server that answers at once."""
     sessions, conversations, answer_s = (4, 4, 0.01) if small else (SESSIONS, 2 * SESSIONS, 0.5)
     through: list[float] = []
     direct: list[float] = []
@@ -82,20 +82,24 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
             return TURNS * _rate(sessions, conversations, answer_s, direct, lambda client: client.direct(address))
 
         rates = by_turns(ours, baseline, rounds=rounds)
-    with gateway_of(0.0) as (gateway, url, _):
+    alone: list[float] = []
+    alone_direct: list[float] = []
+    with gateway_of(0.0) as (gateway, url, address):
 
-        def at_once(count: int) -> float:
-            return _rate(sessions, count, 0.0, [], lambda client: client.session(url, gateway.admin_key))
+        def at_once(count: int, *, concurrent: int, seconds: list[float]) -> float:
+            return _rate(concurrent, count, 0.0, seconds, lambda client: client.session(url, gateway.admin_key))
 
-        at_once(WARM_UP)
-        sessions_s = at_once(2 * conversations)
+        at_once(WARM_UP, concurrent=sessions, seconds=[])
+        sessions_s = at_once(2 * conversations, concurrent=sessions, seconds=[])
+        at_once(conversations, concurrent=1, seconds=alone)
+        _rate(1, conversations, 0.0, alone_direct, lambda client: client.direct(address))
     work = (
         f"{conversations} conversations of {TURNS} calls, {sessions} at a time, which start within {answer_s} s; "
         f"{NEW_TOKENS} tokens in {answer_s} s"
     )
-    overhead_ms = 1000 * (statistics.median(through) - statistics.median(direct))
     notes = [
-        f"a call: {_durations(through)} through the gateway, {_durations(direct)} directly; +{overhead_ms:.1f} ms",
+        f"a call: {_beside(through, direct)}",
+        f"one conversation at a time, with a server that answers at once: {_beside(alone, alone_direct)}",
         f"with a server that answers at once: {sessions_s:.1f} sessions/s, {TURNS * sessions_s:.0f} calls/s",
     ]
     return [Comparison("gateway", work, "calls/s", rates[0], "the server's /generate", rates[1], goal=0.9, notes=notes)]
@@ -150,6 +154,11 @@ def _rate(
             return conversations / (time.perf_counter() - began)
 
     return asyncio.run(measure())
+
+
+def _beside(through: list[float], direct: list[float]) -> str:
+    more_ms = 1000 * (statistics.median(through) - statistics.median(direct))
+    return f"{_durations(through)} through the gateway, {_durations(direct)} directly; +{more_ms:.1f} ms"
 
 
 def _durations(seconds: list[float]) -> str:
