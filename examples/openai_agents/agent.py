@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents import Agent, MaxTurnsExceeded, OpenAIProvider, RunConfig, Runner, function_tool
+from agents import Agent, MaxTurnsExceeded, ModelBehaviorError, OpenAIProvider, RunConfig, Runner, function_tool
 from openai import AsyncOpenAI
 
 from examples.calculator.calculator import reward_of, value_of
@@ -34,6 +34,6 @@ class Solver:
         question = data["messages"][-1]["content"]
         try:
             result = await Runner.run(self._agent, question, max_turns=self._max_turns, run_config=config)
-        except MaxTurnsExceeded:
+        except (MaxTurnsExceeded, ModelBehaviorError):  # the model's fault, which is trained
             return 0.0
         return reward_of(str(result.final_output), data["answer"])

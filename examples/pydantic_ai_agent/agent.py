@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic_ai import Agent, UsageLimitExceeded, UsageLimits
+from pydantic_ai import Agent, UnexpectedModelBehavior, UsageLimitExceeded, UsageLimits
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -35,6 +35,6 @@ class Solver:
         model = OpenAIChatModel("default", provider=provider)
         try:
             result = await solver.run(data["messages"][-1]["content"], model=model, usage_limits=self._limits)
-        except UsageLimitExceeded:
+        except (UnexpectedModelBehavior, UsageLimitExceeded):  # the model's fault, which is trained
             return 0.0
         return reward_of(result.output, data["answer"])

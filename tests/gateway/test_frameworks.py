@@ -56,22 +56,43 @@ class Engine:
         return {"normal_text": "" if calls else body["text"], "calls": calls}
 
 
+class SilentEngine(Engine):
+    """Answers with neither text nor a call."""
+
+    async def agenerate_n(self, request: ModelRequest, n: int) -> list[ModelResponse]:
+        return [ModelResponse(request.input_ids, [self.tokenizer.eos_token_id], [-0.5], [3], "stop", 0.0)] * n
+
+
+def samples_of(example: str, engine_class: type[Engine]) -> tuple[list[Trajectory], Engine, Any, int]:
+    """The samples of a row, the model, the tokenizer, and the number of sessions."""
+    if not PYTHON.is_file():
+        pytest.skip("the frameworks are not installed: make frameworks creates .bin/frameworks/")
+    config = load_experiment(ROOT / "examples" / example / "experiment.yaml").spec.config
+    tokenizer = AutoTokenizer.from_pretrained(config.actor.path)
+    engine = engine_class(tokenizer)
+    workflows = Workflows(config, engine, tokenizer, RewardPool.of(config.reward))  # type: ignore[arg-type]
+    try:
+        samples = asyncio.run(workflows.training.arun_episode(engine, dict(ROW))) or []  # type: ignore[arg-type]
+    finally:
+        workflows.close()
+    return samples, engine, tokenizer, config.gconfig.n_samples
+
+
+@pytest.mark.parametrize("example", ["openai_agents", "pydantic_ai_agent"])
+def test_a_model_that_answers_nothing_is_trained_with_reward_0(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    samples, _, _, sessions = samples_of(example, SilentEngine)
+    assert len(samples) >= sessions  # a second call whose history leaves the empty answer out is a branch
+    assert {sample.reward for sample in samples} == {0.0}
+
+
 @pytest.mark.parametrize("example", ["openai_agents", "pydantic_ai_agent"])
 def test_an_agent_calls_its_tool_and_every_token_of_the_model_is_trained(
     example: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not PYTHON.is_file():
-        pytest.skip("the frameworks are not installed: make frameworks creates .bin/frameworks/")
     monkeypatch.chdir(ROOT)
-    config = load_experiment(ROOT / "examples" / example / "experiment.yaml").spec.config
-    tokenizer = AutoTokenizer.from_pretrained(config.actor.path)
-    engine = Engine(tokenizer)
-    workflows = Workflows(config, engine, tokenizer, RewardPool.of(config.reward))  # type: ignore[arg-type]
-    try:
-        samples: list[Trajectory] = asyncio.run(workflows.training.arun_episode(engine, dict(ROW))) or []  # type: ignore[arg-type]
-    finally:
-        workflows.close()
-    assert [sample.reward for sample in samples] == [1.0] * config.gconfig.n_samples
+    samples, engine, tokenizer, sessions = samples_of(example, Engine)
+    assert [sample.reward for sample in samples] == [1.0] * sessions
     for sample in samples:
         trained = sample.input_ids[sample.loss_mask].tolist()
         assert trained in [call + answer for call in engine.said for answer in engine.said]

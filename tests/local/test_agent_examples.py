@@ -46,14 +46,15 @@ def run(name: str, folder: Path, *settings: str, agent: list[Any] | None = None)
     seconds = [round(line["seconds_per_step"], 1) for line in lines if "seconds_per_step" in line]
     print(f"\n{name}: {time.monotonic() - began:.0f} s; training reward {rewards}; seconds a step {seconds}")
     print({key: value for key, value in lines[-1].items() if key.startswith(("agents/", "rollout/cache"))})
-    print({line["step"]: line[key] for line in lines for key in line if key.startswith("eval-rollout/reward")})
+    held_out = ("eval-rollout/reward_initial", "eval-rollout/reward")
+    print("held-out reward", [round(line[key], 3) for line in lines for key in held_out if key in line])
     return lines
 
 
 def assert_learned(lines: list[dict[str, Any]]) -> None:
     rewards = [line["task_reward/avg"] for line in lines]
     assert mean(rewards[-5:]) > mean(rewards[:5]) + 0.1
-    assert sum(line["rollout/failed"] for line in lines) == 0
+    assert sum(line["rollout/failed"] + line["agents/abandoned"] for line in lines) == 0
 
 
 @pytest.mark.parametrize("name", ["openai_agents", "pydantic_ai_agent"])
