@@ -125,9 +125,6 @@ class Follower:
             job = self._ask(display)
             self._journal.replay(display)
             show_added_steps(display, self._stats)
-            if job is not None and job.state in commands.QUEUED:
-                self._check_queue(job)
-                display.phase(f"job {self._job.id} waits in the queue ({job.reason})")
             if job is None or not job.active:
                 self._journal.replay(display)
                 show_added_steps(display, self._stats)
@@ -154,6 +151,9 @@ class Follower:
             except commands.SlurmError as error:  # slurmctld restarts, for example: the job continues
                 display.message(f"cannot ask for job {self._job.id}: {error}")
                 return self._state or commands.Job(self._job.id, "RUNNING", "", "", "")
+            if self._state is not None and self._state.state in commands.QUEUED:
+                self._check_queue(self._state)
+                display.phase(f"job {self._job.id} waits in the queue ({self._state.reason})")
         return self._state
 
     def _outcome(self, job: commands.Job | None) -> int:

@@ -62,6 +62,22 @@ def test_a_job_that_was_queued_again_is_not_cancelled(tmp_path: Path, monkeypatc
     assert Follower(tmp_path, SubmittedJob("7", time.time() - 61), 0, pre_running_s=60).follow(RecordingDisplay()) == 0
 
 
+def test_a_job_that_reports_is_not_shown_as_waiting_until_slurm_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter([Job("7", "PENDING", "None", "(null)", "n/a"), None])
+    monkeypatch.setattr(commands, "find_job", lambda job_id: next(states))
+    monkeypatch.setattr(run_module, "ASK_S", 0.2)
+    monkeypatch.setattr(run_module, "POLL_S", 0.05)
+    journal = Journal(tmp_path)
+    journal.phase("starting servers")
+    journal.end(0)
+    shown = RecordingDisplay()
+    shown.phase = shown.message  # type: ignore[method-assign]  every call, not only the first of each text
+    Follower(tmp_path, SubmittedJob("7"), 0).follow(shown)
+    assert shown.messages == ["job 7 waits in the queue (None)", "starting servers"]
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
