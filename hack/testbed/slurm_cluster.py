@@ -145,13 +145,12 @@ class SlurmCluster:
     def kill_node(self, node: str) -> None:
         """Kill a node's slurmd and everything that runs below it, as when the machine loses power."""
         daemon = self._daemons.pop(node)
-        spool = str(self.work / f"spool-{node}")
-        steps = [pid for pid, text in command_lines() if text.startswith("slurmstepd") and pid != daemon.pid]
         daemon.kill()
         daemon.wait()
+        steps = self._steps_of(node)
+        assert steps, f"no job runs on {node}"
         for pid in steps:
-            if spool in open_files(pid):
-                kill_tree(pid)
+            kill_tree(pid)
 
     def stop(self) -> None:
         """End every daemon and every step."""
@@ -166,6 +165,9 @@ class SlurmCluster:
                 daemon.wait(10)
             daemon.kill()
             daemon.wait()
+        for node in self.nodes:
+            for pid in self._steps_of(node):
+                kill_tree(pid)
 
     def command(self, tool: str, *arguments: str, check: bool = True) -> str:
         """The output of a command of Slurm."""
@@ -179,6 +181,11 @@ class SlurmCluster:
     def jobs(self) -> list[str]:
         """``id state`` of every job that is queued or runs."""
         return self.command("squeue", "--noheader", "--format=%i %T").splitlines()
+
+    def _steps_of(self, node: str) -> list[int]:
+        """The processes that supervise the node's steps. They write to the log of its slurmd."""
+        steps = [pid for pid, text in command_lines() if text.startswith("slurmstepd")]
+        return [pid for pid in steps if f"{self.work}/slurmd-{node}.log" in open_files(pid)]
 
     def _answers(self) -> bool:
         return "is UP" in self.command("scontrol", "ping", check=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hack.testbed.slurm_cluster import SlurmCluster, wait_until
+from hack.testbed.slurm_cluster import SlurmCluster, slurm_cluster, wait_until
 from support.slurm_runs import SlurmRun
 
 MANY = [{"name": "STEPS", "value": "100000"}]
@@ -97,3 +97,27 @@ def test_a_lost_node_puts_the_run_back_into_the_queue(run: SlurmRun, cluster: Sl
         run.finish(follower)
     finally:
         cluster.restart_node(node)
+
+
+@pytest.mark.scenario
+def test_a_lost_node_that_slurm_has_not_noticed_yet_puts_the_run_back_into_the_queue(
+    cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """Slurm notices after SlurmdTimeout, by default five minutes. A trainer that cannot restart would fail before."""
+    with slurm_cluster(tmp_path_factory.mktemp("patient"), nodes=3, node_timeout_s=300) as patient:
+        run = SlurmRun(patient, tmp_path)
+        run.change("trainer", env=MANY)
+        follower = run.start()
+        try:
+            wait_until(lambda: len(run.steps) >= 6, "six steps")
+            patient.kill_node("n2")
+            (run.directory / "fail").touch()  # as a rank does that has lost another
+            wait_until(lambda: "is queued again" in run.journal, "the job is queued again")
+            assert f"job {run.job} has lost a node" in run.journal
+            assert "the trainer failed" not in run.journal
+            patient.restart_node("n2")
+            wait_until(lambda: run.log("trainer").count("starting after") == 2, "the run continues")
+            run.grpo("stop", "--on", "slurm", "--now", str(run.directory))
+            run.finish(follower)
+        finally:
+            run.end()

@@ -15,6 +15,7 @@ The run directory is on a file system that all nodes share: logs, configuration,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,7 +123,7 @@ class Place(Protocol):
         ...
 
     def ending(self) -> str | None:
-        """Why the place is about to take away every process, as at preemption; None if it is not.
+        """Why the place is about to take away every process, as at preemption; None if it is not. May take a minute.
 
         The run asks before it takes a process that has ended for a failed one. It then ends as on SIGTERM.
         """
@@ -134,9 +135,10 @@ class Place(Protocol):
 
 
 def kill_all(processes: Sequence[Process], *, timeout_s: float = 35.0) -> None:
-    """Kill processes at the same time and wait for them, each for at most ``timeout_s``."""
+    """Kill processes at the same time and wait for all of them, for at most ``timeout_s``."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.kill()
+    deadline = time.monotonic() + timeout_s
     for process in running:
-        process.wait(timeout_s)
+        process.wait(max(0.0, deadline - time.monotonic()))

@@ -73,6 +73,8 @@ class Run:
             self._note_end_of_place()
             if self._interrupts.received:
                 return 128 + self._interrupts.received[-1]
+            if self._place_ends:
+                return 128 + signal.SIGTERM
             if self._kill_at is not None or trainer is None:
                 raise RunError(f"stopped after runPolicy.activeDeadlineSeconds = {self._plan.active_deadline_s}")
             failure = trainer.failure(status)
@@ -153,21 +155,22 @@ class Run:
         self._note_end_of_place()
         received, limit = self._interrupts.received, self._plan.active_deadline_s
         expired = limit is not None and time.monotonic() - self._started > limit
-        if self._kill_at is None and (received or expired):
+        if self._kill_at is None and (received or expired or self._place_ends):
             self._kill_at = time.monotonic() + GRACE_S
             if trainer is None:
                 return True
             trainer.terminate()
             self._display.phase("stopping: the trainer finishes its step and writes a recovery checkpoint")
-            if received and not self._place_ends:
+            if received:
                 self._display.message("send the signal again to kill everything immediately")
         return len(received) > 1 or (self._kill_at is not None and time.monotonic() > self._kill_at)
 
     def _note_end_of_place(self) -> None:
         """End as on SIGTERM if the place takes every process away."""
-        if not self._interrupts.received and (reason := self._place.ending()) is not None:
+        if self._place_ends or self._interrupts.received:
+            return
+        if (reason := self._place.ending()) is not None:
             self._place_ends = True
-            self._interrupts.received.append(signal.SIGTERM)
             self._display.message(f"{reason}; the run ends")
 
     def _total_steps(self) -> int | None:

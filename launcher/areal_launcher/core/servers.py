@@ -69,8 +69,6 @@ class Server:
             return
         status = self.process.poll()
         if status is not None:
-            if self._place.ending() is not None:
-                return
             self._on_death(f"exit status {status}", any_served=any_served)
         elif self.state == "starting" and self.address is not None and self._is_ready(self.address):
             self.state, self.was_ready = "ready", True
@@ -94,6 +92,8 @@ class Server:
         return self.process.address
 
     def _on_death(self, reason: str, *, any_served: bool) -> None:
+        if self._place.ending() is not None:
+            return
         name = self.spec.name
         if self._health is not None:
             self._health.stop()

@@ -22,7 +22,8 @@ from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.run_files import write_atomic
 
 STEP_GONE_S = 60.0
-ASK_AGAIN_S = 5.0  # if slurmctld does not answer
+ASK_AGAIN_S = 2.0
+NODE_GONE_S = 20.0  # a slurmd that restarts is back by then, and a server has not used up its restarts
 SRUN_EXIT_S = 10.0
 
 
@@ -46,7 +47,8 @@ class Step(SupervisedProcess):
         self.spec = spec
         self._address_file = address_file
         self._address: str | None = None
-        self.explained = False  # whether it is known if its end was preemption
+        self.killed = False
+        self.explained = False  # whether it is known why it has ended
         super().__init__([], env=env, log=spec.log, supervisor=srun)
 
     @property
@@ -56,6 +58,11 @@ class Step(SupervisedProcess):
             with contextlib.suppress(FileNotFoundError):
                 self._address = self._address_file.read_text(encoding="utf-8").strip() or None
         return self._address
+
+    def kill(self) -> None:
+        """Kill the command and its descendants, if the node answers."""
+        self.killed = True
+        super().kill()
 
     def kill_srun(self) -> None:
         """Kill srun itself, if its node does not answer."""
@@ -82,7 +89,6 @@ class SlurmPlace:
         self._ports: dict[str, int] = {}
         self._steps: dict[str, Step] = {}
         self._ending: str | None = None
-        self._ask_at = 0.0
         self._tools = self._copy_tools()
         first = 0
         for layout in components:
@@ -96,11 +102,9 @@ class SlurmPlace:
         """Raise ``RunError`` if some node does not see ``file`` with ``content``."""
         script = '[ "$(cat "$0" 2>/dev/null)" = "$1" ] || echo "$SLURMD_NODENAME"'
         blind: list[str] = []
-        for component in sorted({node.component for node in self.nodes}):
-            nodes = [node.name for node in self.nodes if node.component == component]
-            argv = [*self._srun(component), f"--nodes={len(nodes)}", "--ntasks-per-node=1", "--chdir=/"]
+        for nodes, argv in self._on_every_node():
             try:
-                blind += commands.run(argv[0], *argv[1:], "sh", "-c", script, str(file), content).split()
+                blind += commands.run(*argv, "sh", "-c", script, str(file), content).split()
             except commands.SlurmError as error:
                 raise RunError(f"cannot start a step on {', '.join(nodes)}: {error}") from error
         if blind:
@@ -144,26 +148,51 @@ class SlurmPlace:
         return step
 
     def ending(self) -> str | None:
-        """That the job is preempted. May take as long as slurmctld needs to answer.
+        """That the job is preempted or has lost a node. Takes a second, or half a minute if a node does not answer.
 
-        Slurm then signals the steps but not this process, so slurmctld is asked once for each step that has ended.
+        Slurm signals the steps of a preempted job but not this process, and notices a lost node after minutes only
+        (SlurmdTimeout). So both are asked once for each step that has ended or had to be killed.
         """
-        unexplained = [step for step in self._steps.values() if not step.explained and step.poll() is not None]
-        if self._ending is None and unexplained and time.monotonic() >= self._ask_at:
-            try:
-                preempted = commands.is_preempted(self._job)
-            except commands.SlurmError:  # it restarts, for example, and knows afterwards
-                self._ask_at = time.monotonic() + ASK_AGAIN_S
-                return None
+        steps = [step for step in self._steps.values() if not step.explained]
+        unexplained = [step for step in steps if step.killed or step.poll() is not None]
+        if unexplained and self._ending is None:
             for step in unexplained:
                 step.explained = True
-            self._ending = f"job {self._job} is preempted" if preempted else None
+            self._ending = self._why_ending()
         return self._ending
+
+    def _why_ending(self) -> str | None:
+        deadline = time.monotonic() + NODE_GONE_S
+        while True:
+            try:
+                if commands.is_preempted(self._job):
+                    return f"job {self._job} is preempted"
+                job = commands.find_job(self._job)
+            except commands.SlurmError:  # slurmctld restarts, for example
+                job, unreached = None, None
+            else:
+                if job is None or job.state != "RUNNING":
+                    return None  # it ends, and this process is told
+                unreached = self._unreached()
+                if unreached is None:
+                    return None
+            if time.monotonic() > deadline:
+                return None if unreached is None else f"job {self._job} has lost a node ({unreached})"
+            time.sleep(ASK_AGAIN_S)
+
+    def _unreached(self) -> str | None:
+        """Why some node starts no step; None if all do."""
+        try:
+            for _, argv in self._on_every_node():
+                commands.run(*argv, "true")
+        except commands.SlurmError as error:
+            return str(error)
+        return None
 
     def close(self) -> None:
         """Kill every step and wait."""
         steps = list(self._steps.values())
-        kill_all(steps)
+        kill_all([step for step in steps if not step.killed])  # the others have had their time
         for step in steps:
             if step.poll() is None:
                 step.kill_srun()
@@ -191,6 +220,15 @@ class SlurmPlace:
         srun += [f"--cpus-per-task={layout.cpus_per_node}", "--mem=0", "--mpi=none"]
         return [*srun, f"--het-group={component}"] if self._heterogeneous else srun
 
+    def _on_every_node(self) -> list[tuple[list[str], list[str]]]:
+        """The nodes of each component of the job, and the beginning of a command that runs once on each of them."""
+        found: list[tuple[list[str], list[str]]] = []
+        for component in sorted({node.component for node in self.nodes}):
+            nodes = [node.name for node in self.nodes if node.component == component]
+            argv = [*self._srun(component), f"--nodes={len(nodes)}", "--ntasks-per-node=1", "--chdir=/"]
+            found.append((nodes, argv))
+        return found
+
     def _step_command(self, spec: ProcessSpec, node: Node) -> list[str]:
         srun = [*self._srun(node.component), "--nodes=1", "--ntasks=1", f"--nodelist={node.name}"]
         srun.append(f"--job-name={spec.name}")
@@ -210,15 +248,16 @@ class SlurmPlace:
     def _end_step(self, name: str) -> None:
         """End what is left of a step whose srun was killed."""
         deadline = time.monotonic() + STEP_GONE_S
+        left: list[str] = []
         while True:
-            shown = commands.run("squeue", "--noheader", "--steps", f"--jobs={self._job}", "--format=%i|%j")
-            left = [line.split("|")[0] for line in shown.splitlines() if line.strip().endswith(f"|{name}")]
-            if not left:
-                return
+            with contextlib.suppress(commands.SlurmError):  # slurmctld restarts, for example
+                shown = commands.run("squeue", "--noheader", "--steps", f"--jobs={self._job}", "--format=%i|%j")
+                left = [line.split("|")[0] for line in shown.splitlines() if line.strip().endswith(f"|{name}")]
+                if not left:
+                    return
+                commands.run("scancel", "--signal=KILL", *left)
             if time.monotonic() > deadline:
                 raise RunError(f"step {', '.join(left)} of {name} did not end within {STEP_GONE_S:.0f} s")
-            with contextlib.suppress(commands.SlurmError):
-                commands.run("scancel", "--signal=KILL", *left)
             time.sleep(0.5)
 
 

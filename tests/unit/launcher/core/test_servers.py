@@ -21,7 +21,7 @@ from support.process_trees import DEADLINE_S, SLEEPER, alive, pids, python
 
 def test_a_dead_server_restarts_on_its_port(tmp_path: Path) -> None:
     def kill_once(text: str) -> None:
-        if "ready" in text and len(pids(tmp_path / "pids")) == 2:
+        if "server-0 ready" in text and len(pids(tmp_path / "pids")) == 2:
             os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
         elif "server-0 ready" in text:
             (tmp_path / "done").touch()

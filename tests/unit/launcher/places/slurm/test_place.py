@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,34 +55,77 @@ def test_names_are_those_of_the_processes(tmp_path: Path, role: str, index: int)
     assert name_of(role, index) == ProcessSpec(role, index, [], {}, tmp_path).name  # type: ignore[arg-type]
 
 
-def test_slurm_is_asked_for_preemption_once_for_each_step_that_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers: list[bool | None] = [None, False, True]
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmPlace]:
+    """Job 7 on node n1 with a stand-in for srun. It runs and is not preempted, and its node answers."""
     monkeypatch.setattr(commands, "host_names", lambda hostlist: ["n1"])
     monkeypatch.setattr(commands, "node_addresses", lambda names: {"n1": "127.0.0.1"})
-    monkeypatch.setattr(place, "ASK_AGAIN_S", 0.0)
-
-    def is_preempted(job_id: str) -> bool:
-        answer = answers.pop(0)
-        if answer is None:
-            raise commands.SlurmError("Unable to contact slurm controller")
-        return answer
-
-    monkeypatch.setattr(commands, "is_preempted", is_preempted)
+    monkeypatch.setattr(commands, "is_preempted", lambda job_id: False)
+    monkeypatch.setattr(commands, "find_job", lambda job_id: commands.Job("7", "RUNNING", "None", "n1", "n1"))
+    monkeypatch.setattr(commands, "run", lambda *arguments: "")
+    monkeypatch.setattr(place, "ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(place, "NODE_GONE_S", 0.1)
     (tmp_path / "srun").write_text("#!/bin/sh\nread line\n")
     (tmp_path / "srun").chmod(0o755)
-    environ = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    monkeypatch.setenv("PATH", environ["PATH"])
-    job = SlurmPlace(tmp_path / "run", SlurmSpec(), [Layout(1, 0, 1, servers=(0, 0))], environ=environ)
-    servers = [job.start(ProcessSpec("server", index, ["serve"], {}, tmp_path / "log")) for index in range(2)]
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    environ = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+    opened = SlurmPlace(tmp_path / "run", SlurmSpec(), [Layout(1, 0, 1, servers=(0, 0))], environ=environ)
+    yield opened
+    opened.close()
+
+
+def end_server(job: SlurmPlace, log: Path, index: int = 0) -> None:
+    """Start a server and let it end."""
+    step = job.start(ProcessSpec("server", index, ["serve"], {}, log))
+    step.kill()
+    wait_until(lambda: step.poll() is not None, "the step has ended")
+
+
+def test_slurm_is_asked_for_preemption_once_for_each_step_that_ended(
+    job: SlurmPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [False, True]
+    monkeypatch.setattr(commands, "is_preempted", lambda job_id: answers.pop(0))
+    job.start(ProcessSpec("server", 1, ["serve"], {}, tmp_path / "log"))
     assert job.ending() is None
-    assert len(answers) == 3
-    servers[0].kill()
-    wait_until(lambda: servers[0].poll() is not None, "the first step has ended")
-    assert [job.ending() for _ in range(3)] == [None] * 3  # no answer, then no preemption, then no question
+    assert len(answers) == 2
+    end_server(job, tmp_path / "log")
+    assert [job.ending() for _ in range(3)] == [None] * 3
     assert answers == [True]
-    servers[1].kill()
-    wait_until(lambda: servers[1].poll() is not None, "the second step has ended")
+    end_server(job, tmp_path / "log")
     assert job.ending() == job.ending() == "job 7 is preempted"
-    job.close()
+
+
+def test_a_node_that_starts_no_step_is_lost_unless_it_does_soon(
+    job: SlurmPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 2
+
+    def srun(*arguments: str) -> str:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise commands.SlurmError("Task launch failed on node n1")
+        return ""
+
+    monkeypatch.setattr(commands, "run", srun)
+    end_server(job, tmp_path / "log")
+    assert job.ending() is None
+    failures = 1000
+    end_server(job, tmp_path / "log")
+    assert job.ending() == "job 7 has lost a node (Task launch failed on node n1)"
+
+
+def test_an_end_stays_unexplained_if_slurmctld_is_down_or_ends_the_job(
+    job: SlurmPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: str) -> str:
+        raise commands.SlurmError("Unable to contact slurm controller")
+
+    monkeypatch.setattr(commands, "run", fail)
+    monkeypatch.setattr(commands, "find_job", lambda job_id: commands.Job("7", "COMPLETING", "None", "n1", "n1"))
+    end_server(job, tmp_path / "log")
+    assert job.ending() is None
+    monkeypatch.setattr(commands, "is_preempted", fail)
+    end_server(job, tmp_path / "log")
+    assert job.ending() is None
