@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from areal_api.actor import PPOActorConfig, TrainEngineConfig
 from areal_api.agent_config import AgentConfig
 from areal_api.bounds import FreeForm
-from areal_api.data_config import DatasetConfig, RewardConfig, ValidDatasetConfig
+from areal_api.data_config import MAX_MIXED, DatasetConfig, MixedSet, RewardConfig, ValidDatasetConfig
 from areal_api.evaluation import VALID, EvaluatorConfig, HeldOut
 from areal_api.frequency import Frequency
 from areal_api.generation import GenerationHyperparameters
@@ -249,6 +249,12 @@ class GRPOConfig(Section):
     )
     sglang: SGLangConfig = Field(default_factory=SGLangConfig, description="SGLang servers.")
     train_dataset: DatasetConfig = Field(default_factory=DatasetConfig, description="Training problems.")
+    train_mix: list[MixedSet] = Field(
+        default_factory=list,
+        max_length=MAX_MIXED,
+        description="More training sets. An epoch has every row of train_dataset once, and of each set as many as its "
+        "weight says, its rows in turn.",
+    )
     valid_dataset: ValidDatasetConfig | None = Field(None, description="Held-out problems; null runs no evaluation.")
     reward: RewardConfig = Field(default_factory=RewardConfig, description="Reward function.")
     workflow: WorkflowConfig = Field(default_factory=WorkflowConfig, description="Workflow of an episode.")
@@ -325,6 +331,14 @@ class GRPOConfig(Section):
                 "actor.on_collapse is rollback, which needs recovery checkpoints, but recover.freq_epochs, freq_steps "
                 "and freq_secs are all null; set recover.freq_steps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mixed_sets_differ(self) -> Self:
+        names = [one.name for one in self.train_mix]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"train_mix: name {repeated!r} occurs twice; names must be unique, choose another")
         return self
 
     @model_validator(mode="after")

@@ -131,6 +131,7 @@ def expand_home_in(config: Config) -> Config:
             changes[key] = section.model_copy(update={name: expand_home(getattr(section, name))})
     if config.tokenizer_path:
         changes["tokenizer_path"] = expand_home(config.tokenizer_path)
+    changes["train_mix"] = [one.model_copy(update={"path": expand_home(one.path)}) for one in config.train_mix]
     sets = [one.with_path(expand_home(one.dataset.path)) for one in config.evaluator.sets]
     changes["evaluator"] = config.evaluator.model_copy(update={"sets": sets})
     return config.model_copy(update=changes)

@@ -117,6 +117,11 @@ def rollouts_dir(run: Path) -> Path:
     return run / "rollouts"
 
 
+def judge_file(run: Path, term: str) -> Path:
+    """What the judge of a term of the reward has cost."""
+    return run / f"judge-{term}.json"
+
+
 def gateway_file(run: Path) -> Path:
     """Address and admin key of the session gateway in online mode."""
     return run / "gateway.json"

@@ -9,6 +9,7 @@ STEP = "step"
 TOTAL_STEPS = "total_steps"
 VERSION = "version"
 TASK_REWARD = "task_reward"
+REWARD_TERMS = "reward/"  # prefix of the terms of the reward, without their weights
 EVALUATION = "eval-rollout/"  # AReaL's prefix of the statistics of an evaluation
 INITIAL = "_initial"  # suffix of those before the first step, which are written with that step
 EVAL_REWARD = f"{EVALUATION}reward"

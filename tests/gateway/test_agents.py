@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from areal_api import names
 from areal_api.config import GRPOConfig
 from areal_trainer.engine import RemoteSGLangEngine
-from areal_trainer.reward.pool import RewardPool
+from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.agent_workflow import AgentError, AgentRunner
 from areal_trainer.rollout.make_workflow import Workflows
 from areal_trainer.trajectory import Trajectory
@@ -97,7 +97,7 @@ class Trainer:
 
     def __init__(self, engine: RemoteSGLangEngine, config: GRPOConfig) -> None:
         self.engine = engine
-        self.workflows = Workflows(config, engine, AutoTokenizer.from_pretrained(MODEL), RewardPool.of(config.reward))
+        self.workflows = Workflows(config, engine, AutoTokenizer.from_pretrained(MODEL), Reward.of(config.reward))
 
     def episode(self, outcome: str, *, evaluation: bool = False) -> list[Trajectory]:
         workflow = self.workflows.evaluation if evaluation else self.workflows.training

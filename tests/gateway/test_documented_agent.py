@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from areal_api.load import load_experiment
-from areal_trainer.reward.pool import RewardPool
+from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.make_workflow import Workflows
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 
@@ -47,7 +47,7 @@ def test_the_documented_agent_and_command_train(tmp_path: Path, monkeypatch: pyt
     config = load_experiment(ROOT / file, settings).spec.config
     tokenizer = AutoTokenizer.from_pretrained(config.actor.path)
     engine = Engine(tokenizer)
-    workflows = Workflows(config, engine, tokenizer, RewardPool.of(config.reward))  # type: ignore[arg-type]
+    workflows = Workflows(config, engine, tokenizer, Reward.of(config.reward))  # type: ignore[arg-type]
     try:
         samples = asyncio.run(workflows.training.arun_episode(engine, dict(ROW))) or []  # type: ignore[arg-type]
     finally:

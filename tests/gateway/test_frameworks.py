@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from areal_api.load import load_experiment
-from areal_trainer.reward.pool import RewardPool
+from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.make_workflow import Workflows
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.trajectory import Trajectory
@@ -70,7 +70,7 @@ def samples_of(example: str, engine_class: type[Engine]) -> tuple[list[Trajector
     config = load_experiment(ROOT / "examples" / example / "experiment.yaml").spec.config
     tokenizer = AutoTokenizer.from_pretrained(config.actor.path)
     engine = engine_class(tokenizer)
-    workflows = Workflows(config, engine, tokenizer, RewardPool.of(config.reward))  # type: ignore[arg-type]
+    workflows = Workflows(config, engine, tokenizer, Reward.of(config.reward))  # type: ignore[arg-type]
     try:
         samples = asyncio.run(workflows.training.arun_episode(engine, dict(ROW))) or []  # type: ignore[arg-type]
     finally:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from areal_api import names
 from areal_api.load import load_experiment
-from areal_trainer.reward.pool import RewardPool
+from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.make_workflow import Workflows
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.trajectory import Trajectory
@@ -51,7 +51,7 @@ def test_a_shell_with_curl_takes_part_in_a_run(tmp_path: Path, monkeypatch: pyte
     problems.write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
     tokenizer = AutoTokenizer.from_pretrained(config.actor.path)
     engine = Engine(tokenizer)
-    workflows = Workflows(config, engine, tokenizer, RewardPool.of(config.reward))  # type: ignore[arg-type]
+    workflows = Workflows(config, engine, tokenizer, Reward.of(config.reward))  # type: ignore[arg-type]
 
     async def episodes() -> list[list[Trajectory] | None]:
         return [await workflows.training.arun_episode(engine, {}) for _ in PROBLEMS]  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from areal_trainer.model.policy import Policy, ReferenceModel
 from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
 from areal_trainer.recovery_writer import RecoveryWriter
-from areal_trainer.reward.pool import RewardPool
+from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.dump import RolloutDump
 from areal_trainer.rollout.episode import Accept
 from areal_trainer.rollout.make_workflow import Workflows, vocabulary_size
@@ -47,6 +47,7 @@ class Components:
     workflow: RolloutWorkflow
     evaluator: Evaluator | None  # on rank 0, with a valid_dataset
     agent_statistics: Callable[[], dict[str, float]]  # since the last call; on rank 0
+    reward_statistics: Callable[[], dict[str, float]]  # since the last call; on rank 0
     accept: Accept | None
     stats: StatsLogger | None  # on rank 0
     rollouts: RolloutDump | None  # on rank 0, if samples are written
@@ -72,20 +73,23 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             rank=ranks.rank,
             world_size=ranks.world_size,
             chat_template_kwargs=template_kwargs,
+            mix=config.train_mix,
         )
         total_steps = _total_steps(config, steps_per_epoch=len(loader))
         engine = _engine(config, total_steps=total_steps)
         stack.callback(engine.destroy)
-        pool = RewardPool.of(config.reward)
-        stack.callback(pool.close)  # before the engine, whose event loop it uses
-        workflows = Workflows(config, engine, tokenizer, pool)
+        reward = Reward.of(config.reward, run=run if ranks.is_first else None)
+        stack.callback(reward.close)  # before the engine, whose event loop it uses
+        workflows = Workflows(config, engine, tokenizer, reward)
         stack.callback(workflows.close)
         evaluator = None
         if ranks.is_first:  # their processes import modules while the model loads
-            pool.start()
+            reward.start()
             workflows.start()
             directory = names.evaluations_dir(run)
-            evaluator = stack.enter_context(prepared_evaluator(config, workflows, pool, tokenizer, directory=directory))
+            evaluator = stack.enter_context(
+                prepared_evaluator(config, workflows, reward, tokenizer, directory=directory)
+            )
         policy = Policy(
             config.actor,
             device=ranks.device.type,
@@ -115,6 +119,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             workflow=workflows.training,
             evaluator=evaluator,
             agent_statistics=workflows.statistics,
+            reward_statistics=reward.take_statistics,
             accept=_has_signal if config.actor.dynamic_sampling else None,
             stats=stats,
             rollouts=rollouts,

@@ -17,7 +17,7 @@ from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.evaluation.evaluator import Evaluation
 from areal_trainer.evaluation.prepare import prepared_evaluator
 from areal_trainer.ranks import joined
-from areal_trainer.reward.pool import RewardPool
+from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.make_workflow import Workflows, vocabulary_size
 
 
@@ -31,10 +31,10 @@ def evaluate(config: GRPOConfig, run: Path) -> Evaluation:
         engine.initialize(vocab_size=vocabulary_size(config.actor.path))
         try:
             with (
-                closing(RewardPool.of(config.reward)) as pool,  # before the engine, whose event loop it uses
-                closing(Workflows(config, engine, tokenizer, pool)) as workflows,
+                closing(Reward.of(config.reward, run=run)) as reward,  # before the engine, whose event loop it uses
+                closing(Workflows(config, engine, tokenizer, reward)) as workflows,
                 prepared_evaluator(
-                    config, workflows, pool, tokenizer, directory=names.evaluations_dir(run)
+                    config, workflows, reward, tokenizer, directory=names.evaluations_dir(run)
                 ) as evaluator,
             ):
                 assert evaluator is not None

@@ -234,6 +234,7 @@ def _after_step(
         **stats,
         **parts.engine.statistics,
         **parts.agent_statistics(),
+        **parts.reward_statistics(),
         **timings.as_stats(),
     }
     if parts.stats is not None:

@@ -104,6 +104,7 @@ def check_files(spec: ExperimentSpec) -> None:
         "sglang.model_path": config.sglang.model_path,
         "ref.path": config.ref.path if config.ref is not None else None,
         "train_dataset.path": config.train_dataset.path,
+        **{f"train_mix[{index}].path": one.path for index, one in enumerate(config.train_mix)},
         **{f"{one.key}.path": one.dataset.path for one in config.held_out},
     }
     for key, path in paths.items():

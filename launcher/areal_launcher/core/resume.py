@@ -27,6 +27,7 @@ IDENTITY = (
     "train_dataset.question_column",
     "train_dataset.answer_column",
     "train_dataset.instruction",
+    "train_mix",
 )
 ABSENT = object()  # for keys that an older version did not have
 

@@ -48,16 +48,20 @@ CHARTS: Final = (
 )
 HELD_OUT: Final = re.compile(rf"{re.escape(stat_names.EVALUATION)}([\w.-]+/)?(reward|pass@\d+|maj@\d+)")
 EVALUATION: Final = "Evaluation"
+REWARD_TERMS: Final = "Terms of the reward"
 TIME_PER_STAGE: Final = "Time per stage"
 
 
 def charts_of(known: Iterable[str]) -> list[Chart]:
-    """The charts with at least one statistic in ``known``: the fixed ones, evaluation, and the time per stage."""
+    """The charts with at least one statistic in ``known``: the fixed ones, the terms of the reward, evaluation, time."""
     available = set(known)
     charts = [
         Chart(chart.title, chart.unit, tuple(name for name in chart.statistics if name in available))
         for chart in CHARTS
     ]
+    terms = tuple(sorted(name for name in available if name.startswith(stat_names.REWARD_TERMS)))
+    if terms:
+        charts.insert(1, Chart(REWARD_TERMS, "mean, without weights", terms))
     stages = tuple(sorted(name for name in available if name.startswith(TIMING_PREFIX)))
     held_out = tuple(sorted(name for name in available if HELD_OUT.fullmatch(name)))
     if len(held_out) > 1:  # the reward of valid_dataset alone is in the first chart

@@ -9,9 +9,10 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from areal_api.data_config import DatasetConfig
+from areal_api.data_config import DatasetConfig, MixedSet
 from areal_trainer.data.files import Row
 from areal_trainer.data.loader import PromptLoader, global_batches
+from areal_trainer.data.mixture import MixedDataset, Mixture
 from areal_trainer.data.source import Source, read_source
 from areal_trainer.data.tokenizer import Codec, load_hf_tokenizer, render_prompt, require_chat_template
 
@@ -100,10 +101,33 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     chat_template_kwargs: dict[str, Any] | None = None,
+    mix: Sequence[MixedSet] = (),
 ) -> PromptLoader:
-    """Load one rank's batches of ``train_dataset``. Raises ``ValueError`` for unusable data."""
-    dataset = load_train_dataset(config, tokenizer, chat_template_kwargs=chat_template_kwargs)
-    batches = global_batches(config, len(dataset), section="train_dataset", seed=seed, rank=rank, world_size=world_size)
+    """Load one rank's batches of ``train_dataset`` and of the sets of ``train_mix``.
+
+    Raises ``ValueError`` for unusable data.
+    """
+    main = load_train_dataset(config, tokenizer, chat_template_kwargs=chat_template_kwargs)
+    dataset: Dataset = main
+    rows, mixture = len(main), None
+    if mix:
+        others = [
+            _load(
+                one.dataset(config),
+                tokenizer,
+                chat_template_kwargs,
+                split=one.split or "train",
+                section=f"train_mix[{at}]",
+                prefix=f"{one.name}/",
+            )
+            for at, one in enumerate(mix)
+        ]
+        dataset = MixedDataset([main, *others], [one.name for one in mix])
+        mixture = Mixture([len(main), *map(len, others)], [1.0, *(one.weight for one in mix)])
+        rows = mixture.rows
+    batches = global_batches(
+        config, rows, section="train_dataset", seed=seed, rank=rank, world_size=world_size, mixture=mixture
+    )
     return PromptLoader(dataset, batches, num_workers=config.num_workers)
 
 
@@ -126,7 +150,9 @@ def _load(
     *,
     split: str,
     section: str,
+    prefix: str = "",
 ) -> PromptDataset:
+    """``prefix`` of the ``task_id`` of rows that have none."""
     if config.apply_chat_template:
         require_chat_template(tokenizer, section=section)
     source = read_source(config, split=split, section=section, tokenizer=tokenizer)
@@ -134,7 +160,7 @@ def _load(
         raise ValueError(f"{section}.path is {config.path!r}: {source.name} has no rows")
     _check_columns(source, config, section=section)
     _check_rows(source, config, section=section)
-    dataset = PromptDataset(source, config, split=split)
+    dataset = PromptDataset(source, config, split=f"{prefix}{split}")
     if config.max_length is not None:
         dataset.drop_long(tokenizer, config.max_length, chat_template_kwargs=chat_template_kwargs)
     if not len(dataset):

@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from areal_api.data_config import DatasetConfig
 from areal_trainer import tagged_json
+from areal_trainer.data.mixture import Mixture
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -27,9 +28,20 @@ class GlobalBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, n_rows: int, *, batch_size: int, shuffle: bool, drop_last: bool, seed: int, rank: int, world_size: int
+        self,
+        n_rows: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+        mixture: Mixture | None = None,
     ) -> None:
+        """``n_rows`` of an epoch; ``mixture`` chooses them from several sets."""
         self.n_rows = n_rows
+        self.mixture = mixture
         self.batch_size = batch_size  # global
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -45,6 +57,8 @@ class GlobalBatches(Sampler[list[int]]):
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Row indices in the order of ``epoch``."""
+        if self.mixture is not None:
+            return self.mixture.order(epoch, seed=self.seed, shuffle=self.shuffle)
         if not self.shuffle:
             return np.arange(self.n_rows)
         return np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
@@ -121,13 +135,14 @@ class PromptLoader(StatefulDataLoader):
             "train_dataset.drop_last": batches.drop_last,
             "seed": batches.seed,
             "train_dataset content": self._digest,
+            **({} if batches.mixture is None else {"rows of each training set": batches.mixture.counts}),
         }
 
     @cached_property
     def _digest(self) -> str:
         """Digest of all rows as passed to workflows."""
         digest = hashlib.blake2b(digest_size=8)
-        for index in range(self._batches.n_rows):
+        for index in range(len(self.dataset)):
             digest.update(tagged_json.dumps(self.dataset[index], what=f"train_dataset row {index + 1}").encode())
         return digest.hexdigest()
 
@@ -138,9 +153,19 @@ def as_list(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def global_batches(
-    config: DatasetConfig, n_rows: int, *, section: str, seed: int, rank: int, world_size: int
+    config: DatasetConfig,
+    n_rows: int,
+    *,
+    section: str,
+    seed: int,
+    rank: int,
+    world_size: int,
+    mixture: Mixture | None = None,
 ) -> GlobalBatches:
-    """The batches of ``rank``. Raises ``ValueError`` if they cannot be split evenly or there is none."""
+    """The batches of ``rank``, with ``n_rows`` in an epoch of all ranks.
+
+    Raises ``ValueError`` if they cannot be split evenly or there is none.
+    """
     size = config.batch_size
     if size % world_size:
         below, above = size // world_size * world_size, -(-size // world_size) * world_size
@@ -161,4 +186,5 @@ def global_batches(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        mixture=mixture,
     )

@@ -14,7 +14,7 @@ from areal_api.evaluation import HeldOut
 from areal_trainer.data.dataset import valid_rows
 from areal_trainer.evaluation.evaluator import Evaluator, PreparedSet
 from areal_trainer.evaluation.metrics import FinalAnswer
-from areal_trainer.reward.pool import RewardPool
+from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.make_workflow import Workflows
 
 FINAL_ANSWER = "final_answer"  # attribute of a reward function: the final answer of a completion, as text, or None
@@ -22,9 +22,9 @@ FINAL_ANSWER = "final_answer"  # attribute of a reward function: the final answe
 
 @contextmanager
 def prepared_evaluator(
-    config: GRPOConfig, workflows: Workflows, pool: RewardPool, tokenizer: PreTrainedTokenizerBase, *, directory: Path
+    config: GRPOConfig, workflows: Workflows, reward: Reward, tokenizer: PreTrainedTokenizerBase, *, directory: Path
 ) -> Iterator[Evaluator | None]:
-    """The evaluator of ``config``, or None without ``valid_dataset``. ``pool`` runs the reward of training.
+    """The evaluator of ``config``, or None without ``valid_dataset``. ``reward`` is that of training.
 
     Raises ``ValueError`` for data or rewards that cannot be used.
     """
@@ -32,18 +32,18 @@ def prepared_evaluator(
     with ExitStack() as stack:
         sets: list[PreparedSet] = []
         for held_out in config.held_out:
-            own = pool
+            own = reward
             if held_out.reward != config.reward:
-                own = RewardPool.of(held_out.reward)
+                own = Reward.of(held_out.reward)
                 stack.callback(own.close)
             rows = valid_rows(held_out.dataset, tokenizer, section=held_out.key, chat_template_kwargs=template_kwargs)
-            workflow = workflows.evaluation_on(held_out, own.score)
+            workflow = workflows.evaluation_on(held_out, own.held_out_score)
             sets.append(PreparedSet(held_out, rows, workflow, _final_answer(held_out, own, workflows)))
         yield Evaluator(config, sets, directory=directory) if sets else None
 
 
-def _final_answer(held_out: HeldOut, pool: RewardPool, workflows: Workflows) -> FinalAnswer | None:
-    found: Any = getattr(pool.function, FINAL_ANSWER, None)
+def _final_answer(held_out: HeldOut, reward: Reward, workflows: Workflows) -> FinalAnswer | None:
+    found: Any = getattr(reward.function, FINAL_ANSWER, None)
     if found is None or workflows.gateway is not None:  # an agent rewards itself
         return None
     if not callable(found):

@@ -17,7 +17,7 @@ from areal_trainer import environments
 from areal_trainer.gateway.preprocessing import Preprocessing
 from areal_trainer.gateway.settings import GatewaySettings, new_key
 from areal_trainer.import_path import load_object
-from areal_trainer.reward.pool import RewardPool
+from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.agent_pool import PooledAgent
 from areal_trainer.rollout.agent_workflow import (
     Agent,
@@ -41,7 +41,7 @@ class Workflows:
     """The workflows of training and evaluation, and the gateway if they run an agent."""
 
     def __init__(
-        self, config: GRPOConfig, engine: GenerationEngine, tokenizer: PreTrainedTokenizerBase, pool: RewardPool
+        self, config: GRPOConfig, engine: GenerationEngine, tokenizer: PreTrainedTokenizerBase, reward: Reward
     ) -> None:
         """``engine`` generates for an agent. Raises ``ValueError`` for a class that cannot be used."""
         self.gateway: GatewayProcess | None = None
@@ -50,23 +50,26 @@ class Workflows:
         self.training: RolloutWorkflow
         self.evaluation: RolloutWorkflow
         if config.rollout.agent.mode == "online":
+            _refuse_terms(config)
             self._build_online(config, engine, tokenizer)
             return
         path, kwargs = agent_class(config.workflow)
         if config.rollout.agent.mode == "subproc":
+            _refuse_terms(config)
             template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
             pooled = PooledAgent(path=worker_path(path), kwargs=kwargs, config=config.rollout.agent)
             self._build_agent(config, engine, tokenizer, pooled, template_kwargs).start(pooled)
             return
         loaded = load_object(path, field="workflow.path")
         if is_agent(loaded):
+            _refuse_terms(config)
             template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
             agent = make_agent(loaded, path=path, kwargs=kwargs)
             self._build_agent(config, engine, tokenizer, agent, template_kwargs)
             return
         self._load = partial(load_workflow, path, **{"tokenizer": tokenizer, **kwargs})
-        self.training = self._load(gconfig=config.gconfig, reward_fn=pool.score)
-        self.evaluation = self._load(gconfig=config.evaluation, reward_fn=pool.score)
+        self.training = self._load(gconfig=config.gconfig, reward_fn=reward.score)
+        self.evaluation = self._load(gconfig=config.evaluation, reward_fn=reward.held_out_score)
 
     def _build_agent(
         self,
@@ -120,6 +123,14 @@ class Workflows:
             self._runner.close()
         if self.gateway is not None:
             self.gateway.close()
+
+
+def _refuse_terms(config: GRPOConfig) -> None:
+    if config.reward.terms:
+        raise ValueError(
+            "reward.terms is set, but the episodes are an agent's, which computes its own reward; leave it out and "
+            "combine the terms in the agent"
+        )
 
 
 def agent_class(workflow: WorkflowConfig) -> tuple[str, dict[str, Any]]:

@@ -67,7 +67,7 @@ def local_paths(spec: ExperimentSpec) -> list[str]:
     """The files and directories of an experiment that every node reads; hub names are left out."""
     config = spec.config
     candidates: list[str | None] = [config.actor.path, config.sglang.model_path, config.tokenizer_path]
-    candidates += [config.train_dataset.path]
+    candidates += [config.train_dataset.path, *(one.path for one in config.train_mix)]
     candidates += [config.ref.path] if config.ref is not None else []
     candidates += [one.dataset.path for one in config.held_out]
     candidates += [spec.trainer.script]

@@ -30,6 +30,7 @@ CHANGES: dict[str, Any] = {
     "train_dataset.question_column": "other",
     "train_dataset.answer_column": "other",
     "train_dataset.instruction": "other",
+    "train_mix": [{"name": "more", "weight": 1.0, "path": "more/data"}],
 }
 
 

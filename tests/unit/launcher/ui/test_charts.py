@@ -19,6 +19,11 @@ def test_a_run_without_statistics_has_no_charts() -> None:
     assert charts_of([]) == []
 
 
+def test_the_terms_of_the_reward_are_one_chart() -> None:
+    [_, terms] = charts_of(["task_reward", "reward/task", "reward/style"])
+    assert (terms.title, terms.statistics) == ("Terms of the reward", ("reward/style", "reward/task"))
+
+
 def test_the_held_out_sets_are_one_chart() -> None:
     known = ["eval-rollout/reward", "eval-rollout/math500/maj@4", "eval-rollout/math500/reward_ci95"]
     reward, held_out = charts_of(known)
