@@ -24,7 +24,7 @@ TRIAL := demo-$(shell date +%Y%m%d-%H%M%S)
 # One thread per process: trainer and server share a small machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup aworld frameworks verifiers agents ray ray-tests demo check test e2e kueue slurm faults faults-kind faults-slurm faults-ray hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
+.PHONY: setup aworld frameworks verifiers loggers agents ray ray-tests demo check test e2e kueue slurm faults faults-kind faults-slurm faults-ray hostile fuzz bench gpu-smoke gpu-images tools cluster cluster-down images format generate constraints sbom requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
@@ -54,6 +54,8 @@ aworld: .bin/aworld/.ready ## Create .bin/aworld/, with the agent framework AWor
 frameworks: .bin/frameworks/.ready ## Create .bin/frameworks/, with the OpenAI Agents SDK and pydantic-ai.
 
 verifiers: .bin/verifiers/.ready ## Create .bin/verifiers/, with the PyPI package verifiers.
+
+loggers: .bin/loggers/.ready ## Create .bin/loggers/, with MLflow and Trackio.
 
 .bin/%/.ready: examples/requirements/%.txt examples/environment.sh $(UV)
 	@examples/environment.sh $*
@@ -86,7 +88,7 @@ check: setup ## Check lint, formatting, types, import contracts and generated fi
 	$(VENV)/bin/python hack/constraints.py --check
 
 # Tests that need a whole machine run one at a time; the others run in two workers. One summary covers both sessions.
-test: setup aworld frameworks verifiers ray ## Run all tests except the scenarios of make agents, e2e, kueue, slurm and ray-tests; tests that cannot run here are listed at the end.
+test: setup aworld frameworks verifiers loggers ray ## Run all tests except the scenarios of make agents, e2e, kueue, slurm and ray-tests; tests that cannot run here are listed at the end.
 	@hack/cluster/up.sh || [ $$? -eq 3 ] # 3: no cluster can be created here; the line above gives the reason
 	@hack/slurm/install.sh || [ $$? -eq 3 ]
 	@hack/browser/install.sh || [ $$? -eq 3 ]

@@ -51,6 +51,9 @@ def take_pictures(browser: Any, address: str, run: Path, folder: Path) -> None:
 
 def open_tokens(page: Any) -> None:
     """Open a problem of the samples, and the tokens of an answer, coloured."""
+    steps = page.get_by_label("Step", exact=True)
+    with page.expect_response(lambda response: "/rollouts/" in response.url):
+        steps.select_option(index=min(10, steps.locator("option").count()) - 1)
     page.locator(".rollouts[open] summary:has(.mean)").first.click()
     page.get_by_text("Tokens", exact=True).first.click()
     page.locator(".tokens span").first.wait_for()

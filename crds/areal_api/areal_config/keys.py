@@ -295,7 +295,6 @@ _FOREIGN = _table(
             ["stats_logger.wandb.config", "stats_logger.swanlab.config"],
         ),
         ("not passed to wandb", None, ["stats_logger.wandb.job_type", "stats_logger.wandb.id_suffix"]),
-        ("Trackio is " + _NO_SUCH, None, ["stats_logger.trackio"]),
         (
             _NO_ARGUMENT,
             None,

@@ -53,7 +53,7 @@ TIME_PER_STAGE: Final = "Time per stage"
 
 
 def charts_of(known: Iterable[str]) -> list[Chart]:
-    """The charts with at least one statistic in ``known``: the fixed ones, the terms of the reward, evaluation, time."""
+    """The charts with a statistic in ``known``: the fixed ones, terms of the reward, evaluation, time per stage."""
     available = set(known)
     charts = [
         Chart(chart.title, chart.unit, tuple(name for name in chart.statistics if name in available))

@@ -1,16 +1,17 @@
-"""Services that receive the statistics: Weights & Biases, SwanLab, TensorBoard, and the operator."""
+"""Services that receive the statistics: Weights & Biases, SwanLab, TensorBoard, MLflow, Trackio, and the operator."""
 
 from __future__ import annotations
 
 import netrc
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from areal_api.loggers import StatsLoggerConfig, SwanlabConfig, WandBConfig
+from areal_api.loggers import MLflowConfig, StatsLoggerConfig, SwanlabConfig, TrackioConfig, WandBConfig
 from areal_trainer.stats.operator_sink import progress_sink
 
 Stats = Mapping[str, float]
@@ -42,6 +43,10 @@ def open_sinks(
         sinks.append(SwanLab(run, config.swanlab, experiment_name, trial_name, settings))
     if config.tensorboard.path is not None:
         sinks.append(TensorBoard(run / config.tensorboard.path))
+    if config.mlflow.tracking_uri is not None:
+        sinks.append(MLflow(run, config.mlflow, experiment_name, trial_name, settings))
+    if config.trackio.mode != "disabled":
+        sinks.append(Trackio(config.trackio, experiment_name, trial_name, settings))
     sinks.extend(progress_sink(os.environ))
     return sinks
 
@@ -129,6 +134,78 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+class MLflow:
+    """A run of MLflow; a resumed run continues the same one. The configuration is its artifact ``config.json``."""
+
+    MAX_METRICS = 1_000  # of a request
+
+    def __init__(
+        self, run: Path, config: MLflowConfig, experiment_name: str, trial_name: str, settings: Mapping[str, Any]
+    ) -> None:
+        try:
+            from mlflow.entities import Metric
+            from mlflow.tracking import MlflowClient
+        except ModuleNotFoundError as error:
+            raise _not_installed("stats_logger.mlflow.tracking_uri", "mlflow", error) from error
+        self._metric = Metric
+        self._client = MlflowClient(tracking_uri=config.tracking_uri)
+        file = run / "mlflow" / "run_id"
+        if file.is_file():
+            self._id = file.read_text().strip()
+            self._client.update_run(self._id, status="RUNNING")
+            return
+        name = config.experiment or experiment_name
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        created = self._client.create_run(experiment, run_name=config.name or trial_name, tags=config.tags)
+        self._id = created.info.run_id
+        self._client.log_dict(self._id, dict(settings), "config.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(self._id)
+
+    def log(self, step: int, stats: Stats) -> None:
+        now_ms = int(time.time() * 1000)
+        # MLflow refuses names with other characters, such as pass@8.
+        metrics = [self._metric(name.replace("@", "_at_"), value, now_ms, step) for name, value in stats.items()]
+        for start in range(0, len(metrics), self.MAX_METRICS):
+            self._client.log_batch(self._id, metrics=metrics[start : start + self.MAX_METRICS])
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+class Trackio:
+    """A run of Trackio; a resumed run continues the same one."""
+
+    def __init__(
+        self, config: TrackioConfig, experiment_name: str, trial_name: str, settings: Mapping[str, Any]
+    ) -> None:
+        try:
+            import trackio
+        except ModuleNotFoundError as error:
+            raise _not_installed("stats_logger.trackio.mode", "trackio", error) from error
+        self._run = trackio.init(
+            project=config.project or experiment_name,
+            name=config.name or trial_name,
+            space_id=config.space_id,
+            config=dict(settings),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, step: int, stats: Stats) -> None:
+        self._run.log(dict(stats), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _not_installed(key: str, package: str, error: ModuleNotFoundError) -> ValueError:
+    return ValueError(f"{key} is set, which needs {error.name} in the trainer's environment: pip install {package}")
 
 
 def _kept_id(file: Path) -> str:

@@ -30,7 +30,7 @@ RETRY_S = 3.0
 POLL_S = 0.1
 CHECK_TIMEOUT_S = 300.0  # for the first actors to start on idle nodes, which load Python from a shared file system
 # Variables of the user's shell that the processes get besides those of their node.
-FORWARDED = ("AREAL_", "GLOO_", "HF_", "NCCL_", "SGLANG_", "SWANLAB_", "TORCH_", "WANDB_")
+FORWARDED = ("AREAL_", "GLOO_", "HF_", "MLFLOW_", "NCCL_", "SGLANG_", "SWANLAB_", "TORCH_", "TRACKIO_", "WANDB_")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,13 @@ function marks(events) {
   };
 }
 
+// uPlot's range, but for a constant series, which it would draw at the bottom of 0 to 100.
+function range(plot, low, high) {
+  if (low === null || low !== high) return uPlot.rangeNum(low, high, 0.1, true);
+  const margin = Math.abs(low) / 10 || 1;
+  return [low === 0 ? 0 : low - margin, high + margin];
+}
+
 function few(column) {
   return column.reduce((count, value) => count + (value !== null), 0) < 40;
 }
@@ -85,7 +92,7 @@ export class Chart {
     const options = {
       width: this.width(),
       height: HEIGHT,
-      scales: { x: { time: false } },
+      scales: { x: { time: false }, y: { range } },
       series,
       bands,
       axes: [{ ...axis, size: 30 }, { ...axis, size: 58, values: (plot, ticks) => ticks.map(shortNumber) }],

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from areal_api.config import GRPOConfig
+from areal_api.data_config import MixedSet
 from areal_api.render import config_yaml
 from areal_launcher.core.resume import IDENTITY, check_resume, lookup
 
@@ -30,7 +31,7 @@ CHANGES: dict[str, Any] = {
     "train_dataset.question_column": "other",
     "train_dataset.answer_column": "other",
     "train_dataset.instruction": "other",
-    "train_mix": [{"name": "more", "weight": 1.0, "path": "more/data"}],
+    "train_mix": [MixedSet(name="more", weight=1.0, path="more/data").model_dump()],
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from areal_api.loggers import StatsLoggerConfig
 from areal_trainer.stats.logger import StatsLogger, Timings, write_summary
+
+ROOT = Path(__file__).parents[4]
 
 
 def logger(run: Path, **services: Any) -> StatsLogger:
@@ -137,3 +141,40 @@ def test_a_missing_api_key_is_refused_at_the_start(
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=rf"stats_logger\.{service}\.mode is {mode}.*set {variable}"):
         logger(tmp_path, **{service: {"mode": mode}})
+
+
+@pytest.mark.parametrize("service", ["mlflow", "trackio"])
+def test_services_with_their_own_environment_continue_their_run(tmp_path: Path, service: str) -> None:
+    python = ROOT / ".bin/loggers/bin/python"
+    if not python.exists():
+        pytest.skip("MLflow and Trackio are not installed: make loggers")
+    paths = [str(ROOT / folder) for folder in ("crds", "trainer_image")]
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(paths)}
+    script = Path(__file__).with_name("in_loggers.py")
+    done = subprocess.run(
+        [python, script, service, tmp_path],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [run] = json.loads(next(text for text in done.stdout.splitlines() if text.startswith("[{")))
+    pass_at_8 = "eval-rollout/pass_at_8" if service == "mlflow" else "eval-rollout/pass@8"
+    assert run["points"] == {"task_reward/avg": [[1, 0.25], [2, 0.75]], pass_at_8: [[1, 0.5], [2, 1.0]]}
+    assert run["name"] == "first"
+    assert run.get("state", "FINISHED") == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mlflow": {"tracking_uri": "http://x"}}, "needs mlflow in the trainer's environment: pip install mlflow"),
+        ({"trackio": {"mode": "local"}}, "needs trackio in the trainer's environment: pip install trackio"),
+    ],
+)
+def test_a_service_that_is_not_installed_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        logger(tmp_path, **settings)
