@@ -80,6 +80,7 @@ def components_with(
         recovery=SimpleNamespace(wait=lambda: None),
         rollouts=None,
         agent_statistics=dict,
+        reward_statistics=dict,
         loader=[],
         workflow=None,
         evaluator=evaluations,
