@@ -264,6 +264,12 @@ def test_an_agent_setting_that_would_change_the_run_is_refused(key: str, value: 
         convert(with_change("rollout.agent", {key: value}))
 
 
+def test_training_on_images_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sglang\.enable_multimodal is true: only text is supported"):
+        convert(with_change("sglang.enable_multimodal", True))
+    assert "args" not in convert(with_change("sglang.enable_multimodal", False))[0]["spec"].get("servers", {})
+
+
 def test_ranks_are_spread_over_nodes() -> None:
     data = with_change("allocation_mode", "sglang:d8+fsdp:d24")
     set_in(data, "cluster.n_nodes", 4)
