@@ -35,6 +35,21 @@ class Namespace:
         objects = self.list(kind)
         return sorted(obj["metadata"]["name"] for obj in objects if not obj["metadata"].get("deletionTimestamp"))
 
+    def refuse_pods(self) -> None:
+        """Create the quota ``none``, under which no pod can be created; return once it is in force.
+
+        It has a scope, so that it does not show before a start that a run can never fit.
+        """
+        spec = {"hard": {"pods": "0"}, "scopes": ["NotTerminating"]}
+        body = {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "none"}, "spec": spec}
+        self.api.create(body, self.name)
+
+        def in_force() -> Object:
+            found = self.api.get("ResourceQuota", self.name, "none") or {}
+            return dict((found.get("status") or {}).get("hard") or {})
+
+        eventually(lambda: in_force() or None, "the quota is in force")
+
     def events(self, reason: str) -> list[Object]:
         """Events with a reason."""
         return [event for event in self.list("Event") if event["reason"] == reason]

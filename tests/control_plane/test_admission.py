@@ -118,8 +118,7 @@ def test_the_api_server_enforces_the_rules_of_the_models(api: Api, kubelet: Any,
 
 def test_malformed_experiments_are_refused_or_explained(namespace: Namespace, operator: OperatorProcess) -> None:
     api, name = namespace.api, namespace.name
-    quota = {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    api.create(quota, name)  # this test needs no pods
+    namespace.refuse_pods()  # this test needs none
     counts = {"refused": 0, "explained": 0, "applied": 0}
 
     @settings(

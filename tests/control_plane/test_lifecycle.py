@@ -69,11 +69,7 @@ def test_unschedulable_pods_are_reported(experiment: Experiment) -> None:
 
 def test_a_quota_is_reported_and_the_run_continues_without_it(experiment: Experiment) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
-    quota = {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    api.create(quota, name)
-    eventually(
-        lambda: (api.get("ResourceQuota", name, "none") or {}).get("status", {}).get("hard"), "the quota is in force"
-    )
+    experiment.namespace.refuse_pods()
     experiment.apply()
     condition = experiment.until_reason("TrainerRunning", "QuotaExceeded")
     assert "exceeded quota: none" in condition["message"]

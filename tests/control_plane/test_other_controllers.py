@@ -400,13 +400,7 @@ def test_all_containers_satisfy_a_limit_range_that_the_trainer_satisfies(experim
 
 def test_the_status_no_longer_names_a_quota_that_was_lifted(experiment: Experiment) -> None:
     namespace = experiment.namespace
-    hard = {"pods": "0"}
-    quota = {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "none"}, "spec": {"hard": hard}}
-    namespace.api.create(quota, namespace.name)
-    eventually(
-        lambda: (namespace.api.get("ResourceQuota", namespace.name, "none") or {}).get("status", {}).get("hard"),
-        "the quota is in force",
-    )
+    namespace.refuse_pods()
     namespace.behave("server", run_unready)
     experiment.apply()
     experiment.until_reason("ServersReady", "QuotaExceeded")
