@@ -18,6 +18,7 @@ from areal_api.frequency import Frequency
 from areal_api.generation import GenerationHyperparameters
 from areal_api.loggers import StatsLoggerConfig
 from areal_api.section import Section
+from areal_api.tracing import TracingConfig
 
 MAX_SEED = 2**31 - 1
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
@@ -264,6 +265,7 @@ class GRPOConfig(Section):
     recover: RecoverConfig = Field(default_factory=RecoverConfig, description="Recovery checkpoints.")
     evaluator: EvaluatorConfig = Field(default_factory=EvaluatorConfig, description="Evaluation.")
     stats_logger: StatsLoggerConfig = Field(default_factory=StatsLoggerConfig, description="Loggers.")
+    tracing: TracingConfig = Field(default_factory=TracingConfig, description="Traces and profiles.")
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -117,6 +117,16 @@ def rollouts_dir(run: Path) -> Path:
     return run / "rollouts"
 
 
+def traces_dir(run: Path) -> Path:
+    """Spans, a file for each start of a rank."""
+    return run / "traces"
+
+
+def profiles_dir(run: Path) -> Path:
+    """Torch's profiles and records of GPU memory of chosen steps."""
+    return run / "profiles"
+
+
 def judge_file(run: Path, term: str) -> Path:
     """What the judge of a term of the reward has cost."""
     return run / f"judge-{term}.json"

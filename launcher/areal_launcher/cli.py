@@ -27,6 +27,7 @@ from areal_launcher.cli_help import (
     STATUS,
     STOP,
     SUSPEND,
+    TRACE,
     UI,
 )
 from areal_launcher.cli_ui import add_compare, add_roots, add_ui, list_action
@@ -111,6 +112,22 @@ def convert_parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=path, metavar="FILE", help="file to write (default: standard output)")
     parser.set_defaults(action=lambda args: commands.convert(Request.parse(args.items, args.config), args.output))
     return parser
+
+
+def trace_parser() -> argparse.ArgumentParser:
+    """``grpo trace``."""
+    parser = command_parser("trace", TRACE)
+    add_run_dir(parser)
+    parser.add_argument("-o", "--output", type=path, metavar="FILE", help="file to write (default: RUN_DIR/trace.json)")
+    parser.set_defaults(action=trace_action)
+    return parser
+
+
+def trace_action(args: argparse.Namespace) -> int:
+    """Convert spans."""
+    from areal_launcher.trace import trace
+
+    return trace(args.run_dir, args.output)
 
 
 def plot_parser() -> argparse.ArgumentParser:
@@ -258,6 +275,7 @@ COMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], str]] = {
     "resume": (resume_parser, "continue a suspended run"),
     "scale": (scale_parser, "change the number of servers of a run"),
     "ui": (ui_parser, "show runs on a page in the browser"),
+    "trace": (trace_parser, "write the trace of a run for Perfetto"),
     "plot": (plot_parser, "plot the statistics of a run"),
     "convert": (convert_parser, "convert AReaL's configuration file to an experiment.yaml"),
     "completion": (completion_parser, "print a script that completes grpo's arguments in a shell"),

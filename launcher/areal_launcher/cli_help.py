@@ -129,3 +129,9 @@ Print a script that completes commands, options and files.
   source <(grpo completion bash)                                # in ~/.bashrc
   source <(grpo completion zsh)                                 # in ~/.zshrc, after compinit
   grpo completion fish > ~/.config/fish/completions/grpo.fish"""
+
+TRACE = """\
+Write the spans of a run (tracing.file: true) as a trace that https://ui.perfetto.dev shows: the stages of training,
+episodes with their requests and rewards, and weight updates.
+
+  grpo trace runs/tiny/trial0"""

@@ -29,6 +29,7 @@ from areal_trainer.components import Components, build_components
 from areal_trainer.evaluation.evaluator import Evaluation
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.health import Health, HealthMonitor
+from areal_trainer.profiling import check_profiling, profiled
 from areal_trainer.ranks import Ranks, joined, lost_another
 from areal_trainer.recovery import CollapseError, begin_checkpoint, collapse_message, resume, roll_back
 from areal_trainer.rollout.dump import StepSamples
@@ -36,6 +37,7 @@ from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
 from areal_trainer.stats.operator_sink import write_termination_message
 from areal_trainer.stop import StopSignal
+from areal_trainer.tracing import span, tracing
 from areal_trainer.weights.finite import NonFiniteWeightsError
 
 logger = logging.getLogger(__name__)
@@ -53,12 +55,15 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
     monitor = HealthMonitor(reward_best=state.reward_best)
     while state.step < parts.total_steps:
         began = time.monotonic()
-        try:
-            with timings.stage("rollout"):
-                trajectories = parts.engine.prepare_batch(parts.loader, parts.workflow, parts.accept)
-        except Interrupted:
-            break
-        stats = train_step(parts, pack(trajectories), timings, step=state.step + 1)
+        step = state.step + 1
+        with span("step", step=step, thread="training"):
+            try:
+                with timings.stage("rollout"):
+                    trajectories = parts.engine.prepare_batch(parts.loader, parts.workflow, parts.accept)
+            except Interrupted:
+                break
+            with profiled(parts.config.tracing, run=parts.run, ranks=parts.ranks, step=step):
+                stats = train_step(parts, pack(trajectories), timings, step=step)
         found = monitor.observe(stats)
         state = _after_step(parts, state, schedules, stats | found.statistics, timings, began)
         state = replace(state, reward_best=found.reward_best, collapsed=found.collapsed)
@@ -266,7 +271,12 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
     Raises ``ValueError`` for configuration errors, before the first step only. Later errors are summarised as failed
     and raised; ``CollapseError``, also at the end of a run whose policy collapsed, as collapsed.
     """
-    with build_components(config, run=run, ranks=ranks) as parts:
+    check_profiling(config.tracing, ranks)
+    resource: dict[str, str | int] = {"areal.experiment": config.experiment_name, "areal.trial": config.trial_name}
+    with (
+        tracing(config.tracing, run=run, rank=ranks.rank, resource=resource),
+        build_components(config, run=run, ranks=ranks) as parts,
+    ):
         gc.collect()  # while the servers start
         state = resume(parts)
         gc.freeze()  # exclude the long-lived objects of model and libraries from later collections

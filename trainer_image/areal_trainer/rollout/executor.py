@@ -18,6 +18,7 @@ from areal_trainer.rollout.pacing import Pacer
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import GenerationEngine
 from areal_trainer.servers.fleet import NoServerError
+from areal_trainer.tracing import span
 from areal_trainer.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,9 @@ class Executor:
     async def _run(self, episode: Episode) -> bool:
         """Whether the episode is accepted; if so, keep its trajectories."""
         prompt = episode.prompt
-        trajectories, accepted = await run_prompt(self._engine, prompt, episode.number)
+        with span("episode", number=episode.number, version=episode.version) as opened:
+            trajectories, accepted = await run_prompt(self._engine, prompt, episode.number)
+            opened.set_attributes({"accepted": accepted, "samples": len(trajectories)})
         if accepted:
             episode.trajectories = trajectories
         elif trajectories and len(self._rejected_kept) < self._max_rejected_kept:

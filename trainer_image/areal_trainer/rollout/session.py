@@ -24,6 +24,7 @@ from areal_trainer.servers.generation import ModelRequest, ModelResponse
 from areal_trainer.servers.sampler import Sampler
 from areal_trainer.servers.watcher import Watcher
 from areal_trainer.servers.weight_update import BroadcastError, WeightUpdater
+from areal_trainer.tracing import span
 from areal_trainer.trajectory import Trajectory
 from areal_trainer.weights.disk import WeightUpdate
 
@@ -191,7 +192,8 @@ class RolloutSession:
 
     async def _update(self, update: WeightUpdate) -> None:
         try:
-            await self._updater.publish(update)
+            with span("weight_update", version=update.version, broadcast=update.broadcast is not None):
+                await self._updater.publish(update)
             self._version = update.version
             self._executor.set_version(update.version)
         except BroadcastError:

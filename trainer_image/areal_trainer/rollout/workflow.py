@@ -13,6 +13,7 @@ from areal_trainer.data.tokenizer import Codec, render_prompt
 from areal_trainer.import_path import load_object
 from areal_trainer.rollout.trajectory_builder import build_trajectories
 from areal_trainer.servers.generation import ModelRequest, ModelResponse
+from areal_trainer.tracing import span
 from areal_trainer.trajectory import Trajectory
 
 RewardFn = Callable[..., float | Awaitable[float]]
@@ -78,7 +79,8 @@ class RLVRWorkflow(RolloutWorkflow):
         completions = self._codec.decode(
             [response.output_tokens for response in responses], skip_special_tokens=self.gconfig.skip_special_tokens
         )
-        rewards = await self._rewards(data, prompt, prompt_ids, completions, responses)
+        with span("reward", samples=len(responses)):
+            rewards = await self._rewards(data, prompt, prompt_ids, completions, responses)
         return build_trajectories(
             prompt_ids, responses, rewards=rewards, completions=completions, prompt=prompt, task_id=task_id_of(data)
         )

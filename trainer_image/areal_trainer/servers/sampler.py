@@ -20,6 +20,7 @@ from areal_trainer.servers.generation import (
     check_token_ids,
     sampling_params,
 )
+from areal_trainer.tracing import span
 
 
 class GenerationError(Exception):
@@ -127,7 +128,10 @@ class Sampler:
             if request.rid is not None:
                 body["rid"] = f"{request.rid}-{next(self._attempts)}"  # servers reject an id that is in use
             try:
-                return await self._request_server(server, body, n)
+                with span("generate", server=server.address, samples=n, prompt_tokens=len(body["input_ids"])) as opened:
+                    completions = await self._request_server(server, body, n)
+                    opened.set_attribute("tokens", sum(len(one.tokens) for one in completions))
+                return completions
             except ServerLostError as error:
                 self._fleet.mark_gone(server, error)
                 last = error

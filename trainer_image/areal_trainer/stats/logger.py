@@ -16,6 +16,7 @@ from areal_api import names
 from areal_api.loggers import StatsLoggerConfig
 from areal_api.stat_names import TIMING_PREFIX
 from areal_trainer.stats.sinks import open_sinks
+from areal_trainer.tracing import span
 
 
 class StatsLogger:
@@ -101,7 +102,8 @@ class Timings:
         """Time the block. Blocks of the same name add up; a block that raises counts too."""
         began = time.perf_counter()
         try:
-            yield
+            with span(name, thread="training"):
+                yield
         finally:
             self.add(name, time.perf_counter() - began)
 
