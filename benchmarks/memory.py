@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from areal_api.actor import PPOActorConfig
+from areal_api.actor import ParallelConfig, PPOActorConfig
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.trainer_memory import trainer_memory
 from benchmarks.measure import Comparison
@@ -105,12 +105,21 @@ def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from areal_trainer.model.language_model import LanguageModel, disable_dropout
+    import areal_trainer.ranks
+    from areal_trainer.model.language_model import SHARD, LanguageModel, disable_dropout
     from areal_trainer.model.optimizer import make_optimizer
+    from areal_trainer.ranks import CONTEXT, DATA, TENSOR
 
     dist.init_process_group("fake", store=FakeStore(), rank=ranks - 1, world_size=ranks)
     cpu = torch.device("cpu")
-    mesh = init_device_mesh("cpu", (ranks,))  # reads its ranks, so it needs real tensors
+    parallel = ParallelConfig.model_validate(keys.get("parallel", {}))
+    # A mesh reads its ranks, so it needs real tensors.
+    if parallel.ranks > 1:
+        shape = (ranks // parallel.ranks, parallel.context, parallel.tensor)
+        areal_trainer.ranks._mesh = init_device_mesh("cpu", shape, mesh_dim_names=(DATA, CONTEXT, TENSOR))
+        mesh = areal_trainer.ranks._mesh[DATA, CONTEXT]._flatten(SHARD)
+    else:
+        mesh = init_device_mesh("cpu", (ranks,))
     with (
         tempfile.TemporaryDirectory() as folder,
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
@@ -145,10 +154,12 @@ def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
     """Makes the CPU path do what the GPU path does: its size of logits chunks, its linear layers; no weights loaded."""
     import torch
     from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
 
     from areal_trainer.algo import logprobs
     from areal_trainer.model import language_model, lora
     from areal_trainer.model.attention import Bucket, SegmentIndex
+    from areal_trainer.model.context_parallel import SharedPass
 
     index_of = SegmentIndex.of
 
@@ -163,16 +174,29 @@ def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
         ]
         return SegmentIndex(buckets, fake.from_tensor(index.result_P))
 
+    join_meshes = DeviceMesh._concatenate
+
+    def real_mesh(meshes: list[DeviceMesh]) -> DeviceMesh:
+        with unset_fake_temporarily():
+            return join_meshes(meshes)
+
     with (
         patch.object(logprobs, "_CPU_CHUNK_BYTES", logprobs.DEFAULT_CHUNK_BYTES),
         patch.object(language_model, "use_faster_linear", lambda model: None),
-        patch.object(language_model, "init_device_mesh", lambda *_: mesh),
+        patch.object(language_model, "init_device_mesh", lambda *_, **__: mesh),
         patch.object(language_model, "set_model_state_dict", lambda *_, **__: None),
         patch.object(language_model.AutoModelForCausalLM, "from_pretrained", from_config),
         patch.object(lora, "inject_adapter_in_model", inject_without_moves),
         patch.object(SegmentIndex, "of", staticmethod(fake_index)),
+        patch.object(SharedPass, "predictions", even_share),
+        patch.object(DeviceMesh, "_concatenate", staticmethod(real_mesh)),
     ):
         yield
+
+
+def even_share(shared: Any, layout: Any) -> Any:
+    """As many predictions for every rank; their places are data."""
+    return layout.token_N[: len(layout.token_N) // (shared.context_size * shared.tensor_size)]
 
 
 def inject_without_moves(config: Any, model: Any, *, adapter_name: str) -> None:

@@ -69,6 +69,43 @@ class FSDPConfig(Section):
     )
 
 
+class ParallelConfig(Section):
+    """Ranks that share their sequences: the rest of the ranks, tensor × context times fewer, is data parallel.
+
+    Consecutive ranks form a tensor-parallel group, and consecutive groups of those a context-parallel one. The
+    reference model is laid out in the same way.
+    """
+
+    tensor: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Ranks that divide the weights of every layer (tensor parallelism); it must divide the model's "
+        "attention and key-value heads.",
+    )
+    context: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Ranks that divide the tokens of a microbatch, and in attention the heads (context parallelism, "
+        "as in Ulysses); tensor × context must divide the model's attention heads.",
+    )
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that share their sequences."""
+        return self.tensor * self.context
+
+    def problem(self, ranks: int) -> str | None:
+        """Why a trainer of so many ranks cannot be laid out like this."""
+        if ranks % self.ranks == 0:
+            return None
+        return (
+            f"actor.parallel is tensor {self.tensor} × context {self.context}, which does not divide the {ranks} ranks "
+            "of the trainer (trainer.nodes × trainer.processesPerNode); make them a multiple"
+        )
+
+
 class LoRAConfig(Section):
     """Low-rank adapters (LoRA): the model is frozen, and products of two small matrices beside its layers are trained.
 
@@ -107,6 +144,17 @@ class TrainEngineConfig(Section):
     def recomputes_activations(self, device: str) -> bool:
         """Resolved ``gradient_checkpointing`` on a device, cuda or cpu."""
         return device == "cuda" if self.gradient_checkpointing is None else self.gradient_checkpointing
+
+    def replicas_problem(self, ranks: int, *, tensor: int = 1, section: str = "actor") -> str | None:
+        """Why ``fsdp.replicas`` copies, whose layers ``tensor`` ranks divide, cannot be spread over ``ranks``."""
+        replicas = self.fsdp.replicas
+        if replicas is None or ranks % (replicas * tensor) == 0:
+            return None
+        of = f" ÷ actor.parallel.tensor {tensor}" if tensor > 1 else ""
+        return (
+            f"{section}.fsdp.replicas is {replicas}, which does not divide the {ranks} ranks of the trainer "
+            f"(trainer.nodes × trainer.processesPerNode){of}; choose a divisor"
+        )
 
 
 class CorrectionConfig(Section):
@@ -202,6 +250,9 @@ class PPOActorConfig(TrainEngineConfig):
 
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="Optimizer.")
     lora: LoRAConfig | None = Field(None, description="Train adapters instead of the whole model (LoRA).")
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="Ranks that divide weights and tokens instead of sequences."
+    )
     disable_dropout: bool = Field(False, description="Set every dropout probability of the model to 0.")
     temperature: float = Field(
         1.0, gt=0, description="Temperature applied to the trainer's logits; equal to gconfig.temperature."

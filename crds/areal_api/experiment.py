@@ -102,7 +102,7 @@ class TrainerSpec(PodSettings):
 
     @property
     def ranks(self) -> int:
-        """Data-parallel ranks."""
+        """Processes of the trainer."""
         return self.nodes * self.processes_per_node
 
 
@@ -245,23 +245,34 @@ def _placement_problems(spec: ExperimentSpec) -> list[str]:
         problems.append(
             f"storage.accessModes is [ReadWriteOnce], trainer.nodes {trainer.nodes}; several nodes need ReadWriteMany"
         )
-    batch_size = spec.config.train_dataset.batch_size
-    if batch_size % trainer.ranks:
-        problems.append(
-            f"train_dataset.batch_size is {batch_size}, not a multiple of the {trainer.ranks} ranks of the trainer "
-            "(trainer.nodes × trainer.processesPerNode); make it one"
-        )
-    replicas = spec.config.actor.fsdp.replicas
-    if replicas is not None and trainer.ranks % replicas:
-        problems.append(
-            f"actor.fsdp.replicas is {replicas}, which does not divide the {trainer.ranks} ranks of the trainer "
-            "(trainer.nodes × trainer.processesPerNode); choose a divisor"
-        )
-    if spec.config.actor.weight_update_mode == "distributed" and servers.device != trainer.device:
+    actor = spec.config.actor
+    layout = actor.parallel.problem(trainer.ranks)
+    if layout is not None:
+        problems.append(layout)
+    else:
+        problems += _sharing_problems(spec)
+    if actor.weight_update_mode == "distributed" and servers.device != trainer.device:
         problems.append(
             f"actor.weight_update_mode is distributed, servers.device {servers.device}, trainer.device "
             f"{trainer.device}; a broadcast needs one kind of device: set weight_update_mode=disk"
         )
+    return problems
+
+
+def _sharing_problems(spec: ExperimentSpec) -> list[str]:
+    """Prompts and copies of the model that the ranks cannot share."""
+    actor, ranks = spec.config.actor, spec.trainer.ranks
+    problems: list[str] = []
+    batch_size, shares = spec.config.train_dataset.batch_size, ranks // actor.parallel.ranks
+    if batch_size % shares:
+        parallel = f" ÷ actor.parallel {actor.parallel.ranks}" if actor.parallel.ranks > 1 else ""
+        problems.append(
+            f"train_dataset.batch_size is {batch_size}, not a multiple of the {shares} ranks of the trainer "
+            f"(trainer.nodes × trainer.processesPerNode{parallel}); make it one"
+        )
+    replicas = actor.replicas_problem(ranks, tensor=actor.parallel.tensor)
+    if replicas is not None:
+        problems.append(replicas)
     return problems
 
 

@@ -73,11 +73,11 @@ def main(args: Sequence[str]) -> None:
     """Evaluate, train to the last step, evaluate, save."""
     config, _ = load_expr_config(args, GRPOConfig)
     run = Path(os.environ.get(names.RUN_DIR) or names.run_dir(config))
-    with joined(os.environ.get(names.DEVICE, "cuda")) as ranks, ExitStack() as stack:
+    with joined(os.environ.get(names.DEVICE, "cuda"), config.actor.parallel) as ranks, ExitStack() as stack:
         tokenizer = load_hf_tokenizer(config.tokenizer)
         train_dataloader = StatefulDataLoader(
-            get_gsm8k_dataset(config.train_dataset, "train", ranks.rank, ranks.world_size),
-            batch_size=config.train_dataset.batch_size // ranks.world_size,
+            get_gsm8k_dataset(config.train_dataset, "train", ranks.data_rank, ranks.data_size),
+            batch_size=config.train_dataset.batch_size // ranks.data_size,
             shuffle=config.train_dataset.shuffle,
             num_workers=config.train_dataset.num_workers,
             collate_fn=as_list,

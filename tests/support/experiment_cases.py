@@ -158,6 +158,34 @@ CASES = [
         "actor.fsdp.replicas is 3, which does not divide the 2 ranks",
         "actor.fsdp.replicas",
     ),
+    Case(
+        "a layout that the ranks cannot be divided by",
+        {f"{_ACTOR}.parallel": {"tensor": 2, "context": 2}, "spec.trainer.processesPerNode": 2},
+        "actor.parallel is tensor 2 × context 2, which does not divide the 2 ranks",
+        "actor.parallel.tensor",
+    ),
+    Case(
+        "ranks that share their prompts",
+        {f"{_ACTOR}.parallel": {"tensor": 2, "context": 3}, "spec.trainer.processesPerNode": 24},
+    ),
+    Case(
+        "a batch that the data-parallel ranks cannot share",
+        {f"{_ACTOR}.parallel": {"tensor": 2}, "spec.trainer.processesPerNode": 6},
+        "train_dataset.batch_size is 8, not a multiple of the 3 ranks of the trainer (trainer.nodes × "
+        "trainer.processesPerNode ÷ actor.parallel 2)",
+        "train_dataset.batch_size",
+    ),
+    Case(
+        "copies of a model whose layers are divided",
+        {
+            f"{_ACTOR}.fsdp": {"replicas": 2},
+            f"{_ACTOR}.parallel": {"tensor": 2},
+            "spec.trainer.nodes": 2,
+        },
+        "actor.fsdp.replicas is 2, which does not divide the 2 ranks of the trainer (trainer.nodes × "
+        "trainer.processesPerNode) ÷ actor.parallel.tensor 2",
+        "actor.fsdp.replicas",
+    ),
     Case("a copy of the model per node", {f"{_ACTOR}.fsdp": {"replicas": 2}, "spec.trainer.nodes": 2}),
     Case(
         "a broadcast between devices",

@@ -17,7 +17,7 @@ from areal_trainer.batch import pack
 from areal_trainer.checkpoint import LoopState, RunState
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.model.policy import Policy
-from areal_trainer.ranks import joined
+from areal_trainer.ranks import Ranks, joined
 from areal_trainer.recovery_writer import RecoveryWriter
 from areal_trainer.trajectory import Trajectory
 from support.tiny_policy import actor_config, random_trajectories
@@ -55,10 +55,11 @@ def train(policy: Policy, trajectories: Sequence[Trajectory], *, steps: int = 1)
     """Run steps on the same data; return the statistics of the last."""
     batch = pack(trajectories)
     numbers: dict[str, float] = {}
+    reduce = Ranks.current().reduce_sum
     for _ in range(steps):
         prox_logp_T = policy.logprobs(batch)
         advantages_T, numbers = compute_advantages(
-            batch, policy.config, GenerationHyperparameters(), logp_T=prox_logp_T, ref_logp_T=None, reduce=_all_reduce
+            batch, policy.config, GenerationHyperparameters(), logp_T=prox_logp_T, ref_logp_T=None, reduce=reduce
         )
         numbers |= policy.update(batch, advantages_T=advantages_T, prox_logp_T=prox_logp_T)
     return numbers
@@ -72,12 +73,6 @@ def load(policy: Policy, directory: Path) -> None:
     state = policy.state_dict()
     dcp.load(state, checkpoint_id=directory)
     policy.load_state_dict(state)
-
-
-def _all_reduce(values: torch.Tensor) -> torch.Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
 
 
 def _my_part(trajectories: list[Trajectory], first: int) -> list[Trajectory]:

@@ -70,8 +70,8 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             config.train_dataset,
             tokenizer,
             seed=config.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            rank=ranks.data_rank,
+            world_size=ranks.data_size,
             chat_template_kwargs=template_kwargs,
             mix=config.train_mix,
         )

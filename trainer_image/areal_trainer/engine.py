@@ -355,7 +355,7 @@ class RemoteSGLangEngine:
         if channel.size == 1:
             return trajectories
         self.statistics = channel.from_first(self.statistics)
-        parts = split_by_tokens(trajectories, channel.size) if session is not None else None
+        parts = split_by_tokens(trajectories, channel.shares) if session is not None else None
         share: list[Trajectory] = channel.scatter(parts)
         return share
 

@@ -315,7 +315,7 @@ def main(arguments: Sequence[str]) -> int:
         logs.set_up()
         config, _ = load_expr_config(list(arguments), GRPOConfig)
         run = Path(os.environ.get(names.RUN_DIR) or names.run_dir(config))
-        with joined(os.environ.get(names.DEVICE, "cuda")) as ranks:
+        with joined(os.environ.get(names.DEVICE, "cuda"), config.actor.parallel) as ranks:
             outcome = run_training(config, run=run, ranks=ranks, stop=stop)
     except ValueError as error:
         logger.debug("the configuration cannot be run", exc_info=True)

@@ -26,7 +26,7 @@ def warm_up_policy(components: Components) -> None:
     """Collective. Run a random batch through the models while the servers start."""
     model = components.policy.model.causal_lm.config.get_text_config()
     longest = getattr(model, "max_position_embeddings", None) or MAX_TOKENS
-    ranks = components.ranks.world_size
+    ranks = components.ranks.data_size
     batch = random_batch(components.config, vocab_size=components.vocab_size, longest=longest, ranks=ranks)
     components.policy.warm_up(batch)
     if components.reference is not None:

@@ -20,10 +20,11 @@ Role = Literal["servers", "trainer"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """``data`` replicas with ``tensor`` GPUs each."""
+    """``data`` replicas with ``tensor`` × ``context`` GPUs each."""
 
     data: int
     tensor: int
+    context: int = 1
 
 
 def parse_part(text: str, *, role: Role, key: str, notes: Notes | None = None) -> Sizes:
@@ -50,12 +51,7 @@ def parse_part(text: str, *, role: Role, key: str, notes: Notes | None = None) -
             f"{key}: sizes {match['sizes']!r} are not letters d, p, t with counts of at least 1; write for example d4t1"
         )
     if role == "trainer":
-        # FSDP shards the model over all ranks, as pipeline, tensor and context parallelism split it.
-        split = [letter for letter in "ptc" if sizes.get(letter, 1) > 1]
-        if notes is not None and split:
-            kinds = ", ".join(_PARALLELISM[letter] for letter in split)
-            notes.add(key, f"no {kinds} parallelism in the trainer: FSDP shards the model over all ranks instead")
-        return Sizes(data=math.prod(sizes.get(letter, 1) for letter in "dptc"), tensor=1)
+        return _trainer_sizes(sizes, text, key=key, notes=notes, backend=backend, of_experts=attention is not None)
     if role == "servers" and replaced and sizes.get("p", 1) > 1:
         sizes["t"] = sizes.get("t", 1) * sizes.pop("p")
         if notes is not None:
@@ -67,6 +63,24 @@ def parse_part(text: str, *, role: Role, key: str, notes: Notes | None = None) -
                 f"which is not supported; use {letter}1 and more d or t"
             )
     return Sizes(data=sizes.get("d", 1), tensor=sizes.get("t", 1))
+
+
+def _trainer_sizes(
+    sizes: dict[str, int], text: str, *, key: str, notes: Notes | None, backend: str | None, of_experts: bool
+) -> Sizes:
+    """Ranks of the trainer. In files of other trainers data-parallel ranks take the place of what it cannot do."""
+    if backend == "fsdp" and sizes.get("p", 1) > 1:
+        raise ConfigError(
+            f"{key}: p{sizes['p']} in {text!r} requests pipeline parallelism, which the trainer does not have: FSDP "
+            f"shards the layers over the ranks instead; write d{sizes.get('d', 1) * sizes['p']} and leave p out"
+        )
+    instead = "pt" if of_experts else "p"  # experts are not divided
+    split = [letter for letter in instead if sizes.get(letter, 1) > 1]
+    if notes is not None and split:
+        kinds = ", ".join(_PARALLELISM[letter] for letter in split)
+        notes.add(key, f"no {kinds} parallelism in the trainer: FSDP shards the model over all ranks instead")
+    data = math.prod(sizes.get(letter, 1) for letter in f"d{instead}")
+    return Sizes(data, tensor=1 if of_experts else sizes.get("t", 1), context=sizes.get("c", 1))
 
 
 def parse_allocation_mode(text: str, notes: Notes | None = None) -> tuple[Sizes, Sizes]:

@@ -127,7 +127,11 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
         notes.add("ref.backend", "the reference model runs in the trainer's ranks")
     set_in(spec, "servers.replicas", servers.data)
     set_in(spec, "servers.tensorParallel", servers.tensor)
-    total = _usable_ranks(config, trainer.data, notes, key="actor.backend" if not mode else "allocation_mode")
+    for kind, size in (("tensor", trainer.tensor), ("context", trainer.context)):
+        if size > 1:
+            set_in(config, f"actor.parallel.{kind}", size)
+    data = _usable_ranks(config, trainer.data, notes, key="actor.backend" if not mode else "allocation_mode")
+    total = data * trainer.tensor * trainer.context
     nodes, ranks = spread(total, per_node or GPUS_PER_NODE)
     set_in(spec, "trainer.nodes", nodes)
     set_in(spec, "trainer.processesPerNode", ranks)
@@ -135,7 +139,7 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
 
 
 def _usable_ranks(config: Tree, ranks: int, notes: Notes, *, key: str) -> int:
-    """The largest number of ranks, at most ``ranks``, that divides the batch: every rank trains on as many prompts."""
+    """The largest number of data-parallel ranks, at most ``ranks``, that divides the batch."""
     batch = get(config, "train_dataset.batch_size")
     if not isinstance(batch, int) or batch < 1 or batch % ranks == 0:
         return ranks

@@ -31,6 +31,8 @@ _CODE_SOURCES = ", ".join(_is_set(f"self.code.{source}") for source in ("directo
 _CLUSTER = "self.config.cluster"
 _SERVER_GPUS = "(self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0)"
 _TRAINER_GPUS = "(self.trainer.device == 'cuda' ? self.trainer.nodes * self.trainer.processesPerNode : 0)"
+_RANKS = "(self.trainer.nodes * self.trainer.processesPerNode)"
+_PARALLEL = "self.config.actor.parallel"
 _PER_NODE = _is_set(f"{_CLUSTER}.n_gpus_per_node")
 
 
@@ -108,14 +110,21 @@ RULES = (
     ),
     Rule(
         "spec",
-        "self.config.train_dataset.batch_size % (self.trainer.nodes * self.trainer.processesPerNode) == 0",
-        "train_dataset.batch_size is not a multiple of the ranks, trainer.nodes × trainer.processesPerNode",
+        f"{_RANKS} % ({_PARALLEL}.tensor * {_PARALLEL}.context) == 0",
+        "actor.parallel.tensor × context does not divide the ranks, trainer.nodes × trainer.processesPerNode",
+    ),
+    Rule(
+        "spec",
+        f"self.config.train_dataset.batch_size * {_PARALLEL}.tensor * {_PARALLEL}.context % {_RANKS} == 0",
+        "train_dataset.batch_size is not a multiple of the ranks, trainer.nodes × trainer.processesPerNode, ÷ "
+        "actor.parallel.tensor ÷ context",
     ),
     Rule(
         "spec",
         f"!({_is_set('self.config.actor.fsdp.replicas')}) || "
-        "(self.trainer.nodes * self.trainer.processesPerNode) % self.config.actor.fsdp.replicas == 0",
-        "actor.fsdp.replicas does not divide the ranks, trainer.nodes × trainer.processesPerNode",
+        f"{_RANKS} % (self.config.actor.fsdp.replicas * {_PARALLEL}.tensor) == 0",
+        "actor.fsdp.replicas does not divide the ranks, trainer.nodes × trainer.processesPerNode, ÷ "
+        "actor.parallel.tensor",
     ),
     Rule(
         "spec",

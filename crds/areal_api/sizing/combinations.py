@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.model_shape import MAX_HEADS, ModelShape
-from areal_api.sizing.trained_types import training_problem
+from areal_api.sizing.trained_types import trained_types, training_problem
 
 VARLEN_MAX_HEAD_SIZE = 256
 VARLEN_HEAD_SIZE_MULTIPLE = 8
@@ -24,6 +24,7 @@ def combination_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[st
     refused = training_problem(shape.kind, attn_impl=spec.config.actor.attn_impl, logit_changes=shape.logit_changes)
     if refused is not None:
         yield refused
+    yield from _layout_problems(spec, shape)
     yield from _attention_problems(spec, shape)
 
 
@@ -32,6 +33,41 @@ def tensor_parallel_sizes(heads: int, kv_heads: int) -> list[int]:
     return [
         n for n in range(1, min(heads, MAX_HEADS) + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
     ]
+
+
+def _layout_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:
+    """Ranks that cannot divide the model's layers or tokens; ``model/tensor_parallel.py`` refuses the same."""
+    actor = spec.config.actor
+    tensor, context = actor.parallel.tensor, actor.parallel.context
+    if shape.heads % (tensor * context):
+        yield (
+            f"actor.parallel is tensor {tensor} × context {context}, which does not divide the model's {shape.heads} "
+            "attention heads; choose sizes whose product does"
+        )
+    if context > 1 and actor.attn_impl in ("eager", "flash_attention_2"):
+        yield (
+            f"actor.parallel.context is {context}, which divides packed tokens, but actor.attn_impl is "
+            f"{actor.attn_impl}; leave attn_impl out, or set it to sdpa or varlen"
+        )
+    if tensor == 1:
+        return
+    divided = shape.intermediate if not shape.experts else shape.expert_intermediate
+    for what, count in (("key-value heads", shape.kv_heads), ("intermediate size", divided)):
+        if count % tensor:
+            yield (
+                f"actor.parallel.tensor is {tensor}, which does not divide the model's {what} {count}; choose one that "
+                "does"
+            )
+    if shape.kind not in trained_types()["tensor_parallel"]:
+        yield (
+            f"actor.parallel.tensor is {tensor}, but transformers has no plan that the trainer can follow for dividing "
+            f"the layers of {shape.kind}; set it to 1 and use actor.parallel.context or more data-parallel ranks"
+        )
+    if actor.lora is not None:
+        yield (
+            f"actor.parallel.tensor is {tensor}, but adapters (actor.lora) are not divided; set it to 1 and use "
+            "actor.parallel.context or more data-parallel ranks"
+        )
 
 
 def _attention_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:

@@ -119,6 +119,17 @@ class ModelShape:
                 raise MissingSizeError(f"{file}: {error}", error.kind) from error
             raise ValueError(f"{file}: {error}") from error
 
+    def divided(self, tensor: int) -> ModelShape:
+        """What each of ``tensor`` ranks holds that divide the layers: fewer heads and a narrower MLP."""
+        return replace(
+            self,
+            heads=self.heads // tensor,
+            kv_heads=self.kv_heads // tensor,
+            intermediate=self.intermediate // tensor,
+            expert_intermediate=self.expert_intermediate // tensor,
+            shared_intermediate=self.shared_intermediate // tensor,
+        )
+
     @property
     def embedding(self) -> int:
         """Parameters of the input embedding; as many again in the output embedding if the two are not tied."""

@@ -17,21 +17,20 @@ def model_replicas(
     ranks: int,
     gpu_bytes: int | None,
     section: str = "actor",
+    tensor: int = 1,
 ) -> int:
     """Copies of a model of ``parameters`` over ``ranks``: ``fsdp.replicas``, or the default if that is null.
 
     The default is one copy per node if its state fits easily, and otherwise, or without ``gpu_bytes``, one copy.
-    Within a node, layers are gathered over NVLink; between nodes only gradients are reduced. Raises ``ValueError`` if
-    the copies do not divide the ranks.
+    Within a node, layers are gathered over NVLink; between nodes only gradients are reduced. ``tensor`` ranks divide
+    the layers of a copy. Raises ``ValueError`` if the copies do not divide the ranks.
     """
     if config.fsdp.replicas is not None:
-        if ranks % config.fsdp.replicas:
-            raise ValueError(
-                f"{section}.fsdp.replicas is {config.fsdp.replicas}, which does not divide the {ranks} ranks of the "
-                "trainer (trainer.nodes × trainer.processesPerNode); choose a divisor"
-            )
+        problem = config.replicas_problem(ranks, tensor=tensor, section=section)
+        if problem is not None:
+            raise ValueError(problem)
         return config.fsdp.replicas
-    if nodes == 1 or ranks % nodes or gpu_bytes is None or config.fsdp.offload_params:
+    if nodes == 1 or ranks % nodes or (ranks // tensor) % nodes or gpu_bytes is None or config.fsdp.offload_params:
         return 1
     frozen = isinstance(config, PPOActorConfig) and config.lora is not None
     state_bytes = BYTES_OF_DTYPE[config.dtype] if frozen else STATE_BYTES  # adapters are small

@@ -95,7 +95,12 @@ def with_replicas(spec: ExperimentSpec, model: ModelShape, gpu: Gpu | None) -> P
     actor, trainer = spec.config.actor, spec.trainer
     gpu_bytes = None if gpu is None else gpu.bytes
     replicas = model_replicas(
-        actor, parameters=model.parameters, nodes=trainer.nodes, ranks=trainer.ranks, gpu_bytes=gpu_bytes
+        actor,
+        parameters=model.parameters,
+        nodes=trainer.nodes,
+        ranks=trainer.ranks,
+        gpu_bytes=gpu_bytes,
+        tensor=actor.parallel.tensor,
     )
     return actor.model_copy(update={"fsdp": actor.fsdp.model_copy(update={"replicas": replicas})})
 
@@ -163,7 +168,7 @@ def longest_sequence(config: GRPOConfig) -> int:
 
 
 def tokens_per_microbatch(spec: ExperimentSpec) -> int:
-    """Most tokens of one forward and backward pass on one rank.
+    """Most tokens of one forward and backward pass, which the ranks of ``actor.parallel`` share.
 
     Without ``max_tokens_per_mb`` a rank's whole share of a minibatch is one pass; a sequence is never split.
     """
@@ -171,7 +176,8 @@ def tokens_per_microbatch(spec: ExperimentSpec) -> int:
     longest = longest_sequence(config)
     if config.actor.mb_spec.max_tokens_per_mb is not None:
         return max(config.actor.mb_spec.max_tokens_per_mb, longest)
-    sequences = -(-config.train_dataset.batch_size * config.gconfig.n_samples // spec.trainer.ranks)
+    shares = spec.trainer.ranks // config.actor.parallel.ranks
+    sequences = -(-config.train_dataset.batch_size * config.gconfig.n_samples // shares)
     per_minibatch = -(-sequences // config.actor.ppo_n_minibatches)
     return -(-per_minibatch // config.actor.mb_spec.n_mbs) * longest
 

@@ -51,11 +51,15 @@ def trainer_memory(
 ) -> TrainerMemory:
     """Memory of each of ``ranks`` GPUs for microbatches of at most ``tokens`` tokens.
 
+    Ranks of ``config.parallel`` divide layers, tokens and predictions; embeddings are sharded, but not divided.
     ``ref``: the settings of the reference model if they are not the actor's; it counts as large as the actor.
     A step has four peaks: the backward pass through the logits, through a layer, the reduction of the embeddings'
     gradients, and the broadcast of new weights. The largest one is returned.
     """
     size = BYTES_OF_DTYPE[config.dtype]
+    parallel = config.parallel
+    shape, ranks = shape.divided(parallel.tensor), ranks // parallel.tensor
+    tokens = -(-tokens // parallel.context)
     shards = max(1, ranks // (config.fsdp.replicas or 1))
     frozen, trained = (0, shape.parameters)
     if config.lora is not None:
@@ -94,7 +98,7 @@ def _logits_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: i
     return {
         "gathered": size * (shape.outside_layers + layers * shape.layer),
         "activations": tokens * (kept_bytes_per_token(shape, config, size=size) + norm),
-        "logits": _output_bytes(shape, size, tokens, frozen=config.lora is not None),
+        "logits": _output_bytes(shape, size, -(-tokens // config.parallel.tensor), frozen=config.lora is not None),
         "broadcast": 0,
     }
 

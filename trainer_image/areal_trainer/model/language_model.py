@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
@@ -28,17 +28,21 @@ from areal_api.sizing.trained_types import LOGIT_CHANGES, NOT_COMPUTED
 from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
+from areal_trainer.model.context_parallel import SharedPass, over_heads
 from areal_trainer.model.layout import Cost, Layout
 from areal_trainer.model.lora import add_adapters, merged_parameters, write_adapters
 from areal_trainer.model.onednn_linear import use_faster_linear
+from areal_trainer.model.tensor_parallel import check_division, divide
 from areal_trainer.model.varlen_attention import VarlenIndex
-from areal_trainer.ranks import Ranks
+from areal_trainer.ranks import CONTEXT, DATA, TENSOR, Ranks
 
 logger = logging.getLogger(__name__)
 
+SHARD, REPLICATE, OF_COPY = "shard", "replicate", "shard_of_copy"  # dimensions of meshes
+
 SEGMENT_ATTENTIONS = {
-    attention.NAME: attention.segment_attention,
-    varlen_attention.NAME: varlen_attention.varlen_attention,
+    attention.NAME: over_heads(attention.segment_attention),
+    varlen_attention.NAME: over_heads(varlen_attention.varlen_attention),
 }
 
 
@@ -67,16 +71,25 @@ class LanguageModel(nn.Module):
         self._generation_config = _generation_config(config.path)
         self._longest = _longest_exact(self.causal_lm.config)
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
+        self._ranks = Ranks.current()
+        self._shared = None if self._ranks.mesh is None else SharedPass.of(self._ranks.mesh)
+        if self._shared is not None:
+            check_division(
+                self.causal_lm,
+                tensor=self._shared.tensor_size,
+                context=self._shared.context_size,
+                packed=self.attention in SEGMENT_ATTENTIONS,
+                has_adapters=lora is not None,
+            )
         if lora is not None:
             add_adapters(self.causal_lm, lora, section=section)
-        if device.type == "cpu":
+        if device.type == "cpu" and self._ranks.size_of(TENSOR) == 1:  # oneDNN takes no DTensor
             use_faster_linear(self.causal_lm)
         if config.recomputes_activations(device.type):
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.cost = self._cost() if self.attention in SEGMENT_ATTENTIONS else None
         # On a CPU all parameters are in host memory already.
         self.offloads = config.fsdp.offload_params and device.type == "cuda"
-        self._ranks = Ranks.current()
         self.sharded = self._ranks.world_size > 1 or self.dtype != torch.float32 or self.offloads
         if self.sharded:
             self._shard(config, section)
@@ -101,9 +114,24 @@ class LanguageModel(nn.Module):
         self._check_lengths(layout)
         if plain:
             return self._plain_logprobs(layout)
-        source_N, target_N = layout.source_N.to(self.device), layout.target_N.to(self.device)
-        hidden_NH = self._hidden(layout)[source_N]
         weight_VH = self.causal_lm.get_output_embeddings().weight
+        shared = self._shared
+        if shared is None:
+            return self._logprobs(self._hidden(layout), weight_VH, layout.source_N, layout.target_N)
+        layout = shared.padded(layout)
+        index_M = shared.predictions(layout)
+        hidden_PH, weight_VH = shared.summed_gradient(self._hidden(layout)), shared.summed_gradient(weight_VH)
+        source_M = layout.source_N[index_M] - shared.tokens(layout).start
+        values = self._logprobs(hidden_PH, weight_VH, source_M, layout.target_N[index_M])
+        index_M, count = index_M.to(self.device), len(layout.token_N)
+        logp_N, entropy_N = (shared.joined(one_M, index_M, count) for one_M in values)
+        return logp_N, entropy_N
+
+    def _logprobs(
+        self, hidden_PH: Tensor, weight_VH: Tensor, source_N: Tensor, target_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-prob and entropy of the tokens ``target_N`` after the hidden states at ``source_N``."""
+        hidden_NH, target_N = hidden_PH[source_N.to(self.device)], target_N.to(self.device)
         # hidden_NH[n] predicts target_N[n]. token_logprobs predicts token i from hidden i - 1: prepend a dummy target.
         targets = torch.cat([target_N.new_zeros(1), target_N])
         index_N = torch.arange(1, len(targets), device=self.device)
@@ -151,23 +179,30 @@ class LanguageModel(nn.Module):
 
     def _whole(self, tensor: Tensor) -> Tensor:
         """A tensor gathered from all ranks. Offloaded ones must be gathered on the device."""
-        return tensor.to(self.device).full_tensor() if isinstance(tensor, DTensor) else tensor
+        if not isinstance(tensor, DTensor):
+            return tensor
+        tensor = tensor.to(self.device)
+        for dimension in range(tensor.device_mesh.ndim - 1):  # torch warns of redistributing several at once
+            placements = [Replicate() if i <= dimension else old for i, old in enumerate(tensor.placements)]
+            tensor = tensor.redistribute(placements=placements)
+        return tensor.full_tensor()
 
     def _hidden(self, layout: Layout) -> Tensor:
-        """Last hidden states of the P tokens of a pass."""
+        """Last hidden states of the P tokens of a pass; of this rank's share if ranks divide it."""
         backbone = self.causal_lm.base_model
         if self.attention == "eager":
             return self._padded_hidden(layout)
         extra: dict[str, Any]
         if self.attention == attention.NAME:
-            extra = {"segments": SegmentIndex.of(layout.segments, self.device)}
+            extra = {"segments": SegmentIndex.of(layout.segments, self.device), "shared": self._shared}
         elif self.attention == varlen_attention.NAME:
-            extra = {"segments": VarlenIndex.of(layout.segments, self.device)}
+            extra = {"segments": VarlenIndex.of(layout.segments, self.device), "shared": self._shared}
         else:
             extra = _varlen(layout, self.device)
+        mine = slice(None) if self._shared is None else self._shared.tokens(layout)
         states = backbone(
-            input_ids=layout.input_ids_P.to(self.device).unsqueeze(0),
-            position_ids=layout.position_ids_P.to(self.device).unsqueeze(0),
+            input_ids=layout.input_ids_P[mine].to(self.device).unsqueeze(0),
+            position_ids=layout.position_ids_P[mine].to(self.device).unsqueeze(0),
             use_cache=False,
             **extra,
         )
@@ -225,6 +260,9 @@ class LanguageModel(nn.Module):
         policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         mesh = self._mesh(config, section)
         whole = self.causal_lm.state_dict() if self._ranks.is_first else {}
+        if self._ranks.size_of(TENSOR) > 1:
+            assert self._ranks.mesh is not None
+            divide(self.causal_lm, self._ranks.mesh[TENSOR])
         offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
         for layer in layers:
             fully_shard(
@@ -242,9 +280,10 @@ class LanguageModel(nn.Module):
             buffer.data = buffer.data.to(self.device)
 
     def _mesh(self, config: TrainEngineConfig, section: str) -> DeviceMesh:
-        """All ranks in one dimension; with several copies of the model, two: copies, and shards of a copy.
+        """The ranks over which parameters are sharded: all, but for those that divide the layers.
 
-        torchrun numbers the ranks node by node, so the shards of a copy are on as few nodes as possible.
+        With several copies of the model there are two dimensions, copies and shards of a copy. torchrun numbers the
+        ranks node by node, so the shards of a copy are on as few nodes as possible.
         """
         ranks = self._ranks.world_size
         on_gpu = self.device.type == "cuda"
@@ -255,11 +294,17 @@ class LanguageModel(nn.Module):
             nodes=node_count(ranks),
             ranks=ranks,
             gpu_bytes=torch.cuda.get_device_properties(self.device).total_memory if on_gpu else None,
+            tensor=self._ranks.size_of(TENSOR),
         )
-        if replicas == 1:
-            return init_device_mesh(self.device.type, (ranks,))
-        logger.info("%d copies of the model, each sharded over %d ranks", replicas, ranks // replicas)
-        return init_device_mesh(self.device.type, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
+        shards = ranks // self._ranks.size_of(TENSOR) // replicas
+        if replicas > 1:
+            logger.info("%d copies of the model, each sharded over %d ranks", replicas, shards)
+        mesh = self._ranks.mesh
+        if mesh is None:
+            flat = init_device_mesh(self.device.type, (ranks,), mesh_dim_names=(SHARD,))
+        else:
+            flat = mesh[DATA, CONTEXT]._flatten(SHARD)
+        return flat if replicas == 1 else flat._unflatten(0, (replicas, shards), (REPLICATE, OF_COPY))
 
 
 def node_count(world_size: int) -> int:

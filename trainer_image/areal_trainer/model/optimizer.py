@@ -4,25 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from areal_api.actor import OptimizerConfig
+from areal_trainer.ranks import Ranks
+
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW (fused) or SGD over all parameters."""
+    groups: list[dict[str, Any]] = [{"params": together} for together in by_mesh(parameters)]
     if config.type == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(
-        parameters,
+        groups,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def by_mesh(tensors: Iterable[AnyTensor]) -> list[list[AnyTensor]]:
+    """The tensors that are sharded over the same ranks together: torch's operations on lists take no others."""
+    found: dict[object, list[AnyTensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    return list(found.values())
+
+
+def total_norm(gradients: Iterable[Tensor]) -> float:
+    """The 2-norm of all gradients, the same number on every rank. Collective.
+
+    DTensor reduces over one dimension of a mesh after the other, and ranks may then round differently.
+    """
+    ranks = Ranks.current()
+    by_copies: dict[int, list[Tensor]] = {}
+    for gradient in gradients:
+        local, shards = gradient, 1
+        if isinstance(gradient, DTensor):
+            local, mesh = gradient.to_local(), gradient.device_mesh
+            divides = [not placement.is_replicate() for placement in gradient.placements]
+            shards = math.prod(size for size, divided in zip(mesh.shape, divides, strict=True) if divided)
+        by_copies.setdefault(ranks.world_size // shards, []).append(local)
+    squares = [float(get_total_norm(parts)) ** 2 / copies for copies, parts in by_copies.items()]
+    total = ranks.sum_over_all(torch.tensor([sum(squares)], dtype=torch.float64))
+    return math.sqrt(float(total))
 
 
 def learning_rate(config: OptimizerConfig, *, step: int, total_steps: int) -> float:

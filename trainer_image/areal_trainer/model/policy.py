@@ -38,9 +38,9 @@ from areal_trainer.model.language_model import LanguageModel, disable_dropout, h
 from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
 from areal_trainer.model.lora import ADAPTER_DIR
 from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches
-from areal_trainer.model.optimizer import learning_rate, make_optimizer
+from areal_trainer.model.optimizer import by_mesh, learning_rate, make_optimizer, total_norm
 from areal_trainer.model.training_state import restore_training_state, training_state
-from areal_trainer.ranks import Ranks
+from areal_trainer.ranks import CONTEXT, TENSOR, Ranks
 from areal_trainer.weights.disk import replace_directory, write_model
 from areal_trainer.weights.finite import NonFiniteWeightsError
 
@@ -124,11 +124,22 @@ class Policy(LogprobModel):
         ``config.correction.kl_penalty``."""
         if config.dtype == "float16":
             raise ValueError("actor.dtype float16 cannot hold small gradients; set bfloat16 or float32")
-        super().__init__(config, section="actor", device=device, temperature=config.temperature, lora=config.lora)
         self._ranks = Ranks.current()
+        laid_out = (self._ranks.size_of(TENSOR), self._ranks.size_of(CONTEXT))
+        if laid_out != (config.parallel.tensor, config.parallel.context):
+            raise ValueError(
+                f"actor.parallel is tensor {config.parallel.tensor} × context {config.parallel.context}, but the "
+                "script laid its ranks out without it; pass config.actor.parallel to areal_trainer.ranks.joined"
+            )
+        super().__init__(config, section="actor", device=device, temperature=config.temperature, lora=config.lora)
         torch.manual_seed(seed + self._ranks.rank)  # for dropout, the only randomness of an update
         if config.disable_dropout:
             disable_dropout(self.model)
+        if self._ranks.size_of(TENSOR) > 1 and has_dropout(self.model):
+            raise ValueError(
+                f"actor.parallel.tensor is {config.parallel.tensor}, but {self.model.name} has dropout, which its "
+                "ranks would not draw alike; set actor.disable_dropout to true"
+            )
         self.config = config
         self.tokenizer_path = tokenizer_path or config.path
         self.version = 0
@@ -264,9 +275,9 @@ class Policy(LogprobModel):
             if not bool(torch.isfinite(local.detach()).all()):
                 bad = name
                 break
-        for found in self._ranks.gather_objects(bad):
-            if found:
-                raise NonFiniteWeightsError(f"{found} has weights that are not finite")
+        found = self._ranks.from_first(next(filter(None, self._ranks.gather_from_all(bad)), ""))
+        if found:
+            raise NonFiniteWeightsError(f"{found} has weights that are not finite")
 
     def _accumulate(
         self,
@@ -281,8 +292,9 @@ class Policy(LogprobModel):
         layouts = self._passes(batch, units)
         mine = torch.tensor([sum(len(layout.token_N) for layout in layouts)], dtype=torch.float64)
         tokens = self._ranks.gather(mine)
-        # FSDP averages gradients over ranks; the factor len(tokens) makes that a sum.
-        scale = len(tokens) / max(1.0, float(tokens.sum()))
+        # FSDP averages gradients over the ranks that do not divide the layers; this factor makes that a sum.
+        averaged = self._ranks.world_size // self._ranks.size_of(TENSOR)
+        scale = averaged / max(1.0, float(tokens.sum()))
         kept_T = self._kept(batch, layouts, prox_logp_T)
         stats, differences = [], []
         for layout in layouts:
@@ -385,15 +397,15 @@ class Policy(LogprobModel):
     def _apply_gradient(self, rate: float, scale: float, *, tokens: int) -> _OptimizerStep:
         """Clip the gradient and step, unless it is not finite, there are no tokens, or ``scale`` is 0."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm_value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) if tokens else math.nan
+        norm_value = total_norm(gradients) if tokens else math.nan
         done = math.isfinite(norm_value) and scale > 0
         if done:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             factor = self.config.optimizer.gradient_clipping / (norm_value + 1e-6)
             if factor < 1:
-                torch._foreach_mul_(gradients, factor)
+                for together in by_mesh(gradients):
+                    torch._foreach_mul_(together, factor)
             self._optimizer.step()
         else:
             reason = f"the gradient norm is {norm_value}" if tokens else "it has no trained tokens"

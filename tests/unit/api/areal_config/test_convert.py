@@ -284,7 +284,7 @@ def test_ranks_are_spread_over_nodes() -> None:
 
 @pytest.mark.parametrize(("batch", "ranks"), [(16, 16), (30, 30), (7, 7), (64, 32), (100, 25)])
 def test_the_number_of_ranks_divides_the_batch(batch: int, ranks: int) -> None:
-    data = with_change("actor.backend", "megatron:d4p4t2", name="v10")
+    data = with_change("actor.backend", "megatron:d8p4", name="v10")
     set_in(data, "train_dataset.batch_size", batch)
     experiment, notes = convert(data)
     trainer = experiment["spec"]["trainer"]
@@ -325,12 +325,25 @@ def test_requests_fit_the_context_of_the_servers() -> None:
     assert any(note.startswith("gconfig.max_tokens: set to 2048") for note in notes)
 
 
-@pytest.mark.parametrize("kinds", [("t", "tensor"), ("c", "context")])
-def test_the_trainer_shards_over_all_ranks_in_place_of_other_parallelism(kinds: tuple[str, str]) -> None:
-    letter, name = kinds
-    experiment, notes = convert(with_change("allocation_mode", f"sglang:d4+fsdp:d2{letter}2"))
+@pytest.mark.parametrize("sizes", ["d2t2c2", "d2p1t2c2", "c2t2d2"])
+def test_the_trainer_divides_layers_and_tokens_as_the_file_says(sizes: str) -> None:
+    experiment, _ = convert(with_change("allocation_mode", f"sglang:d4+fsdp:{sizes}"))
+    assert experiment["spec"]["trainer"]["processesPerNode"] == 8
+    assert experiment["spec"]["config"]["actor"]["parallel"] == {"tensor": 2, "context": 2}
+    GRPOExperiment.model_validate(experiment)
+
+
+def test_only_data_parallel_ranks_need_prompts() -> None:
+    data = with_change("allocation_mode", "sglang:d4+fsdp:d3t2")
+    set_in(data, "train_dataset.batch_size", 8)
+    experiment, notes = convert(data)
     assert experiment["spec"]["trainer"]["processesPerNode"] == 4
-    assert any(f"no {name} parallelism in the trainer" in note for note in notes)
+    assert any("2 ranks instead of 3" in note for note in notes)
+
+
+def test_pipeline_parallelism_of_the_trainer_is_refused_with_the_sizes_to_write() -> None:
+    with pytest.raises(ConfigError, match=r"p2 in 'fsdp:d4p2' requests pipeline parallelism.*write d8 and leave p out"):
+        convert(with_change("allocation_mode", "sglang:d4+fsdp:d4p2"))
 
 
 def test_adapters_are_trained_and_servers_get_merged_weights() -> None:

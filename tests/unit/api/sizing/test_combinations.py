@@ -42,6 +42,32 @@ def test_heads_divide_over_gpus_and_key_value_heads_divide_or_are_replicated() -
 
 
 @pytest.mark.parametrize(
+    ("keys", "kind", "reason"),
+    [
+        ({"parallel": {"tensor": 4, "context": 2}}, "qwen2", "tensor 4 × context 2, which does not divide"),
+        ({"parallel": {"tensor": 7}}, "qwen2", "tensor is 7, which does not divide the model's key-value heads 4"),
+        ({"parallel": {"tensor": 2}}, "phi3", "no plan that the trainer can follow for dividing the layers of phi3"),
+        ({"parallel": {"tensor": 2}, "lora": {}}, "qwen2", "adapters (actor.lora) are not divided"),
+        ({"parallel": {"context": 2}, "attn_impl": "eager"}, "qwen2", "but actor.attn_impl is eager"),
+    ],
+)
+def test_a_layout_that_does_not_divide_the_model_is_refused_by_name(
+    keys: dict[str, Any], kind: str, reason: str
+) -> None:
+    parallel = {"tensor": 1, "context": 1} | keys["parallel"]
+    ranks = parallel["tensor"] * parallel["context"]
+    problems = list(
+        combination_problems(spec(actor(**keys), trainer={"processesPerNode": ranks}), replace(SHAPE, kind=kind))
+    )
+    assert any(reason in problem for problem in problems), problems
+
+
+def test_a_layout_that_divides_the_model_is_accepted() -> None:
+    keys = actor(parallel={"tensor": 2, "context": 2})
+    assert list(combination_problems(spec(keys, trainer={"processesPerNode": 4}), SHAPE)) == []
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"kind": "qwen3_moe", "experts": 128}, "other tensor names in memory than in its checkpoint"),

@@ -43,6 +43,20 @@ def shape(name: str = "Qwen2.5-7B", layers: int | None = None) -> ModelShape:
     return ModelShape.of_config(qwen25(name, layers=layers))
 
 
+# Ranks that divide layers (tensor) and tokens (context) of a model of three layers on eight ranks.
+DIVIDED = [(1, 2, True, 11.56), (2, 1, True, 13.39), (2, 2, False, 15.65)]
+
+
+@pytest.mark.parametrize(("tensor", "context", "checkpointing", "simulated_gb"), DIVIDED)
+def test_the_peak_of_ranks_that_divide_layers_and_tokens_is_within_3_percent(
+    tensor: int, context: int, checkpointing: bool, simulated_gb: float
+) -> None:
+    parallel = {"tensor": tensor, "context": context}
+    config = PPOActorConfig.model_validate({"path": ".", "gradient_checkpointing": checkpointing, "parallel": parallel})
+    memory = trainer_memory(shape("Qwen2.5-7B", 3), config, ranks=8, tokens=16_384)
+    assert memory.total / GB == pytest.approx(simulated_gb, rel=0.03)
+
+
 @pytest.mark.parametrize(("name", "layers", "ranks", "tokens", "checkpointing", "simulated_gb"), SIMULATED)
 def test_the_peak_is_within_3_percent_of_the_simulated_one(
     name: str, layers: int | None, ranks: int, tokens: int, checkpointing: bool, simulated_gb: float
