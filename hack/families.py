@@ -23,6 +23,7 @@ from transformers.utils import logging
 from areal_api.actor import PPOActorConfig
 from areal_api.sizing.trained_types import FILE
 from areal_trainer.model.policy import LogprobModel
+from areal_trainer.model.tensor_parallel import plan
 
 OUTPUT = Path(__file__).parent.parent / "docs/models.md"
 MAX_PARAMETERS = 3_000_000
@@ -122,12 +123,24 @@ def main() -> None:
     found = {
         "transformers": __version__,
         "packed": packed,
+        "tensor_parallel": [kind for kind in packed if can_be_divided(kind)],
         "padded": dict(sorted(padded.items())),
         "refused": dict(sorted(refused.items())),
         "unbuilt": unbuilt,
     }
     FILE.write_text(json.dumps(found, indent=1) + "\n")
     OUTPUT.write_text(document(found))
+
+
+def can_be_divided(kind: str) -> bool:
+    """Whether the trainer can divide the layers of a family over ranks."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config(kind))
+    try:
+        plan(model, 2)
+    except ValueError:
+        return False
+    return True
 
 
 def general(reason: str) -> str:
@@ -151,8 +164,12 @@ def document(found: Mapping[str, Any]) -> str:
         for why, kinds in found["padded"].items()
     ]
     lines += [f"| {', '.join(kinds)} | refused: {why} |" for why, kinds in found["refused"].items()]
+    divided = f"With `actor.parallel.tensor`: {', '.join(found['tensor_parallel'])}."
     header = HEADER.format(transformers=found["transformers"])
-    return "\n".join([header, *lines, "", f"No tiny model could be built of: {', '.join(found['unbuilt'])}."]) + "\n"
+    return (
+        "\n".join([header, *lines, "", divided, "", f"No tiny model could be built of: {', '.join(found['unbuilt'])}."])
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

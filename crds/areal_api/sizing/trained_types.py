@@ -16,7 +16,8 @@ NOT_COMPUTED = "which the trainer does not compute"
 
 @cache
 def trained_types() -> dict[str, Any]:
-    """The content of ``FILE``: types that are ``packed``, and by reason those that are ``padded`` or ``refused``."""
+    """The content of ``FILE``: types that are ``packed``, those of them that are ``tensor_parallel``, and by
+    reason those that are ``padded`` or ``refused``."""
     found: dict[str, Any] = json.loads(FILE.read_text())
     return found
 
