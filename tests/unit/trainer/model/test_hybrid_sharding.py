@@ -52,7 +52,7 @@ def test_two_copies_of_two_shards_give_the_update_of_one_rank(folder: Path, name
     assert_same(torch.load(folder / f"{name}.pt"), weights(policy))
     of_four = json.loads((folder / f"{name}.json").read_text())
     assert of_four.pop("meshes") == [[2, 2]]
-    assert of_four == pytest.approx(numbers, abs=2e-5)  # the norm of the gradient among them
+    assert of_four == pytest.approx(numbers, abs=2e-5, rel=1e-5)  # the norm of the gradient among them
 
 
 def test_one_rank_resumes_from_the_checkpoint_of_two_copies(folder: Path) -> None:
