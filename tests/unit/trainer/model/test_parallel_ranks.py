@@ -66,7 +66,8 @@ def test_a_layout_gives_log_probs_gradients_and_weights_of_one_rank(
     _, ranks, one = found
     for name, case in CASES.items():
         assert_same(ranks[name]["weights"], one[name]["weights"])
-        assert ranks[name]["numbers"] == pytest.approx(one[name]["numbers"], abs=2e-5, rel=1e-5)  # the gradient's norm among them
+        # The norm of the gradient is among the numbers.
+        assert ranks[name]["numbers"] == pytest.approx(one[name]["numbers"], abs=2e-5, rel=1e-5)
         shares, whole = ranks[name]["logprobs"], one[name]["logprobs"][0]
         sequences = whole.split([len(trajectory) for trajectory in random_trajectories()])
         first = torch.cat(sequences[: case["first"]] if len(shares) > 1 else sequences)
