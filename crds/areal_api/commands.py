@@ -11,7 +11,7 @@ from typing import Any
 
 from areal_api import names
 from areal_api.code import PACKAGES, SOURCE, CodeSpec
-from areal_api.experiment import GRPOExperiment
+from areal_api.experiment import ExperimentSpec, GRPOExperiment
 
 # Both need memory that containers lack, and SGLang disables the former: the ends of a broadcast must agree.
 NCCL_ENV = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
@@ -21,6 +21,7 @@ ALLOCATOR_ENV = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 TORCHRUN_MODULE = "torch.distributed.run"
 TRAIN_MODULE = "areal_trainer.train"
 SERVER_MODULE = "areal_server.launch"
+CHECK_BUCKET_MODULE = "areal_trainer.storage.check"
 
 
 # A path that is prefixed to the PYTHONPATH of the node, which this process does not know.
@@ -136,8 +137,22 @@ def trainer_env(
     }
     if api_key_file is not None:
         env[names.API_KEY_FILE] = str(api_key_file)
+    env |= bucket_env(experiment.spec)
     allocator = ALLOCATOR_ENV if trainer.device == "cuda" else {}
     return {**env, **allocator, **_device_env(trainer.device, threads, gpus), **literal_env(trainer.env)}
+
+
+def bucket_env(spec: ExperimentSpec) -> dict[str, str]:
+    """The variable that names the bucket of the run; empty without one."""
+    bucket = spec.storage.bucket
+    return {} if bucket is None else {names.BUCKET: bucket.model_dump_json(by_alias=True, exclude_defaults=True)}
+
+
+def check_bucket_command(spec: ExperimentSpec, *, python: str) -> list[str] | None:
+    """The program that checks the bucket before anything starts, in the trainer's environment; None without one."""
+    config = spec.config
+    command = [python, "-m", CHECK_BUCKET_MODULE, config.experiment_name, config.trial_name]
+    return command if spec.storage.bucket is not None else None
 
 
 def script_arguments(script: str | None, code: CodePaths | None = None) -> list[str]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from areal_api.agents import MAX_AGENTS, MAX_NAMES_LENGTH, AgentSpec, GatewaySpec, ToolSpec
 from areal_api.bounds import FreeForm
+from areal_api.bucket import BucketSpec
 from areal_api.code import CodeSpec
 from areal_api.config import GRPOConfig
 from areal_api.pod_containers import Packing
@@ -107,7 +108,7 @@ class TrainerSpec(PodSettings):
 
 
 class StorageSpec(CamelSection):
-    """The volume that trainer and servers share in a cluster. It holds the run directory."""
+    """The volume that trainer and servers share in a cluster, with the run directory, and copies in object storage."""
 
     size: Size | None = Field(
         None,
@@ -125,6 +126,9 @@ class StorageSpec(CamelSection):
     )
     when_deleted: Literal["Retain", "Delete"] = Field(
         "Retain", description="What happens to the volume when the experiment is deleted."
+    )
+    bucket: BucketSpec | None = Field(
+        None, description="S3-compatible storage for copies of checkpoints and results, in every place; null is none."
     )
 
 

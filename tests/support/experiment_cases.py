@@ -579,4 +579,7 @@ CASES = [
         "there is no code that contains it",
         "code.requirementsFile needs the code",
     ),
+    Case("a bucket", {"spec.storage.bucket": {"url": "s3://team.a/runs/x", "endpointUrl": "http://minio:9000"}}),
+    Case("a bucket without a scheme", {"spec.storage.bucket.url": "team/runs"}, "storage.bucket.url"),
+    Case("a bucket with a path out of it", {"spec.storage.bucket.url": "s3://team/../x y"}, "storage.bucket.url"),
 ]

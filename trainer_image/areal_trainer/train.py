@@ -37,6 +37,8 @@ from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.stats.logger import Timings, write_summary
 from areal_trainer.stats.operator_sink import write_termination_message
 from areal_trainer.stop import StopSignal
+from areal_trainer.storage.bucket import bucket_of_run
+from areal_trainer.storage.mirror import mirrored
 from areal_trainer.tracing import span, tracing
 from areal_trainer.weights.finite import NonFiniteWeightsError
 
@@ -273,8 +275,10 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
     """
     check_profiling(config.tracing, ranks)
     resource: dict[str, str | int] = {"areal.experiment": config.experiment_name, "areal.trial": config.trial_name}
+    bucket = bucket_of_run(config.experiment_name, config.trial_name) if ranks.is_first else None
     with (
         tracing(config.tracing, run=run, rank=ranks.rank, resource=resource),
+        mirrored(run, bucket, resumes=config.recover.mode == "auto") as mirror,
         build_components(config, run=run, ranks=ranks) as parts,
     ):
         gc.collect()  # while the servers start
@@ -295,6 +299,8 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
             raise CollapseError(message)
         outcome = "succeeded" if state.step >= parts.total_steps else "stopped"
         _summarise(run, ranks, state, outcome=outcome)
+        if mirror is not None:
+            mirror.finish()
     return outcome
 
 

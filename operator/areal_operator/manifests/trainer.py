@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from areal_api import names, resource_names
-from areal_api.commands import TORCHRUN_MODULE, script_arguments, trainer_env, with_code
+from areal_api.commands import (
+    TORCHRUN_MODULE,
+    bucket_env,
+    check_bucket_command,
+    script_arguments,
+    trainer_env,
+    with_code,
+)
 from areal_api.experiment import TrainerSpec
 from areal_operator.manifests import code
 from areal_operator.manifests.agents import tool_urls
@@ -30,7 +37,7 @@ GATEWAY_KEY_DIR = "/etc/areal/gateway-key"
 TOKEN_S = 3600  # the kubelet renews the token
 SERVERS = "areal.dev/servers"  # annotation: number of servers whose addresses the trainer was started with
 HUB_CACHE = ".huggingface"  # on the run's volume: trainer pods and later attempts download nothing again
-CONTAINER, INIT_CONTAINER, CODE_CONTAINER = "trainer", "prepare", "code"
+CONTAINER, INIT_CONTAINER, BUCKET_CONTAINER, CODE_CONTAINER = "trainer", "prepare", "bucket", "code"
 DISRUPTED = "DisruptionTarget"
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
@@ -77,7 +84,10 @@ def _template(build: Build, labels: Manifest) -> Manifest:
         build,
         trainer,
         labels=labels,
-        containers={"initContainers": [_prepare(build), *_code(build)], "containers": [_trainer(build)]},
+        containers={
+            "initContainers": [_prepare(build), *_check_bucket(build), *_code(build)],
+            "containers": [_trainer(build)],
+        },
         group=None if build.gang is None else build.gang.trainer,
     )
     spec = {
@@ -115,6 +125,23 @@ def _prepare(build: Build) -> Manifest:
         amounts=without_devices(_resources(trainer)),
     )
     return {**result, "volumeMounts": mounts(build, trainer, run_volume="read-write")}
+
+
+def _check_bucket(build: Build) -> list[Manifest]:
+    """Tries the bucket with the trainer's credentials, so that the run ends with one sentence before it trains."""
+    trainer = build.experiment.spec.trainer
+    command = check_bucket_command(build.experiment.spec, python=PYTHON)
+    if command is None:
+        return []
+    result = container(
+        trainer,
+        name=BUCKET_CONTAINER,
+        image=build.image("trainer"),
+        command=command,
+        env=environment(build, trainer, bucket_env(build.experiment.spec), []),
+        amounts=without_devices(_resources(trainer)),
+    )
+    return [{**result, "volumeMounts": mounts(build, trainer, run_volume="read-write")}]
 
 
 def _code(build: Build) -> list[Manifest]:

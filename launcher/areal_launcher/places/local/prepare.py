@@ -9,6 +9,7 @@ from pathlib import Path
 
 from areal_api import names
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
+from areal_launcher.core.bucket import check_bucket
 from areal_launcher.core.checks import check_experiment
 from areal_launcher.core.code import prepared_code
 from areal_launcher.core.environment import check_environment
@@ -44,6 +45,7 @@ def prepared_run(
         check_fit(spec)
     check_ports(first_port, spec.max_replicas)
     with claimed_run(experiment, run) as key_file:
+        check_bucket(spec)
         plan = plan_run(
             experiment,
             run=run,

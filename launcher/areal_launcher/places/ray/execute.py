@@ -11,6 +11,7 @@ from pathlib import Path
 from areal_api import names
 from areal_api.experiment import ExperimentSpec, GRPOExperiment
 from areal_launcher import run_files
+from areal_launcher.core.bucket import check_bucket
 from areal_launcher.core.code import prepared_code
 from areal_launcher.core.plan import plan_run
 from areal_launcher.core.run import Run
@@ -29,6 +30,7 @@ def execute(experiment: GRPOExperiment, *, run: Path, key_file: Path, port: int 
     Raises ``RunError`` if there is no room or the run fails, ``ValueError`` if a node cannot run the processes.
     """
     spec = experiment.spec
+    check_bucket(spec)
     plan = plan_run(
         experiment,
         run=run,

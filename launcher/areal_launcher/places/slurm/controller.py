@@ -19,6 +19,7 @@ from areal_api import logs, names
 from areal_api.load import load_experiment
 from areal_launcher.commands import plot_if_possible
 from areal_launcher.console import console_for
+from areal_launcher.core.bucket import check_bucket
 from areal_launcher.core.code import prepared_code
 from areal_launcher.core.journal import Journal
 from areal_launcher.core.plan import plan_run
@@ -78,6 +79,7 @@ def execute(directory: Path, nonce: str, journal: Journal) -> int:
     inside = "python3" if slurm.container_image is not None else None
     with claimed_run(experiment, directory) as key_file:
         names.summary_file(directory).unlink(missing_ok=True)  # written by the previous start
+        check_bucket(experiment.spec)
         plan = plan_run(
             experiment,
             run=directory,
