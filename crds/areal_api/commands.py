@@ -63,8 +63,14 @@ def server_command(
     threads: int = 1,
     gpus: Sequence[int | str] | None = None,
     python: str | None = None,
+    leaders: str | None = None,
+    group_port: int = 0,
 ) -> Command:
     """Server ``index`` (or a reference to the variable that contains it), listening on ``host:port``.
+
+    With ``servers.nodesPerServer`` above 1 this is one node of a server: ``index`` counts the nodes of all servers,
+    ``leaders`` is the host name of the one whose number replaces ``{}``, and at ``group_port`` of a server's first node
+    its others meet.
 
     ``config_file`` is the resolved configuration, ``gpus`` the visible devices (None: unchanged), ``threads`` the
     compute threads on cpu, ``python`` the interpreter (None: this one).
@@ -74,6 +80,9 @@ def server_command(
     argv += ["--host", host, "--port", str(port), "--index", str(index)]
     argv += ["--model-path", config.sglang.model_path or config.actor.path]
     argv += ["--tensor-parallel", str(servers.tensor_parallel)]
+    if servers.nodes_per_server > 1:
+        assert leaders is not None
+        argv += ["--nodes", str(servers.nodes_per_server), "--leaders", leaders, "--group-port", str(group_port)]
     if servers.args:
         argv += ["--args", json.dumps(servers.args, sort_keys=True)]
     if api_key_file is not None:

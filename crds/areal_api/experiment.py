@@ -59,6 +59,13 @@ class ServersSpec(PodSettings):
         "with a queue of Kueue; null is replicas.",
     )
     tensor_parallel: int = Field(1, ge=1, le=MAX_PROCESSES, description="GPUs per server (on cpu: processes).")
+    nodes_per_server: int = Field(
+        1,
+        ge=1,
+        le=MAX_PROCESSES,
+        description="Pods of each server, on as many nodes, with equal shares of its GPUs; they start, restart and end "
+        "together. Only in Kubernetes.",
+    )
     termination_grace_period_seconds: int = Field(
         120,
         ge=10,
@@ -78,6 +85,21 @@ class ServersSpec(PodSettings):
         default_factory=dict,
         description="Additional SGLang arguments, named as in its ServerArgs; they override config.sglang.",
     )
+
+    @property
+    def processes_per_pod(self) -> int:
+        """GPUs (on cpu: processes) of each of a server's pods."""
+        return self.tensor_parallel // self.nodes_per_server
+
+    @property
+    def pods(self) -> int:
+        """Pods of all servers."""
+        return self.replicas * self.nodes_per_server
+
+    @property
+    def min_pods(self) -> int:
+        """Pods of as many servers as are enough to start."""
+        return min(self.replicas, self.min_replicas or self.replicas) * self.nodes_per_server
 
 
 class TrainerSpec(PodSettings):
@@ -245,6 +267,7 @@ def _placement_problems(spec: ExperimentSpec) -> list[str]:
             f"servers.minReplicas is {servers.min_replicas}, above servers.replicas {servers.replicas}; "
             "lower minReplicas"
         )
+    problems += _server_nodes_problems(spec)
     if "ReadWriteMany" not in spec.storage.access_modes and trainer.nodes > 1:
         problems.append(
             f"storage.accessModes is [ReadWriteOnce], trainer.nodes {trainer.nodes}; several nodes need ReadWriteMany"
@@ -277,6 +300,26 @@ def _sharing_problems(spec: ExperimentSpec) -> list[str]:
     replicas = actor.replicas_problem(ranks, tensor=actor.parallel.tensor)
     if replicas is not None:
         problems.append(replicas)
+    return problems
+
+
+def _server_nodes_problems(spec: ExperimentSpec) -> list[str]:
+    servers, nodes = spec.servers, spec.servers.nodes_per_server
+    problems: list[str] = []
+    if servers.tensor_parallel % nodes:
+        problems.append(
+            f"servers.tensorParallel is {servers.tensor_parallel}, not a multiple of servers.nodesPerServer {nodes}; "
+            "make it one"
+        )
+    if spec.max_replicas * nodes > MAX_PODS:
+        problems.append(
+            f"the servers have {spec.max_replicas * nodes} pods ({spec.max_replicas} servers × servers.nodesPerServer "
+            f"{nodes}), above {MAX_PODS}; lower one"
+        )
+    if nodes > 1 and "ReadWriteMany" not in spec.storage.access_modes:
+        problems.append(
+            f"storage.accessModes is [ReadWriteOnce], servers.nodesPerServer {nodes}; several nodes need ReadWriteMany"
+        )
     return problems
 
 
@@ -316,10 +359,10 @@ def _gpu_problems(spec: ExperimentSpec) -> list[str]:
             f"trainer.processesPerNode is {trainer.processes_per_node}, above cluster.n_gpus_per_node {per_node}; "
             "use more trainer.nodes"
         )
-    if server_gpus and servers.tensor_parallel > per_node:
+    if server_gpus and servers.processes_per_pod > per_node:
         problems.append(
-            f"servers.tensorParallel is {servers.tensor_parallel}, above cluster.n_gpus_per_node {per_node}; "
-            "a server runs on one node: lower it"
+            f"servers.tensorParallel is {servers.tensor_parallel}, above cluster.n_gpus_per_node {per_node} × "
+            f"servers.nodesPerServer {servers.nodes_per_server}; lower it, or raise nodesPerServer"
         )
     return problems
 

@@ -15,6 +15,8 @@ PROGRAM = "areal.dev/program"  # label of the pods of agents and tools: their na
 EXTERNAL = "areal.dev/external-network"  # label of the pods of agents that may leave the cluster: "true"
 JOB_INDEX = "batch.kubernetes.io/job-completion-index"  # label of the trainer's pods
 SERVER_PORT = 30000
+SERVER_GROUP_PORT = 30100  # of a server's first pod, for its others; SGLang uses the 8 that follow
+POD_INDEX = "apps.kubernetes.io/pod-index"  # label of the pods of a StatefulSet
 GATEWAY_PORT = 8400
 MASTER_PORT = 29500
 CODE_ARCHIVE = "code.tar.gz"  # key of the ConfigMap with packed code
@@ -40,10 +42,15 @@ def servers(experiment: str) -> str:
     return f"{experiment}-server"
 
 
-def server_address(experiment: str, namespace: str, index: int) -> str:
-    """``host:port`` of one server; stays the same when its pod is replaced."""
+def server_host(experiment: str, namespace: str, pod: int | str) -> str:
+    """DNS name of one of the servers' pods; stays the same when it is replaced."""
     name = servers(experiment)
-    return f"{name}-{index}.{name}.{namespace}.svc:{SERVER_PORT}"
+    return f"{name}-{pod}.{name}.{namespace}.svc"
+
+
+def server_address(experiment: str, namespace: str, index: int, *, nodes: int = 1) -> str:
+    """``host:port`` of one server of ``nodes`` pods: of its first one."""
+    return f"{server_host(experiment, namespace, index * nodes)}:{SERVER_PORT}"
 
 
 def trainer(experiment: str) -> str:

@@ -41,10 +41,10 @@ def gang_of(build: Build, observed: Observed) -> Gang | None:
             f"trainer.schedulerName is {scheduler}, and PodGroups of {api.api_version} cannot be read ({refused}); "
             "install that scheduler with its resource definitions, or remove schedulerName"
         )
-    group, count = resource_names.pod_group(build.name), spec.servers.replicas + spec.trainer.nodes
+    group, count = resource_names.pod_group(build.name), spec.servers.pods + spec.trainer.nodes
     started = observed.get("StatefulSet", resource_names.servers(build.name))
-    least = spec.servers.replicas - min(spec.servers.replicas, spec.servers.min_replicas or spec.servers.replicas)
-    needed = count - least if existing is None else _count(existing, default=count - least)
+    least = spec.servers.min_pods + spec.trainer.nodes
+    needed = least if existing is None else _count(existing, default=least)
     if (started is None or annotation(started, MEMBERS) is not None) and count >= needed:
         return Gang(name, servers=group, trainer=group, groups={group: needed})
     if spec.trainer.nodes == 1:

@@ -254,7 +254,7 @@ def _running_plan(
         waits.append(inputs.settings.waiting_s)
     due = [wait for wait in waits if wait is not None]
     pods_ready = all(update.status == "True" for update in updates[1:3])
-    needed = max(inputs.spec.servers.replicas, len(report.active_pods(observed, resource_names.SERVER)))
+    needed = max(inputs.spec.servers.pods, len(report.active_pods(observed, resource_names.SERVER)))
     return Plan(
         status,
         objects,

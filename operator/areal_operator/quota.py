@@ -45,8 +45,10 @@ def within_quota(build: Build, quotas: Sequence[Object]) -> ConditionUpdate | No
 def demand(build: Build) -> Amounts:
     """What servers and trainer count for, by the names in quotas. Limits replace requests that are not listed."""
     spec = build.experiment.spec
-    replicas = min(spec.servers.replicas, spec.servers.min_replicas or spec.servers.replicas)
-    sets = ((replicas, servers.server_set(build, replicas)), (spec.trainer.nodes, trainer.trainer_job(build)))
+    sets = (
+        (spec.servers.min_pods, servers.server_set(build, spec.servers.replicas)),
+        (spec.trainer.nodes, trainer.trainer_job(build)),
+    )
     total: dict[str, Decimal] = {PODS: Decimal(0)}
     for count, owner in sets:
         total[PODS] += count

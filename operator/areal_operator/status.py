@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from areal_api.status import Condition, ExperimentStatus, ServersStatus
 from areal_operator.clock import show
 from areal_operator.diagnosis import Reason, claim_problem, component_problem
 from areal_operator.manifests.shared import created_for, is_created_by_operator
-from areal_operator.observed import Observed, has_condition, is_active, is_ready, is_terminating
+from areal_operator.observed import Object, Observed, has_condition, is_active, is_ready, is_terminating, label
 from areal_operator.outcome import job_nodes, trainer_ended
 
 ConditionStatus = Literal["True", "False", "Unknown"]
@@ -95,21 +96,23 @@ def storage(experiment: GRPOExperiment, observed: Observed, *, uid: str) -> Cond
 
 def servers(experiment: GRPOExperiment, observed: Observed, *, addressed: int) -> ConditionUpdate:
     """Whether all desired servers are ready. ``addressed``: number of servers whose addresses the trainer has."""
-    desired, pods = experiment.spec.servers.replicas, observed.pods(resource_names.SERVER)
-    ready = sum(is_ready(pod) for pod in pods)
+    spec, pods = experiment.spec.servers, observed.pods(resource_names.SERVER)
+    desired = spec.replicas
+    ready = ready_servers(pods, nodes=spec.nodes_per_server)
     ratio = f"{ready} of {desired} servers are ready"
     if desired > addressed:
         text = f"{ratio}; the trainer has the addresses of {addressed} until its next attempt: set "
         text += "servers.maxReplicas before starting a run that will be scaled up"
         return _servers("False", conditions.BEYOND_MAX_REPLICAS, text)
-    if ready == desired and len(pods) == desired:
+    if ready == desired and len(pods) == spec.pods:
         return _servers("True", conditions.READY, ratio)
-    if len(pods) > desired:
-        text = f"{len(pods) - desired} servers are draining; {ready} of {desired} are ready"
+    if len(pods) > spec.pods:
+        draining = -(-(len(pods) - spec.pods) // spec.nodes_per_server)
+        text = f"{draining} servers are draining; {ready} of {desired} are ready"
         return _servers("True" if ready >= desired else "False", conditions.DRAINING, text)
     owner = observed.get("StatefulSet", resource_names.servers(experiment.name))
     waiting = [pod for pod in pods if not is_ready(pod)]
-    problem = component_problem(observed, owner, waiting, missing=desired - len(pods))
+    problem = component_problem(observed, owner, waiting, missing=spec.pods - len(pods))
     if problem is not None:
         return _servers("False", problem.code, f"{ratio}; {problem.message}")
     return _servers("False", conditions.STARTING, f"{ratio}, others are starting")
@@ -136,12 +139,23 @@ def trainer(experiment: GRPOExperiment, observed: Observed, *, attempt: int) -> 
 
 def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: int) -> ServersStatus:
     """Numbers for the columns and for autoscalers. Surplus servers are draining and are not counted as ready."""
-    pods = [pod for pod in observed.pods(resource_names.SERVER) if is_ready(pod)]
-    ready = min(len(pods), desired)
+    pods = observed.pods(resource_names.SERVER)
+    ready = min(ready_servers(pods, nodes=experiment.spec.servers.nodes_per_server), desired)
     labels = resource_names.component_labels(experiment.name, resource_names.SERVER)
     return ServersStatus(
         ready=ready, desired=desired, summary=f"{ready}/{desired}", selector=resource_names.selector(labels)
     )
+
+
+def ready_servers(pods: Sequence[Object], *, nodes: int) -> int:
+    """Servers of which all ``nodes`` pods are ready."""
+    ready = Counter(_ordinal(pod) // nodes for pod in pods if is_ready(pod))
+    return sum(count == nodes for count in ready.values())
+
+
+def _ordinal(pod: Object) -> int:
+    text = label(pod, resource_names.POD_INDEX) or str(pod["metadata"]["name"]).rpartition("-")[2]
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 def active_pods(observed: Observed, component: str | None = None) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from areal_api.config import SGLangConfig
 from areal_server.addresses import is_loopback
+from areal_server.node_group import Member
 
 Device = Literal["cuda", "cpu"]
 
@@ -24,6 +25,9 @@ _RESERVED = {
     "model_path": "config.sglang.model_path or config.actor.path",
     "device": "servers.device",
     "tp_size": "servers.tensorParallel",
+    "nnodes": "servers.nodesPerServer",
+    "node_rank": "servers.nodesPerServer",
+    "dist_init_addr": "servers.nodesPerServer",
     "host": "the launcher",
     "port": "the launcher",
     "api_key": "the API key file of the run",
@@ -53,11 +57,13 @@ def server_arguments(
     port: int,
     random_seed: int,
     flags: Mapping[str, Flag],
+    member: Member | None = None,
 ) -> list[str]:
     """SGLang's argument vector, without the API key, which is passed in memory.
 
     `extra` is servers.args: fields of ServerArgs by name, which override `sglang`. `flags` are the options of the
-    installed SGLang (`launch.sglang_flags`). Raises ValueError naming field, value and fix.
+    installed SGLang (`launch.sglang_flags`), `member` is this node's place in a server on several nodes. Raises
+    ValueError naming field, value and fix.
     """
     arguments = _arguments(sglang, device) | {
         "model_path": model_path,
@@ -68,6 +74,9 @@ def server_arguments(
         "port": port,
         "random_seed": sglang.random_seed if sglang.random_seed is not None else random_seed,
     }
+    if member is not None:
+        leader = f"[{member.leader}]" if ":" in member.leader else member.leader
+        arguments |= {"nnodes": member.nodes, "node_rank": member.rank, "dist_init_addr": f"{leader}:{member.port + 1}"}
     for name, value in extra.items():
         if name in _RESERVED:
             raise ValueError(f"servers.args.{name}: {value!r} cannot be set here; it is set from {_RESERVED[name]}")
@@ -80,12 +89,14 @@ def server_environment(
     environ: Mapping[str, str],
     *,
     tensor_parallel: int = 1,
+    nodes: int = 1,
     cores: Sequence[int] = (),
     host: str = "0.0.0.0",
 ) -> dict[str, str]:
     """The variables to add to `environ` for SGLang's processes. Values already in `environ` are kept.
 
-    `cores` are the CPU cores available to this server; on a CPU they are divided among the `tensor_parallel` ranks.
+    `cores` are the CPU cores available to this server; on a CPU they are divided among the ranks, those of
+    `tensor_parallel` that run on this one of `nodes`.
     """
     # Gloo listens on the address of the host name otherwise.
     local = {"GLOO_SOCKET_IFNAME": "lo"} if is_loopback(host) and sys.platform == "linux" else {}
@@ -100,11 +111,13 @@ def server_environment(
         "MALLOC_TOP_PAD_": str(2**26),
     }
     if tensor_parallel > 1:
-        if len(cores) < tensor_parallel:
+        here = tensor_parallel // nodes
+        if len(cores) < here:
             raise ValueError(
                 f"servers.tensorParallel: {tensor_parallel} on cpu needs as many cores, this server has {len(cores)}"
+                + (f" on one of its {nodes} nodes" if nodes > 1 else "")
             )
-        shares = [cores[rank::tensor_parallel] for rank in range(tensor_parallel)]
+        shares = [cores[rank::here] for rank in range(here)]
         # SGLang loads the NCCL of PyPI's torch if it finds it, even for ranks without a GPU, which then fail.
         defaults["SGLANG_NCCL_SO_PATH"] = "none"
         defaults["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)

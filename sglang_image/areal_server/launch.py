@@ -13,6 +13,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from areal_api.cuda_toolkit import toolkit_environment
 from areal_api.load import read_resolved_config
 from areal_api.paths import expand_home, is_local_path
 from areal_server.arguments import Device, Flag, server_arguments, server_environment
+from areal_server.node_group import Member, NodeGroup
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ LOGGING_FILE = "SGLANG_LOGGING_CONFIG_PATH"  # SGLang's variable for its logging
 SHUTDOWN_GRACE_S = 5
 EXIT_DELAY_S = 0.2  # for the response to the request to exit
 EXIT_ON_REQUEST = 75
+EXIT_NODE_LOST = 76
 JSON_LOGGING = Path(__file__).with_name("json_logging.json")
 
 
@@ -174,7 +177,45 @@ def _prepare_sglang() -> argparse.ArgumentParser:
     return sglang_parser()
 
 
-def serve(argv: list[str], api_key: str | None) -> None:
+def _join_nodes(member: Member, host: str, api_key: str | None) -> None:
+    """Connect this node of a server with its others, and answer probes on the nodes without SGLang's HTTP server."""
+    from sglang.srt.entrypoints import engine
+    from sglang.srt.utils import kill_process_tree
+
+    def lost(reason: str) -> None:
+        logger.error("the server ends on all of its nodes, to be started again: %s", reason)
+        kill_process_tree(os.getpid(), include_parent=False)
+        os._exit(EXIT_NODE_LOST)
+
+    group = NodeGroup(
+        member, host=host, key=api_key or "", lost=lost, drain=lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    group.start()
+
+    def answer_probes(host: str, port: int, enable_metrics: bool) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: group.request_drain())  # SGLang would wait for a kill
+        _serve_probes(host, port)
+
+    engine.launch_dummy_health_check_server = answer_probes
+
+
+def _serve_probes(host: str, port: int) -> None:
+    """Answer /ready and /health in the background, once the ranks of this node are ready."""
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def ok(_: Request) -> Response:
+        return Response()
+
+    app = Starlette(routes=[Route(path, ok) for path in ("/ready", "/health")])
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=None))
+    threading.Thread(target=server.run, name="probes", daemon=True).start()
+
+
+def serve(argv: list[str], api_key: str | None, member: Member | None) -> None:
     """Run SGLang in this process until it is terminated."""
     from sglang.launch_server import run_server
     from sglang.srt.server_args import prepare_server_args
@@ -189,6 +230,8 @@ def serve(argv: list[str], api_key: str | None) -> None:
         _redact_from_logs(api_key)
     _limit_graceful_shutdown()
     _add_exit_route()
+    if member is not None:
+        _join_nodes(member, server_args.host, api_key)
     try:
         run_server(server_args)
     finally:
@@ -202,9 +245,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", required=True, choices=["cuda", "cpu"], help="device to run on")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, required=True, help="port to listen on")
-    parser.add_argument("--index", type=int, default=0, help="index of this server; added to the run's seed")
+    parser.add_argument("--index", type=int, default=0, help="index of this server, which is added to the run's seed")
     parser.add_argument("--model-path", help="model to load; default config.sglang.model_path, then config.actor.path")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs (or CPU processes) of this server")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of each server; --index then counts nodes")
+    parser.add_argument("--leaders", default="", help="host of the node whose index replaces {}")
+    parser.add_argument("--group-port", type=int, default=0, help="port of a server's first node for its others")
     parser.add_argument(
         "--args", type=json.loads, default={}, help="more fields of SGLang's ServerArgs, as a JSON object"
     )
@@ -214,19 +260,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def member_of(options: argparse.Namespace) -> Member | None:
+    """This node's place in a server on several nodes; None for a server on one."""
+    if options.nodes == 1:
+        return None
+    first = options.index - options.index % options.nodes
+    return Member(options.nodes, options.index % options.nodes, options.leaders.format(first), options.group_port)
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse(sys.argv[1:] if argv is None else argv)
     try:
         config = read_resolved_config(options.config, GRPOConfig)
         api_key = read_key(options.api_key_file)
         host = listening_host(options.host, os.environ.get(names.POD_IP))
-        check_machine(options.device, options.tensor_parallel, host, options.port)
+        member = member_of(options)
+        check_machine(options.device, options.tensor_parallel // options.nodes, host, options.port)
         model_path = expand_home(options.model_path or config.sglang.model_path or config.actor.path)
         check_model(model_path)
         environment = server_environment(
             options.device,
             os.environ,
             tensor_parallel=options.tensor_parallel,
+            nodes=options.nodes,
             cores=sorted(os.sched_getaffinity(0)),
             host=options.host,
         )
@@ -249,14 +305,15 @@ def main(argv: list[str] | None = None) -> None:
             tensor_parallel=options.tensor_parallel,
             host=host,
             port=options.port,
-            random_seed=config.seed + options.index,
+            random_seed=config.seed + options.index // options.nodes,
             flags=sglang_flags(parser),
+            member=member,
         )
         parser.parse_args(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"areal_server.launch: {error}")
     logger.info("starting sglang %s", " ".join(arguments))
-    serve(arguments, api_key)
+    serve(arguments, api_key, member)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,35 @@ CASES = [
         "servers.replicas",
     ),
     *_POD_CASES,
+    Case("servers on two nodes each", {"spec.servers": {"tensorParallel": 16, "nodesPerServer": 2}}),
+    Case(
+        "GPUs that the nodes of a server cannot share",
+        {"spec.servers": {"tensorParallel": 3, "nodesPerServer": 2}},
+        "servers.tensorParallel is 3, not a multiple of servers.nodesPerServer 2",
+        "servers.tensorParallel is not a multiple of servers.nodesPerServer",
+    ),
+    Case(
+        "more pods of servers than are possible",
+        {"spec.servers": {"tensorParallel": 2, "nodesPerServer": 2, "maxReplicas": 513}},
+        "the servers have 1026 pods (513 servers × servers.nodesPerServer 2), above 1024",
+        "the servers have more than 1024 pods",
+    ),
+    Case(
+        "servers on several nodes with a volume of one",
+        {
+            "spec.servers": {"tensorParallel": 2, "nodesPerServer": 2},
+            "spec.storage": {"accessModes": ["ReadWriteOnce"]},
+        },
+        "storage.accessModes is [ReadWriteOnce], servers.nodesPerServer 2",
+        "servers.nodesPerServer above 1 needs ReadWriteMany",
+    ),
+    Case(
+        "as many GPUs as the nodes of a server have",
+        {
+            "spec.config.cluster": {"n_gpus_per_node": 8},
+            "spec.servers": {"tensorParallel": 16, "nodesPerServer": 2},
+        },
+    ),
     Case("as few servers as wanted", {"spec.servers": {"replicas": 2, "minReplicas": 2}}),
     Case(
         "more servers at least than wanted",

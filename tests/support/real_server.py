@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,19 @@ def real_server(
     tensor_parallel: int = 1,
     api_key_file: Path | None = None,
     args: dict[str, Any] | None = None,
+    more: Sequence[str] = (),
+    wait: bool = True,
     **sglang: Any,
 ) -> Iterator[RealServer]:
-    """Start a server for `model`, wait until it is ready, and kill it with all its processes on exit."""
+    """Start a server for `model`, `wait` until it is ready, and kill it with all its processes on exit.
+
+    `more` are further arguments of the launcher.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     argv = [sys.executable, "-m", "areal_server.launch", "--config", str(write_config(directory, model, sglang))]
     argv += ["--device", "cpu", "--port", str(port), "--args", json.dumps(args or {})]
-    argv += ["--tensor-parallel", str(tensor_parallel)]
+    argv += ["--tensor-parallel", str(tensor_parallel), *more]
     if api_key_file is not None:
         argv += ["--api-key-file", str(api_key_file)]
     log = directory / "server.log"
@@ -75,7 +80,8 @@ def real_server(
         process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     server = RealServer(f"127.0.0.1:{port}", process, log)
     try:
-        _wait_until_ready(server)
+        if wait:
+            wait_until_ready(server)
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -83,7 +89,8 @@ def real_server(
         process.wait(30.0)
 
 
-def _wait_until_ready(server: RealServer) -> None:
+def wait_until_ready(server: RealServer) -> None:
+    """Wait until a server answers; raises ``RuntimeError`` with the end of its log if it exits."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.process.poll() is not None:

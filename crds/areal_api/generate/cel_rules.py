@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from areal_api.agents import MAX_NAMES_LENGTH
-from areal_api.experiment import MAX_NAME_LENGTH
+from areal_api.experiment import MAX_NAME_LENGTH, MAX_PODS
 from areal_api.generation import WHOLE_VOCABULARY
 from areal_api.pod_containers import OWN_CONTAINERS
 
@@ -145,8 +145,31 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"!({_PER_NODE}) || self.servers.device != 'cuda' || self.servers.tensorParallel <= {_CLUSTER}.n_gpus_per_node",
-        "servers.tensorParallel is above cluster.n_gpus_per_node; a server runs on one node",
+        f"!({_PER_NODE}) || self.servers.device != 'cuda' || "
+        f"self.servers.tensorParallel <= {_CLUSTER}.n_gpus_per_node * self.servers.nodesPerServer",
+        "servers.tensorParallel is above cluster.n_gpus_per_node × servers.nodesPerServer; raise nodesPerServer",
+    ),
+    Rule(
+        "spec",
+        "self.servers.tensorParallel % self.servers.nodesPerServer == 0",
+        "servers.tensorParallel is not a multiple of servers.nodesPerServer; make it one",
+    ),
+    Rule(
+        "spec",
+        f"(({_is_set('self.servers.maxReplicas')}) ? self.servers.maxReplicas : self.servers.replicas) * "
+        f"self.servers.nodesPerServer <= {MAX_PODS}",
+        f"the servers have more than {MAX_PODS} pods, servers × servers.nodesPerServer; lower one",
+    ),
+    Rule(
+        "spec",
+        "self.servers.nodesPerServer == 1 || 'ReadWriteMany' in self.storage.accessModes",
+        "servers.nodesPerServer above 1 needs ReadWriteMany in storage.accessModes",
+    ),
+    Rule(
+        "",
+        "!has(oldSelf.status) || !has(oldSelf.status.startTime) || "
+        "self.spec.servers.nodesPerServer == oldSelf.spec.servers.nodesPerServer",
+        "servers.nodesPerServer of a run that has started does not change; create a new experiment",
     ),
     *(rule for section in ("servers", "trainer") for rule in _container_rules(section)),
     Rule(

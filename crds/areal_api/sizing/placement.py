@@ -22,7 +22,7 @@ def pods_of(spec: ExperimentSpec) -> list[Pod]:
     if spec.trainer.device == "cuda":
         pods += [Pod(f"trainer-{i}", spec.trainer.processes_per_node) for i in range(spec.trainer.nodes)]
     if spec.servers.device == "cuda":
-        pods += [Pod(f"server-{i}", spec.servers.tensor_parallel) for i in range(spec.servers.replicas)]
+        pods += [Pod(f"server-{i}", spec.servers.processes_per_pod) for i in range(spec.servers.pods)]
     return sorted(pods, key=lambda pod: -pod.gpus)
 
 

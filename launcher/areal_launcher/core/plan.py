@@ -55,6 +55,11 @@ def plan_run(
     ``python`` and ``trainer_python`` are the interpreters of servers and trainer on the nodes (None: this one).
     """
     spec, config = experiment.spec, experiment.spec.config
+    if spec.servers.nodes_per_server > 1:
+        raise ValueError(
+            f"servers.nodesPerServer is {spec.servers.nodes_per_server}; only Kubernetes runs a server on several "
+            "nodes: set it to 1, or add --on kubernetes"
+        )
     if spec.run_policy.suspend:
         raise ValueError(
             "runPolicy.suspend is true, so the run would not start; only Kubernetes suspends: set it to false"

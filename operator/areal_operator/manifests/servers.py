@@ -29,7 +29,10 @@ HUB_CACHE = "/tmp/.cache/huggingface"
 
 
 def server_set(build: Build, replicas: int) -> Manifest:
-    """The StatefulSet. OnDelete: an edit of the spec never restarts a server that a trainer is using."""
+    """The StatefulSet of ``replicas`` servers, with the pods of each one after the other.
+
+    OnDelete: an edit of the spec never restarts a server that a trainer is using.
+    """
     labels = resource_names.component_labels(build.name, resource_names.SERVER)
     servers = build.experiment.spec.servers
     group = None if build.gang is None else build.gang.servers
@@ -44,7 +47,7 @@ def server_set(build: Build, replicas: int) -> Manifest:
         annotations={} if group is None else {MEMBERS: group},
         body={
             "spec": {
-                "replicas": replicas,
+                "replicas": replicas * servers.nodes_per_server,
                 "serviceName": resource_names.servers(build.name),
                 "podManagementPolicy": "Parallel",
                 "updateStrategy": {"type": "OnDelete"},
@@ -87,10 +90,12 @@ def _server(build: Build) -> Manifest:
         port=resource_names.SERVER_PORT,
         config_file=Path(CONFIG_FILE),
         api_key_file=Path(API_KEY_FILE),
-        threads=compute_threads(servers, servers.tensor_parallel),
+        threads=compute_threads(servers, servers.processes_per_pod),
         python=PYTHON,
+        leaders=resource_names.server_host(build.name, build.namespace, "{}"),
+        group_port=resource_names.SERVER_GROUP_PORT,
     )
-    ordinal = {"fieldRef": {"fieldPath": "metadata.labels['apps.kubernetes.io/pod-index']"}}
+    ordinal = {"fieldRef": {"fieldPath": f"metadata.labels['{resource_names.POD_INDEX}']"}}
     result = container(
         servers,
         name="server",
@@ -105,7 +110,7 @@ def _server(build: Build) -> Manifest:
                 {"name": names.POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             ],
         ),
-        amounts=resources(servers, gpus=servers.tensor_parallel, gib_per_gpu=MEMORY_PER_GPU_GIB),
+        amounts=resources(servers, gpus=servers.processes_per_pod, gib_per_gpu=MEMORY_PER_GPU_GIB),
     )
     result["command"] = [index if word == f"${index}" else word for word in result["command"]]
     return {

@@ -163,14 +163,14 @@ def _code(build: Build) -> list[Manifest]:
 
 
 def _trainer(build: Build) -> Manifest:
-    trainer = build.experiment.spec.trainer
+    trainer, nodes = build.experiment.spec.trainer, build.experiment.spec.servers.nodes_per_server
     paths = code.paths(build)
     env = trainer_env(
         build.experiment,
         run_dir=Path(build.run_dir),
         config_file=Path(CONFIG_FILE),
         server_addrs=[
-            resource_names.server_address(build.name, build.namespace, index)
+            resource_names.server_address(build.name, build.namespace, index, nodes=nodes)
             for index in range(build.experiment.spec.max_replicas)
         ],
         api_key_file=Path(API_KEY_FILE),

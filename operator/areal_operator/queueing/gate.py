@@ -111,7 +111,8 @@ def _with_quota(queue: str, existing: Object, build: Build, observed: Observed) 
 def _admitted(existing: Object, spec: ExperimentSpec, placement: Placement) -> Reason:
     cluster_queue = ((existing.get("status") or {}).get("admission") or {}).get("clusterQueue")
     text = f"admitted by ClusterQueue {cluster_queue}"
-    granted, wanted = placement.counts.get(SERVERS, spec.servers.replicas), spec.servers.replicas
+    granted = placement.counts.get(SERVERS, spec.servers.pods) // spec.servers.nodes_per_server
+    wanted = spec.servers.replicas
     if granted < wanted:
         text += f" with {granted} of {wanted} servers; the others need another admission, for example after runPolicy."
         text += "suspend was true"

@@ -41,7 +41,7 @@ class Placement:
         if not self.pod_sets:
             return experiment
         spec = experiment.spec
-        granted = self.counts.get(SERVERS, spec.servers.replicas)
+        granted = self.counts.get(SERVERS, spec.servers.pods) // spec.servers.nodes_per_server
         servers = self._section(SERVERS, spec.servers)
         servers = servers.model_copy(update={"replicas": max(1, min(spec.servers.replicas, granted))})
         changes = {

@@ -23,7 +23,7 @@ class Report:
     """What has happened to the pods of a run."""
 
     pods_ready: bool | None = None  # None: no change
-    servers: int | None = None  # servers that still need quota; None: all of them
+    servers: int | None = None  # pods of servers that still need quota; None: all of them
     hand_back: bool = False  # the run was evicted and its pods have ended
     finished: Reason | None = None  # Succeeded or Failed; its pods have ended
 

@@ -50,9 +50,10 @@ def pod_set_of(program: AgentPod) -> str:
 
 def _pod_sets(build: Build) -> list[Manifest]:
     spec = build.experiment.spec
-    wanted, least = spec.servers.replicas, spec.servers.min_replicas
-    server_pods = _pod_set(SERVERS, servers.server_set(build, wanted), wanted, spec.servers.pod_annotations)
-    if least is not None and least < wanted:
+    wanted, least = spec.servers.pods, spec.servers.min_pods
+    owner = servers.server_set(build, spec.servers.replicas)
+    server_pods = _pod_set(SERVERS, owner, wanted, spec.servers.pod_annotations)
+    if least < wanted:
         server_pods["minCount"] = least
     return [
         server_pods,

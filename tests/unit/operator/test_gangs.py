@@ -183,3 +183,13 @@ def test_a_suspended_run_leaves_no_group() -> None:
     running = continued(begun, decide(begun, *RUNNING))
     stopped = replace(running, experiment=experiment(runPolicy__suspend=True))
     assert (KUBERNETES, "case-run") in decide(stopped, *RUNNING, group(2), settings=GANGS).prune
+
+
+def test_all_pods_of_servers_on_several_nodes_are_members() -> None:
+    on_nodes = {"servers__replicas": 3, "servers__tensorParallel": 4, "servers__nodesPerServer": 2}
+    gang = gang_of(build(**on_nodes), observed())
+    assert gang is not None
+    assert gang.groups == {"case-run": 7}
+    fewer = gang_of(build(**on_nodes, servers__minReplicas=1), observed())
+    assert fewer is not None
+    assert fewer.groups == {"case-run": 3}

@@ -104,3 +104,17 @@ def test_every_text_of_the_status_is_short_enough_for_the_api_server() -> None:
     conditions: Any = status["conditions"]
     texts += [str(value) for condition in conditions for value in condition.values()]
     assert max(map(len, texts)) == MAX_STATUS_TEXT
+
+
+def test_a_server_on_several_nodes_is_ready_once_all_of_its_pods_are() -> None:
+    pods = [pod(SERVER, index) for index in (0, 1, 2)]
+    waiting = pod(SERVER, 3, conditions=[])
+    assert report.ready_servers([*pods, waiting], nodes=2) == 1
+    assert report.ready_servers([*pods, pod(SERVER, 3)], nodes=2) == 2
+    spec = experiment(servers__replicas=2, servers__tensorParallel=2, servers__nodesPerServer=2)
+    observed = Observed({"Pod": [*pods, waiting]})
+    assert report.servers(spec, observed, addressed=2).reason.message.startswith("1 of 2 servers are ready")
+    assert report.servers_status(spec, observed, desired=2).summary == "1/2"
+    ready = Observed({"Pod": [pod(SERVER, index) for index in range(6)]})
+    update = report.servers(spec, ready, addressed=2)
+    assert (update.reason.code, update.reason.message) == ("Draining", "1 servers are draining; 3 of 2 are ready")

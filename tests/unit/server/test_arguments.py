@@ -12,6 +12,7 @@ import pytest
 from areal_api.config import SGLangConfig
 from areal_server import launch
 from areal_server.arguments import STUBS_DIR, Flag, server_arguments, server_environment
+from areal_server.node_group import Member
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +21,17 @@ def flags() -> dict[str, Flag]:
 
 
 def command(
-    flags: Mapping[str, Flag], extra: dict[str, Any] | None = None, *, device: Any = "cpu", **sglang: Any
+    flags: Mapping[str, Flag],
+    extra: dict[str, Any] | None = None,
+    *,
+    device: Any = "cpu",
+    member: Member | None = None,
+    **sglang: Any,
 ) -> list[str]:
     return server_arguments(
         SGLangConfig(**{"dtype": "float32", **sglang}), extra or {}, device=device, model_path="/models/m",
         tokenizer_path=None, tensor_parallel=2, host="127.0.0.1", port=30000, random_seed=7, flags=flags,
+        member=member,
     )  # fmt: skip
 
 
@@ -139,3 +146,22 @@ def test_invalid_value_is_rejected_in_one_line(flags: dict[str, Flag]) -> None:
 def test_auto_dtype_is_rejected_on_a_cpu(flags: dict[str, Flag]) -> None:
     with pytest.raises(ValueError, match=r"sglang\.dtype: 'auto'.*float32"):
         command(flags, dtype="auto")
+
+
+def test_a_node_of_a_server_gets_its_rank_and_its_share_of_the_cores() -> None:
+    environment = server_environment("cpu", {}, tensor_parallel=4, nodes=2, cores=[0, 1, 2, 3])
+    assert environment["SGLANG_CPU_OMP_THREADS_BIND"] == "0,2|1,3"
+    one_each = server_environment("cpu", {}, tensor_parallel=2, nodes=2, cores=[5])
+    assert one_each["SGLANG_CPU_OMP_THREADS_BIND"] == "5"
+    with pytest.raises(ValueError, match="needs as many cores, this server has 1 on one of its 2 nodes"):
+        server_environment("cpu", {}, tensor_parallel=4, nodes=2, cores=[0])
+
+
+def test_sglang_parses_a_nodes_place_in_its_server(flags: dict[str, Flag]) -> None:
+    args = parsed(command(flags, device="cuda", member=Member(2, 1, "exp-server-0.exp-server.ns.svc", 30100)))
+    assert (args.nnodes, args.node_rank, args.dist_init_addr) == (2, 1, "exp-server-0.exp-server.ns.svc:30101")
+    six = command(flags, device="cuda", member=Member(2, 0, "fd00::1", 30100))
+    assert parsed(six).dist_init_addr == "[fd00::1]:30101"
+    assert parsed(command(flags, device="cuda")).nnodes == 1
+    with pytest.raises(ValueError, match=r"servers\.args\.nnodes: 2 cannot be set here; .* servers\.nodesPerServer"):
+        command(flags, {"nnodes": 2})

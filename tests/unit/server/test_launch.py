@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from areal_server import launch
+from areal_server.node_group import Member
 
 
 def test_missing_gpu_is_reported_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +68,11 @@ def test_an_ipv6_port_in_use_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port {port}: .*in use"):
             launch.check_machine("cpu", 1, "::1", port)
+
+
+@pytest.mark.parametrize(("index", "rank", "leader"), [(0, 0, "s-0.x"), (3, 1, "s-2.x"), (4, 0, "s-4.x")])
+def test_the_index_of_a_node_tells_its_server_and_its_rank(index: int, rank: int, leader: str) -> None:
+    arguments = ["--config", "c", "--device", "cpu", "--port", "1", "--index", str(index)]
+    more = ["--nodes", "2", "--leaders", "s-{}.x", "--group-port", "30100"]
+    assert launch.member_of(launch.parse(arguments + more)) == Member(2, rank, leader, 30100)
+    assert launch.member_of(launch.parse(arguments)) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from areal_api import resource_names
+from areal_api import names, resource_names
 from support.operator_manifests import env_of, made, pods
 
 
@@ -58,3 +58,22 @@ def test_both_ends_of_a_broadcast_have_the_same_nccl_settings() -> None:
     server, trainer = pods()
     for name in ("NCCL_CUMEM_ENABLE", "NCCL_NVLS_ENABLE"):
         assert env_of(server)[name] == env_of(trainer)[name] == "0"
+
+
+ON_NODES = {"servers__replicas": 3, "servers__tensorParallel": 16, "servers__nodesPerServer": 2}
+
+
+def test_a_server_on_several_nodes_is_as_many_pods_with_its_share_of_the_gpus() -> None:
+    spec = made("StatefulSet", **ON_NODES)["spec"]
+    assert spec["replicas"] == 6
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+    command = " ".join(container["command"])
+    assert "--tensor-parallel 16 --nodes 2 --leaders case-server-{}.case-server.ns.svc --group-port 30100" in command
+    assert "--index $(AREAL_SERVER_INDEX)" in command
+
+
+def test_the_trainer_addresses_the_first_pod_of_each_server() -> None:
+    addresses = env_of(made("Job", **ON_NODES)["spec"]["template"]["spec"])[names.SERVER_ADDRS]
+    hosts = [address.partition(".")[0] for address in addresses.split(",")]
+    assert hosts == ["case-server-0", "case-server-2", "case-server-4"]

@@ -8,7 +8,7 @@ from areal_operator.manifests import agents, servers, trainer
 from areal_operator.manifests.base import Build
 from areal_operator.observed import Object
 from areal_operator.queueing import kueue
-from areal_operator.queueing.placement import Placement, flavors_of, placement_of
+from areal_operator.queueing.placement import Placement, PodSetPlacement, flavors_of, placement_of
 from support.operator_objects import SETTINGS, UID, experiment
 from support.queued_objects import FLAVORS, admitted, queued_state
 
@@ -77,3 +77,9 @@ def test_servers_that_were_handed_back_are_not_started_again() -> None:
     assert placement.counts["servers"] == 1
     assert placement.placed(experiment(servers__replicas=4)).spec.servers.replicas == 1
     assert placement.placed(experiment(servers__replicas=1)).spec.servers.replicas == 1
+
+
+def test_only_whole_servers_on_several_nodes_are_granted() -> None:
+    wanted = experiment(servers__replicas=4, servers__tensorParallel=2, servers__nodesPerServer=2)
+    placement = Placement({"servers": PodSetPlacement()}, {"servers": 5})
+    assert placement.placed(wanted).spec.servers.replicas == 2

@@ -105,3 +105,9 @@ def test_what_requests_nothing_else_is_the_same_gang(changes: dict[str, Any]) ->
 )
 def test_what_requests_something_else_is_another_gang(changes: dict[str, Any]) -> None:
     assert gang(**changes) != gang()
+
+
+def test_servers_on_several_nodes_are_counted_by_pods() -> None:
+    on_nodes = {"servers__replicas": 3, "servers__minReplicas": 1, "servers__tensorParallel": 2}
+    servers = made(**on_nodes, servers__nodesPerServer=2)["spec"]["podSets"][0]
+    assert (servers["count"], servers["minCount"]) == (6, 2)
