@@ -43,3 +43,14 @@ def by_component(experiment: Experiment) -> dict[str, Object]:
     """The specs of the pods of an experiment with one server and one trainer pod."""
     pods = experiment.namespace.list("Pod")
     return {one["metadata"]["labels"]["areal.dev/component"]: one["spec"] for one in pods}
+
+
+def test_servers_on_two_nodes_are_scaled_and_counted_as_servers(experiment: Experiment) -> None:
+    experiment.apply(servers__replicas=2, servers__maxReplicas=3, servers__tensorParallel=2, servers__nodesPerServer=2)
+    experiment.until(lambda now: (now.get("servers") or {}).get("summary") == "2/2", "two servers of four pods")
+    servers = [name for name in experiment.namespace.names("Pod") if "-server-" in name]
+    assert servers == [f"exp-server-{index}" for index in range(4)]
+    experiment.edit(servers__replicas=1)
+    experiment.until(lambda now: now["servers"]["summary"] == "1/1", "one server is left")
+    eventually(lambda: experiment.namespace.names("Pod")[:2] == ["exp-server-0", "exp-server-1"], "its two pods")
+    eventually(lambda: "exp-server-2" not in experiment.namespace.names("Pod"), "the others are gone")
