@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import kopf
@@ -27,6 +27,7 @@ from areal_operator.manifests import pod_groups
 from areal_operator.metrics import Metrics
 from areal_operator.progress import ProgressReceiver, make_app
 from areal_operator.queueing import kueue
+from areal_operator.queueing.positions import Positions
 from areal_operator.reconcile import Reconciler
 from areal_operator.root_key import wait_for_root_key
 from areal_operator.settings import Settings
@@ -51,6 +52,7 @@ class Operator:
         self._experiments = Experiments()
         self._metrics = Metrics()
         self._warnings = NamespaceWarnings(cluster, max_age_s=settings.waiting_s)
+        self._positions = Positions(cluster)
         self._reconciler = Reconciler(
             cluster,
             self._store,
@@ -58,6 +60,7 @@ class Operator:
             self._warnings,
             settings=settings,
             root_key=root_key,
+            positions=self._positions,
             refused=self._refused,
         )
         group_kinds = [pod_groups.APIS[api].kind for _, api in settings.gang_schedulers]
@@ -101,7 +104,8 @@ class Operator:
             "leader": self._leader.run(),
             "resync": self._resync_forever(),
             "children": self._watch_children(),
-            "warnings": self._poll_warnings(),
+            "warnings": self._poll("warning events", self._warnings.changed),
+            "positions": self._poll("positions in queues", self._positions.changed),
             "workers": self._work(),
             "guard": self._guard(),
             "service": server.serve(sockets=[listening_socket(self._settings.port)]),
@@ -175,16 +179,17 @@ class Operator:
             for watch in self._child_watches:
                 group.create_task(watch.run())
 
-    async def _poll_warnings(self) -> None:
+    async def _poll(self, what: str, changed: Callable[[], Awaitable[list[Key]]]) -> None:
+        """Reconcile the experiments for which something has changed that is not watched."""
         while True:
             await asyncio.sleep(self._settings.waiting_s)
             try:
-                for key in await self._warnings.changed():
+                for key in await changed():
                     self._queue.add(key)
             except Exception as error:
                 if not isinstance(error, ApiError) and not is_transient(error):
                     raise
-                logger.warning("warning events cannot be read: %s", describe(error))
+                logger.warning("%s cannot be read: %s", what, describe(error))
 
     @property
     def ready(self) -> bool:

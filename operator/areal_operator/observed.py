@@ -51,6 +51,7 @@ class KueueObjects:
     refused: str | None = None  # why Workloads cannot be read
     flavors: Mapping[str, Object] = field(default_factory=dict)  # those that the Workload was assigned, by name
     priority: int | None = None  # value of the priority class that the experiment names; None: there is none
+    position: int | None = None  # in the LocalQueue, from 1, as far as Kueue tells it
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from areal_operator.patches import changes_of, is_unchanged, mutable_part
 from areal_operator.plan import Plan, plan, rejected
 from areal_operator.queueing import kueue
 from areal_operator.queueing.client import Queue
+from areal_operator.queueing.positions import Positions
 from areal_operator.settings import Settings
 from areal_operator.status import find, starting_pods, status_to_write
 from areal_operator.store import DIGITS, FINGERPRINT, Key, Store, owner_uid, owns_all, slim
@@ -83,6 +84,7 @@ class Reconciler:
         settings: Settings,
         root_key: bytes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        positions: Positions,
         refused: Callable[[str, str], str | None] = lambda kind, namespace: None,
     ) -> None:
         self._cluster = cluster
@@ -100,7 +102,8 @@ class Reconciler:
         self._secret_at: dict[Key, dict[str, float]] = {}  # times when Secrets were last known to exist, by name
         self._unwatched_claims: set[Key] = set()  # experiments whose claim lacks the labels that the watch selects
         self._written: set[Key] = set()  # experiments of which this reconcile has written a status or an object
-        self._queue = Queue(cluster, settings, refused)
+        self._queue = Queue(cluster, settings, refused, positions)
+        self._positions = positions
         self._refused = refused  # why a kind in a namespace cannot be read
         self._quotas: dict[str, tuple[float, tuple[Object, ...]]] = {}  # by namespace: when they were read
         self._unreadable: dict[Key, str] = {}  # resource version of an experiment that another version wrote
@@ -438,6 +441,7 @@ class Reconciler:
             keys.discard(key)
         self._corrections.forget(key)
         self._warnings.forget(key)
+        self._positions.forget(key)
         self._store.forget(key)
 
 

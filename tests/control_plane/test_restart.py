@@ -15,6 +15,7 @@ from areal_api.experiment import KIND
 from areal_operator.child_watch import SELECTOR
 from areal_operator.cluster import CHILD_KINDS, Cluster
 from areal_operator.experiments import Experiments
+from areal_operator.queueing.positions import Positions
 from areal_operator.reconcile import Reconciler
 from areal_operator.settings import Settings
 from areal_operator.store import Store
@@ -94,7 +95,13 @@ class _Process:
         self._store, self._experiments = Store(), Experiments()
         warnings = NamespaceWarnings(cluster, max_age_s=0.0)
         self.reconciler = Reconciler(
-            cluster, self._store, self._experiments, warnings, settings=SETTINGS, root_key=b"root"
+            cluster,
+            self._store,
+            self._experiments,
+            warnings,
+            settings=SETTINGS,
+            root_key=b"root",
+            positions=Positions(cluster),
         )
 
     async def relist(self, namespace: str) -> None:

@@ -10,9 +10,10 @@ from datetime import datetime
 from areal_api import resource_names
 from areal_api.status import TERMINAL_PHASES
 from areal_operator.cluster import ApiError, Cluster
-from areal_operator.observed import ExperimentState, KueueObjects, Object, Observed, is_active
+from areal_operator.observed import ExperimentState, KueueObjects, Object, Observed, has_condition, is_active
 from areal_operator.queueing import kueue
 from areal_operator.queueing.placement import flavors_of
+from areal_operator.queueing.positions import Positions
 from areal_operator.queueing.report import Report, status_patch
 from areal_operator.settings import Settings
 
@@ -24,8 +25,11 @@ ATTEMPTS = 3  # to write a status that others write, too
 class Queue:
     """What a reconcile needs from Kueue. ``refused`` says why a kind in a namespace cannot be read, if so."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, refused: Callable[[str, str], str | None]) -> None:
+    def __init__(
+        self, cluster: Cluster, settings: Settings, refused: Callable[[str, str], str | None], positions: Positions
+    ) -> None:
         self._cluster = cluster
+        self._positions = positions
         self._settings = settings
         self._refused = refused
         self._read: dict[tuple[str, str], tuple[float, Object | None]] = {}  # by kind and name: when, and what
@@ -33,7 +37,9 @@ class Queue:
     async def observe(self, state: ExperimentState, observed: Observed) -> Observed:
         """``observed`` with the flavors and the priority class of an experiment in a queue."""
         labels = state.experiment.metadata.labels
-        if not self._settings.kueue or not labels.get(kueue.QUEUE_LABEL) or state.status.phase in TERMINAL_PHASES:
+        key, queue = (state.namespace, state.name), labels.get(kueue.QUEUE_LABEL)
+        if not self._settings.kueue or not queue or state.status.phase in TERMINAL_PHASES:
+            self._positions.forget(key)
             return observed
         refused = self._refused(kueue.WORKLOAD, state.namespace)
         workload = observed.get(kueue.WORKLOAD, resource_names.workload(state.name))
@@ -47,7 +53,12 @@ class Queue:
         class_name = labels.get(kueue.PRIORITY_LABEL)
         priority_class = None if class_name is None else await self._cached(kueue.PRIORITY_CLASS, class_name)
         priority = None if priority_class is None else int(priority_class["value"])
-        return replace(observed, kueue=KueueObjects(refused, flavors, priority))
+        position = None
+        if workload is None or not has_condition(workload, kueue.QUOTA_RESERVED):
+            position = self._positions.of(key, queue)
+        else:
+            self._positions.forget(key)
+        return replace(observed, kueue=KueueObjects(refused, flavors, priority, position))
 
     async def report(self, workload: Object, report: Report, *, experiment: str, now: datetime) -> Object | None:
         """Write a report; returns the Workload that results from it, None if nothing was written.

@@ -66,7 +66,7 @@ def gate_of(build: Build, observed: Observed, *, supported: bool, suspended: boo
         return Gate(queue, open=False, reason=reason, workload=existing)
     wanted = workload(build, queue, priority_class=priority_class, priority=observed.kueue.priority)
     if existing is None or not has_quota(existing) or has_condition(existing, kueue.FINISHED):
-        return _without_quota(queue, existing, wanted)
+        return _without_quota(queue, existing, wanted, position=observed.kueue.position)
     if annotation(existing, GANG) != wanted["metadata"]["annotations"][GANG]:
         text = "the queue, or what the pods request, was changed: the run stops and waits in its queue again"
         return Gate(queue, open=False, reason=Reason(conditions.GANG_CHANGED, text), workload=existing, discard=True)
@@ -78,7 +78,7 @@ def has_quota(workload: Object) -> bool:
     return has_condition(workload, kueue.QUOTA_RESERVED) and not has_condition(workload, kueue.FINISHED)
 
 
-def _without_quota(queue: str, existing: Object | None, wanted: Manifest) -> Gate:
+def _without_quota(queue: str, existing: Object | None, wanted: Manifest, *, position: int | None) -> Gate:
     if existing is not None and has_condition(existing, kueue.FINISHED):
         finished = condition_of(existing, kueue.FINISHED) or {}
         text = f"Workload {_name(existing)} was finished by another controller ({finished.get('message')})"
@@ -87,7 +87,9 @@ def _without_quota(queue: str, existing: Object | None, wanted: Manifest) -> Gat
     if existing is not None and is_terminating(existing):
         reason = Reason(conditions.QUEUED, f"Workload {_name(existing)} is being deleted")
         return Gate(queue, open=False, reason=reason, workload=existing)
-    return Gate(queue, open=False, reason=_why_pending(queue, existing), workload=existing, to_apply=(wanted,))
+    return Gate(
+        queue, open=False, reason=_why_pending(queue, existing, position), workload=existing, to_apply=(wanted,)
+    )
 
 
 def _with_quota(queue: str, existing: Object, build: Build, observed: Observed) -> Gate:
@@ -119,14 +121,14 @@ def _admitted(existing: Object, spec: ExperimentSpec, placement: Placement) -> R
     return Reason(conditions.ADMITTED, text)
 
 
-def _why_pending(queue: str, existing: Object | None) -> Reason:
+def _why_pending(queue: str, existing: Object | None, position: int | None) -> Reason:
     pending = None if existing is None else condition_of(existing, kueue.QUOTA_RESERVED)
     inactive = None if existing is None else _inactive(queue, existing)
     if inactive is not None:
         return inactive
     if pending is None or not pending.get("message"):
         return Reason(conditions.QUEUED, f"queue {queue}: Kueue has not looked at the run yet")
-    return _passed_on(queue, pending)
+    return _passed_on(queue if position is None else f"{queue}, position {position}", pending)
 
 
 def _inactive(queue: str, existing: Object) -> Reason | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 PREFIX = "kueue.x-k8s.io/"
 API_VERSION = "kueue.x-k8s.io/v1beta2"
+VISIBILITY = "visibility.kueue.x-k8s.io/v1beta2"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 POD_SET_LABEL = "kueue.x-k8s.io/podset"

@@ -13,6 +13,7 @@ from areal_api.experiment import KIND
 from areal_operator.cluster import CHILD_KINDS, ApiError
 from areal_operator.experiments import Experiments
 from areal_operator.observed import Object
+from areal_operator.queueing.positions import Positions
 from areal_operator.reconcile import Reconciler
 from areal_operator.settings import Settings
 from areal_operator.store import Store
@@ -51,6 +52,7 @@ class World:
             self.warnings,
             settings=self.settings,
             root_key=b"root",
+            positions=Positions(self.cluster),
             now=lambda: self.now,
         )
 

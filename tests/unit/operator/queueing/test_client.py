@@ -14,6 +14,7 @@ from areal_operator.experiments import Experiments
 from areal_operator.observed import Object
 from areal_operator.queueing import kueue
 from areal_operator.queueing.client import Queue
+from areal_operator.queueing.positions import Positions
 from areal_operator.queueing.report import Report
 from areal_operator.reconcile import Reconciler
 from areal_operator.store import Store
@@ -43,6 +44,7 @@ class World:
     def restart(self) -> None:
         """A new operator process."""
         self.store, self.experiments = Store(), Experiments()
+        self.positions = Positions(self.cluster)
         self.reconciler = Reconciler(
             self.cluster,
             self.store,
@@ -51,6 +53,7 @@ class World:
             settings=ENABLED,
             root_key=b"root",
             now=lambda: NOW,
+            positions=self.positions,
             refused=lambda kind, namespace: self.refused,
         )
 
@@ -161,7 +164,7 @@ async def test_an_edit_that_kueue_makes_at_the_same_time_is_kept() -> None:
     await world.run()
     world.admits()
     await world.run()
-    queue = Queue(world.cluster, ENABLED, lambda namespace: None)
+    queue = Queue(world.cluster, ENABLED, lambda kind, namespace: None, world.positions)
     stale = copy.deepcopy(world.workload)
     world.admits(PREEMPTED)
     written = await queue.report(stale, Report(pods_ready=True), experiment="case", now=NOW)
@@ -173,7 +176,7 @@ async def test_quota_is_kept_while_the_api_server_knows_of_a_pod_that_the_watch_
     world = World()
     await world.run()
     world.admits(PREEMPTED)
-    queue = Queue(world.cluster, ENABLED, lambda namespace: None)
+    queue = Queue(world.cluster, ENABLED, lambda kind, namespace: None, world.positions)
     world.adds(pod(resource_names.SERVER))
     assert await queue.report(world.workload, Report(hand_back=True), experiment="case", now=NOW) is None
     assert "admission" in world.workload["status"]
@@ -184,7 +187,7 @@ async def test_a_report_that_kueue_refuses_is_an_error() -> None:
     await world.run()
     world.admits()
     world.cluster.check = lambda method, obj: ApiError(500, "InternalError", "failed calling webhook")
-    queue = Queue(world.cluster, ENABLED, lambda namespace: None)
+    queue = Queue(world.cluster, ENABLED, lambda kind, namespace: None, world.positions)
     with pytest.raises(ApiError, match="failed calling webhook"):
         await queue.report(world.workload, Report(pods_ready=True), experiment="case", now=NOW)
 

@@ -71,6 +71,13 @@ def test_a_waiting_experiment_shows_kueues_reason_and_message() -> None:
     assert consumers(plan) == []
 
 
+def test_a_waiting_experiment_shows_its_position_if_kueue_tells_it() -> None:
+    fresh = queued_state()
+    waiting = stored_workload(fresh, said(kueue.QUOTA_RESERVED, "False", "Pending", PENDING))
+    plan = decide_queued(fresh, waiting, known=KueueObjects(position=3))
+    assert plan.status.message == f"queue team-a, position 3: {PENDING}"
+
+
 @pytest.mark.parametrize(
     "conditions",
     [
