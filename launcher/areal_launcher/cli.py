@@ -242,6 +242,8 @@ def ui_parser() -> argparse.ArgumentParser:
     """``grpo ui``."""
     parser = command_parser("ui", UI)
     add_ui(parser, path=path, port=port)
+    add_place(parser, "ui", "whose runs to show")
+    parser.set_defaults(action=lambda args: place_of(args).ui(args))
     return parser
 
 

@@ -102,7 +102,8 @@ another machine, forward the port (ssh -L 8265:127.0.0.1:8265 HOST).
 
 examples:
   grpo ui
-  grpo ui runs/tiny/first ~/other-runs"""
+  grpo ui runs/tiny/first ~/other-runs
+  grpo ui --on kubernetes --namespace team-a"""
 
 LIST = """\
 List the runs below some folders: state, step, reward. grpo status --on kubernetes lists the experiments of a cluster.

@@ -13,22 +13,14 @@ def add_ui(parser: argparse.ArgumentParser, *, path: Callable[[str], Path], port
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
     )
-    parser.add_argument("--port", type=port, metavar="N", help="port (default: 8265, or a free one if that is in use)")
-    parser.set_defaults(action=ui_action)
+    help_text = "port (default: 8265, or a free one if that is in use)"
+    parser.add_argument("--port", dest="page_port", type=port, metavar="N", help=help_text)
 
 
 def add_roots(parser: argparse.ArgumentParser, path: Callable[[str], Path]) -> None:
     """Add the folders in which runs are looked for."""
     help_text = "run directories, or folders that contain runs (default: runs)"
     parser.add_argument("roots", nargs="*", type=path, metavar="DIR", help=help_text)
-
-
-def ui_action(args: argparse.Namespace) -> int:
-    """Serve the page."""
-    from areal_launcher.catalog import default_roots
-    from areal_launcher.ui.serve import serve
-
-    return serve(args.roots or default_roots(), host=args.host, port=args.port)
 
 
 def list_action(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from areal_launcher import cli
 
-IN_CLUSTER = ("run", "status", "logs", "stop", "suspend", "resume", "scale")
+IN_CLUSTER = ("run", "status", "logs", "stop", "suspend", "resume", "scale", "ui")
 
 
 def translated(arguments: Sequence[str]) -> list[str]:

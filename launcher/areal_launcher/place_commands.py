@@ -74,6 +74,10 @@ class PlaceCommands(abc.ABC):
         print(f"asked for {args.servers} servers; grpo status {run} shows them")
         return 0
 
+    def ui(self, args: argparse.Namespace) -> int:
+        """Serve the page of runs."""
+        raise ValueError(f"grpo ui reads run directories, also those of {self.title}; leave out --on {self.name}")
+
 
 @functools.cache
 def places() -> Mapping[str, PlaceCommands]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -415,6 +416,29 @@ def test_python_suspends_resumes_and_scales_an_experiment(grpo: Grpo) -> None:
     assert (grpo.experiment.get() or {})["spec"]["servers"]["replicas"] == 2
     with pytest.raises(ValueError, match="are on the volume claim"):
         experiment.rollouts()
+
+
+def test_the_page_shows_experiments_and_ends_with_the_command(grpo: Grpo) -> None:
+    grpo.write()
+    assert grpo.run("--detach") == 0
+    grpo.experiment.until_phase("Running")
+    command = [sys.executable, "-m", "areal_launcher.cli", "ui", *grpo.place]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = next(text for text in process.stdout if text.startswith("http")).strip()
+        base = address.split("?")[0]
+        with httpx.Client(follow_redirects=True, trust_env=False) as client:
+            assert client.get(f"{base}api/runs").status_code == 403
+            client.get(address)
+            [row] = client.get(f"{base}api/runs").json()
+            assert (row["name"], row["state"]) == (f"{grpo.experiment.namespace.name}/exp", "running")
+            assert client.get(f"{base}api/runs/{row['id']}").json()["events"] is not None
+            samples = client.get(f"{base}api/runs/{row['id']}/rollouts")
+            assert (samples.status_code, samples.json()["detail"]) == (
+                404, "the files of this run are on its volume in the cluster",
+            )  # fmt: skip
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 def test_areals_file_becomes_an_experiment_in_the_cluster(

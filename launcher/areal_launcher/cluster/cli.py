@@ -96,6 +96,16 @@ class Kubernetes(PlaceCommands):
         print(f"asked for {args.servers} servers; grpo status {args.run} --on kubernetes shows them")
         return 0
 
+    def ui(self, args: argparse.Namespace) -> int:
+        """Show the experiments of a cluster."""
+        if args.roots:
+            raise ValueError(f"{args.roots[0]} is a directory, and --on kubernetes shows experiments; leave out one")
+        target = cluster_target(args)
+        from areal_launcher.cluster.page import ClusterRuns
+        from areal_launcher.ui.serve import serve
+
+        return serve(lambda: ClusterRuns.connect(target), host=args.host, port=args.page_port)
+
 
 def experiment(args: argparse.Namespace) -> ClusterRun:
     """The selected experiment."""

@@ -15,11 +15,10 @@ from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from areal_launcher.catalog import Catalog, RunEntry
 from areal_launcher.run_files import MAX_STEP
-from areal_launcher.ui import view
 from areal_launcher.ui.page import Page
 from areal_launcher.ui.sample_routes import sample_routes
+from areal_launcher.ui.source import Runs, ShownRun
 
 STATIC = FilePath(__file__).with_name("static")
 COOKIE = "grpo_ui"
@@ -40,10 +39,10 @@ HEADERS = {
 REFUSAL = JSONResponse({"detail": "open the address that grpo ui printed; it contains the token"}, status_code=403)
 
 
-def create_app(catalog: Catalog, token: str) -> FastAPI:
+def create_app(runs: Runs, token: str) -> FastAPI:
     """The application. Every request needs ``token``, as the cookie that ``/?token=…`` sets."""
     app = FastAPI(title="grpo ui", docs_url=None, redoc_url=None, openapi_url=None)
-    page = Page(catalog)
+    page = Page(runs)
 
     app.add_middleware(Guard, token=token)
 
@@ -56,7 +55,7 @@ def create_app(catalog: Catalog, token: str) -> FastAPI:
         return PlainTextResponse((STATIC / "index.html").read_text(), media_type="text/html; charset=utf-8")
 
     @app.get("/api/runs")
-    async def runs() -> list[dict[str, Any]]:
+    async def listed() -> list[dict[str, Any]]:
         return await page.runs()
 
     @app.get("/api/runs/{identifier}")
@@ -67,7 +66,7 @@ def create_app(catalog: Catalog, token: str) -> FastAPI:
 
     @app.get("/api/runs/{identifier}/configuration")
     async def configuration(identifier: str) -> Response:
-        return PlainTextResponse(await asyncio.to_thread(view.configuration, page.find(identifier).path))
+        return PlainTextResponse(await asyncio.to_thread(page.find(identifier).configuration))
 
     @app.get("/api/runs/{identifier}/series")
     async def series(
@@ -92,13 +91,13 @@ def create_app(catalog: Catalog, token: str) -> FastAPI:
     return app
 
 
-async def _updates(page: Page, entry: RunEntry) -> AsyncIterator[str]:
+async def _updates(page: Page, entry: ShownRun) -> AsyncIterator[str]:
     """Server-sent events: the overview of a run whenever it changed, until the page goes away or the run is deleted."""
     page.live += 1
     shown: object = None
     try:
         while True:
-            more, _ = await page.poll(entry)
+            more = await page.poll(entry)
             current = await page.overview(entry) | {"loading": more}
             if current != shown:
                 shown = current

@@ -1,52 +1,56 @@
-"""The state behind the page: which runs there are, and the statistics of those that were looked at."""
+"""What the routes of the page answer with: the runs, and the statistics of those that were looked at."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
 
 from areal_launcher.bounded_files import DamagedFileError
-from areal_launcher.catalog import Catalog, RunEntry
 from areal_launcher.run_files import MAX_STEP
 from areal_launcher.run_state import clipped
-from areal_launcher.ui import view
+from areal_launcher.ui.source import Runs, ShownRun
 
 
 class Page:
-    """What the routes answer with. Use from one event loop."""
+    """The state behind the page. Use from one event loop."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self._tables = view.Tables()
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
         self._lock = asyncio.Lock()  # tables are read and grown in threads, one at a time
         self._reading = asyncio.Semaphore(2)  # files of samples at a time
         self.live = 0  # open streams
 
     async def runs(self) -> list[dict[str, Any]]:
         """A line for each run, the latest first."""
-        return await asyncio.to_thread(lambda: view.rows(self._catalog))
+        return await asyncio.to_thread(self._runs.rows)
 
-    def find(self, identifier: str) -> RunEntry:
+    def find(self, identifier: str) -> ShownRun:
         """The run with this identifier; the answer 404 if there is none."""
-        entry = self._catalog.find(identifier)
-        if entry is None:
+        run = self._runs.find(identifier)
+        if run is None:
             raise HTTPException(404, "no such run; it may have been deleted")
-        return entry
+        return run
 
-    async def poll(self, entry: RunEntry) -> tuple[bool, tuple[int, int]]:
-        """Read the next part of the statistics: whether there is more, and a stamp that changes with the table."""
+    def directory(self, identifier: str) -> Path:
+        """The run's directory; the answer 404 if its files are not here."""
+        directory = self.find(identifier).directory
+        if directory is None:
+            raise HTTPException(404, "the files of this run are on its volume in the cluster")
+        return directory
+
+    async def poll(self, run: ShownRun) -> bool:
+        """Read what is new; whether there is more to read."""
         async with self._lock:
-            table = self._tables.of(entry.path)
-            more = await asyncio.to_thread(table.poll)
-            return more, (len(table), table.changes)
+            return await asyncio.to_thread(run.poll)
 
-    async def overview(self, entry: RunEntry) -> dict[str, Any]:
+    async def overview(self, run: ShownRun) -> dict[str, Any]:
         """The run, without its series."""
         async with self._lock:
-            return await asyncio.to_thread(view.overview, entry, self._tables.of(entry.path))
+            return await asyncio.to_thread(run.overview)
 
     async def samples(self, what: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``read`` finds in files of samples; the answer 404, which names ``what``, if they cannot be read."""
@@ -59,11 +63,11 @@ class Page:
                 raise HTTPException(404, clipped(str(error))) from error
 
     async def series(
-        self, entry: RunEntry, wanted: list[str], *, first: int, last: int, limit: int, after: int
+        self, run: ShownRun, wanted: list[str], *, first: int, last: int, limit: int, after: int
     ) -> dict[str, Any]:
         """Points of ``wanted``: those after the step ``after`` if earlier ones are not thinned, else all."""
         async with self._lock:
-            table = self._tables.of(entry.path)
+            table = run.table
             whole = first == 0 and last == MAX_STEP
             added = whole and after > 0 and len(table) <= limit
             points = table.points(wanted, first=after + 1 if added else first, last=last, limit=limit)

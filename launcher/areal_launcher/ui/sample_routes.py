@@ -25,7 +25,7 @@ def sample_routes(page: Page) -> APIRouter:
 
     @router.get("/rollouts")
     async def dumped_steps(identifier: str) -> list[int]:
-        return await asyncio.to_thread(rollouts.steps, page.find(identifier).path)
+        return await asyncio.to_thread(rollouts.steps, page.directory(identifier))
 
     @router.get("/rollouts/{step}")
     async def dumped(
@@ -39,26 +39,26 @@ def sample_routes(page: Page) -> APIRouter:
         only: rollouts.Kind = "all",
         offset: Count = 0,
     ) -> dict[str, Any]:
-        run, chosen = page.find(identifier).path, rollouts.Filter(text, low, high, shortest, longest, only)
+        run, chosen = page.directory(identifier), rollouts.Filter(text, low, high, shortest, longest, only)
         return await page.samples(f"step {step}", lambda: rollouts.page(run, step, chosen, offset=offset))
 
     @router.get("/rollouts/{step}/{row}")
     async def tokens(identifier: str, step: Step, row: Step) -> dict[str, Any]:
-        run = page.find(identifier).path
+        run = page.directory(identifier)
         return await page.samples(f"step {step}", lambda: rollouts.tokens(run, step, row))
 
     @router.get("/problem")
     async def history(identifier: str, problem: Problem) -> dict[str, Any]:
-        run = page.find(identifier).path
+        run = page.directory(identifier)
         return await page.samples("the problem", lambda: rollouts.history(run, problem))
 
     @router.get("/evaluations")
     async def evaluated_steps(identifier: str) -> list[int]:
-        return await asyncio.to_thread(evaluations.steps, page.find(identifier).path)
+        return await asyncio.to_thread(evaluations.steps, page.directory(identifier))
 
     @router.get("/evaluations/{first}/{second}")
     async def comparison(identifier: str, first: Step, second: Step) -> dict[str, Any]:
-        run = page.find(identifier).path
+        run = page.directory(identifier)
         what = f"the evaluation after step {first} or {second}"
         return await page.samples(what, lambda: evaluations.comparison(run, first, second))
 
@@ -66,7 +66,7 @@ def sample_routes(page: Page) -> APIRouter:
     async def answers(
         identifier: str, step: Step, of: Annotated[str, Query(max_length=MAX_PROBLEM)], problem: Problem
     ) -> dict[str, Any]:
-        run = page.find(identifier).path
+        run = page.directory(identifier)
         what = f"the evaluation after step {step}"
         return await page.samples(what, lambda: evaluations.answers(run, step, of=of, problem=problem))
 

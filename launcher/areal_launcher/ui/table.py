@@ -74,25 +74,19 @@ class Points:
         return {"steps": self.steps, "means": self.means, "low": self.low, "high": self.high}
 
 
-class StatsTable:
-    """The columns of a growing stats.jsonl. A step that is written again replaces it and drops the steps after it.
+class ColumnTable:
+    """Columns of statistics by step. A step that is added again replaces it and drops the steps after it.
 
-    ``damaged`` counts lines that were skipped, ``problem`` says why the file cannot be read, ``changes`` counts times
-    that earlier steps changed: a page that drew them has to draw them again.
+    ``changes`` counts times that earlier steps changed: a page that drew them has to draw them again.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.damaged = 0
+    def __init__(self) -> None:
         self.changes = 0
-        self.problem: str | None = None
-        self._path = names.stats_file(run)
         self._columns: dict[str, _Column] = {}  # by shown name
         self._by_key: dict[str, _Column] = {}  # by name in the file
         self._steps = _Column()
         self._rows = 0
         self._last_step = 0
-        self._offset = 0
-        self._inode = 0
 
     def __len__(self) -> int:
         return self._rows
@@ -112,32 +106,6 @@ class StatsTable:
         values = self._values(name)
         present = np.flatnonzero(~np.isnan(values))
         return float(values[present[-1]]) if len(present) else None
-
-    def poll(self) -> bool:
-        """Read the next part of the file; whether there is more to read."""
-        try:
-            with opened(self._path) as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or status.st_size < self._offset:
-                    self._forget(status.st_ino)
-                data = os.pread(file.fileno(), CHUNK_BYTES, self._offset)
-        except FileNotFoundError:
-            self._forget(0)
-            self.problem = None
-            return False
-        except (DamagedFileError, OSError) as error:
-            self.problem = str(error)
-            return False
-        self.problem = None
-        end = data.rfind(b"\n") + 1
-        if not end and len(data) > MAX_LINE_BYTES:
-            end = len(data)  # an endless line
-            self.damaged += 1
-        else:
-            for text in data[:end].splitlines():
-                self._add(text)
-        self._offset += end
-        return end > 0 and self._offset < status.st_size
 
     def points(self, wanted: list[str], *, first: int, last: int, limit: int) -> Points:
         """``wanted`` statistics of the steps ``first`` to ``last``, in at most ``limit`` points."""
@@ -169,11 +137,8 @@ class StatsTable:
         column = self._columns.get(name)
         return column.head(self._rows) if column is not None else np.full(self._rows, np.nan)
 
-    def _add(self, text: bytes) -> None:
-        line = parse_line(text)
-        if line is None:
-            self.damaged += bool(text.strip())
-            return
+    def add(self, line: run_files.Line) -> None:
+        """Add the statistics of a step."""
         step = line["step"]
         if step <= self._last_step and self._rows:
             self._cut(int(np.searchsorted(self._steps.head(self._rows), step)))
@@ -211,10 +176,62 @@ class StatsTable:
         for column in [self._steps, *self._columns.values()]:
             column.cut(rows)
 
-    def _forget(self, inode: int) -> None:
+    def clear(self) -> None:
+        """Drop all steps."""
         self.changes += self._rows > 0
         self._columns, self._by_key, self._steps = {}, {}, _Column()
         self._rows, self._last_step = 0, 0
+
+
+class StatsTable(ColumnTable):
+    """The columns of a growing stats.jsonl.
+
+    ``damaged`` counts lines that were skipped, ``problem`` says why the file cannot be read.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self.damaged = 0
+        self.problem: str | None = None
+        self._path = names.stats_file(run)
+        self._offset = 0
+        self._inode = 0
+
+    def poll(self) -> bool:
+        """Read the next part of the file; whether there is more to read."""
+        try:
+            with opened(self._path) as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._forget(status.st_ino)
+                data = os.pread(file.fileno(), CHUNK_BYTES, self._offset)
+        except FileNotFoundError:
+            self._forget(0)
+            self.problem = None
+            return False
+        except (DamagedFileError, OSError) as error:
+            self.problem = str(error)
+            return False
+        self.problem = None
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) > MAX_LINE_BYTES:
+            end = len(data)  # an endless line
+            self.damaged += 1
+        else:
+            for text in data[:end].splitlines():
+                self._add_text(text)
+        self._offset += end
+        return end > 0 and self._offset < status.st_size
+
+    def _add_text(self, text: bytes) -> None:
+        line = parse_line(text)
+        if line is None:
+            self.damaged += bool(text.strip())
+        else:
+            self.add(line)
+
+    def _forget(self, inode: int) -> None:
+        self.clear()
         self._offset, self._inode, self.damaged = 0, inode, 0
 
 

@@ -14,7 +14,7 @@ from areal_launcher.catalog import Catalog, RunEntry
 from areal_launcher.core.journal import read_entries
 from areal_launcher.run_state import clipped, progress_of, state_of
 from areal_launcher.ui.charts import charts_of
-from areal_launcher.ui.table import StatsTable
+from areal_launcher.ui.table import ColumnTable, StatsTable
 
 MAX_TABLES = 32  # runs whose statistics are kept in memory
 MAX_EVENTS = 500
@@ -70,7 +70,7 @@ def overview(entry: RunEntry, table: StatsTable) -> dict[str, Any]:
     }
 
 
-def figures(table: StatsTable) -> list[dict[str, Any]]:
+def figures(table: ColumnTable) -> list[dict[str, Any]]:
     """The newest values that tell most, with their labels."""
     shown = {
         "reward": stat_names.TASK_REWARD,

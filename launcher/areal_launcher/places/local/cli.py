@@ -37,5 +37,12 @@ class Local(PlaceCommands):
 
         return resume(directory(args))
 
+    def ui(self, args: argparse.Namespace) -> int:
+        """Show run directories."""
+        from areal_launcher.catalog import default_roots
+        from areal_launcher.ui.serve import serve_directories
+
+        return serve_directories(args.roots or default_roots(), host=args.host, port=args.page_port)
+
 
 PLACE = Local()

@@ -68,3 +68,10 @@ def listening() -> Iterator[int]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def test_other_places_are_refused_with_the_alternative(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ui", "--on", "slurm"]) == 2
+    assert "leave out --on slurm" in capsys.readouterr().err
+    assert cli.main(["ui", str(tmp_path), "--on", "kubernetes"]) == 2
+    assert "is a directory, and --on kubernetes shows experiments" in capsys.readouterr().err
