@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from hack.testbed.ui_page import Served, served
 from support.browser import chromium
-from support.ui_page import Served, served
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from typing import Any
 
 from areal_api import names
 from areal_launcher.run_files import RunLock
+from hack.testbed.ui_page import Served
 from support.evaluation_files import answer, write_evaluation
 from support.local_runs import append, line
 from support.rollout_files import sample, write_samples
-from support.ui_page import Served
 from support.ui_runs import make_run
 
 HOSTILE = '<img src=x onerror="window.attacked=1"><script>window.attacked=1</script>'

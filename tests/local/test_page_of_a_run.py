@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hack.testbed.ui_page import served
 from support.browser import chromium, open_answers, open_tokens, stats_lines, take_pictures
-from support.ui_page import served
 
 ROOT = Path(__file__).parents[2]
 STEPS = 60

@@ -1,9 +1,8 @@
-"""Debian's Chromium, driven by Playwright."""
+"""Debian's Chromium on the page of runs."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,18 @@ from typing import Any
 import pytest
 
 from areal_api import names
+from hack.testbed.browser import chromium as browser_of_debian
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
     """A browser. Skips the test if Chromium is not installed."""
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("Chromium is not installed: hack/browser/install.sh installs it")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(browser_of_debian())
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
         yield browser
-        browser.close()
 
 
 def take_pictures(browser: Any, address: str, run: Path, folder: Path) -> None:
