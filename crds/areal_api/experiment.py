@@ -146,6 +146,12 @@ class StorageSpec(CamelSection):
         max_length=2,
         description="Access modes; ReadWriteOnce keeps all pods on one node.",
     )
+    shared: bool = Field(
+        True,
+        description="Whether the servers mount the volume. false: they download published weights from the trainer, so "
+        "the trainer alone needs the volume and ReadWriteOnce does not keep them on its node. actor.path must then be "
+        "a hub name, or a path in their image or on a volume of theirs.",
+    )
     when_deleted: Literal["Retain", "Delete"] = Field(
         "Retain", description="What happens to the volume when the experiment is deleted."
     )

@@ -23,10 +23,12 @@ DEVICE = "AREAL_DEVICE"  # cuda or cpu: spec.trainer.device
 LOG_FORMAT = "AREAL_LOG_FORMAT"  # text (default) or json, for every process
 EXIT_STOPPED = 143  # of a rank that was asked to stop
 EXIT_LOST_RANK = 76  # of a rank that ended because another rank was lost
+SERVER_WEIGHTS_PATH = "/areal/weights"  # POST downloads a published version; needs the API key
 SERVER_EXIT_PATH = "/areal/exit"  # POST ends a server at once, also if its scheduler hangs; needs the API key
 BUCKET = "AREAL_BUCKET"  # spec.storage.bucket as JSON, for the trainer; unset: none
 GIT_USERNAME = "AREAL_GIT_USERNAME"  # of the user of code.git.url
 GIT_PASSWORD = "AREAL_GIT_PASSWORD"  # or a token
+WEIGHTS_URL = "AREAL_WEIGHTS_URL"  # base URL of the trainer's published weights; unset: servers see the run directory
 TRAINER_PYTHON = "AREAL_TRAINER_PYTHON"  # Python interpreter of the trainer; unset: that of grpo
 
 IMAGE_ROOT = PurePosixPath("/opt/areal")  # working directory of the images; relative paths start here

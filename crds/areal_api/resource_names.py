@@ -19,6 +19,7 @@ SERVER_GROUP_PORT = 30100  # of a server's first pod, for its others; SGLang use
 POD_INDEX = "apps.kubernetes.io/pod-index"  # label of the pods of a StatefulSet
 GATEWAY_PORT = 8400
 MASTER_PORT = 29500
+WEIGHTS_PORT = 8500  # of the trainer's first pod, for servers without the run volume
 CODE_ARCHIVE = "code.tar.gz"  # key of the ConfigMap with packed code
 
 

@@ -9,6 +9,7 @@ signals reach SGLang. On a CPU it sets up SGLang's CPU engine (``areal_server.cp
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
 import json
 import logging
@@ -26,6 +27,7 @@ from areal_api.cuda_toolkit import toolkit_environment
 from areal_api.load import read_resolved_config
 from areal_api.paths import expand_home, is_local_path
 from areal_server.arguments import Device, Flag, server_arguments, server_environment
+from areal_server.download_weights import FOLDER, DownloadedWeights
 from areal_server.node_group import Member, NodeGroup
 
 logger = logging.getLogger(__name__)
@@ -170,6 +172,24 @@ def _add_exit_route() -> None:
     app.add_api_route(names.SERVER_EXIT_PATH, exit_now, methods=["POST"])
 
 
+def _add_weights_route(api_key: str | None) -> None:
+    """POST ``names.SERVER_WEIGHTS_PATH``: see ``download_weights``."""
+    from fastapi import HTTPException
+    from sglang.srt.entrypoints.http_server import app
+
+    weights = DownloadedWeights(FOLDER, api_key=api_key)
+
+    async def download(request: dict[str, Any]) -> dict[str, str]:
+        try:
+            return {"path": str(await asyncio.to_thread(weights.fetch, request))}
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+        except OSError as error:
+            raise HTTPException(503, f"the weights cannot be downloaded: {error}") from error
+
+    app.add_api_route(names.SERVER_WEIGHTS_PATH, download, methods=["POST"])
+
+
 def _prepare_sglang() -> argparse.ArgumentParser:
     from sglang.srt.plugins import load_plugins
 
@@ -230,6 +250,7 @@ def serve(argv: list[str], api_key: str | None, member: Member | None) -> None:
         _redact_from_logs(api_key)
     _limit_graceful_shutdown()
     _add_exit_route()
+    _add_weights_route(api_key)
     if member is not None:
         _join_nodes(member, server_args.host, api_key)
     try:

@@ -65,6 +65,7 @@ class Script:
     api_key: str | None = None
     answer: str | None = None  # module:function(input_ids, sampling_params, index) -> token ids, with the stop token
     faults: tuple[Fault, ...] = field(default=())
+    downloads_to: str | None = None  # folder for versions that it downloads, without a shared run directory
     more_routes: tuple[str, ...] = ()  # further routes that do nothing and report success
 
     @classmethod

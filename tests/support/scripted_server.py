@@ -60,6 +60,11 @@ class ScriptedServer:
         return self._now.version
 
     @property
+    def model_path(self) -> str:
+        """The directory that was loaded last."""
+        return self._now.model_path
+
+    @property
     def tokens_in_flight(self) -> int:
         """Tokens generated so far for requests in flight."""
         return self._now.tokens_in_flight()

@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from areal_api import names
+from areal_server.download_weights import DownloadedWeights
 from support.scripted_answers import Fault, Sample, Script, sample
 
 _SAMPLING_KEYS = frozenset({
@@ -99,6 +101,7 @@ class ScriptedService:
             "/abort_request": self._abort,
             "/update_weights_from_disk": self._update_from_disk,
             "/update_weight_version": self._update_version,
+            names.SERVER_WEIGHTS_PATH: self._download,
             "/script/faults": self._add_faults,
             "/script/counts": self._counts,
         } | dict.fromkeys(script.more_routes, self._succeed)
@@ -381,6 +384,11 @@ class ScriptedService:
             if body.get("weight_version") is not None:
                 self._set_version(body["weight_version"])
         return _json({"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0})
+
+    async def _download(self, body: dict[str, Any]) -> web.StreamResponse:
+        assert self.script.downloads_to is not None
+        weights = DownloadedWeights(Path(self.script.downloads_to), api_key=self.script.api_key)
+        return _json({"path": str(await asyncio.to_thread(weights.fetch, body))})
 
     async def _update_version(self, body: dict[str, Any]) -> web.StreamResponse:
         if body.get("abort_all_requests", True):

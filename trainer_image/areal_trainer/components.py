@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +17,7 @@ from areal_api.config import GRPOConfig
 from areal_trainer.algo.filters import rewards_differ
 from areal_trainer.data.dataset import PromptLoader, load_hf_tokenizer, train_loader
 from areal_trainer.data.tokenizer import TokenTexts
-from areal_trainer.engine import RemoteSGLangEngine
+from areal_trainer.engine import RemoteSGLangEngine, api_key
 from areal_trainer.evaluation.evaluator import Evaluator
 from areal_trainer.evaluation.prepare import prepared_evaluator
 from areal_trainer.model.policy import Policy, ReferenceModel
@@ -29,6 +31,7 @@ from areal_trainer.rollout.make_workflow import Workflows, vocabulary_size
 from areal_trainer.rollout.workflow import RolloutWorkflow
 from areal_trainer.stats.logger import StatsLogger
 from areal_trainer.trajectory import Trajectory
+from areal_trainer.weights.file_server import FileServer
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,9 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
         policy.check_exactness()
         publisher = make_publisher(config, policy, engine if ranks.is_first else None, run=run, ranks=ranks)
         stack.callback(publisher.close)
+        if ranks.is_first and (weights_url := os.environ.get(names.WEIGHTS_URL)):
+            port = urlsplit(weights_url).port or 0
+            stack.enter_context(FileServer(names.weights_dir(run), port=port, api_key=api_key()))
         recovery = RecoveryWriter(run, keep=config.recover.keep)
         stack.callback(recovery.close)
         rollouts = _rollout_dump(config, tokenizer, run=run) if ranks.is_first else None

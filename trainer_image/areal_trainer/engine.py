@@ -110,8 +110,9 @@ class RemoteSGLangEngine:
             addresses=ServerAddresses.from_environment() if addrs is None else ServerAddresses(tuple(addrs)),
             target=Target(weights.version, weights.path) if weights else Target(),
             vocab_size=vocab_size,
-            api_key=_api_key(),
+            api_key=api_key(),
             timings=self._timings,
+            weights_url=os.environ.get(names.WEIGHTS_URL),
         )
         try:
             self._session.start()
@@ -372,6 +373,7 @@ def _device() -> Literal["cuda", "cpu"]:
     return "cpu" if os.environ.get(names.DEVICE) == "cpu" else "cuda"
 
 
-def _api_key() -> str | None:
+def api_key() -> str | None:
+    """The run's API key; None without one."""
     path = os.environ.get(names.API_KEY_FILE)
     return Path(path).read_text().strip() if path else None

@@ -292,7 +292,7 @@ def placement_problems(spec: ExperimentSpec, nodes: Sequence[int] | None) -> Ite
     """Pods that find no node with enough free GPUs, even if the others are packed as tightly as possible."""
     if nodes is None:
         return
-    one_node = "ReadWriteMany" not in spec.storage.access_modes
+    one_node = "ReadWriteMany" not in spec.storage.access_modes and spec.storage.shared
     left = unplaced(pods_of(spec), sorted(nodes)[-1:] if one_node else nodes)
     if left:
         names = ", ".join(f"{pod.name} ({pod.gpus} GPUs)" for pod in left[:4]) + (", …" if len(left) > 4 else "")

@@ -29,10 +29,16 @@ _READ_ONLY: dict[Access, Manifest] = {"read-only": {"readOnly": True}, "read-wri
 
 
 def pod_template(
-    build: Build, settings: PodSettings, *, labels: Manifest, containers: Manifest, group: str | None = None
+    build: Build,
+    settings: PodSettings,
+    *,
+    labels: Manifest,
+    containers: Manifest,
+    group: str | None = None,
+    run_volume: bool = True,
 ) -> Manifest:
     """A pod template. ``containers`` holds ``containers`` and optionally ``initContainers``; ``group`` is the name of
-    the pod group, if any."""
+    the pod group, if any; ``run_volume``: whether containers mount the run's volume."""
     member = membership(build, build.gang, group)
     own = containers.get("initContainers", [])
     spec: Manifest = {
@@ -43,7 +49,7 @@ def pod_template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": security_context(settings),
-        "volumes": [*_volumes(build, settings), *_checked(settings.volumes)],
+        "volumes": [*_volumes(build, settings, run_volume=run_volume), *_checked(settings.volumes)],
         "tolerations": [*node_tolerations(settings), *settings.tolerations],
         "affinity": _affinity(build, settings),
         "imagePullSecrets": settings.image_pull_secrets,
@@ -129,15 +135,16 @@ def unprivileged(capabilities: Sequence[str] = ()) -> Manifest:
     }
 
 
-def mounts(build: Build, settings: PodSettings, *, run_volume: Access) -> list[Manifest]:
-    """Volume mounts: the operator's, then the user's."""
+def mounts(build: Build, settings: PodSettings, *, run_volume: Access | None) -> list[Manifest]:
+    """Volume mounts: the operator's, then the user's. ``run_volume``: None for pods without it."""
     own: list[Manifest] = [
-        {"name": "areal-run", "mountPath": str(build.fileroot), **_READ_ONLY[run_volume]},
         {"name": "areal-config", "mountPath": "/etc/areal/config", "readOnly": True},
         {"name": "areal-api-key", "mountPath": "/etc/areal/api-key", "readOnly": True},
         {"name": "areal-shm", "mountPath": "/dev/shm"},
         {"name": "areal-tmp", "mountPath": "/tmp"},
     ]
+    if run_volume is not None:
+        own.insert(0, {"name": "areal-run", "mountPath": str(build.fileroot), **_READ_ONLY[run_volume]})
     return [*own, *settings.volume_mounts]
 
 
@@ -241,9 +248,10 @@ def security_context(settings: PodBasics) -> Manifest:
     return {**fixed, **{key: value for key, value in values.items() if value is not None}}
 
 
-def _volumes(build: Build, settings: PodSettings) -> list[Manifest]:
+def _volumes(build: Build, settings: PodSettings, *, run_volume: bool) -> list[Manifest]:
+    claim = {"claimName": resource_names.volume_claim(build.name)}
     return [
-        {"name": "areal-run", "persistentVolumeClaim": {"claimName": resource_names.volume_claim(build.name)}},
+        *([{"name": "areal-run", "persistentVolumeClaim": claim}] if run_volume else []),
         {"name": "areal-config", "configMap": {"name": build.config_map}},
         {
             "name": "areal-api-key",
@@ -281,7 +289,8 @@ def _affinity(build: Build, settings: PodSettings) -> Manifest:
     if "podAffinity" in settings.affinity:
         return settings.affinity
     node, packing = _near(build, "kubernetes.io/hostname"), build.experiment.spec.packing
-    required: list[Manifest] = [] if "ReadWriteMany" in build.access_modes else [node]
+    several_nodes = "ReadWriteMany" in build.access_modes or not build.experiment.spec.storage.shared
+    required: list[Manifest] = [] if several_nodes else [node]
     preferred: list[Manifest] = []
     if not required and settings.device == "cuda":
         preferred.append({"weight": NODE_WEIGHT, "podAffinityTerm": node})

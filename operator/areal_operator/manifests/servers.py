@@ -37,7 +37,14 @@ def server_set(build: Build, replicas: int) -> Manifest:
     servers = build.experiment.spec.servers
     group = None if build.gang is None else build.gang.servers
     containers = {"containers": [_server(build)]}
-    template = pod_template(build, servers, labels=labels, containers=containers, group=group)
+    template = pod_template(
+        build,
+        servers,
+        labels=labels,
+        containers=containers,
+        group=group,
+        run_volume=build.experiment.spec.storage.shared,
+    )
     return owned(
         build,
         api_version="apps/v1",
@@ -115,7 +122,9 @@ def _server(build: Build) -> Manifest:
     result["command"] = [index if word == f"${index}" else word for word in result["command"]]
     return {
         **result,
-        "volumeMounts": mounts(build, servers, run_volume="read-only"),
+        "volumeMounts": mounts(
+            build, servers, run_volume="read-only" if build.experiment.spec.storage.shared else None
+        ),
         "ports": [{"name": "http", "containerPort": resource_names.SERVER_PORT, "protocol": "TCP"}],
         **_probes(servers.startup_seconds, TimeLimits.of(build.experiment.spec.config.rollout, servers.device)),
     }

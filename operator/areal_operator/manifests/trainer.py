@@ -188,6 +188,7 @@ def _trainer(build: Build) -> Manifest:
                 "HF_HOME": str(build.fileroot / HUB_CACHE),
                 **_torchrun(build),
                 **_progress(build),
+                **_weights(build),
                 **tool_urls(build),
                 **env,
             },
@@ -243,6 +244,14 @@ def _torchrun(build: Build) -> dict[str, str]:
         "PET_MAX_RESTARTS": "0",
         names.TORCHRUN_SHUTDOWN_TIMEOUT: str(trainer.termination_grace_period_seconds - 20),
     }
+
+
+def _weights(build: Build) -> dict[str, str]:
+    """Where servers without the run volume download published weights from: the first pod of this attempt."""
+    if build.experiment.spec.storage.shared:
+        return {}
+    host = resource_names.trainer_host(build.name, build.namespace, build.attempt, 0)
+    return {names.WEIGHTS_URL: f"http://{host}:{resource_names.WEIGHTS_PORT}"}
 
 
 def _progress(build: Build) -> dict[str, str]:

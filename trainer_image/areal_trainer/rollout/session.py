@@ -47,6 +47,7 @@ class RolloutSession:
         vocab_size: int | None,
         api_key: str | None,
         timings: ServerTimings,
+        weights_url: str | None = None,
     ) -> None:
         """``engine`` is passed to workflows. Nothing is sent before ``start``."""
         self._engine = engine
@@ -58,7 +59,7 @@ class RolloutSession:
         self._loop = LoopThread("rollout")
         self._client = self._loop.call(lambda: Client(api_key=api_key))
         self._fleet = Fleet(addresses.first, target=target, wait_s=limits.setup_s)
-        control = ServerControl(self._client, limits=limits, timings=timings)
+        control = ServerControl(self._client, limits=limits, timings=timings, weights_url=weights_url)
         self._watcher = Watcher(self._fleet, control, addresses)
         self._updater = WeightUpdater(self._fleet, control)
         self._sampler = Sampler(

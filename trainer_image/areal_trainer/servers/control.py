@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from areal_api import names
 from areal_api.time_limits import TimeLimits
 from areal_trainer.servers.client import Client, ServerBusyError, ServerLostError, ServerRefusedError
 from areal_trainer.servers.fleet import Server, Target
-from areal_trainer.weights.disk import verify_published
+from areal_trainer.weights.disk import MANIFEST, verify_published
 
 PAUSE: dict[str, Any] = {"mode": "retract"}  # in_place would reuse the KV cache of the old weights
 BASE_WEIGHTS = "default"  # SGLang's version name for the weights that it was started with
@@ -35,8 +36,12 @@ class ServerTimings:
 class ServerControl:
     """Sends administrative requests. Use only on the engine's event loop."""
 
-    def __init__(self, client: Client, *, limits: TimeLimits, timings: ServerTimings) -> None:
+    def __init__(
+        self, client: Client, *, limits: TimeLimits, timings: ServerTimings, weights_url: str | None = None
+    ) -> None:
+        """``weights_url``: where servers that do not see the run directory download published versions from."""
         self.client = client
+        self._weights_url = weights_url
         self.limits = limits
         self.timings = timings
 
@@ -78,16 +83,25 @@ class ServerControl:
 
         Generation resumes even if loading fails. The caller holds ``server.lock``.
         """
-        assert target.path is not None
+        path = await self._path_for(server, target)
         await self.post(server, "/pause_generation", PAUSE)
         try:
-            # A path that does not exist here is a name on the Hugging Face hub.
-            path = target.path.absolute() if target.path.exists() else target.path
-            body = {"model_path": str(path), "weight_version": names.weight_version(target.version)}
+            body = {"model_path": path, "weight_version": names.weight_version(target.version)}
             await self.post(server, "/update_weights_from_disk", body, timeout_s=self.limits.weight_load_s)
             await self.check_version(server, target)
         finally:
             await self.post(server, "/continue_generation", {})
+
+    async def _path_for(self, server: Server, target: Target) -> str:
+        """The directory that the server loads. Without a shared one it downloads the version first, not paused yet."""
+        assert target.path is not None
+        if self._weights_url is None or not (target.path / MANIFEST).is_file():
+            # A path that does not exist here is a name on the Hugging Face hub.
+            return str(target.path.absolute() if target.path.exists() else target.path)
+        files = json.loads(await asyncio.to_thread((target.path / MANIFEST).read_text))["files"]
+        body = {"url": self._weights_url, "version": target.path.name, "files": files}
+        answer = await self.post(server, names.SERVER_WEIGHTS_PATH, body, timeout_s=self.limits.weight_load_s)
+        return str(answer["path"])
 
     async def sync_weights(self, server: Server, target: Target) -> None:
         """Make the server hold ``target`` and continue it: a killed trainer may have left it paused.

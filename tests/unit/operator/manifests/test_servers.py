@@ -77,3 +77,13 @@ def test_the_trainer_addresses_the_first_pod_of_each_server() -> None:
     addresses = env_of(made("Job", **ON_NODES)["spec"]["template"]["spec"])[names.SERVER_ADDRS]
     hosts = [address.partition(".")[0] for address in addresses.split(",")]
     assert hosts == ["case-server-0", "case-server-2", "case-server-4"]
+
+
+def test_servers_without_the_run_volume_download_weights_and_may_be_on_other_nodes() -> None:
+    (server, trainer) = pods(storage={"shared": False, "accessModes": ["ReadWriteOnce"]})
+    assert "areal-run" not in str(server)
+    assert "requiredDuringSchedulingIgnoredDuringExecution" not in str(server["affinity"])
+    assert env_of(trainer)["AREAL_WEIGHTS_URL"] == "http://case-trainer-1-0.case-trainer.ns.svc:8500"
+    (shared, other) = pods(storage={"accessModes": ["ReadWriteOnce"]})
+    assert "requiredDuringSchedulingIgnoredDuringExecution" in shared["affinity"]["podAffinity"]
+    assert "AREAL_WEIGHTS_URL" not in env_of(other)
