@@ -47,7 +47,8 @@ def cluster(gang_cluster: Namespace, request: pytest.FixtureRequest) -> Iterator
     yield namespace
     for body in namespace.list("GRPOExperiment"):
         namespace.api.delete("GRPOExperiment", name, body["metadata"]["name"])
-    eventually(lambda: namespace.list("Pod") == [], "the pods of the test have ended")
+    # The garbage collector looks for new resource definitions every half minute.
+    eventually(lambda: namespace.list("Pod") == [], "the pods of the test have ended", 120.0, pause_s=0.5)
 
 
 def made(cluster: Namespace, name: str, servers: int = 2) -> Experiment:
