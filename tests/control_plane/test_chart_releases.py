@@ -225,6 +225,7 @@ def test_an_upgrade_and_a_rollback_leave_a_run_in_progress_alone(
         if operator is not None:
             operator.stop()
         kubelet.stop()
+        plane.kubectl("delete", "nodes,storageclasses", "--all")  # the other tests have none
 
 
 def test_what_helm_template_prints_is_applied_twice_without_a_difference(
@@ -254,8 +255,8 @@ def test_what_helm_template_prints_is_applied_twice_without_a_difference(
 
 
 def generations(api: Api, namespace: str, kind: str) -> dict[str, tuple[str, int | None]]:
-    """UIDs and generations of the objects of a kind."""
-    found = {one["metadata"]["name"]: one["metadata"] for one in api.list(kind, namespace)}
+    """UIDs and generations of the experiment's objects of a kind."""
+    found = {one["metadata"]["name"]: one["metadata"] for one in api.list(kind, namespace, "areal.dev/experiment=tiny")}
     return {name: (metadata["uid"], metadata.get("generation")) for name, metadata in found.items()}
 
 
