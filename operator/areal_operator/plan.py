@@ -7,7 +7,7 @@ restarted at any point continues from there, and a Job is never created twice. S
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -31,6 +31,7 @@ from areal_operator.observed import (
     label,
 )
 from areal_operator.plan_inputs import PlanInputs, without_future_times
+from areal_operator.pruning import is_suspending, to_prune
 from areal_operator.queueing import kueue
 from areal_operator.queueing.report import Report
 from areal_operator.quota import within_quota
@@ -40,9 +41,6 @@ from areal_operator.status import ConditionUpdate
 MAX_RETRY_DELAY_S = 360.0
 SHORT_ATTEMPT_S = 60.0  # disruptions of shorter attempts are delayed more and more: something prevents every attempt
 SIDECAR_GRACE_S = 60.0  # how long other containers of a finished trainer's pod may run before the Job is deleted
-SERVER_KINDS = ("StatefulSet", "PodDisruptionBudget")
-# The others stay until the garbage collector deletes them.
-PRUNED_KINDS = (*SERVER_KINDS, "Service", "Job", *pod_groups.KINDS)
 MAX_MESSAGE_LENGTH = 1000
 
 
@@ -103,7 +101,7 @@ def _decide(inputs: PlanInputs) -> Plan:
     if outcome is not None and outcome.result == "Succeeded":
         inputs = inputs.with_status(status.model_copy(update={"outcome": outcome}))
         return _finish(inputs, "Succeeded", Reason(conditions.SUCCEEDED, outcome.message))
-    if inputs.spec.run_policy.suspend or _is_suspending(status):
+    if inputs.spec.run_policy.suspend or is_suspending(status):
         return _stop(inputs)
     stopped = status.attempt == 0 or status.phase in ("Suspended", "Queued")
     if inputs.gate.frozen and not stopped:
@@ -258,7 +256,7 @@ def _running_plan(
     return Plan(
         status,
         objects,
-        (*_to_prune(inputs, objects), *_discarded(inputs)),
+        (*to_prune(inputs, objects), *_discarded(inputs)),
         max(0.1, min(due)) if due else None,
         workload=Report(pods_ready=pods_ready, servers=needed),
     )
@@ -292,7 +290,7 @@ def _stop(inputs: PlanInputs) -> Plan:
         update = ConditionUpdate(conditions.SUSPENDED, "False", reason)
         why = f"{_reason_of(inputs).message}; " if queued and not inputs.gate.open else "suspending: "
         status = inputs.updated([update], message=f"{why}{reason.message}")
-        return Plan(status, objects, _to_prune(inputs, objects), inputs.settings.waiting_s)
+        return Plan(status, objects, to_prune(inputs, objects), inputs.settings.waiting_s)
     text = "nothing runs; runPolicy.suspend: false resumes from the last recovery checkpoint"
     if queued:
         text = f"{(inputs.rejection or _reason_of(inputs)).message}; the run resumes from its last recovery checkpoint"
@@ -312,7 +310,7 @@ def _stop(inputs: PlanInputs) -> Plan:
         servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0),
         agents=programs.numbers(inputs.state.experiment, inputs.observed, wanted=()),
     )
-    prune = (*_to_prune(inputs, objects), *_discarded(inputs))
+    prune = (*to_prune(inputs, objects), *_discarded(inputs))
     return Plan(status, objects, prune, _queue_wait_s(inputs), workload=_hand_back(inputs))
 
 
@@ -381,7 +379,7 @@ def _after_finish(inputs: PlanInputs) -> Plan:
     lingering = _lingering_job(inputs)
     prune = tuple(
         (kind, name)
-        for kind, name in _to_prune(inputs, objects)
+        for kind, name in to_prune(inputs, objects)
         if (kind, name) != kept and not (lingering == name and kind == "Job" and since_s < SIDECAR_GRACE_S)
     )
     waits = [SIDECAR_GRACE_S - since_s] if lingering is not None and since_s < SIDECAR_GRACE_S else []
@@ -439,31 +437,6 @@ def _job(inputs: PlanInputs, build: Build) -> list[Manifest]:
     return [manifest] if same and not (existing is not None and is_terminating(existing)) else []
 
 
-def _to_prune(inputs: PlanInputs, objects: Iterable[Manifest]) -> tuple[tuple[str, str], ...]:
-    """Children that are no longer desired. The last two finished Jobs stay, for the logs of their pods."""
-    desired = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in objects}
-    name, attempt = inputs.state.name, inputs.status.attempt
-    current = resource_names.trainer_job(name, attempt)
-    last = (current, resource_names.trainer_job(name, attempt - 1))
-    result: list[tuple[str, str]] = []
-    for kind, children in inputs.observed.objects.items():
-        for obj in children:
-            key = (kind, str(obj["metadata"]["name"]))
-            if kind not in PRUNED_KINDS or key in desired or is_terminating(obj):
-                continue
-            if kind == "Job" and key[1] in last and is_finished(obj):
-                continue
-            if key == ("Job", current) and _keeps_job(inputs):
-                continue
-            result.append(key)
-    return tuple(result)
-
-
-def _keeps_job(inputs: PlanInputs) -> bool:
-    suspended = inputs.spec.run_policy.suspend or _is_suspending(inputs.status) or not inputs.gate.open
-    return inputs.status.phase in ("Starting", "Running") and not suspended
-
-
 def _pods_to_wait_for(inputs: PlanInputs) -> list[str]:
     """Trainer pods that must end before the current attempt's Job is created: two trainers would share the volume."""
     attempt, job = str(inputs.status.attempt), inputs.job()
@@ -510,11 +483,6 @@ def _message(updates: Sequence[ConditionUpdate], contested: Reason | None, phase
     if problems:
         return problems[0]
     return pending[-1].message if pending and phase == "Starting" else ""
-
-
-def _is_suspending(status: ExperimentStatus) -> bool:
-    condition = report.find(status.conditions, conditions.SUSPENDED)
-    return condition is not None and condition.reason == conditions.SUSPENDING
 
 
 def _live_jobs(observed: Observed) -> list[Object]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from areal_api import resource_names
 from areal_operator.manifests.base import Build, Gang, Manifest, owned
+from areal_operator.settings import GANG_APIS
 
-KUBERNETES, COSCHEDULING, VOLCANO, KAI = "kubernetes", "coscheduling", "volcano", "kai"
+KUBERNETES, COSCHEDULING, VOLCANO, KAI = GANG_APIS
 # Several groups have a kind of this name. As for kubectl, kind.group tells them apart.
 KIND = "PodGroup"
 PLURAL = "podgroups"

@@ -24,7 +24,7 @@ from areal_operator.manifests import pod_groups
 from areal_operator.manifests.base import Build
 from areal_operator.manifests.shared import network_policy
 from areal_operator.metrics import EXPERIMENT_GAUGES, Metrics
-from areal_operator.plan import PRUNED_KINDS
+from areal_operator.pruning import PRUNED_KINDS
 from areal_operator.root_key import ROOT_KEY
 from areal_operator.settings import GANG_APIS, Settings
 from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, operator_container

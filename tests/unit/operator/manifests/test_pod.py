@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from areal_api import names, resource_names
+from areal_api.pod_containers import OWN_CONTAINERS
 from areal_operator.manifests.pod import compute_threads
 from areal_operator.settings import Settings
 from support import operator_objects
@@ -211,3 +212,8 @@ def test_packing_prefers_or_demands_one_domain_beside_one_node() -> None:
         (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
         assert term["topologyKey"] == "rack"
         assert term["labelSelector"]["matchLabels"]["areal.dev/experiment"] == "case"
+
+
+def test_the_names_of_the_operators_containers_are_those_that_users_may_not_take() -> None:
+    own = {one["name"] for pod in pods() for one in [*pod["containers"], *pod.get("initContainers", [])]}
+    assert own <= set(OWN_CONTAINERS)
