@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import tempfile
 import time
@@ -31,7 +32,9 @@ CONVERSATIONS = 64
 CONCURRENT = 16
 TURNS = 6
 INSTRUCTION_TOKENS, QUESTION_TOKENS, NEW_TOKENS = 100, 30, 32
+TOOL_S = 0.2  # the longest time between two calls; otherwise turns at the servers decide where conversations go
 VOCABULARY = 256
+WORDS = [f"w{number}" for number in range(20, 100)]  # the tokenizer would find its special token w1 in w10
 LONGEST_S = 300.0
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
@@ -50,6 +53,7 @@ class Talker:
             body = {"model": "default", "messages": messages}
             response = await client.post(f"{extra_kwargs['base_url']}/chat/completions", json=body, headers=headers)
             messages.append(response.raise_for_status().json()["choices"][0]["message"])
+            await asyncio.sleep(words.uniform(0.0, TOOL_S))
         return 1.0
 
 
@@ -69,7 +73,7 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
         save_qwen3(path / "model", layers=4, hidden=128, vocabulary=VOCABULARY)
         tokenizer = word_tokenizer(VOCABULARY)
         tokenizer.chat_template = TEMPLATE
-        tokenizer.save_pretrained(path / "model")
+        tokenizer.save_pretrained(path / "tokenizer")
         servers = [
             stack.enter_context(configured_server(path, path / "model", number, dtype="float32"))
             for number in range(SERVERS)
@@ -79,7 +83,7 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
 
         def side(kind: type[RemoteSGLangEngine]) -> float:
             began = time.perf_counter()
-            found, of = _shares(kind, servers, path / "model", conversations, seed=len(possible))
+            found, of = _shares(kind, servers, path / "tokenizer", conversations, seed=len(possible))
             seconds[kind].append(time.perf_counter() - began)
             possible.append(of)
             return found
@@ -90,7 +94,7 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
     work = (
         f"{conversations} conversations of {TURNS} calls, {min(CONCURRENT, conversations)} at a time, on {SERVERS} "
         f"servers; {INSTRUCTION_TOKENS} tokens of shared instructions, then questions of {QUESTION_TOKENS} and answers "
-        f"of at most {NEW_TOKENS} tokens"
+        f"of at most {NEW_TOKENS} tokens, up to {TOOL_S} s apart"
     )
     median = {kind: sorted(values)[len(values) // 2] for kind, values in seconds.items()}
     note = f"{median[RemoteSGLangEngine]:.1f} s a round, {median[EngineWithoutAffinity]:.1f} s without affinity"
@@ -117,12 +121,12 @@ def repeated_share(conversations: Iterable[list[Trajectory]], *, shared: int) ->
 
 
 def _shares(
-    kind: type[RemoteSGLangEngine], servers: list[str], model: Path, conversations: int, *, seed: int
+    kind: type[RemoteSGLangEngine], servers: list[str], tokenizer: Path, conversations: int, *, seed: int
 ) -> tuple[float, float]:
     """Percentages of the prompt tokens of new conversations: found in the caches, and repeated."""
     gconfig = GenerationHyperparameters(max_new_tokens=NEW_TOKENS, max_tokens=2048)
     settings = GatewaySettings(
-        tokenizer=str(model),
+        tokenizer=str(tokenizer),
         model="random",
         gconfig=gconfig,
         eval_gconfig=gconfig,
@@ -143,9 +147,10 @@ def _shares(
         gateway.close()
         engine.destroy()
     assert len(calls) == conversations * TURNS
+    assert calls[0].prompt_len == INSTRUCTION_TOKENS + QUESTION_TOKENS
     in_order = [calls[start : start + TURNS] for start in range(0, len(calls), TURNS)]
     return found, repeated_share(in_order, shared=INSTRUCTION_TOKENS)
 
 
 def _text(words: random.Random, count: int) -> str:
-    return " ".join(f"w{words.randrange(2, VOCABULARY)}" for _ in range(count))
+    return " ".join(words.choice(WORDS) for _ in range(count))

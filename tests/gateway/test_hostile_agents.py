@@ -254,6 +254,22 @@ def test_a_client_that_hangs_up_leaves_no_call_behind() -> None:
         assert gateway.admin("/export_trajectories", {"session_id": session}).json()["trajectories"] == []
 
 
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/rl/start_session"])
+def test_a_client_that_hangs_up_within_its_body_is_no_failure_of_the_gateway(route: str) -> None:
+    with served() as gateway:
+        key = ADMIN_KEY if route.startswith("/rl/") else gateway.start()[1]
+        head = f"POST {route} HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\nContent-Length: 100\r\n\r\n{{"
+        with socket.create_connection(gateway.address, timeout=60.0) as connection:
+            connection.sendall(head.encode())
+            assert gateway.client.get("/health").status_code == 200  # the gateway has read the head
+        waited = threading.Event()
+        for _ in range(6000):
+            if gateway.sessions.counters.refused:
+                break
+            waited.wait(0.01)
+        assert (gateway.sessions.counters.refused, gateway.sessions.counters.failed) == (1, 0)
+
+
 def test_an_expired_session_and_an_unknown_model_are_refused_in_the_protocol_s_form() -> None:
     times = [0.0]
     with served(agent={"session_timeout_seconds": 5.0}, clock=lambda: times[0]) as gateway:

@@ -54,7 +54,9 @@ def run(name: str, folder: Path, *settings: str, agent: list[Any] | None = None)
 def assert_learned(lines: list[dict[str, Any]]) -> None:
     rewards = [line["task_reward/avg"] for line in lines]
     assert mean(rewards[-5:]) > mean(rewards[:5]) + 0.1
-    assert sum(line["rollout/failed"] + line["agents/abandoned"] for line in lines) == 0
+    assert sum(line["rollout/failed"] for line in lines) == 0
+    lost, ended = (sum(line[f"agents/{name}"] for line in lines) for name in ("abandoned", "ended"))
+    assert lost <= 0.002 * ended  # a busy machine may break a connection
 
 
 @pytest.mark.parametrize("name", ["openai_agents", "pydantic_ai_agent"])

@@ -198,9 +198,9 @@ FSDP on as many GPUs. Servers and trainer never share GPUs, so `cluster.n_nodes`
 them. Additional keys of a script (`max_turns`, `econfig`) are dropped: pass them in `workflow.kwargs`. A key without
 meaning here is reported with the reason. Files for another algorithm (supervised fine-tuning, DPO, a reward model, PPO
 with a critic, distillation) and those that train on images (`sglang.enable_multimodal`) are refused. All problems of a
-file are reported at once. `grpo convert` writes the file as an `experiment.yaml`. Of the 71 YAML files in the examples of
-AReaL of August 2026, 47 convert and can be planned, 11 are for another algorithm, 9 for images, 3 configure no training,
-and one has no `actor.path`.
+file are reported at once. `grpo convert` writes the file as an `experiment.yaml`. Of the 71 YAML files in the examples
+of AReaL of August 2026, 47 convert and can be planned, 11 are for another algorithm, 9 for images, 3 configure no
+training, and one has no `actor.path`.
 
 Overrides follow the file: `actor.path=Qwen/Qwen3-1.7B`. With an experiment file they are relative to `spec`
 (`config.actor.path=…`, `servers.replicas=2`). With AReaL's file they are relative to its configuration, and

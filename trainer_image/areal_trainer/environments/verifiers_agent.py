@@ -116,7 +116,9 @@ class ChatHarness(vf.Harness[vf.HarnessConfig]):
         servers = {name: {"url": url, "timeout": self.config.tool_timeout} for name, url in mcp_urls.items()}
         async with AsyncExitStack() as stack:
             tools, dispatch, connections = await connect_mcp({"mcpServers": servers}, stack)
-            client = await stack.enter_async_context(AsyncOpenAI(base_url=endpoint, api_key=secret, max_retries=0))
+            # The session's deadline is the timeout: connecting to this process may take long while others start.
+            access: dict[str, Any] = {"base_url": endpoint, "api_key": secret}
+            client = await stack.enter_async_context(AsyncOpenAI(**access, max_retries=0, timeout=None))
             while (answer := await _answer(client, ctx.model, messages, tools)) is not None:
                 messages.append(answer.model_dump(exclude_none=True))
                 if not answer.tool_calls:

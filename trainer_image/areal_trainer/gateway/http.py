@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from areal_trainer.gateway.errors import Dialect, GatewayError, error_body
 
@@ -31,7 +32,7 @@ def key_of(request: Request) -> str:
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """The request's body; raises ``GatewayError`` if it is too large, too slow or no JSON object."""
+    """The request's body; raises ``GatewayError`` if it is too large, too slow, cut off or no JSON object."""
     parts: list[bytes] = []
     size = 0
     try:
@@ -46,6 +47,8 @@ async def json_object(request: Request) -> dict[str, Any]:
                     parts.append(part)
     except TimeoutError:
         raise GatewayError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    except ClientDisconnect:
+        raise GatewayError(499, "the client hung up") from None
     if size > MAX_BODY_BYTES:
         raise GatewayError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
     try:
