@@ -73,6 +73,7 @@ class Operator:
                 changed=lambda key: self._queue.add(key, COALESCE_S),
                 metrics=self._metrics,
                 relist_s=settings.resync_s,
+                optional=kind == pod_groups.APIS[pod_groups.KUBERNETES].kind,
             )
             for kind in (*CHILD_KINDS, *((kueue.WORKLOAD,) if settings.kueue else ()), *dict.fromkeys(group_kinds))
             for namespace in settings.watched or (None,)

@@ -38,7 +38,9 @@ class ChildWatch:
         changed: Callable[[Key], None],
         metrics: Metrics,
         relist_s: float,
+        optional: bool = False,
     ) -> None:
+        """``optional``: a cluster may lack the kind, which is no reason for a warning."""
         self._cluster = cluster
         self._kind = kind
         self._namespace = namespace
@@ -46,6 +48,7 @@ class ChildWatch:
         self._changed = changed
         self._metrics = metrics
         self._relist_s = relist_s
+        self._refusal_level = logging.INFO if optional else logging.WARNING
         self.listed = asyncio.Event()  # listed once, or refused
         self._refused: str | None = None
 
@@ -117,6 +120,6 @@ class ChildWatch:
 
     def _refuse(self, why: str) -> None:
         if self._refused != why:
-            logger.warning("%s cannot be read: %s", self._where, why)
+            logger.log(self._refusal_level, "%s cannot be read: %s", self._where, why)
         self._refused = why
         self.listed.set()

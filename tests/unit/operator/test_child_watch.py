@@ -120,3 +120,29 @@ async def test_a_watch_says_why_it_cannot_read_and_what_it_reads() -> None:
     await asyncio.wait_for(watch.listed.wait(), 5.0)
     assert "could not find the requested resource" in (watch.refused or "")
     task.cancel()
+
+
+@pytest.mark.parametrize(("optional", "level"), [(True, "INFO"), (False, "WARNING")])
+async def test_a_kind_that_a_cluster_may_lack_is_no_reason_for_a_warning(
+    optional: bool, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing(Watched):
+        async def pages(self, *_: Any) -> AsyncIterator[ObjectList]:
+            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+            yield
+
+    caplog.set_level("INFO")
+    watch = ChildWatch(
+        Refusing(),
+        "Service",
+        None,
+        store=Store(),
+        changed=lambda key: None,
+        metrics=Metrics(),
+        relist_s=300.0,
+        optional=optional,
+    )
+    task = asyncio.create_task(watch.run())
+    await asyncio.wait_for(watch.listed.wait(), 30.0)
+    task.cancel()
+    assert [record.levelname for record in caplog.records if "cannot be read" in record.message] == [level]
