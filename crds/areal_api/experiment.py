@@ -317,6 +317,11 @@ def _server_nodes_problems(spec: ExperimentSpec) -> list[str]:
             f"servers.tensorParallel is {servers.tensor_parallel}, not a multiple of servers.nodesPerServer {nodes}; "
             "make it one"
         )
+    if nodes > 1 and not spec.storage.shared:
+        problems.append(
+            f"storage.shared is false, servers.nodesPerServer {nodes}; only the first node of a server would download "
+            "published weights: set storage.shared to true"
+        )
     if spec.max_replicas * nodes > MAX_PODS:
         problems.append(
             f"the servers have {spec.max_replicas * nodes} pods ({spec.max_replicas} servers × servers.nodesPerServer "

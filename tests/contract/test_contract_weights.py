@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from transformers import AutoModelForCausalLM
 from areal_api import names
 from areal_trainer.servers.fleet import NoServerError
 from areal_trainer.weights.broadcast import Broadcast
-from areal_trainer.weights.disk import WeightUpdate, write_manifest
+from areal_trainer.weights.disk import MANIFEST, WeightUpdate, write_manifest
+from areal_trainer.weights.file_server import FileServer
 from support.engines import engine_on
 from support.real_server import RealServer
 from support.reference_logprobs import output_logprobs
 
-from .conftest import Server
+from .conftest import KEY, Server
 
 PROMPT = [5, 9, 14, 33, 21]
 LONG = 400
@@ -114,6 +116,28 @@ async def test_weights_from_disk_take_effect(sglang: Server, model: Path, other_
     """Even if the prompt is cached with the old weights."""
     await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     await update(sglang, other_model, "v1")
+    answer = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+    assert max_difference({"v1": other_model}, answer) < 1e-4
+
+
+@pytest.mark.real
+async def test_weights_that_a_server_has_downloaded_take_effect(
+    sglang: Server, other_model: Path, tmp_path: Path
+) -> None:
+    published = tmp_path / "v1"
+    shutil.copytree(other_model, published)
+    write_manifest(published, 1, {})
+    with FileServer(tmp_path, port=0, api_key=KEY) as files:
+        request = {
+            "url": f"http://127.0.0.1:{files.port}",
+            "version": "v1",
+            "files": json.loads((published / MANIFEST).read_text())["files"],
+        }
+        response = await sglang.post(names.SERVER_WEIGHTS_PATH, request)
+        assert response.status_code == 200, response.text
+        refused = await sglang.post(names.SERVER_WEIGHTS_PATH, {**request, "version": "../v1"})
+        assert refused.status_code == 400
+    await update(sglang, Path(response.json()["path"]), "v1")
     answer = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     assert max_difference({"v1": other_model}, answer) < 1e-4
 

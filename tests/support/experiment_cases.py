@@ -611,4 +611,11 @@ CASES = [
     Case("a bucket", {"spec.storage.bucket": {"url": "s3://team.a/runs/x", "endpointUrl": "http://minio:9000"}}),
     Case("a bucket without a scheme", {"spec.storage.bucket.url": "team/runs"}, "storage.bucket.url"),
     Case("a bucket with a path out of it", {"spec.storage.bucket.url": "s3://team/../x y"}, "storage.bucket.url"),
+    Case("a volume of the trainer alone", {"spec.storage": {"shared": False, "accessModes": ["ReadWriteOnce"]}}),
+    Case(
+        "servers on several nodes without the volume",
+        {"spec.storage.shared": False, "spec.servers": {"nodesPerServer": 2, "tensorParallel": 2}},
+        "storage.shared is false, servers.nodesPerServer 2",
+        "needs storage.shared true",
+    ),
 ]

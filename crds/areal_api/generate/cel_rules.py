@@ -100,6 +100,11 @@ RULES = (
     ),
     Rule(
         "spec",
+        "self.storage.shared || self.servers.nodesPerServer == 1",
+        "servers.nodesPerServer above 1 needs storage.shared true",
+    ),
+    Rule(
+        "spec",
         f"!has(self.code) || [{_CODE_SOURCES}].filter(one, one).size() <= 1",
         "several of code.directory, code.git and code.archive are set; keep one of them",
     ),
