@@ -3,64 +3,46 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from areal_api import names
 from areal_api.bucket import BucketSpec
 from hack.testbed.s3_server import S3Server
-from support.recovery_runs import STEPS, configuration, environment, learned, torchrun
+from support.forked_trainer import ForkedTrainer
+from support.recovery_runs import configuration, environment, learned
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY
 
+FIRST, ALL = 4, 7  # steps; a recovery checkpoint every second one and at the end
 
-def test_a_stopped_run_continues_from_the_bucket_in_an_empty_directory(tmp_path: Path) -> None:
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[S3Server]:
     store = S3Server(tmp_path / "s3")
     store.create_bucket("team")
     store.start()
-    try:
-        config = configuration(tmp_path, asynchronous=False)
-        spec = BucketSpec.model_validate({"url": "s3://team/runs", "endpointUrl": store.url, "region": "us-east-1"})
-        bucket = {names.BUCKET: spec.model_dump_json(by_alias=True), **store.environ}
-        first, second = tmp_path / "first", tmp_path / "second"
-        with ScriptedServer(Script(vocab_size=VOCABULARY, token_s=0.002)) as server:
-            stop_after_step(environment(config, first, server) | bucket, first, step=5)
-        with ScriptedServer(Script(vocab_size=VOCABULARY, token_s=0.002)) as server:
-            env = environment(config, second, server) | bucket
-            assert torchrun(env, ranks=1, log=second / "log") == 0, (second / "log").read_text()[-3000:]
-    finally:
-        store.stop()
-    steps = [line["step"] for line in learned(second)]
-    assert steps == list(range(1, STEPS + 1))
-    done = len(learned(first))
-    assert 5 <= done < STEPS
-    assert learned(second)[:done] == learned(first)
-    assert "restored recover/step" in (second / "log").read_text()
-    kept = [path.name for path in (tmp_path / "s3" / "buckets" / "team" / "runs" / "kills").glob("*/recover/step*")]
-    assert f"step{STEPS}" in kept
-    summary = next((tmp_path / "s3" / "buckets" / "team" / "runs" / "kills").glob("*/summary.json"))
-    assert json.loads(summary.read_text())["outcome"] == "succeeded"
+    yield store
+    store.stop()
 
 
-def stop_after_step(env: dict[str, str], where: Path, *, step: int) -> None:
-    """Run the trainer, and ask it to stop once ``step`` steps are in its statistics."""
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    with (where / "log").open("w") as output:
-        process = subprocess.Popen(
-            [*command, "-m", "areal_trainer.train"],
-            env={**os.environ, **env, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-        )
-    stats, deadline = where / "run" / "stats.jsonl", time.monotonic() + 240
-    while not stats.exists() or len(stats.read_text().splitlines()) < step:
-        assert process.poll() is None, (where / "log").read_text()[-3000:]
-        assert time.monotonic() < deadline, "the trainer is too slow"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=120)
+def test_a_run_continues_from_the_bucket_in_an_empty_directory(store: S3Server, tmp_path: Path) -> None:
+    config = configuration(tmp_path, asynchronous=False)
+    spec = BucketSpec.model_validate({"url": "s3://team/runs", "endpointUrl": store.url, "region": "us-east-1"})
+    bucket = {names.BUCKET: spec.model_dump_json(by_alias=True), **store.environ}
+    with ForkedTrainer() as trainer:
+        for where, steps in ((tmp_path / "here", FIRST), (tmp_path / "there", ALL)):
+            with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
+                env = environment(config | {"total_train_steps": steps}, where, server) | bucket
+                assert trainer.run(env, log=where / "log") == 0, (where / "log").read_text()[-3000:]
+    here, there = learned(tmp_path / "here"), learned(tmp_path / "there")
+    assert [line["step"] for line in there] == list(range(1, ALL + 1))
+    assert [line["task_reward/avg"] for line in there[:FIRST]] == [line["task_reward/avg"] for line in here]
+    assert f"restored recover/step{FIRST} from s3://team/runs/kills/trial0" in (tmp_path / "there" / "log").read_text()
+    copy = tmp_path / "s3" / "buckets" / "team" / "runs" / "kills" / "trial0"
+    assert [path.name for path in (copy / "recover").glob("step*.json")] == [f"step{ALL}.complete.json"]
+    assert json.loads((copy / "summary.json").read_text())["outcome"] == "succeeded"
+    assert len((copy / "stats.jsonl").read_text().splitlines()) == ALL
+    assert list((copy / "checkpoints").glob("*.complete.json"))
