@@ -12,6 +12,7 @@ from areal_api.bucket import BucketSpec
 from areal_api.code import CodeSpec
 from areal_api.config import GRPOConfig
 from areal_api.pod_containers import Packing
+from areal_api.pod_fields import Name
 from areal_api.pods import PodSettings
 from areal_api.quantities import Size
 from areal_api.section import CamelSection
@@ -42,6 +43,15 @@ class Metadata(BaseModel):
     namespace: str | None = Field(None, description="Namespace; null is the current namespace.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels.")
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations.")
+
+
+class ModelCache(CamelSection):
+    """A volume with models of the Hugging Face hub that the servers of several experiments share."""
+
+    claim_name: Name = Field(
+        description="PersistentVolumeClaim of the namespace. Every server must be able to mount it: ReadWriteMany, or "
+        "all servers on one node."
+    )
 
 
 class ServersSpec(PodSettings):
@@ -80,6 +90,11 @@ class ServersSpec(PodSettings):
         description="How long the process of a server may take until it is ready, before it is restarted; in a cluster "
         "the time to pull its image does not count.",
         json_schema_extra={"unit": "s"},
+    )
+    model_cache: ModelCache | None = Field(
+        None,
+        description="Shared cache of models. An init container downloads the model if the cache lacks it, and the "
+        "server reads it from there; null downloads it in every pod. Only in Kubernetes.",
     )
     args: FreeForm = Field(
         default_factory=dict,

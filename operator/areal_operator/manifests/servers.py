@@ -8,6 +8,7 @@ from typing import Any
 from areal_api import names, resource_names
 from areal_api.commands import server_command
 from areal_api.time_limits import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, TimeLimits
+from areal_operator.manifests import model_cache
 from areal_operator.manifests.base import Build, Manifest, owned
 from areal_operator.manifests.pod import (
     API_KEY_FILE,
@@ -18,6 +19,7 @@ from areal_operator.manifests.pod import (
     mounts,
     pod_template,
     resources,
+    without_devices,
 )
 
 PYTHON = "python3"
@@ -36,7 +38,7 @@ def server_set(build: Build, replicas: int) -> Manifest:
     labels = resource_names.component_labels(build.name, resource_names.SERVER)
     servers = build.experiment.spec.servers
     group = None if build.gang is None else build.gang.servers
-    containers = {"containers": [_server(build)]}
+    containers = {"initContainers": _prefetch(build), "containers": [_server(build)]}
     template = pod_template(
         build,
         servers,
@@ -45,6 +47,7 @@ def server_set(build: Build, replicas: int) -> Manifest:
         group=group,
         run_volume=build.experiment.spec.storage.shared,
     )
+    template["spec"]["volumes"] = [*template["spec"]["volumes"], *model_cache.volumes(build)]
     return owned(
         build,
         api_version="apps/v1",
@@ -111,7 +114,7 @@ def _server(build: Build) -> Manifest:
         env=environment(
             build,
             servers,
-            {"HF_HOME": HUB_CACHE, **command.env},
+            {"HF_HOME": HUB_CACHE, **model_cache.environment(build), **command.env},
             [
                 {"name": names.SERVER_INDEX, "valueFrom": ordinal},
                 {"name": names.POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -122,12 +125,30 @@ def _server(build: Build) -> Manifest:
     result["command"] = [index if word == f"${index}" else word for word in result["command"]]
     return {
         **result,
-        "volumeMounts": mounts(
-            build, servers, run_volume="read-only" if build.experiment.spec.storage.shared else None
-        ),
+        "volumeMounts": [
+            *mounts(build, servers, run_volume="read-only" if build.experiment.spec.storage.shared else None),
+            *model_cache.mounts(build, read_only=True),
+        ],
         "ports": [{"name": "http", "containerPort": resource_names.SERVER_PORT, "protocol": "TCP"}],
         **_probes(servers.startup_seconds, TimeLimits.of(build.experiment.spec.config.rollout, servers.device)),
     }
+
+
+def _prefetch(build: Build) -> list[Manifest]:
+    """Downloads the model into the shared cache; no container without one. It gets the server's CPU and memory."""
+    servers, command = build.experiment.spec.servers, model_cache.command(build)
+    if command is None:
+        return []
+    result = container(
+        servers,
+        name="models",
+        image=build.image("server"),
+        command=[PYTHON, *command],
+        env=environment(build, servers, {"HF_HOME": HUB_CACHE}, []),
+        amounts=without_devices(resources(servers, gpus=servers.processes_per_pod, gib_per_gpu=MEMORY_PER_GPU_GIB)),
+    )
+    mounted = [*mounts(build, servers, run_volume=None), *model_cache.mounts(build, read_only=False)]
+    return [{**result, "volumeMounts": mounted}]
 
 
 def _probes(startup_s: int, limits: TimeLimits) -> dict[str, Any]:

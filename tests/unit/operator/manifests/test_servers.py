@@ -87,3 +87,17 @@ def test_servers_without_the_run_volume_download_weights_and_may_be_on_other_nod
     (shared, other) = pods(storage={"accessModes": ["ReadWriteOnce"]})
     assert "requiredDuringSchedulingIgnoredDuringExecution" in shared["affinity"]["podAffinity"]
     assert "AREAL_WEIGHTS_URL" not in env_of(other)
+
+
+def test_servers_share_downloaded_models_and_cannot_change_them() -> None:
+    (server, trainer) = pods(servers__modelCache={"claimName": "hub"}, config__tokenizer_path="team/tokenizer")
+    (prefetch,) = server["initContainers"]
+    assert prefetch["command"] == ["python3", "-m", "areal_server.prefetch", "/models", "model", "team/tokenizer"]
+    assert {"name": "areal-models", "mountPath": "/models"} in prefetch["volumeMounts"]
+    assert "nvidia.com/gpu" not in str(prefetch["resources"])
+    (main,) = server["containers"]
+    assert {"name": "areal-models", "mountPath": "/models", "readOnly": True} in main["volumeMounts"]
+    assert {"name": "areal-models", "persistentVolumeClaim": {"claimName": "hub"}} in server["volumes"]
+    assert env_of(server)["HF_HUB_CACHE"] == "/models"
+    assert "areal-models" not in str(trainer)
+    assert "areal-models" not in str(pods()[0])
