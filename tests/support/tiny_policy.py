@@ -12,12 +12,16 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from areal_api.actor import PPOActorConfig
@@ -28,6 +32,8 @@ KINDS: dict[str, tuple[type, type]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "mixtral": (MixtralConfig, MixtralForCausalLM),
 }
 
 
@@ -48,7 +54,7 @@ def save_tiny_model(directory: Path, kind: str = "qwen3", *, tied: bool = True, 
         "eos_token_id": 1,
         "pad_token_id": 0,
     }
-    if kind == "qwen3":
+    if kind.startswith("qwen3"):
         settings["head_dim"] = 16
     torch.manual_seed(0)
     model = model_class(config_class(**(settings | changes)))

@@ -100,6 +100,16 @@ def server_warnings(spec: ExperimentSpec) -> Iterator[str]:
         )
 
 
+def layout_warnings(spec: ExperimentSpec) -> Iterator[str]:
+    """Layouts of ranks that work, but slowly."""
+    tensor, per_node = spec.config.actor.parallel.tensor, spec.trainer.processes_per_node
+    if tensor > 1 and spec.trainer.nodes > 1 and per_node % tensor:
+        yield (
+            f"actor.parallel.tensor is {tensor}, which does not divide the {per_node} ranks of a node "
+            "(trainer.processesPerNode), so every layer is summed between nodes; choose a divisor"
+        )
+
+
 def useless_settings(spec: ExperimentSpec) -> Iterator[str]:
     """Settings that are valid and do nothing together with others."""
     config, trainer = spec.config, spec.trainer

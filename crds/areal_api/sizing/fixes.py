@@ -30,6 +30,7 @@ def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: in
         return "" if found == tokens else f" config.actor.mb_spec.max_tokens_per_mb={found}"
 
     checkpointed = actor.model_copy(update={"gradient_checkpointing": True})
+    parallel = actor.parallel
     prefix = "" if actor.recomputes_activations("cuda") else " config.actor.gradient_checkpointing=true"
     for key, value in sharding_changes(actor, trainer.ranks):
         if fits(with_fsdp(actor, key, value)):
@@ -38,9 +39,14 @@ def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: in
         return f"set{prefix}"
     if longest < tokens and fits(checkpointed, tokens=longest):
         return f"set{prefix}{smaller(checkpointed, trainer.ranks)}"
+    for context in contexts(actor, shape, trainer.ranks):
+        divided = checkpointed.model_copy(update={"parallel": parallel.model_copy(update={"context": context})})
+        if fits(divided, tokens=longest):
+            return f"set{prefix}{smaller(divided, trainer.ranks)} config.actor.parallel.context={context}"
     batch = spec.config.train_dataset.batch_size
-    for ranks in range(trainer.ranks + 1, min(batch, MAX_RANKS_TRIED) + 1):
-        if batch % ranks == 0 and fits(checkpointed, ranks=ranks, tokens=longest):
+    for shares in range(trainer.ranks // parallel.ranks + 1, min(batch, MAX_RANKS_TRIED) + 1):
+        ranks = shares * parallel.ranks
+        if batch % shares == 0 and fits(checkpointed, ranks=ranks, tokens=longest):
             changes = f"{prefix}{smaller(checkpointed, ranks)}"
             use = f"use {ranks} ranks (trainer.nodes × trainer.processesPerNode)"
             return f"set{changes} and {use}" if changes else use
@@ -56,9 +62,20 @@ def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: in
 def sharding_changes(actor: PPOActorConfig, ranks: int) -> Iterator[tuple[str, int | bool]]:
     """Keys of actor.fsdp with values that take less memory: fewer copies of the model, no gathered layers kept."""
     copies = actor.fsdp.replicas or 1
-    yield from (("replicas", fewer) for fewer in range(copies - 1, 0, -1) if ranks % fewer == 0)
+    groups = ranks // actor.parallel.tensor
+    yield from (("replicas", fewer) for fewer in range(copies - 1, 0, -1) if groups % fewer == 0)
     if not actor.fsdp.reshard_after_forward:
         yield "reshard_after_forward", True
+
+
+def contexts(actor: PPOActorConfig, shape: ModelShape, ranks: int) -> Iterator[int]:
+    """Larger values of actor.parallel.context that divide the ranks and the model's heads."""
+    if actor.attn_impl not in (None, "sdpa", "varlen"):
+        return
+    tensor, context = actor.parallel.tensor, actor.parallel.context
+    for larger in range(2 * context, ranks // tensor + 1, context):
+        if ranks % (tensor * larger) == 0 and shape.heads % (tensor * larger) == 0:
+            yield larger
 
 
 def with_fsdp(actor: PPOActorConfig, key: str, value: int | bool) -> PPOActorConfig:

@@ -43,6 +43,7 @@ class ModelShape:
     logit_changes: tuple[str, ...] = ()  # keys with which it transforms its logits
     longest_packed: int | None = None  # beyond it, rotary embeddings depend on the longest sequence of a pass
     experts: int = 0
+    experts_per_token: int = 0
     expert_intermediate: int = 0
     shared_intermediate: int = 0
     family: Family = LLAMA
@@ -85,6 +86,7 @@ class ModelShape:
             logit_changes=logit_changes(kind, config),
             longest_packed=_longest_packed(config, longest),
             experts=experts,
+            experts_per_token=_optional(config, "num_experts_per_tok", "moe_topk", most=MAX_EXPERTS) or min(experts, 2),
             expert_intermediate=_optional(config, "moe_intermediate_size", most=MAX_WIDTH) or intermediate,
             shared_intermediate=_optional(config, "shared_expert_intermediate_size", most=MAX_WIDTH) or 0,
             family=family,

@@ -13,7 +13,13 @@ from areal_api.actor import PPOActorConfig
 from areal_api.config import GRPOConfig, WorkflowConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.quantities import quantity_bytes
-from areal_api.sizing.combinations import combination_problems, server_warnings, tensor_parallel_sizes, useless_settings
+from areal_api.sizing.combinations import (
+    combination_problems,
+    layout_warnings,
+    server_warnings,
+    tensor_parallel_sizes,
+    useless_settings,
+)
 from areal_api.sizing.disk import DiskUse, disk_use
 from areal_api.sizing.fixes import trainer_fix
 from areal_api.sizing.gpus import GPUS, Gpu
@@ -109,7 +115,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
     """Compute what ``spec`` needs with ``model``, and compare it with ``where``."""
     config = spec.config
     tokens = tokens_per_microbatch(spec)
-    warnings = (*useless_settings(spec), *length_warnings(config), *server_warnings(spec))
+    warnings = (*useless_settings(spec), *length_warnings(config), *server_warnings(spec), *layout_warnings(spec))
     if isinstance(model, UnknownModel):
         refused = training_problem(model.kind, attn_impl=config.actor.attn_impl)
         problems = (

@@ -18,7 +18,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
@@ -29,9 +28,11 @@ from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
 from areal_trainer.model.context_parallel import SharedPass, over_heads
+from areal_trainer.model.experts import routers
 from areal_trainer.model.layout import Cost, Layout
 from areal_trainer.model.lora import add_adapters, merged_parameters, write_adapters
 from areal_trainer.model.onednn_linear import use_faster_linear
+from areal_trainer.model.published_names import PublishedNames
 from areal_trainer.model.tensor_parallel import check_division, divide
 from areal_trainer.model.varlen_attention import VarlenIndex
 from areal_trainer.ranks import CONTEXT, DATA, TENSOR, Ranks
@@ -68,6 +69,7 @@ class LanguageModel(nn.Module):
         self.attention = attention_implementation(config, section, device)
         self.temperature = temperature
         self.causal_lm = _load(config.path, section, self.attention, torch.float32 if lora is None else self.dtype)
+        self._names = PublishedNames(self.causal_lm, section=section)
         self._generation_config = _generation_config(config.path)
         self._longest = _longest_exact(self.causal_lm.config)
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
@@ -148,6 +150,8 @@ class LanguageModel(nn.Module):
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter unsharded, in ``dtype``, under its Hugging Face name; tied ones once. Collective.
 
+        Experts, one tensor in memory, are a matrix each, as in published files.
+
         Adapters are merged. Raises ``RuntimeError`` if a parameter is missing or changed its shape, which servers would
         not notice.
         """
@@ -156,7 +160,7 @@ class LanguageModel(nn.Module):
             if tensor.shape != self._shapes.get(name):
                 raise RuntimeError(f"{name} is {list(tensor.shape)}, but was loaded as {self._shapes.get(name)}")
             missing.remove(name)
-            yield name, tensor
+            yield from self._names.tensors(name, tensor)
         if missing:
             raise RuntimeError(f"the model has lost {', '.join(sorted(missing))}")
 
@@ -264,6 +268,9 @@ class LanguageModel(nn.Module):
             assert self._ranks.mesh is not None
             divide(self.causal_lm, self._ranks.mesh[TENSOR])
         offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
+        for router in routers(self.causal_lm):  # a rounded logit can choose another expert
+            exact = MixedPrecisionPolicy(torch.float32, reduce_dtype=torch.float32, output_dtype=self.dtype)
+            fully_shard(router, mesh=mesh, mp_policy=exact, offload_policy=offload)
         for layer in layers:
             fully_shard(
                 layer,
@@ -398,7 +405,6 @@ def _load(path: str, section: str, implementation: str, dtype: torch.dtype) -> P
     if getattr(head, "bias", None) is not None or changes:
         what = ", ".join(changes) or "a bias of the output embedding"
         raise ValueError(f"{section}.path: {type(model).__name__} has {what}, {NOT_COMPUTED}")
-    _check_names(model, section)
     return model
 
 
@@ -417,15 +423,6 @@ def _generation_config(path: str) -> bytes | None:
     """The model's generation_config.json, if it has one."""
     file = cached_file(path, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
     return None if file is None else Path(file).read_bytes()
-
-
-def _check_names(model: PreTrainedModel, section: str) -> None:
-    names = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
-    if revert_weight_conversion(model, dict(names)).keys() != names.keys():
-        raise ValueError(
-            f"{section}.path: {type(model).__name__} has other tensor names in memory than in its checkpoint "
-            "(for example fused experts), so servers cannot load its weights; choose a dense model"
-        )
 
 
 def _varlen(layout: Layout, device: torch.device) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from areal_trainer.algo.token_stats import Column, Stats, merge_stats, report, s
 from areal_trainer.batch import PackedBatch
 from areal_trainer.data.tokenizer import load_hf_tokenizer
 from areal_trainer.model.exactness import check_exactness
+from areal_trainer.model.experts import ExpertLoad
 from areal_trainer.model.language_model import LanguageModel, disable_dropout, has_dropout
 from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
 from areal_trainer.model.lora import ADAPTER_DIR
@@ -150,6 +151,7 @@ class Policy(LogprobModel):
         self._correction = _correction(config.correction)
         self._total_steps = total_steps
         self._steps_done = 0  # calls of update, counted by the schedule
+        self._expert_load = ExpertLoad(self.model)
         self._optimizer = make_optimizer(config.optimizer, self._trained())
 
     @property
@@ -201,9 +203,8 @@ class Policy(LogprobModel):
             parts.append(merged_over_ranks(merge_stats(stats)))
             steps.append(self._apply_gradient(rate * scale, scale, tokens=int(parts[-1]["actor_loss"][1])))
         self._steps_done += 1
-        return {
-            f"{ACTOR_PREFIX}{name}": value for name, value in (report(merge_stats(parts)) | _summary(steps)).items()
-        }
+        found = report(merge_stats(parts)) | _summary(steps) | self._expert_load.take()
+        return {f"{ACTOR_PREFIX}{name}": value for name, value in found.items()}
 
     def warm_up(self, batch: PackedBatch) -> None:
         """Compute and discard log-probs and gradients of ``batch``, to allocate memory and load kernels. Collective.
@@ -217,6 +218,7 @@ class Policy(LogprobModel):
             for units in minibatches(batch, self.config.ppo_n_minibatches, cost=self.model.cost):
                 self._accumulate(batch, units, torch.zeros_like(prox_logp_T), prox_logp_T, 0.0)
         self._optimizer.zero_grad()
+        self._expert_load.take()
         self._fill_optimizer_state()
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from areal_api.experiment import ExperimentSpec
-from areal_api.sizing.combinations import combination_problems, tensor_parallel_sizes, useless_settings
+from areal_api.sizing.combinations import (
+    combination_problems,
+    layout_warnings,
+    tensor_parallel_sizes,
+    useless_settings,
+)
 from areal_api.sizing.model_shape import ModelShape
 from benchmarks.memory import qwen25
 
@@ -62,6 +67,13 @@ def test_a_layout_that_does_not_divide_the_model_is_refused_by_name(
     assert any(reason in problem for problem in problems), problems
 
 
+def test_tensor_parallel_ranks_on_several_nodes_are_warned_of() -> None:
+    keys = actor(parallel={"tensor": 2})
+    (warning,) = layout_warnings(spec(keys, trainer={"nodes": 2, "processesPerNode": 1}))
+    assert "does not divide the 1 ranks of a node" in warning
+    assert list(layout_warnings(spec(keys, trainer={"nodes": 2, "processesPerNode": 2}))) == []
+
+
 def test_a_layout_that_divides_the_model_is_accepted() -> None:
     keys = actor(parallel={"tensor": 2, "context": 2})
     assert list(combination_problems(spec(keys, trainer={"processesPerNode": 4}), SHAPE)) == []
@@ -70,7 +82,7 @@ def test_a_layout_that_divides_the_model_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"kind": "qwen3_moe", "experts": 128}, "other tensor names in memory than in its checkpoint"),
+        ({"kind": "hrm_text"}, "other tensor names in memory than in its checkpoint"),
         ({"kind": "gptj"}, "a bias of the output embedding"),
         ({"kind": "granite", "logit_changes": ("logits_scaling",)}, "logits_scaling, which the trainer does not"),
     ],
