@@ -120,7 +120,7 @@ def _output_bytes(shape: ModelShape, size: int, tokens: int, *, frozen: bool) ->
 def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: int) -> dict[str, int]:
     """One layer goes backward while the next is gathered and the last one's gradient is reduced in float32."""
     layers = 2 if config.fsdp.reshard_after_forward else shape.layers
-    gradients = size * (_mlp_elements(shape, tensors=2, rows=1) + shape.hidden)
+    gradients = size * (_mlp_elements(shape, tensors=2) + shape.hidden)
     recomputed = layer_bytes_per_token(shape, size=size) if config.recomputes_activations("cuda") else 0
     kept = kept_bytes_per_token(shape, config, size=size)
     trained = shape.layer if config.lora is None else adapter_parameters(shape, config.lora)
@@ -170,7 +170,7 @@ def layer_bytes_per_token(shape: ModelShape, *, size: int) -> int:
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     kept = (family.norms * norm_bytes(family, size) + 2 * size) * shape.hidden
     kept += norm_bytes(family, size) * (queries + keys) * (family.head_norms or family.row_norms)
-    return kept + size * (3 * queries + 2 * keys + _mlp_elements(shape, tensors=family.mlp_tensors, rows=2))
+    return kept + size * (3 * queries + 2 * keys + _mlp_elements(shape, tensors=family.mlp_tensors))
 
 
 def norm_bytes(family: Family, size: int) -> int:
@@ -182,10 +182,10 @@ def norm_bytes(family: Family, size: int) -> int:
     return MASTER_BYTES + (MASTER_BYTES if family.float32_norm else size)
 
 
-def _mlp_elements(shape: ModelShape, *, tensors: int, rows: int) -> int:
-    """Elements of ``tensors`` as wide as the MLP for a token; a mixture has them, and ``rows`` of the hidden size, for
-    each expert that the token is sent to."""
+def _mlp_elements(shape: ModelShape, *, tensors: int) -> int:
+    """Elements of ``tensors`` as wide as the MLP for a token; a mixture has them, and one as wide as the hidden states,
+    for each expert that the token is sent to."""
     if not shape.experts:
         return tensors * shape.intermediate
-    of_expert = tensors * shape.expert_intermediate + rows * shape.hidden
+    of_expert = tensors * shape.expert_intermediate + shape.hidden
     return shape.experts_per_token * of_expert + tensors * shape.shared_intermediate

@@ -43,6 +43,30 @@ def shape(name: str = "Qwen2.5-7B", layers: int | None = None) -> ModelShape:
     return ModelShape.of_config(qwen25(name, layers=layers))
 
 
+# Two layers of Qwen3-30B-A3B on eight ranks, 16,384 tokens. Without checkpointing the experts count too high.
+MIXTURE = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(("checkpointing", "simulated_gb", "above"), [(True, 14.49, 0.03), (False, 15.62, 0.11)])
+def test_the_peak_of_a_mixture_of_experts(checkpointing: bool, simulated_gb: float, above: float) -> None:
+    config = PPOActorConfig(path=".", gradient_checkpointing=checkpointing)
+    memory = trainer_memory(ModelShape.of_config(MIXTURE), config, ranks=8, tokens=16_384)
+    assert 0.97 * simulated_gb <= memory.total / GB <= (1 + above) * simulated_gb
+
+
 # Ranks that divide layers (tensor) and tokens (context) of a model of three layers on eight ranks.
 DIVIDED = [(1, 2, True, 11.56), (2, 1, True, 13.39), (2, 2, False, 15.65)]
 
