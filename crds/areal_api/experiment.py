@@ -342,7 +342,12 @@ def _server_nodes_problems(spec: ExperimentSpec) -> list[str]:
             f"the servers have {spec.max_replicas * nodes} pods ({spec.max_replicas} servers × servers.nodesPerServer "
             f"{nodes}), above {MAX_PODS}; lower one"
         )
-    if nodes > 1 and "ReadWriteMany" not in spec.storage.access_modes:
+    if nodes > 1 and not spec.storage.shared:
+        problems.append(
+            f"storage.shared is false, servers.nodesPerServer {nodes}; only the first pod of a server would download "
+            "weights: set storage.shared to true"
+        )
+    elif nodes > 1 and "ReadWriteMany" not in spec.storage.access_modes:
         problems.append(
             f"storage.accessModes is [ReadWriteOnce], servers.nodesPerServer {nodes}; several nodes need ReadWriteMany"
         )

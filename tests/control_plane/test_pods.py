@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from hack.testbed.experiments import Experiment
+from hack.testbed.fake_kubelet import NODES
 from hack.testbed.kube_api import Object, eventually
+
+RACK = "test.areal.dev/rack"
 
 
 def test_a_run_that_its_namespaces_quota_can_never_hold_gets_no_pods(experiment: Experiment) -> None:
@@ -54,3 +57,16 @@ def test_servers_on_two_nodes_are_scaled_and_counted_as_servers(experiment: Expe
     experiment.until(lambda now: now["servers"]["summary"] == "1/1", "one server is left")
     eventually(lambda: experiment.namespace.names("Pod")[:2] == ["exp-server-0", "exp-server-1"], "its two pods")
     eventually(lambda: "exp-server-2" not in experiment.namespace.names("Pod"), "the others are gone")
+
+
+def test_packing_keeps_all_pods_in_one_rack(experiment: Experiment) -> None:
+    """Each of the two nodes is a rack; the pods are created at the same time."""
+    api = experiment.namespace.api
+    for name in NODES:
+        api.patch("Node", None, name, {"metadata": {"labels": {RACK: name}}})
+    experiment.apply(
+        servers__replicas=4, packing={"topologyKey": RACK, "required": True}, storage__accessModes=["ReadWriteMany"]
+    )
+    experiment.until_phase("Running")
+    experiment.until(lambda now: now["servers"]["summary"] == "4/4", "all servers run")
+    assert len({pod["spec"]["nodeName"] for pod in experiment.namespace.list("Pod")}) == 1

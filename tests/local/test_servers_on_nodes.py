@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from support.real_server import RealServer, free_port, real_server, wait_until_ready
 
@@ -49,14 +52,44 @@ def answers(server: RealServer) -> list[Any]:
     return results
 
 
+def update(server: RealServer, model: Path) -> None:
+    """Load other weights, as the trainer does after a step."""
+    body = {"model_path": str(model), "weight_version": "v1", "flush_cache": True}
+    answer = httpx.post(f"http://{server.address}/update_weights_from_disk", json=body, timeout=120.0)
+    answer.raise_for_status()
+    assert answer.json()["success"], answer.text
+
+
+def changed_model(folder: Path) -> Path:
+    """The model with other weights."""
+    shutil.copytree(MODEL, folder)
+    for file in folder.glob("*.safetensors"):
+        weights = load_file(file)
+        generator = torch.Generator().manual_seed(0)
+        changed = {name: one + 0.02 * torch.randn(one.shape, generator=generator) for name, one in weights.items()}
+        save_file(changed, file, metadata={"format": "pt"})
+    return folder
+
+
+def assert_equal(got: list[Any], expected: list[Any]) -> None:
+    """Equal tokens, with equal log-probs."""
+    for (tokens, prompt), (tokens_of_one, prompt_of_one) in zip(got, expected, strict=True):
+        assert [token for _, token, _ in tokens] == [token for _, token, _ in tokens_of_one]
+        for values, wanted in ((tokens, tokens_of_one), (prompt, prompt_of_one)):
+            assert [value for value, _, _ in values] == pytest.approx([value for value, _, _ in wanted], abs=1e-4)
+
+
 def test_a_server_of_two_processes_has_the_log_probs_of_one_and_ends_as_one(tmp_path: Path) -> None:
+    model = changed_model(tmp_path / "model")
     with real_server(tmp_path / "one", MODEL, max_total_tokens=16384) as one:
-        expected = answers(one)
+        before = answers(one)
+        update(one, model)
+        after = answers(one)
+    assert before != after
     with server_on_two_nodes(tmp_path / "two") as (first, second):
-        for (tokens, prompt), (tokens_of_one, prompt_of_one) in zip(answers(first), expected, strict=True):
-            assert [token for _, token, _ in tokens] == [token for _, token, _ in tokens_of_one]
-            for got, wanted in ((tokens, tokens_of_one), (prompt, prompt_of_one)):
-                assert [value for value, _, _ in got] == pytest.approx([value for value, _, _ in wanted], abs=1e-4)
+        assert_equal(answers(first), before)
+        update(first, model)
+        assert_equal(answers(first), after)
         second.process.send_signal(signal.SIGKILL)
         deadline = time.monotonic() + END_S
         while first.process.poll() is None and time.monotonic() < deadline:

@@ -148,6 +148,12 @@ CASES = [
         "servers.nodesPerServer above 1 needs ReadWriteMany",
     ),
     Case(
+        "servers on several nodes that download weights",
+        {"spec.servers": {"tensorParallel": 2, "nodesPerServer": 2}, "spec.storage": {"shared": False}},
+        "storage.shared is false, servers.nodesPerServer 2",
+        "storage.shared true",
+    ),
+    Case(
         "as many GPUs as the nodes of a server have",
         {
             "spec.config.cluster": {"n_gpus_per_node": 8},

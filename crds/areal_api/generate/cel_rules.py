@@ -167,8 +167,8 @@ RULES = (
     ),
     Rule(
         "spec",
-        "self.servers.nodesPerServer == 1 || 'ReadWriteMany' in self.storage.accessModes",
-        "servers.nodesPerServer above 1 needs ReadWriteMany in storage.accessModes",
+        "self.servers.nodesPerServer == 1 || (self.storage.shared && 'ReadWriteMany' in self.storage.accessModes)",
+        "servers.nodesPerServer above 1 needs ReadWriteMany in storage.accessModes, and storage.shared true",
     ),
     Rule(
         "",
