@@ -37,7 +37,8 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def merged(block: dict[str, Any]) -> dict[str, Any]:
-    return {**NEEDED, **{key: {**NEEDED.get(key, {}), **value} for key, value in block.items()}}
+    sections = {key: {**NEEDED.get(key, {}), **value} for key, value in block.items() if isinstance(value, dict)}
+    return {**NEEDED, **block, **sections}
 
 
 @pytest.mark.parametrize("text", blocks("docs/algorithms.md", "yaml") + blocks("docs/customize.md", "yaml"))
