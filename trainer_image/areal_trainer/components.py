@@ -50,7 +50,7 @@ class Components:
     workflow: RolloutWorkflow
     evaluator: Evaluator | None  # on rank 0, with a valid_dataset
     agent_statistics: Callable[[], dict[str, float]]  # since the last call; on rank 0
-    reward_statistics: Callable[[], dict[str, float]]  # since the last call; on rank 0
+    reward_statistics: Callable[[], dict[str, float]]  # of judges, on rank 0
     accept: Accept | None
     stats: StatsLogger | None  # on rank 0
     rollouts: RolloutDump | None  # on rank 0, if samples are written
@@ -125,7 +125,7 @@ def build_components(config: GRPOConfig, *, run: Path, ranks: Ranks) -> Iterator
             workflow=workflows.training,
             evaluator=evaluator,
             agent_statistics=workflows.statistics,
-            reward_statistics=reward.take_statistics,
+            reward_statistics=reward.statistics,
             accept=_has_signal if config.actor.dynamic_sampling else None,
             stats=stats,
             rollouts=rollouts,

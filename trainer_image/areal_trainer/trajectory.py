@@ -27,6 +27,7 @@ class Trajectory(msgspec.Struct, frozen=True, eq=False, gc=False):
     prompt: str = ""
     completion: str = ""
     task_id: str = ""
+    reward_terms: dict[str, float] | None = None  # values of the reward's terms, without their weights
     group: int = -1  # number of the episode, set by the executor; shared by the samples of a prompt
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ def prepared_evaluator(
                 own = Reward.of(held_out.reward)
                 stack.callback(own.close)
             rows = valid_rows(held_out.dataset, tokenizer, section=held_out.key, chat_template_kwargs=template_kwargs)
-            workflow = workflows.evaluation_on(held_out, own.held_out_score)
+            workflow = workflows.evaluation_on(held_out, own.score)
             sets.append(PreparedSet(held_out, rows, workflow, _final_answer(held_out, own, workflows)))
         yield Evaluator(config, sets, directory=directory) if sets else None
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from areal_api import names, stat_names
+from areal_api import names
 from areal_api.data_config import TASK, RewardConfig
 from areal_trainer.reward.function import RewardFunction
 from areal_trainer.reward.judge import Judge
@@ -25,6 +25,19 @@ class Term:
     name: str
     weight: float
     score: Score
+
+
+class WeightedReward(float):
+    """A reward with the values of its terms, without their weights, by name."""
+
+    terms: dict[str, float]
+
+    @classmethod
+    def of(cls, total: float, terms: dict[str, float]) -> Self:
+        """The sum of the weighted terms."""
+        made = cls(total)
+        made.terms = terms
+        return made
 
 
 class Reward:
@@ -46,12 +59,9 @@ class Reward:
                 pool = RewardPool(term.path, processes=config.processes, timeout_s=config.timeout)
                 self._pools.append(pool)
                 self._terms.append(Term(term.name, term.weight, pool.score))
-        self._sums: dict[str, float] = {}
-        self._count = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         alone = len(self._terms) == 1 and config.weight == 1.0
-        self.score: Score = self._main.score if alone else self._score  # of a sample that is trained on
-        self.held_out_score: Score = self._main.score if alone else self._weighted  # not counted in the statistics
+        self.score: Score = self._main.score if alone else self._score
 
     @classmethod
     def of(cls, config: RewardConfig, *, run: Path | None = None) -> Self:
@@ -62,11 +72,6 @@ class Reward:
     def function(self) -> RewardFunction:
         """The function of ``reward.path``."""
         return self._main.function
-
-    @property
-    def has_terms(self) -> bool:
-        """Whether there are terms besides ``reward.path``."""
-        return len(self._terms) > 1
 
     def start(self) -> None:
         """Start the processes of reward functions."""
@@ -83,38 +88,21 @@ class Reward:
             else:
                 judge.save()
 
-    def take_statistics(self) -> dict[str, float]:
-        """Means of all terms over the samples scored since the last call, and what the judges did in the whole run."""
-        if not self.has_terms:
-            return {}
-        sums, count = self._sums, self._count
-        self._sums, self._count = {}, 0
-        found = {f"{stat_names.REWARD_TERMS}{name}": total / count for name, total in sums.items()}
+    def statistics(self) -> dict[str, float]:
+        """What the judges did since the start, and what they have cost in the whole run."""
+        found: dict[str, float] = {}
         for name, judge in self._judges.items():
             judge.save()
-            usage = judge.usage
-            values = {"requests": usage.requests, "cached": usage.cached, "failed": usage.failed, "cost": usage.cost}
-            found |= {f"judge/{name}/{key}": float(value) for key, value in values.items()}
+            found |= {f"judge/{name}/{key}": float(value) for key, value in asdict(judge.usage).items()}
         return found
 
-    async def _score(self, *sample: Any, **columns: Any) -> float:
-        values = await self._values(*sample, **columns)
-        for term, value in zip(self._terms, values, strict=True):
-            self._sums[term.name] = self._sums.get(term.name, 0.0) + value
-        self._count += 1
-        return self._total(values)
-
-    async def _weighted(self, *sample: Any, **columns: Any) -> float:
-        return self._total(await self._values(*sample, **columns))
-
-    async def _values(self, *sample: Any, **columns: Any) -> list[float]:
+    async def _score(self, *sample: Any, **columns: Any) -> WeightedReward:
         self._loop = asyncio.get_running_loop()
         tasks = [asyncio.ensure_future(term.score(*sample, **columns)) for term in self._terms]
         try:
-            return await asyncio.gather(*tasks)
+            values = await asyncio.gather(*tasks)
         finally:
             for task in tasks:  # one that fails cancels the others
                 task.cancel()
-
-    def _total(self, values: list[float]) -> float:
-        return sum(term.weight * value for term, value in zip(self._terms, values, strict=True))
+        total = sum(term.weight * value for term, value in zip(self._terms, values, strict=True))
+        return WeightedReward.of(total, {term.name: value for term, value in zip(self._terms, values, strict=True)})

@@ -69,7 +69,7 @@ class Workflows:
             return
         self._load = partial(load_workflow, path, **{"tokenizer": tokenizer, **kwargs})
         self.training = self._load(gconfig=config.gconfig, reward_fn=reward.score)
-        self.evaluation = self._load(gconfig=config.evaluation, reward_fn=reward.held_out_score)
+        self.evaluation = self._load(gconfig=config.evaluation, reward_fn=reward.score)
 
     def _build_agent(
         self,

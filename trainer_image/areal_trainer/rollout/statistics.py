@@ -40,9 +40,19 @@ class BatchClock:
             durations = np.quantile(counters.seconds, (0.5, 0.95, 1.0))
             names = ("rollout/episode_s/p50", "rollout/episode_s/p95", "rollout/episode_s/max")
             statistics |= {name: float(value) for name, value in zip(names, durations, strict=True)}
+        statistics |= _term_means(trajectories)
         if trajectories:
             statistics["rollout/reward"] = sum(trajectory.reward for trajectory in trajectories) / len(trajectories)
         if lags:
             statistics[stat_names.mean(stat_names.STALENESS)] = sum(lags) / len(lags)
             statistics[stat_names.maximum(stat_names.STALENESS)] = float(max(lags))
         return statistics
+
+
+def _term_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means of the terms of the reward, over the samples that have them."""
+    values: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        for name, value in (trajectory.reward_terms or {}).items():
+            values.setdefault(f"{stat_names.REWARD_TERMS}{name}", []).append(value)
+    return {name: sum(of_name) / len(of_name) for name, of_name in values.items()}

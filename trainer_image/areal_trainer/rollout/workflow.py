@@ -117,7 +117,8 @@ class RLVRWorkflow(RolloutWorkflow):
         # All calls are started before the first is awaited.
         pending = [reward for reward in rewards if isinstance(reward, Awaitable)]
         awaited = iter(await asyncio.gather(*pending)) if pending else iter(())
-        return [float(next(awaited) if isinstance(reward, Awaitable) else reward) for reward in rewards]
+        found = [next(awaited) if isinstance(reward, Awaitable) else reward for reward in rewards]
+        return [reward if isinstance(reward, float) else float(reward) for reward in found]  # a float may have terms
 
 
 def with_stop_tokens(gconfig: GenerationHyperparameters, tokenizer: Any) -> GenerationHyperparameters:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from areal_api.data_config import RewardConfig
 from areal_trainer.reward.function import RewardError
-from areal_trainer.reward.weighted import Reward
+from areal_trainer.reward.weighted import Reward, WeightedReward
 from support.judge_server import judging
 
 
@@ -31,19 +31,18 @@ SHORT = {"name": "short", "path": "tests.unit.trainer.reward.test_weighted:is_sh
 FAILS = {"name": "fails", "path": "tests.unit.trainer.reward.test_weighted:fails"}
 
 
-async def test_the_reward_is_the_weighted_sum_and_each_term_is_logged() -> None:
+async def test_the_reward_is_the_weighted_sum_and_knows_its_terms() -> None:
     reward = of(SHORT)
-    assert await reward.score("2+2=", r"\boxed{4}", [1], [2], answer="4") == 1.5
+    both = await reward.score("2+2=", r"\boxed{4}", [1], [2], answer="4")
+    assert isinstance(both, WeightedReward)
+    assert (both, both.terms) == (1.5, {"task": 1.0, "short": 1.0})
     assert await reward.score("2+2=", r"the answer is \boxed{4}", [1], [2], answer="4") == 1.0
-    assert await reward.held_out_score("2+2=", "5", [1], [2], answer="4") == 0.5
-    assert reward.take_statistics() == {"reward/task": 1.0, "reward/short": 0.5}
-    assert reward.take_statistics() == {}
+    assert await reward.score("2+2=", "5", [1], [2], answer="4") == 0.5
+    assert reward.statistics() == {}
 
 
 async def test_a_reward_of_one_function_is_that_function() -> None:
-    reward = of()
-    assert await reward.score("2+2=", r"\boxed{4}", [1], [2], answer="4") == 1.0
-    assert reward.take_statistics() == {}
+    assert type(await of().score("2+2=", r"\boxed{4}", [1], [2], answer="4")) is float
     assert await of(weight=2.0).score("2+2=", r"\boxed{4}", [1], [2], answer="4") == 2.0
 
 
@@ -51,16 +50,16 @@ async def test_a_term_that_fails_fails_the_sample() -> None:
     reward = of(SHORT, FAILS)
     with pytest.raises(RewardError, match="KeyError"):
         await reward.score("2+2=", "4", [1], [2], answer="4")
-    assert reward.take_statistics() == {}
 
 
 async def test_a_judge_is_a_term(tmp_path: Path) -> None:
     async with judging(lambda body: "Score: 5") as server:
         judge = {"name": "style", "weight": 2.0, "judge": {"url": server.url, "model": "m", "output_price": 1.0}}
         reward = Reward.of(RewardConfig(processes=0, weight=0.0, terms=[judge]), run=tmp_path)
-        assert await reward.score("2+2=", r"\boxed{4}", [1], [2], answer="4") == 1.0
-        found = reward.take_statistics()
-        assert (found["reward/task"], found["reward/style"]) == (1.0, 0.5)
+        scored = await reward.score("2+2=", r"\boxed{4}", [1], [2], answer="4")
+        assert isinstance(scored, WeightedReward)
+        assert (scored, scored.terms) == (1.0, {"task": 1.0, "style": 0.5})
+        found = reward.statistics()
         assert (found["judge/style/requests"], found["judge/style/cost"]) == (1.0, pytest.approx(1e-4))
         await asyncio.to_thread(reward.close)
     assert (tmp_path / "judge-style.json").exists()
