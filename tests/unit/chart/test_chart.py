@@ -226,6 +226,9 @@ def test_policies_deny_what_the_values_do_not_list(helm: Helm) -> None:
     assert policy["failurePolicy"] == "Fail"
     assert set(denied) >= {"hostPath", "secret", "configMap", "image"}
     assert not {"emptyDir", "nfs"} & set(denied)
+    assert "servers.modelCache is not allowed" in str(policy["validations"])
+    usual = one(helm.template(), "ValidatingAdmissionPolicy", name)["spec"]
+    assert "modelCache" not in str(usual["validations"])
     listed = str(one(helm.template("admission.images={r/*,x}"), "ValidatingAdmissionPolicy", name)["spec"])
     assert "(p.image.startsWith('r/') || p.image == 'x')" in listed
     kinds = [obj["kind"] for obj in helm.template("admission.enabled=false")]

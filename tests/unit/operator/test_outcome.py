@@ -102,6 +102,28 @@ def test_a_configuration_that_cannot_work_is_final(message: str) -> None:
     assert (ended.final, ended.reason) == (True, "InvalidConfiguration")
 
 
+@pytest.mark.parametrize(
+    ("container", "exit_code", "line", "final"),
+    [
+        ("code", 2, "error: code.git.commit: https://a/b does not send commit 00", True),
+        ("code", 1, "OSError: code.git.url: https://a/b cannot be reached", False),
+        ("bucket", 2, "error: storage.bucket: there is no bucket s3://a at AWS; create it", True),
+        ("bucket", 1, "OSError: storage.bucket: cannot write in s3://a at http://b", False),
+    ],
+)
+def test_code_or_a_bucket_that_cannot_be_used_ends_the_run_with_its_sentence(
+    container: str, exit_code: int, line: str, final: bool
+) -> None:
+    ended = {"exitCode": exit_code, "reason": "Error", "message": line}
+    status = {"name": container, "image": "i", "state": {"terminated": ended}}
+    waiting = {"name": "trainer", "image": "i", "state": {"waiting": {"reason": "PodInitializing"}}}
+    failed = pod(TRAINER, phase="Failed", conditions=[], initContainerStatuses=[status], containerStatuses=[waiting])
+    found = outcome(job(1, "Failed"), failed)
+    assert found is not None
+    assert (found.result, found.final) == ("Failed", final)
+    assert line.partition(": ")[2] in found.message
+
+
 def test_a_collapsed_policy_is_final_and_no_configuration_error() -> None:
     ended = outcome(job(1, "Failed"), pod(TRAINER, **exited(2, message="error: the policy collapsed: after step 9 …")))
     assert ended is not None

@@ -23,6 +23,7 @@ from areal_trainer.storage.bucket import Bucket, BucketError
 
 logger = logging.getLogger(__name__)
 PERIOD_S = 10.0  # between looks at the run directory
+CLOSE_S = 20.0
 COMPLETE = ".complete.json"  # suffix of manifests
 RECOVER, CHECKPOINTS = "recover", "checkpoints"
 RESULTS = ("config.yaml", "stats.jsonl", "summary.json")
@@ -39,6 +40,7 @@ class Mirror:
         self._bucket = bucket
         self._period_s = period_s
         self._uploaded: dict[str, State] = {}  # directory → state of its files when it was uploaded
+        self._pruned_for: list[str] | None = None  # directories of the run when the bucket was last pruned
         self._results: dict[str, tuple[int, int]] = {}  # name → size and time of the uploaded file
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="bucket", daemon=True)
@@ -60,19 +62,22 @@ class Mirror:
             raise RuntimeError(f"the run is complete, but was not copied to {self._bucket.url}: {error}") from error
 
     def close(self) -> None:
-        """Stop without uploading the rest."""
-        self._stop()
+        """Stop without uploading the rest. An upload that is under way gets ``CLOSE_S`` to complete."""
+        self._stop(timeout_s=CLOSE_S)
 
     def sync(self) -> None:
         """Upload what is new, then delete what is no longer kept."""
-        for directory in self._directories():
-            name = directory.relative_to(self._run).as_posix()
+        directories = {path.relative_to(self._run).as_posix(): path for path in self._directories()}
+        for name, directory in directories.items():
             state = _state(directory)
             if self._uploaded.get(name) != state and self._upload(directory, name):
                 self._uploaded[name] = state
+                self._pruned_for = None
         for name in RESULTS:
             self._upload_result(name)
-        self._prune()
+        if self._pruned_for != list(directories):  # listing a bucket costs money
+            self._prune()
+            self._pruned_for = list(directories)
 
     def _watch(self) -> None:
         failing = False
@@ -85,10 +90,10 @@ class Mirror:
                     logger.warning("not copied to %s, will try again: %s", self._bucket.url, error)
                 failing = True
 
-    def _stop(self) -> None:
+    def _stop(self, *, timeout_s: float | None = None) -> None:
         self._end.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_s)
 
     def _directories(self) -> list[Path]:
         """Complete directories, in the order in which they were written: the newest checkpoint last."""

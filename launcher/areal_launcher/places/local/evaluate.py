@@ -95,4 +95,6 @@ def evaluation_experiment(experiment: GRPOExperiment, model: str) -> GRPOExperim
     trainer = spec.trainer.model_copy(
         update={"nodes": 1, "processes_per_node": 1, "device": "cpu", "script": EVALUATE_MODULE}
     )
-    return experiment.model_copy(update={"spec": spec.model_copy(update={"config": config, "trainer": trainer})})
+    storage = spec.storage.model_copy(update={"bucket": None})  # an evaluation copies nothing
+    changes = {"config": config, "trainer": trainer, "storage": storage}
+    return experiment.model_copy(update={"spec": spec.model_copy(update=changes)})
