@@ -31,18 +31,18 @@ def gang_of(build: Build, observed: Observed) -> Gang | None:
     if name is None:
         return None
     api = pod_groups.APIS[name]
-    existing = observed.get(api.kind, resource_names.pod_group(build.name))
+    group, count = resource_names.pod_group(build.name), spec.servers.pods + spec.trainer.nodes
+    existing = observed.get(api.kind, group)
+    started = observed.get("StatefulSet", resource_names.servers(build.name))
     refused = observed.refused.get(api.kind)
     if refused is not None and existing is None:
-        if name == pod_groups.KUBERNETES:
+        if name == pod_groups.KUBERNETES or started is not None:
             return None  # a cluster without gang scheduling, or with another version of its API
-        scheduler = spec.trainer.scheduler_name
+        scheduler = spec.trainer.scheduler_name or DEFAULT_SCHEDULER
         raise MissingApiError(
             f"trainer.schedulerName is {scheduler}, and PodGroups of {api.api_version} cannot be read ({refused}); "
             "install that scheduler with its resource definitions, or remove schedulerName"
         )
-    group, count = resource_names.pod_group(build.name), spec.servers.pods + spec.trainer.nodes
-    started = observed.get("StatefulSet", resource_names.servers(build.name))
     least = spec.servers.min_pods + spec.trainer.nodes
     needed = least if existing is None else _count(existing, default=least)
     if (started is None or annotation(started, MEMBERS) is not None) and count >= needed:

@@ -71,9 +71,9 @@ def test_two_experiments_that_fit_alone_never_hold_half_each(cluster: Namespace)
         seen.add(tuple(len(placed(cluster, one.name)) for one in both))
         return next((one for one in both if one.status.get("phase") == "Running"), None)
 
-    first = eventually(one_runs, "one of them runs", 60.0, pause_s=0.02)
+    first = eventually(one_runs, "one of them runs", 60.0, pause_s=0.2)
     second = both[1 - both.index(first)]
-    waiting = second.until(lambda now: bool(now.get("message")), "why it waits")
+    waiting = second.until(lambda now: "Insufficient cpu" in now.get("message", ""), "why it waits")
     assert waiting["phase"] == "Starting"
     assert placed(cluster, second.name) == []
     first.delete()

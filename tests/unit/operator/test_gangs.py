@@ -95,6 +95,11 @@ def test_a_scheduler_whose_groups_are_missing_is_named_and_looked_for_again() ->
         gang_of(build(**scheduled_by("volcano")), observed(refused=refused))
 
 
+def test_servers_that_run_already_are_not_refused_for_a_missing_api() -> None:
+    refused = {pod_groups.APIS["volcano"].kind: "not found"}
+    assert gang_of(build(**scheduled_by("volcano")), observed(server_set(), refused=refused)) is None
+
+
 def test_a_run_without_its_schedulers_groups_gets_no_pods() -> None:
     plan = decide(state(**scheduled_by("volcano")), settings=GANGS, refused={pod_groups.APIS["volcano"].kind: "gone"})
     assert plan.objects == ()
