@@ -203,8 +203,9 @@ def _join_nodes(member: Member, host: str, api_key: str | None) -> None:
     from sglang.srt.utils import kill_process_tree
 
     def lost(reason: str) -> None:
-        logger.error("the server ends on all of its nodes, to be started again: %s", reason)
         kill_process_tree(os.getpid(), include_parent=False)
+        # The last line becomes the message of the container's end, which the status of the experiment shows.
+        logger.error("the server ends on all of its nodes, to be started again: %s", reason)
         os._exit(EXIT_NODE_LOST)
 
     group = NodeGroup(
