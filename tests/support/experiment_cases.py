@@ -2,116 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
-from typing import Any
-
-from areal_api.areal_config.tree import set_in
 from areal_api.bounds import MAX_ENTRIES, MAX_FREE_FORM_DEPTH, MAX_ITEMS, MAX_TEXT
-
-
-def nested(levels: int) -> Any:
-    """1 below this many mappings."""
-    value: Any = 1
-    for _ in range(levels):
-        value = {"a": value}
-    return value
-
-
-_BASE: dict[str, Any] = {
-    "apiVersion": "areal.dev/v1alpha1",
-    "kind": "GRPOExperiment",
-    "metadata": {"name": "case"},
-    "spec": {
-        "config": {
-            "actor": {"path": "model", "ppo_n_minibatches": 1},
-            "train_dataset": {"path": "data.jsonl", "batch_size": 8},
-        }
-    },
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """The base experiment with ``changes`` (by dotted key). ``problem`` is in the model's message; None: accepted.
-
-    ``rule`` is in the message of the rule that refuses it at the API server; empty where the schema itself does.
-    """
-
-    name: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-    rule: str = ""
-
-    def experiment(self) -> dict[str, Any]:
-        """The object."""
-        data = copy.deepcopy(_BASE)
-        for key, value in self.changes.items():
-            set_in(data, key, copy.deepcopy(value))
-        return data
-
+from support.experiment_case import Case, nested
+from support.pod_cases import POD_CASES
 
 _ONLINE = {"spec.config.rollout.agent.mode": "online"}
 _CONFIG, _ACTOR, _CLUSTER = "spec.config", "spec.config.actor", "spec.config.cluster"
-
-_PULL = {"name": "pull", "image": "i", "command": ["true"], "volumeMounts": [{"name": "m", "mountPath": "/m"}]}
-_PROXY = {"name": "proxy", "image": "p", "restartPolicy": "Always", "readinessProbe": {"tcpSocket": {"port": 8080}}}
-_NEAR = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "rack"}]}
-_POD_CASES = [
-    Case("an init container and a sidecar", {"spec.trainer.initContainers": [_PULL, _PROXY]}),
-    Case(
-        "two init containers of one name",
-        {"spec.servers.initContainers": [_PULL, _PULL]},
-        "initContainers has several entries with the name pull",
-        "servers.initContainers has a name twice",
-    ),
-    Case(
-        "an init container with a name of the operator's",
-        {"spec.trainer.initContainers": [{**_PULL, "name": "prepare"}]},
-        "name is prepare, which the operator uses",
-        "trainer.initContainers has a name twice, or one of server, trainer, prepare",
-    ),
-    Case(
-        "a probe of an init container",
-        {"spec.servers.initContainers": [{**_PULL, "readinessProbe": {"tcpSocket": {"port": 1}}}]},
-        "readinessProbe of pull has no effect",
-        "a probe in servers.initContainers needs restartPolicy Always",
-    ),
-    Case("an init container without an image", {"spec.servers.initContainers": [{"name": "a"}]}, "image"),
-    Case(
-        "a claim of devices",
-        {
-            "spec.servers.resources": {"claims": [{"name": "gpu"}]},
-            "spec.servers.resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "h200"}],
-        },
-    ),
-    Case(
-        "a claim that is not declared",
-        {"spec.trainer.resources": {"claims": [{"name": "gpu"}]}},
-        "resources.claims names gpu, which resourceClaims lacks (empty)",
-        "resources.claims of trainer names a claim",
-    ),
-    Case(
-        "a claim of an init container that is not declared",
-        {"spec.trainer.initContainers": [{**_PULL, "resources": {"claims": [{"name": "gpu"}]}}]},
-        "resources.claims names gpu",
-        "resources.claims of trainer names a claim",
-    ),
-    Case(
-        "a claim from nowhere",
-        {"spec.trainer.resourceClaims": [{"name": "gpu"}]},
-        "gpu needs exactly one of resourceClaimName and resourceClaimTemplateName",
-        "trainer.resourceClaims needs exactly one",
-    ),
-    Case("packing by racks", {"spec.packing": {"topologyKey": "rack", "required": True}}),
-    Case("packing by nothing", {"spec.packing": {"topologyKey": ""}}, "is shorter than 1 character"),
-    Case(
-        "packing beside an affinity to pods",
-        {"spec.packing": {"topologyKey": "rack"}, "spec.servers.affinity": {"podAffinity": _NEAR}},
-        "packing.topologyKey is rack, and servers.affinity has podAffinity",
-        "packing and affinity.podAffinity",
-    ),
-]
 
 CASES = [
     Case("the smallest experiment"),
@@ -124,42 +20,7 @@ CASES = [
         "servers.replicas is 3, above servers.maxReplicas 2",
         "servers.replicas",
     ),
-    *_POD_CASES,
-    Case("servers on two nodes each", {"spec.servers": {"tensorParallel": 16, "nodesPerServer": 2}}),
-    Case(
-        "GPUs that the nodes of a server cannot share",
-        {"spec.servers": {"tensorParallel": 3, "nodesPerServer": 2}},
-        "servers.tensorParallel is 3, not a multiple of servers.nodesPerServer 2",
-        "servers.tensorParallel is not a multiple of servers.nodesPerServer",
-    ),
-    Case(
-        "more pods of servers than are possible",
-        {"spec.servers": {"tensorParallel": 2, "nodesPerServer": 2, "maxReplicas": 513}},
-        "the servers have 1026 pods (513 servers × servers.nodesPerServer 2), above 1024",
-        "the servers have more than 1024 pods",
-    ),
-    Case(
-        "servers on several nodes with a volume of one",
-        {
-            "spec.servers": {"tensorParallel": 2, "nodesPerServer": 2},
-            "spec.storage": {"accessModes": ["ReadWriteOnce"]},
-        },
-        "storage.accessModes is [ReadWriteOnce], servers.nodesPerServer 2",
-        "servers.nodesPerServer above 1 needs ReadWriteMany",
-    ),
-    Case(
-        "servers on several nodes that download weights",
-        {"spec.servers": {"tensorParallel": 2, "nodesPerServer": 2}, "spec.storage": {"shared": False}},
-        "storage.shared is false, servers.nodesPerServer 2",
-        "storage.shared true",
-    ),
-    Case(
-        "as many GPUs as the nodes of a server have",
-        {
-            "spec.config.cluster": {"n_gpus_per_node": 8},
-            "spec.servers": {"tensorParallel": 16, "nodesPerServer": 2},
-        },
-    ),
+    *POD_CASES,
     Case("as few servers as wanted", {"spec.servers": {"replicas": 2, "minReplicas": 2}}),
     Case(
         "more servers at least than wanted",
