@@ -38,7 +38,7 @@ def test_every_view_of_a_run_that_trains(tmp_path: Path) -> None:
             page.get_by_role("link", name="tiny/trial0").click()
             page.locator("dd").get_by_text(re.compile(rf"^[5-9] / {STEPS}$")).wait_for()  # seen while it trains
             page.get_by_text("running", exact=True).wait_for()
-            page.get_by_role("row").filter(has_text="server-0").wait_for()
+            page.get_by_role("row").filter(has_text="server-0").first.wait_for()
             page.get_by_text("Samples", exact=True).click()
             page.get_by_text(re.compile(r"of 256 samples of 32 problems")).wait_for()
             open_tokens(page)
