@@ -33,7 +33,7 @@ class Problem:
     """A problem and its mean rewards in both evaluations."""
 
     key: str  # as in the column ``problem``
-    name: str  # task_id, or the start of the prompt
+    name: str  # task_id and the start of the prompt
     first: float
     second: float
 
@@ -117,7 +117,7 @@ def rewards_of(file: Path) -> Rewards:
         reward = number(row["reward"])
         if reward is None:
             raise DamagedFileError(f"{file} is damaged: a reward is {row['reward']}; delete it")
-        name = row["task_id"] or " ".join(row["prompt"][: 4 * MAX_PROMPT].split())
+        name = ": ".join(filter(None, [row["task_id"], " ".join(row["prompt"][: 4 * MAX_PROMPT].split())]))
         found.setdefault((row["set"], row["problem"]), (name[:MAX_PROMPT], []))[1].append(reward)
     return found
 
