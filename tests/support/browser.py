@@ -49,6 +49,7 @@ def take_pictures(browser: Any, address: str, run: Path, folder: Path) -> None:
 def open_tokens(page: Any) -> None:
     """Open a problem of the samples, and the tokens of an answer, coloured."""
     steps = page.get_by_label("Step", exact=True)
+    steps.locator("option").first.wait_for(state="attached")
     with page.expect_response(lambda response: "/rollouts/" in response.url):
         steps.select_option(index=min(10, steps.locator("option").count()) - 1)
     page.locator(".rollouts[open] summary:has(.mean)").first.click()
