@@ -7,13 +7,12 @@ already is used when the hub cannot be reached. Servers that download one model 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from areal_api import names
 from areal_api.paths import is_local_path
+from areal_api.termination import failed
 
 KEY = "servers.modelCache"
 # What servers do not load: the same weights in other formats.
@@ -48,18 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         prefetch(given.folder, given.models)
     except ValueError as error:
-        return _fail(f"error: {error}", 2)
+        return failed(error, final=True)
     except OSError as error:
-        return _fail(f"OSError: {error}", 1)
+        return failed(error, final=False)
     return 0
-
-
-def _fail(line: str, status: int) -> int:
-    print(line, file=sys.stderr, flush=True)
-    log = os.environ.get(names.TERMINATION_LOG)
-    if log:
-        Path(log).write_text(line, encoding="utf-8")
-    return status
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from areal_api import names
 from areal_api.code import PACKAGES, SOURCE, CodeSpec
+from areal_api.termination import failed
 from areal_api.user_code import archive, git
 from areal_api.user_code.folder import CodeError
 from areal_api.user_code.requirements import install
@@ -85,19 +86,10 @@ def main(argv: list[str] | None = None) -> int:
         code = CodeSpec.model_validate_json(given.spec)
         prepare(code, given.into, layers=given.layers, archive_file=given.archive)
     except (ValueError, MemoryError) as error:
-        return _fail(f"error: {str(error) or 'the code needs too much memory'}", 2)
+        return failed(error, final=True)
     except OSError as error:
-        return _fail(f"OSError: {error}", 1)
+        return failed(error, final=False)
     return 0
-
-
-def _fail(text: str, status: int) -> int:
-    line = " ".join(text.split())[:4000]
-    print(line, file=sys.stderr, flush=True)
-    log = os.environ.get(names.TERMINATION_LOG)
-    if log:
-        Path(log).write_text(line, encoding="utf-8")
-    return status
 
 
 if __name__ == "__main__":

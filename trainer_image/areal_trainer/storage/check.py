@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from areal_api import names
+from areal_api.termination import failed
 from areal_trainer.storage.bucket import BucketError, bucket_of
 
 
@@ -20,18 +20,10 @@ def main(environ: dict[str, str], experiment: str, trial: str) -> int:
     try:
         bucket.check()
     except BucketError as error:
-        return _fail(f"error: {error}", 2)
+        return failed(error, final=True)
     except OSError as error:
-        return _fail(f"OSError: {error}", 1)
+        return failed(error, final=False)
     return 0
-
-
-def _fail(line: str, status: int) -> int:
-    print(line, file=sys.stderr, flush=True)
-    log = os.environ.get(names.TERMINATION_LOG)
-    if log:
-        Path(log).write_text(line, encoding="utf-8")
-    return status
 
 
 if __name__ == "__main__":
