@@ -41,7 +41,9 @@ class GitCode(CamelSection):
 class CodeArchive(CamelSection):
     """A packed directory. grpo run --on kubernetes writes this section."""
 
-    config_map: Name = Field(description="ConfigMap of the namespace that contains the archive.")
+    config_map: Name | None = Field(
+        None, description="ConfigMap of the namespace that contains the archive; null is code/ of storage.bucket."
+    )
     sha256: str = Field(pattern=SHA256, description="SHA-256 of the archive before its compression, hexadecimal.")
 
 

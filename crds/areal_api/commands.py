@@ -21,6 +21,7 @@ ALLOCATOR_ENV = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 TORCHRUN_MODULE = "torch.distributed.run"
 TRAIN_MODULE = "areal_trainer.train"
 SERVER_MODULE = "areal_server.launch"
+BUCKET_CODE_MODULE = "areal_trainer.storage.code"
 CHECK_BUCKET_MODULE = "areal_trainer.storage.check"
 
 

@@ -14,7 +14,7 @@ from areal_api import conditions, names
 from areal_api.health import COLLAPSE_MESSAGE
 from areal_api.status import AttemptOutcome
 from areal_operator.diagnosis import exit_problem, last_line, truncated
-from areal_operator.manifests.trainer import BUCKET_CONTAINER, CODE_CONTAINER, CONTAINER, DISRUPTED, INIT_CONTAINER
+from areal_operator.manifests.trainer import CONTAINER, DISRUPTED, OWN_CONTAINERS
 from areal_operator.observed import (
     DELETION_WATCHED,
     LAST_SEEN,
@@ -125,8 +125,7 @@ def _failed_beside_sidecars(pods: Sequence[Object], *, nodes: int) -> AttemptOut
 
 def _pod_failure(pod: Object) -> AttemptOutcome:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
-    ours = (INIT_CONTAINER, BUCKET_CONTAINER, CODE_CONTAINER, CONTAINER)
-    for container in sorted(container_statuses(pod), key=lambda one: one.get("name") not in ours):
+    for container in sorted(container_statuses(pod), key=lambda one: one.get("name") not in OWN_CONTAINERS):
         ended = (container.get("state") or {}).get("terminated")
         if ended is None or ended.get("exitCode") == 0:
             continue

@@ -16,7 +16,7 @@ from areal_api.stored import read_experiment
 from areal_launcher import run_files
 from areal_launcher.cluster.checks import add_hint, check_api, check_files, check_operator, check_target
 from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
-from areal_launcher.cluster.code import PackedCode, pack_code, upload
+from areal_launcher.cluster.code import PackedCode, pack_code, upload, upload_to_bucket
 from areal_launcher.cluster.control import resume_if_stopped
 from areal_launcher.cluster.fetch_checkpoint import fetch_checkpoint
 from areal_launcher.cluster.fetch_results import fetch, source_of
@@ -168,7 +168,10 @@ def submit(
     existing = cluster.get(experiment.kind, namespace, experiment.name)
     if code is not None:
         owner = None if existing is None else str(existing["metadata"]["uid"])
-        upload(cluster, code, experiment.name, namespace, owner=owner)
+        if code.config_map is None:
+            upload_to_bucket(code, experiment.spec)
+        else:
+            upload(cluster, code, experiment.name, namespace, owner=owner)
         if existing is not None and parsed(existing).spec.code != experiment.spec.code:
             console.print("the code has changed; the next attempt of the trainer uses it", markup=False)
     body = manifest(experiment, existing)
@@ -184,7 +187,7 @@ def submit(
             del body["spec"][section][key]
             console.print(f"{section}.{key} was changed in the cluster; keeping that value", markup=False)
         applied = apply(cluster, body, namespace)
-    if code is not None and existing is None:
+    if code is not None and code.config_map is not None and existing is None:
         upload(cluster, code, experiment.name, namespace, owner=str(applied["metadata"]["uid"]))
     verb = "exists, following it" if existing is not None else "created"
     console.print(

@@ -36,7 +36,7 @@ def prepared_code(spec: ExperimentSpec, run: Path) -> CodePaths | None:
         into.mkdir(parents=True, exist_ok=True)
         file = into / "archive.tar.gz"
         file.write_bytes(packed.data)
-        archive = CodeArchive.model_validate({"configMap": "archive", "sha256": packed.sha256})
+        archive = CodeArchive(sha256=packed.sha256, configMap=None)
         code = code.model_copy(update={"directory": None, "archive": archive})
         arguments = ["--archive", str(file)]
     else:

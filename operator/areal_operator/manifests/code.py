@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from areal_api import resource_names
-from areal_api.code import CodeSpec
-from areal_api.commands import CodePaths
+from areal_api.code import CodeArchive, CodeSpec
+from areal_api.commands import BUCKET_CODE_MODULE, CodePaths
 from areal_operator.manifests.base import Build, Manifest
 
 FOLDER = PurePosixPath("/opt/areal-code")
@@ -36,7 +36,15 @@ def command(build: Build) -> list[str] | None:
         return None
     spec = code.model_dump_json(by_alias=True, exclude_defaults=True)
     words = ["-m", PREPARE_MODULE, spec, str(FOLDER), "--layers", str(build.fileroot / LAYERS)]
-    return words if code.archive is None else [*words, "--archive", str(ARCHIVE_FOLDER / resource_names.CODE_ARCHIVE)]
+    return words if code.archive is None else [*words, "--archive", str(_archive(code.archive))]
+
+
+def download_command(build: Build) -> list[str] | None:
+    """Arguments of Python that get the archive from the bucket; None if it is elsewhere."""
+    archive = _code(build).archive
+    if archive is None or archive.config_map is not None:
+        return None
+    return ["-m", BUCKET_CODE_MODULE, "get", str(_archive(archive)), archive.sha256]
 
 
 def volumes(build: Build) -> list[Manifest]:
@@ -45,7 +53,7 @@ def volumes(build: Build) -> list[Manifest]:
     if not code.is_used:
         return []
     result: list[Manifest] = [{"name": VOLUME, "emptyDir": {"sizeLimit": VOLUME_SIZE}}]
-    if code.archive is not None:
+    if code.archive is not None and code.archive.config_map is not None:
         result.append({"name": ARCHIVE_VOLUME, "configMap": {"name": code.archive.config_map}})
     return result
 
@@ -53,7 +61,8 @@ def volumes(build: Build) -> list[Manifest]:
 def mounts_to_prepare(build: Build) -> list[Manifest]:
     """Mounts of the init container."""
     result: list[Manifest] = [{"name": VOLUME, "mountPath": str(FOLDER)}]
-    if _code(build).archive is not None:
+    archive = _code(build).archive
+    if archive is not None and archive.config_map is not None:
         result.append({"name": ARCHIVE_VOLUME, "mountPath": str(ARCHIVE_FOLDER), "readOnly": True})
     return result
 
@@ -71,4 +80,15 @@ def _code(build: Build) -> CodeSpec:
             f"code.directory is {code.directory}, a directory that the cluster does not have; submit the experiment "
             "with grpo run --on kubernetes, which packs it, or set code.git"
         )
+    if code.archive is not None and code.archive.config_map is None and build.experiment.spec.storage.bucket is None:
+        raise ValueError(
+            "code.archive has no configMap, and there is no storage.bucket that could hold it; submit the experiment "
+            "with grpo run --on kubernetes"
+        )
     return code
+
+
+def _archive(archive: CodeArchive) -> PurePosixPath:
+    """The file of the archive in the init container that unpacks it."""
+    folder = FOLDER if archive.config_map is None else ARCHIVE_FOLDER
+    return folder / resource_names.CODE_ARCHIVE

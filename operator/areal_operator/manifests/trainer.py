@@ -37,7 +37,9 @@ GATEWAY_KEY_DIR = "/etc/areal/gateway-key"
 TOKEN_S = 3600  # the kubelet renews the token
 SERVERS = "areal.dev/servers"  # annotation: number of servers whose addresses the trainer was started with
 HUB_CACHE = ".huggingface"  # on the run's volume: trainer pods and later attempts download nothing again
-CONTAINER, INIT_CONTAINER, BUCKET_CONTAINER, CODE_CONTAINER = "trainer", "prepare", "bucket", "code"
+CONTAINER, INIT_CONTAINER = "trainer", "prepare"
+BUCKET_CONTAINER, DOWNLOAD_CONTAINER, CODE_CONTAINER = "bucket", "download-code", "code"
+OWN_CONTAINERS = (INIT_CONTAINER, BUCKET_CONTAINER, DOWNLOAD_CONTAINER, CODE_CONTAINER, CONTAINER)
 DISRUPTED = "DisruptionTarget"
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
@@ -129,37 +131,30 @@ def _prepare(build: Build) -> Manifest:
 
 def _check_bucket(build: Build) -> list[Manifest]:
     """Tries the bucket with the trainer's credentials, so that the run ends with one sentence before it trains."""
-    trainer = build.experiment.spec.trainer
     command = check_bucket_command(build.experiment.spec, python=PYTHON)
-    if command is None:
-        return []
+    return [] if command is None else [_preparing(build, BUCKET_CONTAINER, command, [])]
+
+
+def _code(build: Build) -> list[Manifest]:
+    """Fetches the user's code and installs its packages; no container without ``spec.code``."""
+    download, command = code.download_command(build), code.command(build)
+    mounted = code.mounts_to_prepare(build) if command is not None else []
+    commands = [(DOWNLOAD_CONTAINER, download), (CODE_CONTAINER, command)]
+    return [_preparing(build, name, [PYTHON, *one], mounted) for name, one in commands if one is not None]
+
+
+def _preparing(build: Build, name: str, command: list[str], mounted: list[Manifest]) -> Manifest:
+    """An init container with the trainer's image, environment, CPU and memory."""
+    trainer = build.experiment.spec.trainer
     result = container(
         trainer,
-        name=BUCKET_CONTAINER,
+        name=name,
         image=build.image("trainer"),
         command=command,
         env=environment(build, trainer, bucket_env(build.experiment.spec), []),
         amounts=without_devices(_resources(trainer)),
     )
-    return [{**result, "volumeMounts": mounts(build, trainer, run_volume="read-write")}]
-
-
-def _code(build: Build) -> list[Manifest]:
-    """Fetches the user's code and installs its packages; no container without ``spec.code``."""
-    trainer = build.experiment.spec.trainer
-    command = code.command(build)
-    if command is None:
-        return []
-    result = container(
-        trainer,
-        name=CODE_CONTAINER,
-        image=build.image("trainer"),
-        command=[PYTHON, *command],
-        env=environment(build, trainer, {}, []),
-        amounts=without_devices(_resources(trainer)),
-    )
-    mounted = [*mounts(build, trainer, run_volume="read-write"), *code.mounts_to_prepare(build)]
-    return [{**result, "volumeMounts": mounted}]
+    return {**result, "volumeMounts": [*mounts(build, trainer, run_volume="read-write"), *mounted]}
 
 
 def _trainer(build: Build) -> Manifest:

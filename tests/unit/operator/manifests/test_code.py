@@ -53,6 +53,19 @@ def test_a_packed_directory_is_mounted_where_it_is_unpacked_and_nowhere_else() -
     assert "areal-code-archive" not in mounted
 
 
+def test_a_large_archive_is_downloaded_from_the_bucket_before_it_is_unpacked() -> None:
+    archive = {"sha256": ARCHIVE["sha256"]}
+    (_, trainer) = pods(code={"archive": archive}, storage__bucket={"url": "s3://team"})
+    (_, check, download, fetch) = trainer["initContainers"]
+    assert [check["name"], download["name"], fetch["name"]] == ["bucket", "download-code", "code"]
+    file = "/opt/areal-code/code.tar.gz"
+    assert download["command"] == ["python3", "-m", "areal_trainer.storage.code", "get", file, archive["sha256"]]
+    assert fetch["command"][-2:] == ["--archive", file]
+    assert {"name": "areal-code", "mountPath": "/opt/areal-code"} in download["volumeMounts"]
+    assert "areal-code-archive" not in str(trainer)
+    assert "no storage.bucket that could hold it" in decide(state(code={"archive": archive})).status.message
+
+
 def test_the_job_says_what_it_runs() -> None:
     job = made("Job", code={"archive": ARCHIVE})
     assert job["metadata"]["annotations"]["areal.dev/code"] == f"sha256:{ARCHIVE['sha256']}"
