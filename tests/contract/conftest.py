@@ -96,7 +96,9 @@ def other_model(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def _scripted() -> Iterator[ScriptedServer]:
-    script = Script(vocab_size=VOCABULARY, context_length=CONTEXT, eos_token_id=EOS, token_s=0.002, api_key=KEY)
+    script = Script(
+        vocab_size=VOCABULARY, context_length=CONTEXT, eos_token_id=EOS, token_s=0.002, api_key=KEY, prefix_cache=True
+    )
     with ScriptedServer(script) as server:
         yield server
 

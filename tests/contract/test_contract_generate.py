@@ -36,6 +36,19 @@ async def test_every_output_token_has_a_logprob(server: Server) -> None:
     assert meta["completion_tokens"] == 12
 
 
+async def test_the_cache_finds_all_of_an_earlier_request_but_its_last_token(server: Server) -> None:
+    prompt = list(range(30, 50))
+    first = await server.generate(prompt, max_new_tokens=8, ignore_eos=True)
+    history = [*prompt, *first["output_ids"]]
+    continued = await server.generate([*history, 51, 52], max_new_tokens=2, ignore_eos=True)
+    branch = await server.generate([*prompt, 2 if first["output_ids"][0] != 2 else 3, 5], max_new_tokens=2)
+    again = await server.generate(prompt, max_new_tokens=2)
+    found = [answer["meta_info"]["cached_tokens"] for answer in (continued, branch, again)]
+    assert found == [len(history) - 1, len(prompt), len(prompt) - 1]
+    assert (await server.post("/flush_cache", {})).status_code == 200
+    assert (await server.generate(prompt, max_new_tokens=2))["meta_info"]["cached_tokens"] == 0
+
+
 async def test_logprobs_are_returned_only_on_request(server: Server) -> None:
     response = await server.post("/generate", {"input_ids": PROMPT, "sampling_params": {"max_new_tokens": 2}})
     assert "output_token_logprobs" not in response.json()["meta_info"]

@@ -66,6 +66,7 @@ class Script:
     answer: str | None = None  # module:function(input_ids, sampling_params, index) -> token ids, with the stop token
     faults: tuple[Fault, ...] = field(default=())
     downloads_to: str | None = None  # folder for versions that it downloads, without a shared run directory
+    prefix_cache: bool = False  # report the tokens of a prompt that SGLang's cache would find
     more_routes: tuple[str, ...] = ()  # further routes that do nothing and report success
 
     @classmethod

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from areal_api import names
 from areal_server.download_weights import DownloadedWeights
+from support.prefix_cache import PrefixCache
 from support.scripted_answers import Fault, Sample, Script, sample
 
 _SAMPLING_KEYS = frozenset({
@@ -43,6 +44,7 @@ class Run:
     arrived: float
     progress_s: float = 0.0
     resumed_at: float | None = None
+    cached: int = 0  # tokens of the prompt that were in the prefix cache
     timer: asyncio.TimerHandle | None = None
     versions: list[tuple[str, list[int]]] = field(default_factory=list)  # (version, tokens of each sample at its end)
 
@@ -80,6 +82,7 @@ class ScriptedService:
         self._die, self._restart = die, restart
         self._fault_hits: collections.Counter[int] = collections.Counter()
         self._runs: dict[str, Run] = {}
+        self._cache = PrefixCache() if script.prefix_cache else None
         self._queue: collections.deque[Run] = collections.deque()
         self._running_samples = 0
         self._open = asyncio.Event()
@@ -218,6 +221,9 @@ class ScriptedService:
         samples = [sample(self.script, input_ids, params, i) for i in range(params.get("n", 1))]
         rid = body.get("rid") or uuid.uuid4().hex
         run = Run(rid, input_ids, samples, params, body, asyncio.get_running_loop().create_future(), arrived=now)
+        if self._cache is not None:
+            run.cached = self._cache.find(input_ids)
+            self._cache.add(input_ids)
         if not run.duration_s:
             return _json(self._answer(run, [len(s.tokens) for s in samples], aborted=False))
         self._runs[rid] = run
@@ -298,9 +304,11 @@ class ScriptedService:
             "weight_versions": spans,
             "prompt_tokens": len(run.input_ids),
             "completion_tokens": count,
-            "cached_tokens": 0,
+            "cached_tokens": run.cached,
         }
         tokens = whole.tokens[:count]
+        if self._cache is not None:
+            self._cache.add([*run.input_ids, *tokens[:-1]])  # nothing has processed the last token
         if run.body.get("return_logprob"):
             logprobs = zip(whole.logprobs[:count], tokens, strict=True)
             meta["output_token_logprobs"] = [(logprob, token, None) for logprob, token in logprobs]
@@ -325,6 +333,7 @@ class ScriptedService:
     async def _flush_cache(self, body: Any) -> web.StreamResponse:
         if self._runs and not self._frozen:
             return web.Response(text="Flush cache failed.\n", status=400)
+        self._clear_cache()
         return web.Response(text="Cache flushed.\n")
 
     async def _pause(self, body: dict[str, Any]) -> web.StreamResponse:
@@ -361,7 +370,12 @@ class ScriptedService:
         self._abort_runs(lambda run: everything or (run.rid == rid and len(run.samples) == 1))
         return web.Response()
 
+    def _clear_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.clear()
+
     def _set_version(self, version: str) -> None:
+        self._clear_cache()
         now = time.perf_counter()
         for run in self._runs.values():
             if run.timer is not None and not run.done.done():

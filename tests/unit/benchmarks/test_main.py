@@ -7,7 +7,7 @@ import pytest
 from benchmarks.__main__ import main
 
 
-@pytest.mark.parametrize("name", ["rollout", "rewards", "trainer", "weights", "executor", "gateway"])
+@pytest.mark.parametrize("name", ["rollout", "rewards", "trainer", "weights", "executor", "gateway", "affinity"])
 def test_a_benchmark_prints_a_ratio_to_its_named_baseline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--small", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
