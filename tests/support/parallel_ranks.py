@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer": ADAM,
         "mb_spec": {"max_tokens_per_mb": 22, "n_mbs": 4},
         "importance_sampling_level": "sequence",
+        "gradient_checkpointing": True,
     },
 }
 

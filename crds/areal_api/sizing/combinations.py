@@ -51,8 +51,8 @@ def _layout_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:
         )
     if tensor == 1:
         return
-    divided = shape.intermediate if not shape.experts else shape.expert_intermediate
-    for what, count in (("key-value heads", shape.kv_heads), ("intermediate size", divided)):
+    mlp = tensor if shape.experts else shape.intermediate  # experts are not divided
+    for what, count in (("key-value heads", shape.kv_heads), ("intermediate size", mlp)):
         if count % tensor:
             yield (
                 f"actor.parallel.tensor is {tensor}, which does not divide the model's {what} {count}; choose one that "

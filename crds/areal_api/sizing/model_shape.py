@@ -122,14 +122,12 @@ class ModelShape:
             raise ValueError(f"{file}: {error}") from error
 
     def divided(self, tensor: int) -> ModelShape:
-        """What each of ``tensor`` ranks holds that divide the layers: fewer heads and a narrower MLP."""
+        """What each of ``tensor`` ranks holds that divide the layers: fewer heads and a narrower MLP; experts are whole."""
         return replace(
             self,
             heads=self.heads // tensor,
             kv_heads=self.kv_heads // tensor,
-            intermediate=self.intermediate // tensor,
-            expert_intermediate=self.expert_intermediate // tensor,
-            shared_intermediate=self.shared_intermediate // tensor,
+            intermediate=self.intermediate if self.experts else self.intermediate // tensor,
         )
 
     @property
