@@ -122,7 +122,7 @@ class ModelShape:
             raise ValueError(f"{file}: {error}") from error
 
     def divided(self, tensor: int) -> ModelShape:
-        """What each of ``tensor`` ranks holds that divide the layers: fewer heads and a narrower MLP; experts are whole."""
+        """What each of ``tensor`` ranks holds that divide the layers: fewer heads, a narrower MLP, whole experts."""
         return replace(
             self,
             heads=self.heads // tensor,
