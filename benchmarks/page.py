@@ -59,7 +59,7 @@ def load_s(page: Any, name: str, steps: int) -> float:
     started = time.perf_counter()
     link.click()
     page.locator("dd").get_by_text(f"{steps} / {steps}", exact=True).wait_for()
-    page.wait_for_function("document.querySelectorAll('.chart canvas').length > 5")
+    page.locator(".chart canvas").nth(5).wait_for()
     return time.perf_counter() - started
 
 

@@ -73,7 +73,7 @@ def _picture_of_details(page: Any, path: Path, title: str, open_parts: Any) -> N
 
 
 def _wait_for_points(page: Any) -> None:
-    page.wait_for_function("document.querySelectorAll('.chart .u-legend .u-marker').length > 3")
+    page.locator(".chart .u-legend .u-marker").nth(3).wait_for(state="attached")
     page.mouse.move(0, 0)
     page.wait_for_timeout(300)
 
