@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Self
+import re
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from areal_api.pod_fields import Name
 from areal_api.section import CamelSection
@@ -21,6 +22,14 @@ CodePath = Annotated[str, Field(min_length=1, max_length=1024, pattern=PATH)]
 Requirement = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9][^\x00-\x1f]*$")]
 
 
+def _full_commit(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(COMMIT, value):
+        raise ValueError(
+            f"{value[:80]!r} is no full SHA-1; give the 40 lower-case hexadecimal digits that git rev-parse prints"
+        )
+    return value
+
+
 class GitCode(CamelSection):
     """A commit of a Git repository."""
 
@@ -31,7 +40,7 @@ class GitCode(CamelSection):
         description="URL of the repository, https:// or http://. Credentials are AREAL_GIT_USERNAME and "
         "AREAL_GIT_PASSWORD in trainer.env.",
     )
-    commit: str = Field(
+    commit: Annotated[str, BeforeValidator(_full_commit)] = Field(
         pattern=COMMIT,
         description="Full SHA-1 of the commit, 40 lower-case hexadecimal digits: a branch or tag could change.",
     )

@@ -445,7 +445,7 @@ CASES = [
     Case(
         "code of a branch",
         {"spec.code.git": {"url": "https://a/b", "commit": "main"}},
-        "code.git.commit",
+        "'main' is no full SHA-1; give the 40 lower-case hexadecimal digits",
     ),
     Case(
         "code over ssh",

@@ -105,8 +105,10 @@ def _explained(error: BaseException, code: GitCode) -> BaseException:
         )
     if isinstance(error, NotGitRepository):
         return CodeError(f"{KEY}.url: there is no Git repository at {code.url}; correct the URL")
-    if isinstance(error, HTTPError | OSError) or isinstance(error.__cause__ or error.__context__, HTTPError):
-        return ConnectionError(f"{KEY}.url: {code.url} cannot be reached: {_one_line(error)}")
+    below = error.__cause__ or error.__context__
+    if isinstance(error, HTTPError | OSError) or isinstance(below, HTTPError):
+        reason = getattr(below, "reason", None) or error
+        return ConnectionError(f"{KEY}.url: {code.url} cannot be reached: {_one_line(reason)}")
     if isinstance(error, GitProtocolError | HangupException):
         return CodeError(
             f"{KEY}.commit: {code.url} does not send commit {code.commit} ({_one_line(error)}); push it to the "

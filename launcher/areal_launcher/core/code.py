@@ -68,4 +68,4 @@ def _prepare(code: CodeSpec, into: Path, arguments: list[str], spec: ExperimentS
     line = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
     if done.returncode == 2:
         raise ValueError(line.removeprefix("error: "))
-    raise RunError(f"the code cannot be prepared: {line}")
+    raise RunError(line.removeprefix("OSError: "))
