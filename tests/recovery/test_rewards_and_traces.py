@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from areal_api.names import config_file
+from areal_launcher.cli import main
 from support.recovery_runs import configuration, environment, torchrun
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY
@@ -72,6 +74,10 @@ def test_a_run_with_terms_a_mix_and_traces_trains_and_resumes(tmp_path: Path, ju
     spans = [json.loads(text) for path in (run / "traces").iterdir() for text in path.read_text().splitlines()]
     names = {one["name"] for one in spans}
     assert {"step", "rollout", "train_step", "episode", "generate", "reward", "weight_update"} <= names
+    config_file(run).write_text("{}")
+    assert main(["trace", str(run)]) == 0
+    events = json.loads((run / "trace.json").read_text())["traceEvents"]
+    assert sum(event["ph"] in "Xb" for event in events) == len(spans)
     assert [path.name for path in (run / "profiles").iterdir()] == ["step2-rank0.trace.json.gz"]
 
 
