@@ -154,8 +154,9 @@ def measure(place: Place, environment: Mapping[str, str], work: Path, steps: int
         until(lambda: servers(directory) == ["ready"], "the server is replaced")
         server_s = time.monotonic() - killed
         until(lambda: last_checkpoint(directory) >= steps_done(directory) - REPEATED_STEPS, "a recent checkpoint")
-        last, killed = steps_done(directory), time.monotonic()
+        killed = time.monotonic()
         kill(directory, "areal_trainer.train")
+        last = steps_done(directory)  # a step may have ended before the kill
         until(lambda: steps_done(directory) > last, "a new step")
         return Measured(first_step_s, 1 / statistics.median(seconds[1:]), server_s, time.monotonic() - killed)
 
