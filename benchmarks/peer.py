@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from benchmarks.scripted import REPOSITORY
+
+LIMIT_S = 1800.0  # of a script: a run of 25 steps takes minutes
 
 
 class PeerError(RuntimeError):
@@ -64,11 +69,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_script(python: Path, script: Path, *arguments: str, work: Path, environment: Mapping[str, str]) -> None:
-    """Run a script of a peer without GPUs. Raises ``PeerError`` with the end of its output."""
+def run_script(
+    python: Path, script: Path, *arguments: str, work: Path, environment: Mapping[str, str], limit_s: float = LIMIT_S
+) -> None:
+    """Run a script of a peer without GPUs; none of its processes stays. Raises ``PeerError`` with its last output."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     argv = [str(python), str(script), *arguments]
     variables = inherited | {"CUDA_VISIBLE_DEVICES": ""} | dict(environment)
-    done = subprocess.run(argv, cwd=work, env=variables, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PeerError(f"{script.name} exited with status {done.returncode}: {done.stderr.strip()[-2000:]}")
+    with (work / f"{script.stem}.log").open("w+") as log:
+        process = subprocess.Popen(
+            argv, cwd=work, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise PeerError(f"{script.name} ran for {limit_s:.0f} s: {_end(log)}") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if status:
+            raise PeerError(f"{script.name} exited with status {status}: {_end(log)}")
+
+
+def _end(log: TextIO) -> str:
+    log.seek(0)
+    return log.read().strip()[-2000:]

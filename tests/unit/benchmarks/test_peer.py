@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import peer
@@ -62,3 +64,38 @@ def test_a_failed_script_gives_the_end_of_its_output(tmp_path: Path) -> None:
     script.write_text("import os; raise SystemExit(os.environ['WHY'])")
     with pytest.raises(PeerError, match=r"train\.py exited with status 1: no server"):
         run_script(Path(sys.executable), script, work=tmp_path, environment={"WHY": "no server"})
+
+
+START_A_CHILD = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+pathlib.Path("child").write_text(str(child.pid))
+print("a child runs", flush=True)
+time.sleep(float(sys.argv[1]))
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "limit_s", "error"),
+    [("0", "0", 60.0, None), ("0", "3", 60.0, "status 3: a child runs"), ("300", "0", 3.0, "ran for 3 s: a child")],
+)
+def test_no_process_of_a_script_outlives_it(
+    tmp_path: Path, seconds: str, status: str, limit_s: float, error: str | None
+) -> None:
+    script = tmp_path / "peer_script.py"
+    script.write_text(START_A_CHILD)
+
+    def run() -> None:
+        run_script(Path(sys.executable), script, seconds, status, work=tmp_path, environment={}, limit_s=limit_s)
+
+    if error is None:
+        run()
+    else:
+        with pytest.raises(PeerError, match=error):
+            run()
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
