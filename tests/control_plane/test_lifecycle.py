@@ -300,6 +300,8 @@ def test_the_configuration_of_a_started_run_is_immutable(experiment: Experiment)
     running(experiment)
     with pytest.raises(Refused, match=r"spec\.config of a run that has started does not change"):
         experiment.edit(config__seed=7)
+    with pytest.raises(Refused, match=r"servers\.nodesPerServer of a run that has started does not change"):
+        experiment.edit(servers__nodesPerServer=2, servers__tensorParallel=2)
     experiment.edit(servers__image="other:2")  # other fields are mutable
     api, name = experiment.namespace.api, experiment.namespace.name
 

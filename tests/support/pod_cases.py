@@ -27,6 +27,12 @@ POD_CASES = [
         "readinessProbe of pull has no effect",
         "a probe in servers.initContainers needs restartPolicy Always",
     ),
+    Case(
+        "a probe of an init container of the trainer",
+        {"spec.trainer.initContainers": [{**_PULL, "readinessProbe": {"tcpSocket": {"port": 1}}}]},
+        "readinessProbe of pull has no effect",
+        "a probe in trainer.initContainers needs restartPolicy Always",
+    ),
     Case("an init container without an image", {"spec.servers.initContainers": [{"name": "a"}]}, "image"),
     Case(
         "a claim of devices",
@@ -42,6 +48,12 @@ POD_CASES = [
         "resources.claims of trainer names a claim",
     ),
     Case(
+        "a claim of the servers that is not declared",
+        {"spec.servers.resources": {"claims": [{"name": "gpu"}]}},
+        "resources.claims names gpu, which resourceClaims lacks (empty)",
+        "resources.claims of servers names a claim",
+    ),
+    Case(
         "a claim of an init container that is not declared",
         {"spec.trainer.initContainers": [{**_PULL, "resources": {"claims": [{"name": "gpu"}]}}]},
         "resources.claims names gpu",
@@ -52,6 +64,16 @@ POD_CASES = [
         {"spec.trainer.resourceClaims": [{"name": "gpu"}]},
         "gpu needs exactly one of resourceClaimName and resourceClaimTemplateName",
         "trainer.resourceClaims needs exactly one",
+    ),
+    Case(
+        "a claim of the servers from two places",
+        {
+            "spec.servers.resourceClaims": [
+                {"name": "gpu", "resourceClaimName": "one", "resourceClaimTemplateName": "two"}
+            ]
+        },
+        "gpu needs exactly one of resourceClaimName and resourceClaimTemplateName",
+        "servers.resourceClaims needs exactly one",
     ),
     Case("packing by racks", {"spec.packing": {"topologyKey": "rack", "required": True}}),
     Case("packing by nothing", {"spec.packing": {"topologyKey": ""}}, "is shorter than 1 character"),

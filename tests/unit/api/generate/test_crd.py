@@ -179,7 +179,10 @@ def test_rules_stand_at_objects_and_are_tried_by_a_case() -> None:
     assert {rule.at for rule in RULES} <= places | {""}
     tried = [rule.message for rule in RULES if any(case.rule and case.rule in rule.message for case in CASES)]
     untried = [rule.message for rule in RULES if rule.message not in tried]
-    assert untried == ["spec.config of a run that has started does not change; create a new experiment"]
+    immutable = ("spec.config", "servers.nodesPerServer")  # their tests need an experiment that has started
+    assert untried == [
+        f"{field} of a run that has started does not change; create a new experiment" for field in immutable
+    ]
 
 
 def test_every_key_is_in_the_help_and_in_the_reference() -> None:
