@@ -50,8 +50,15 @@ SIZES: dict[str, int | float | bool] = {
     **dict.fromkeys(("initializer_range", "init_std"), 0.2),
     "q_lora_rank": 16,
 }
-LAYERS = {"lfm2": ["conv", "full_attention"], "granitemoehybrid": ["mamba", "attention"]}
-DENSE = {"granitemoehybrid": {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 48}}
+LAYERS = {
+    "lfm2": ["conv", "full_attention"],
+    "lfm2_moe": ["conv", "full_attention"],
+    "granitemoehybrid": ["mamba", "attention"],
+}
+FURTHER: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 48},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+}
 HEADER = """# Model families
 
 Before its first step the trainer compares log-probs of a packed pass with those that transformers computes one sequence
@@ -64,13 +71,23 @@ SGLang's support for a family: [SGLang's list](https://docs.sglang.io/supported_
 def tiny_config(kind: str) -> PreTrainedConfig:
     """A configuration of the family with two layers, or one of each of its types."""
     text = CONFIG_MAPPING[kind]().get_text_config()
-    settings: dict[str, Any] = {name: size for name, size in SIZES.items() if hasattr(text, name)}
-    settings |= {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0} | DENSE.get(kind, {})
-    layers = LAYERS.get(kind) or list(dict.fromkeys(getattr(text, "layer_types", None) or ()))
+    settings: dict[str, Any] = {name: size for name, size in SIZES.items() if is_setting(text, name)}
+    settings |= {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0} | FURTHER.get(kind, {})
+    layers = LAYERS.get(kind)
+    if layers is None and is_setting(text, "layer_types"):
+        layers = list(dict.fromkeys(text.layer_types or ()))
     if layers:
         settings["layer_types"] = (layers * 2)[: max(2, len(layers))]
         settings["num_hidden_layers"] = len(settings["layer_types"])
     return type(text)(**settings)
+
+
+def is_setting(config: PreTrainedConfig, name: str) -> bool:
+    """Whether a configuration has a value of this name that can be chosen: some are computed from others."""
+    computed = getattr(type(config), name, None)
+    if isinstance(computed, property) and computed.fset is None:
+        return False
+    return name in vars(config) or name in config.attribute_map
 
 
 def build(kind: str, directory: Path) -> str | None:
@@ -151,6 +168,7 @@ def general(reason: str) -> str:
         "other tensor names in memory than in its checkpoint",
         "a bias of the output embedding",
         "the model's attention uses s_aux",
+        "log-probs differ",
     )
     computed = reason.partition(" has ")[2] if "does not compute" in reason else "cannot compute log-probs"
     return next((text for text in known if text in reason), computed)

@@ -246,10 +246,11 @@ class LanguageModel(nn.Module):
         return states.last_hidden_state.flatten(0, 1)[at_P.to(self.device)]
 
     def _cost(self) -> Cost:
-        config = self.causal_lm.config
+        config = self.causal_lm.config.get_text_config()
         embedded = sum(p.numel() for p in self.causal_lm.get_input_embeddings().parameters())
         parameters = sum(p.numel() for p in self.causal_lm.base_model.parameters()) - embedded
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        # transformers raises for an attribute that differs between layers, as in Gemma 4; an estimate takes the first.
+        size = vars(config).get("head_dim") or config.hidden_size // config.num_attention_heads
         # Attention kernels reach about half the FLOP rate of a large matrix multiplication.
         pair = 2 * 4 * config.num_hidden_layers * config.num_attention_heads * size
         return Cost(token=2 * parameters, pair=pair)
