@@ -228,32 +228,6 @@ def test_an_upgrade_and_a_rollback_leave_a_run_in_progress_alone(
         plane.kubectl("delete", "nodes,storageclasses", "--all")  # the other tests have none
 
 
-def test_what_helm_template_prints_is_applied_twice_without_a_difference(
-    areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
-) -> None:
-    """As Argo CD and Flux do, every few minutes, while the operator works. It alone changes its Lease."""
-    options = ("operator.replicas=2", "kueue.enabled=true", "gang.schedulers.volcano=volcano")
-    on = ("experiment.enabled=true", "experiment.example=tiny", "experiment.name=tiny")
-    helm.install(RELEASE, areal, *options)  # for the definitions of hooks and of what they wait for
-    rendered = helm.template(*options, *on)
-    tests = [one["metadata"].get("annotations", {}).get("helm.sh/hook") == "test" for one in rendered]
-    objects = [one for one, is_test in zip(rendered, tests, strict=True) if not is_test]
-    file = tmp_path / "objects.yaml"
-    file.write_text(yaml.safe_dump_all(objects))
-    command = ("apply", "--server-side", "--field-manager=argocd", "--force-conflicts", f"--filename={file}")
-    plane.kubectl(*command, "--namespace=areal")
-    operator = operator_of(plane, helm, tmp_path, *options)
-    try:
-        eventually(lambda: "job.batch/tiny-trainer-1" in left(plane, areal), "the trainer's Job")
-        versions = {key: spec_of(plane, *key) for key in named(objects)}
-        for _ in range(2):
-            plane.kubectl(*command, "--namespace=areal")
-            time.sleep(1.0)
-            assert {key: spec_of(plane, *key) for key in named(objects)} == versions
-    finally:
-        operator.stop()
-
-
 def generations(api: Api, namespace: str, kind: str) -> dict[str, tuple[str, int | None]]:
     """UIDs and generations of the experiment's objects of a kind."""
     found = {one["metadata"]["name"]: one["metadata"] for one in api.list(kind, namespace, "areal.dev/experiment=tiny")}
@@ -448,6 +422,35 @@ def test_a_hijacked_operator_can_only_write_objects_of_experiments(
         plane.kubectl("patch", "configmap/mine", f"--as={account}", "--namespace=default", "-p", change)
     assert "may only change and delete objects that it manages" in refusal.value.stderr
     plane.kubectl("delete", "jobs,secrets,configmaps", "--all", "--namespace=default")
+
+
+def test_what_helm_template_prints_is_applied_twice_without_a_difference(
+    areal: str, plane: ControlPlane, helm: Helm, api: Api, tmp_path: Path
+) -> None:
+    """As Argo CD and Flux do, every few minutes, while the operator works. It alone changes its Lease.
+
+    The last test on this control plane: afterwards Argo CD owns the definition.
+    """
+    options = ("operator.replicas=2", "kueue.enabled=true", "gang.schedulers.volcano=volcano")
+    on = ("experiment.enabled=true", "experiment.example=tiny", "experiment.name=tiny")
+    helm.install(RELEASE, areal, *options)  # for the definitions of hooks and of what they wait for
+    rendered = helm.template(*options, *on)
+    tests = [one["metadata"].get("annotations", {}).get("helm.sh/hook") == "test" for one in rendered]
+    objects = [one for one, is_test in zip(rendered, tests, strict=True) if not is_test]
+    file = tmp_path / "objects.yaml"
+    file.write_text(yaml.safe_dump_all(objects))
+    command = ("apply", "--server-side", "--field-manager=argocd", "--force-conflicts", f"--filename={file}")
+    plane.kubectl(*command, "--namespace=areal")
+    operator = operator_of(plane, helm, tmp_path, *options)
+    try:
+        eventually(lambda: "job.batch/tiny-trainer-1" in left(plane, areal), "the trainer's Job")
+        versions = {key: spec_of(plane, *key) for key in named(objects)}
+        for _ in range(2):
+            plane.kubectl(*command, "--namespace=areal")
+            time.sleep(1.0)
+            assert {key: spec_of(plane, *key) for key in named(objects)} == versions
+    finally:
+        operator.stop()
 
 
 def chart_with_a_field(folder: Path, name: str) -> Path:
