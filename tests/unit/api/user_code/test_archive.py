@@ -113,7 +113,7 @@ def test_another_digest_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"no tar" * 200)])
+@pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"no tar" * 200)], ids=["empty", "no gzip", "no tar"])
 def test_a_damaged_archive_is_an_error_of_one_line(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(CodeError, match=r"^code\.archive"):
         unpack(io.BytesIO(data), tmp_path / "out", sha256="0" * 64)
