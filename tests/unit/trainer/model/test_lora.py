@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 
 from areal_api.actor import PPOActorConfig
@@ -44,7 +45,7 @@ def weights(policy: Policy) -> dict[str, Tensor]:
 @pytest.mark.parametrize("tied", [True, False])
 def test_before_the_first_step_the_model_is_the_base_model(tmp_path: Path, kind: str, tied: bool) -> None:
     path = save_tiny_model(tmp_path, kind, tied=tied)
-    base = dict(plain_model(path).named_parameters())
+    base = load_file(path / "model.safetensors")
     merged = weights(policy_of(path))
     assert merged.keys() == base.keys()
     assert all(torch.equal(merged[name], base[name]) for name in base)
@@ -60,7 +61,7 @@ def test_merged_weights_compute_what_the_trainer_computes(tmp_path: Path, kind: 
         model = plain_model(tmp_path / "merged")
         expected = torch.cat([plain_logprobs(model, one) for one in trajectories])
         unchanged = torch.cat([plain_logprobs(plain_model(path), one) for one in trajectories])
-    torch.testing.assert_close(policy.logprobs(pack(trajectories)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(policy.logprobs(pack(trajectories)), expected, atol=3e-5, rtol=0)
     assert (expected - unchanged).abs().max() > 1e-3
 
 
