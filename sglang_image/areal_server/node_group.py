@@ -74,24 +74,31 @@ class NodeGroup:
     def _accept(self, listener: socket.socket) -> None:
         while True:
             connection, _ = listener.accept()
-            rank = self._greeted(connection)
-            if rank is None:
-                connection.close()
-                continue
-            with self._guard:
-                known = rank in self._connected
-                self._connected[rank] = connection
-            if known:
-                self._report(f"node {rank} was started again")
-            _run(lambda one=connection, of=rank: self._listen(one, f"node {of}"))  # type: ignore[misc]
-            _run(lambda one=connection: self._beat(one))  # type: ignore[misc]
+            _run(lambda one=connection: self._admit(one))  # type: ignore[misc]
+
+    def _admit(self, connection: socket.socket) -> None:
+        rank = self._greeted(connection)
+        if rank is None:
+            connection.close()
+            return
+        with self._guard:
+            known = rank in self._connected
+            self._connected[rank] = connection
+        if known:
+            self._report(f"node {rank} was started again")
+        _run(lambda: self._beat(connection))
+        self._listen(connection, f"node {rank}")
 
     def _greeted(self, connection: socket.socket) -> int | None:
-        """The rank that a connection proves to be; None for anything else."""
-        connection.settimeout(HELLO_S)
+        """The rank that a connection proves to be within ``HELLO_S``; None for anything else."""
+        deadline = time.monotonic() + HELLO_S
         said = b""
         try:
-            while len(said) < HELLO_BYTES and (part := connection.recv(HELLO_BYTES - len(said))):
+            while len(said) < HELLO_BYTES and (left := deadline - time.monotonic()) > 0:
+                connection.settimeout(left)
+                part = connection.recv(HELLO_BYTES - len(said))
+                if not part:
+                    break
                 said += part
         except OSError:
             return None

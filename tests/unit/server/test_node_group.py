@@ -99,3 +99,31 @@ def test_strangers_do_not_join(hello: bytes) -> None:
     Node(port, 1)
     joined(leader)
     assert leader.lost.empty()
+
+
+def test_a_silent_stranger_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_group, "HELLO_S", 2 * TIMEOUT_S)
+    port = free_port()
+    leader = Node(port, 0)
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S):
+        Node(port, 1)
+        joined(leader)
+
+
+def test_a_stranger_that_says_a_byte_at_a_time_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_group, "HELLO_S", 0.5)
+    port = free_port()
+    Node(port, 0)
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as stranger:
+        stranger.settimeout(0.1)
+
+        def hung_up() -> bool:
+            try:
+                stranger.sendall(b"x")
+                return stranger.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        wait_for(hung_up)
