@@ -195,7 +195,9 @@ def test_two_evaluations_are_compared_problem_by_problem(page: Any, site: Served
     page.get_by_text("Evaluations", exact=True).click()
     page.get_by_text("valid: better on 1 problems").wait_for()
     page.locator("summary").filter(has_text="What is 1+1?").press("Enter")
-    before, after = page.locator(".sides section").all_inner_texts()
+    sides = page.locator(".sides section")
+    sides.nth(1).wait_for()
+    before, after = sides.all_inner_texts()
     assert before.startswith("before training")
     assert HOSTILE in before
     assert after.startswith("after step 10")
