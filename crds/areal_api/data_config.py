@@ -90,7 +90,7 @@ class MixedSet(Section):
     instruction: str | None = Field(None, description="Line put under the question; empty adds none.")
 
     def dataset(self, main: DatasetConfig) -> DatasetConfig:
-        """The set's configuration as a data set of its own."""
+        """The set as the configuration of a separate data set."""
         given = {
             key: getattr(self, key)
             for key in ("question_column", "answer_column", "instruction")

@@ -83,7 +83,7 @@ class ExtraContainer(PodSection):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.name in OWN_CONTAINERS:
-            raise ValueError(f"name is {self.name}, which the operator uses for a container of its own; choose another")
+            raise ValueError(f"name is {self.name}, a name that the operator reserves; choose another")
         probes = [key for key in ("startup_probe", "readiness_probe", "liveness_probe") if getattr(self, key)]
         if probes and self.restart_policy != "Always":
             raise ValueError(

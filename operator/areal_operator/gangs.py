@@ -3,7 +3,7 @@
 Servers and trainer form one group while a run starts. Only pods that can complete a group join it: the policy of a
 group of Kubernetes is immutable, and a pod of an incomplete group would never be scheduled. Once there are fewer
 servers than the group began with, or if the servers run without a group, later servers start on their own, and a
-trainer of several nodes is a group of its own.
+trainer of several nodes is a separate group.
 """
 
 from __future__ import annotations

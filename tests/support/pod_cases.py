@@ -18,7 +18,7 @@ POD_CASES = [
     Case(
         "an init container with a name of the operator's",
         {"spec.trainer.initContainers": [{**_PULL, "name": "prepare"}]},
-        "name is prepare, which the operator uses",
+        "name is prepare, a name that the operator reserves",
         "trainer.initContainers has a name twice, or one of server, trainer, prepare",
     ),
     Case(

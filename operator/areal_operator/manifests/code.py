@@ -48,7 +48,7 @@ def download_command(build: Build) -> list[str] | None:
 
 
 def volumes(build: Build) -> list[Manifest]:
-    """Volumes of the pod: the code is fetched anew for every attempt."""
+    """Volumes of the pod: every attempt fetches the code again."""
     code = _code(build)
     if not code.is_used:
         return []

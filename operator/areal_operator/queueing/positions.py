@@ -1,7 +1,7 @@
 """Where runs stand in their queues, as Kueue's visibility API says.
 
-All runs of a queue share one request, and only runs whose position has changed are looked at again. Positions are told
-for the first ``TOLD`` of a queue alone: otherwise every admission would change the status of all runs behind it.
+All runs of a queue share one request, and only runs whose position has changed are reconciled again. The status shows
+positions of the first ``TOLD`` runs of a queue only: otherwise every admission would change the status of all others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Changes to messages before the chat template sees them: the classes of ``rollout.agent.message_preprocessors``.
 
 A command-line agent writes text into its messages that differs from call to call, such as the date or a header about
-billing. A history with such text continues no earlier answer, so every call would become a conversation of its own.
+billing. A history with such text continues no earlier answer, so every call would start a new conversation.
 """
 
 from __future__ import annotations

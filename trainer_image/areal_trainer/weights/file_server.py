@@ -19,7 +19,7 @@ _PATH = re.compile(r"/(v[0-9]{1,12})/([A-Za-z0-9_][A-Za-z0-9_.-]{0,254})")
 
 
 class FileServer:
-    """Listens on all interfaces from ``__enter__`` to ``__exit__``; answers in threads of its own."""
+    """Listens on all interfaces from ``__enter__`` to ``__exit__``; answers each request in a thread."""
 
     def __init__(self, folder: Path, *, port: int, api_key: str | None) -> None:
         """``folder`` holds ``v<N>/``. ``port`` 0 takes a free one."""

@@ -172,7 +172,7 @@ class SlurmPlace:
                 job, unreached = None, None
             else:
                 if job is None or job.state != "RUNNING":
-                    return None  # it ends, and this process is told
+                    return None  # Slurm ends the job and signals this process
                 unreached = self._unreached()
                 if unreached is None:
                     return None

@@ -32,7 +32,7 @@ class Server:
     """A repository behind HTTP."""
 
     def __init__(self, folder: Path) -> None:
-        self.work = folder / "work"
+        self.work = folder / "checkout"
         self.work.mkdir()
         run_git(self.work, "init", "--quiet", "--initial-branch=main")
         self.password: str | None = None
@@ -79,7 +79,7 @@ class Server:
 
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}/work/.git"
+        self.url = f"http://127.0.0.1:{self._http.server_port}/checkout/.git"
 
     def commit(self) -> str:
         run_git(self.work, "add", "--all")
@@ -131,7 +131,7 @@ def test_a_commit_or_folder_that_is_not_there_is_named(server: Server, tmp_path:
 
 
 def test_a_repository_that_cannot_be_reached_is_named(server: Server, tmp_path: Path) -> None:
-    other = GitCode.model_validate({"url": server.url.replace("/work/", "/none/"), "commit": "0" * 40})
+    other = GitCode.model_validate({"url": server.url.replace("/checkout/", "/none/"), "commit": "0" * 40})
     with pytest.raises(CodeError, match=r"code\.git\.url: there is no Git repository"):
         git.fetch(other, tmp_path / "out")
     closed = GitCode.model_validate({"url": "http://127.0.0.1:9/a", "commit": "0" * 40})

@@ -23,7 +23,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def spec(s3: S3Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> BucketSpec:
-    """A prefix of its own for each test, with credentials in the environment."""
+    """A separate prefix for each test, with credentials in the environment."""
     for name, value in s3.environ.items():
         monkeypatch.setenv(name, value)
     url = f"s3://team/{request.node.name.split('[')[0]}"
