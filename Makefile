@@ -14,6 +14,9 @@ SEED ?= $(shell shuf --input-range=1-999999 --head-count=1)
 
 SERIAL_TESTS := tests/local tests/slurm tests/faults tests/ray tests/kueue tests/e2e
 PARALLEL_TESTS := tests $(SERIAL_TESTS:%=--ignore=%)
+# Most tests watch real processes, which a busy machine can stall for any time. A failed test runs once more, for at most
+# five tests, and the summary lists it as RERUN with its traceback.
+SECOND_ATTEMPT := --reruns=1 --max-suite-reruns=5 --rerun-show-tracebacks
 
 VENV := .venv
 UV := .bin/uv/bin/uv
@@ -93,8 +96,8 @@ test: setup aworld frameworks verifiers loggers ray ## Run all tests except the 
 	@hack/slurm/install.sh || [ $$? -eq 3 ]
 	@hack/browser/install.sh || [ $$? -eq 3 ]
 	@reports=$$(mktemp); trap 'rm -f $$reports' EXIT; status=0; \
-	$(VENV)/bin/pytest --numprocesses=2 $(PARALLEL_TESTS) -r N --save-reports=$$reports || status=$$?; \
-	$(VENV)/bin/pytest -m "not scenario" $(SERIAL_TESTS) --durations=10 --add-reports=$$reports && exit $$status
+	$(VENV)/bin/pytest $(SECOND_ATTEMPT) --numprocesses=2 $(PARALLEL_TESTS) -r N --save-reports=$$reports || status=$$?; \
+	$(VENV)/bin/pytest $(SECOND_ATTEMPT) -m "not scenario" $(SERIAL_TESTS) --durations=10 --add-reports=$$reports && exit $$status
 
 e2e: setup cluster ## Run every end-to-end test on the kind cluster.
 	$(VENV)/bin/pytest tests/e2e

@@ -66,13 +66,16 @@ def test_a_server_whose_port_was_taken_meanwhile_gets_another_that_the_trainer_l
     before = json.loads(addresses.read_text())
     (server,) = run.processes("--index 0 ")
     (supervisor,) = run.python_processes(f"{run.directory}/slurm/server-0.json")
+    (launcher,) = run.python_processes(f"slurm.controller {run.directory}")
     host, _, port = before[0].rpartition(":")
     with socket.socket() as stranger:
+        os.kill(launcher, signal.SIGSTOP)  # or the next server could be quicker than the stranger
         os.kill(supervisor, signal.SIGKILL)
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         wait_until(lambda: server not in run.processes("--index 0 "), "the server is gone")
         stranger.bind((host, int(port)))
         stranger.listen()
+        os.kill(launcher, signal.SIGCONT)
         wait_until(lambda: json.loads(addresses.read_text())[0] not in ("", before[0]), "the new address is published")
         assert json.loads(addresses.read_text())[1:] == before[1:]
     run.resume()
