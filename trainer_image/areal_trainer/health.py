@@ -103,6 +103,7 @@ class HealthMonitor:
             text = f"the KL from the behaviour policy is {kl:.2g} nats per token (above {MAX_BEHAVIOUR_KL})"
             warnings[health.DRIFT] = text
         kept = stats.get(f"{ACTOR_PREFIX}unclipped_behave_tokens/avg", 1.0)
+        kept *= stats.get(f"{ACTOR_PREFIX}m2po_kept_tokens/avg", 1.0)  # M2PO masks before the others
         if kept < MIN_TOKENS_KEPT:
             warnings[health.MASKED] = f"masks of stale samples leave only {kept:.0%} of the tokens in the loss"
         difference = stats.get(f"{ACTOR_PREFIX}rollout_logprob_diff_current/avg", 0.0)

@@ -55,9 +55,10 @@ def test_a_task_without_reward_yet_has_not_collapsed() -> None:
     [
         ({"behave_kl__avg": 0.9}, "the KL from the behaviour policy is 0.9 nats per token"),
         ({"unclipped_behave_tokens__avg": 0.2}, "leave only 20% of the tokens"),
+        ({"unclipped_behave_tokens__avg": 0.6, "m2po_kept_tokens__avg": 0.5}, "leave only 30% of the tokens"),
         ({"rollout_logprob_diff_current__avg": 0.5}, "servers and trainer differ by 0.5 nats"),
     ],
-    ids=["kl", "masked", "mismatch"],
+    ids=["kl", "masked", "masked by M2PO too", "mismatch"],
 )
 def test_drift_is_a_warning_before_the_reward_falls(stats: dict[str, float], warning: str) -> None:
     health = observe([0.4], **stats)

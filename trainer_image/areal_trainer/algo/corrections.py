@@ -32,7 +32,7 @@ samples of the current policy.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,14 @@ class Correction:
     eps_clip: float | None = None  # ε
 
 
+class Weights(NamedTuple):
+    """Weights of the token losses, without gradient."""
+
+    weight_N: Tensor
+    kept_N: Tensor  # bool; the others are dropped
+    truncated_N: Tensor  # bool; limited to a bound
+
+
 def importance_weights(
     prox_logp_N: Tensor,
     behav_logp_N: Tensor,
@@ -65,8 +73,8 @@ def importance_weights(
     *,
     cap: float | None,
     correction: Correction,
-) -> tuple[Tensor, Tensor]:
-    """Weight of each token's loss, and which tokens are kept (bool); both without gradient.
+) -> Weights:
+    """Weight of each token's loss, which tokens are kept, and which weights are truncated.
 
     `cap` is w_max (None: unbounded). The N response tokens belong to consecutive sequences of `counts_B` tokens.
     `logp_N` is of the policy being trained.
@@ -75,8 +83,10 @@ def importance_weights(
     mean_N = _sequence_means(log_weight_N, counts_B)
     weight_N = (mean_N if correction.weight_level == "sequence" else log_weight_N).exp()
     kept_N = torch.ones_like(weight_N, dtype=torch.bool)
+    truncated_N = torch.zeros_like(kept_N)
     if correction.truncate:
-        weight_N = weight_N.clamp(min=correction.min_weight, max=cap)
+        limited_N = weight_N.clamp(min=correction.min_weight, max=cap)
+        weight_N, truncated_N = limited_N, limited_N != weight_N
     else:
         if cap is not None:
             kept_N &= weight_N <= cap
@@ -93,7 +103,7 @@ def importance_weights(
         too_high_N = (advantages_N > 0) & (ratio_N > 1 + correction.eps_clip)
         too_low_N = (advantages_N < 0) & (ratio_N < 1 - correction.eps_clip)
         kept_N &= ~(too_high_N | too_low_N)
-    return weight_N, kept_N
+    return Weights(weight_N, kept_N, truncated_N)
 
 
 def _sequence_means(values_N: Tensor, counts_B: Tensor) -> Tensor:

@@ -140,14 +140,18 @@ def _weighted(
     correction: Correction,
 ) -> tuple[Tensor, dict[str, Column]]:
     """The decoupled loss: `losses` weighted by proximal ÷ behaviour probability, 0 where a token is dropped."""
-    weight, kept = importance_weights(prox_logp, old_logp, logp, advantages, counts_B, cap=cap, correction=correction)
+    found = importance_weights(prox_logp, old_logp, logp, advantages, counts_B, cap=cap, correction=correction)
+    weight, kept = found.weight_N, found.kept_N
     # `where` instead of a factor 0: an infinite weight times 0 would be NaN.
     losses = torch.where(kept, losses * torch.where(kept, weight, 0.0), 0.0)
-    return losses, {
+    columns: dict[str, Column] = {
         "behave_imp_weight": (weight, kept),
         "behave_approx_kl": (prox_logp - old_logp, kept),
         "unclipped_behave_tokens": (kept, None),
     }
+    if correction.truncate:
+        columns["truncated_behave_tokens"] = (found.truncated_N, None)
+    return losses, columns
 
 
 def _ratio(logp: Tensor, base_logp: Tensor, counts_B: Tensor, level: RatioLevel) -> Tensor:

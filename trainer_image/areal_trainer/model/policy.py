@@ -308,6 +308,8 @@ class Policy(LogprobModel):
                 penalty_N = penalty * behaviour_kl_penalty(logp_N.float(), behav_logp_N)
                 loss = loss + penalty_N.sum()
                 columns["kl_penalty"] = (penalty_N, None)
+            if self.config.m2_threshold is not None:
+                columns["m2po_kept_tokens"] = (kept_T[layout.token_N].to(logp_N.device), None)
             (loss * scale).backward()
             stats.append(loss_stats | summarize(columns))
             if prox_logp_T is None:

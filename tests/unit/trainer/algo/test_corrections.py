@@ -28,10 +28,10 @@ COUNTS = torch.tensor([2, 2])
 
 
 def corrected(cap: float | None = None, advantages: float = 1.0, **settings: Any) -> tuple[list[float], list[bool]]:
-    weight, kept = importance_weights(
+    found = importance_weights(
         PROXIMAL, BEHAVIOUR, PROXIMAL, torch.full((4,), advantages), COUNTS, cap=cap, correction=Correction(**settings)
     )
-    return weight.tolist(), kept.tolist()
+    return found.weight_N.tolist(), found.kept_N.tolist()
 
 
 def test_without_corrections_all_tokens_are_weighted() -> None:
@@ -110,6 +110,24 @@ def test_dropped_tokens_have_no_loss_and_are_counted() -> None:
     assert loss.item() == pytest.approx(-1.5 - 0.5)
     assert torch.autograd.grad(loss, logp)[0].tolist() == pytest.approx([0, 0, -1.5, -0.5])
     assert stats["unclipped_behave_tokens"][:2].tolist() == [2, 4]
+
+
+def test_truncated_weights_are_counted() -> None:
+    # w = 4, 0.25 | 1.5, 0.5 is limited to [0.4, 2].
+    loss, stats = ppo_loss(
+        PROXIMAL.clone().requires_grad_(),
+        prox_logp_T=PROXIMAL,
+        behav_logp_T=BEHAVIOUR,
+        advantages_T=torch.ones(4),
+        loss_mask_T=torch.ones(4, dtype=torch.bool),
+        cu_seqlens=torch.tensor([0, 2, 4]),
+        eps_clip=0.2,
+        behav_imp_weight_cap=2.0,
+        correction=Correction(min_weight=0.4, truncate=True),
+    )
+    assert loss.item() == pytest.approx(-2.0 - 0.4 - 1.5 - 0.5)
+    assert stats["truncated_behave_tokens"][:2].tolist() == [2, 4]
+    assert stats["unclipped_behave_tokens"][:2].tolist() == [4, 4]
 
 
 def test_the_kl_is_estimated_by_k3() -> None:

@@ -326,11 +326,15 @@ def test_m2po_masks_the_tokens_with_the_largest_log_ratio(tmp_path: Path) -> Non
     loose, tight = policy_of(path, m2_threshold=1e9, **settings), policy_of(path, m2_threshold=0.2, **settings)
     plain = policy_of(path, **settings)
     prox_logp_T, advantages_T = plain.logprobs(batch), random_advantages(batch)
-    for policy in (loose, tight, plain):
-        policy.update(batch, advantages_T=advantages_T, prox_logp_T=prox_logp_T)
+    shares = [
+        policy.update(batch, advantages_T=advantages_T, prox_logp_T=prox_logp_T).get("grpo_actor/m2po_kept_tokens/avg")
+        for policy in (loose, tight, plain)
+    ]
     assert_same(weights(loose), weights(plain), 0)
     moments = (prox_logp_T - batch.behav_logp_T)[batch.loss_mask_T].square()
-    assert (moments.sort().values.cumsum(0) / torch.arange(1, len(moments) + 1) < 0.2).sum() < len(moments)
+    kept = (moments.sort().values.cumsum(0) / torch.arange(1, len(moments) + 1) < 0.2).sum()
+    assert kept < len(moments)
+    assert shares == [1.0, pytest.approx(float(kept) / len(moments)), None]
     assert any(not torch.equal(a, b) for a, b in zip(weights(tight).values(), weights(plain).values(), strict=True))
 
 
