@@ -1,8 +1,8 @@
-"""``areal_grpo.py TASK RESULT.json SERVER``, run in AReaL's environment: seconds, reward and staleness of each step.
+"""``areal_grpo.py SETTINGS RESULT.json SERVER``, run in AReaL's environment: seconds, reward and staleness of steps.
 
-TASK is a ``benchmarks.peer.PeerTask`` as JSON, SERVER the host:port of an SGLang server on the CPU. AReaL's own
-trainer, rollout and loss run in this process. Two of its functions are replaced: without that, AReaL 1.0.4 does not
-train on a CPU.
+SETTINGS is AReaL's configuration as JSON, SERVER the host:port of an SGLang server on the CPU. AReaL's own trainer,
+rollout and loss run in this process. Two of its functions are replaced: without that, AReaL 1.0.4 does not train on a
+CPU.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from datasets import Dataset
 from omegaconf import OmegaConf
 
 ANSWER = re.compile(r"####\s*(-?\d+)")
-BATCH, SAMPLES, NEW_TOKENS = 32, 8, 20
-MAX_TOKENS = 65536  # of a microbatch: all samples of a step fit
 
 
 def reward(
@@ -82,69 +80,13 @@ class Clock:
         self._started = now
 
 
-def configuration(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """AReaL's recipe for asynchronous training, with the settings of the benchmark ``learning``."""
-    named = {"experiment_name": "peer", "trial_name": "areal"}
-    placed = {**named, "fileroot": str(folder)}
-    optimizer = {"type": "adam", "lr": task["learning_rate"], "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.99}
-    optimizer |= {"lr_scheduler_type": "constant", "gradient_clipping": 1.0}
-    optimizer["warmup_steps_proportion"] = task["warmup_steps"] / task["steps"]
-    actor = {
-        **named,
-        "backend": "fsdp:d1",
-        "path": task["model"],
-        "dtype": "float32",
-        "attn_impl": "sdpa",
-        "gradient_checkpointing": False,
-        "mb_spec": {"max_tokens_per_mb": MAX_TOKENS},
-        "weight_update_mode": "disk",
-        "optimizer": optimizer,
-        "ppo_n_minibatches": 1,
-        "eps_clip": task["epsilon"],
-        "kl_ctl": 0.0,
-        "reward_norm": {"mean_level": "group", "std_level": "group", "group_size": SAMPLES},
-        "adv_norm": None,
-        "recompute_logprob": True,
-        "use_decoupled_loss": True,
-        "rejection_sampling": {"metric": "ratio", "upper": 5.0},
-    }
-    rollout = {
-        **placed,
-        "backend": "sglang:d1",
-        "max_concurrent_rollouts": 64,
-        "consumer_batch_size": BATCH,
-        "max_head_offpolicyness": 2,
-    }
-    return {
-        **named,
-        "seed": task["seed"],
-        "total_train_epochs": 10,
-        "total_train_steps": task["steps"],
-        "tokenizer_path": task["model"],
-        "cluster": {
-            "fileroot": str(folder),
-            "n_gpus_per_node": 0,
-            "name_resolve": {"type": "nfs", "nfs_record_root": str(folder / "names")},
-        },
-        "gconfig": {"n_samples": SAMPLES, "max_new_tokens": NEW_TOKENS, "temperature": 1.0},
-        "rollout": rollout,
-        "actor": actor,
-        "train_dataset": {"path": task["data"], "type": "rl", "batch_size": BATCH, "shuffle": True},
-        "saver": placed,
-        "recover": {**placed, "mode": "disabled"},
-        "evaluator": placed,
-        "stats_logger": {**placed, "wandb": {"mode": "disabled"}},
-    }
-
-
-def main(task: dict[str, Any], result: Path, server: str) -> None:
-    """Train with 32 prompts × 8 samples of at most 20 tokens per step, η = 2, one update per batch."""
+def main(settings: dict[str, Any], result: Path, server: str) -> None:
+    """Train as ``settings`` say, and write the seconds, rewards and staleness of each step to ``result``."""
     os.environ |= {"AREAL_SPMD_MODE": "1", "AREAL_LLM_SERVER_ADDRS": server}
     replace_gpu_functions()
-    given = OmegaConf.create(configuration(task, result.parent))
-    config = OmegaConf.to_object(to_structured_cfg(given, config_cls=PPOConfig))
+    config = OmegaConf.to_object(to_structured_cfg(OmegaConf.create(settings), config_cls=PPOConfig))
     name_resolve.reconfigure(config.cluster.name_resolve)
-    rows = [json.loads(line) for line in Path(task["data"]).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(config.train_dataset.path).read_text().splitlines()]
     dataset = Dataset.from_list(
         [{"messages": [{"role": "user", "content": row["question"]}], "answer": row["answer"]} for row in rows]
     )

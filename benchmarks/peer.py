@@ -32,7 +32,6 @@ class PeerTask:
     steps: int
     seed: int = 1
     learning_rate: float = 5e-4
-    warmup_steps: int = 0
     epsilon: float = 0.2
 
 

@@ -1,8 +1,8 @@
 """The peers' task: a Qwen3 of 0.8 M parameters, 32 prompts × 8 samples of at most 20 tokens, on two cores.
 
-``grpo run`` with the real SGLang server, asynchronous (η = 2, decoupled loss, recomputed log-probs) and synchronous;
-generation and training alone; and other trainers on the same task: TRL's GRPOTrainer, which generates in the process,
-and AReaL, asynchronous with η = 2 and the same SGLang server.
+``grpo run`` with the real SGLang server, asynchronous (η = 2) and synchronous; generation and training alone; and other
+trainers on the same task with the same settings, those of the benchmark ``learning``: TRL's GRPOTrainer, which
+generates in the process, and AReaL, asynchronous with η = 2 and the same SGLang server.
 """
 
 from __future__ import annotations
@@ -12,73 +12,50 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.learning_results import Record
+from benchmarks.learning_runs import run_directory, task_files, train
 from benchmarks.measure import Comparison
 from benchmarks.parts import Parts, measure_parts
 from benchmarks.peer import PeerTask
 from benchmarks.peer_trainers import PEER_TRAINERS
-from benchmarks.runs import LAST_STEPS, TINY, Run, grpo_run
-
-TASK = (
-    "config.valid_dataset=null",
-    "config.gconfig.n_samples=8",
-    "config.gconfig.max_new_tokens=20",
-    "config.train_dataset.batch_size=32",
-    "config.rollout.max_head_offpolicyness=2",
-    "config.rollout.max_concurrent_rollouts=32",
-    "config.actor.dtype=float32",
-    "config.actor.ppo_n_minibatches=1",
-    "config.actor.recompute_logprob=true",
-    "config.actor.use_decoupled_loss=true",
-)
 
 GOALS = {"trl": 1.5, "areal": 8.0}  # steps per second relative to each peer's
+ASYNCHRONOUS, SYNCHRONOUS = "eta2", "sync"
 
 
 def run(*, small: bool, rounds: int, peers: Sequence[str] = ()) -> list[Comparison]:
     """Compare steps per second. A round is an asynchronous run, a synchronous run, the parts alone, and a run per peer.
 
-    Raises ``PeerError`` if a peer cannot be installed or run.
+    Every round has another seed. Raises ``PeerError`` if a peer cannot be installed or run.
     """
     steps, rounds = (3, 1) if small else (25, min(rounds, 3))
-    asynchronous: list[Run] = []
-    synchronous: list[Run] = []
+    ours: dict[str, list[Record]] = {ASYNCHRONOUS: [], SYNCHRONOUS: []}
     parts: list[Parts] = []
-    theirs: dict[str, list[Run]] = {name: [] for name in peers}
+    theirs: dict[str, list[Record]] = {name: [] for name in peers}
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for number in range(rounds):
-            path = root / "tiny" / f"async{number}"
-            task = (*TASK, f"config.total_train_steps={steps}")
-            asynchronous.append(grpo_run(path, *task, "config.async_training=true"))
-            synchronous.append(grpo_run(root / "tiny" / f"sync{number}", *task, "config.async_training=false"))
-            parts.append(measure_parts(path, batches=2 if small else 8))
-            for name in peers:
-                work = root / f"{name}{number}"
+        task = task_files("tiny", Path(folder))
+        for seed in range(1, rounds + 1):
+            root = Path(folder) / f"round{seed}"
+            root.mkdir()
+            for mode, records in ours.items():
+                records.append(train(task, "defaults", mode, root, seed=seed, steps=steps))
+            parts.append(measure_parts(run_directory(task, ASYNCHRONOUS, root), batches=2 if small else 8))
+            for name, records in theirs.items():
+                work = root / name
                 work.mkdir()
-                record = PEER_TRAINERS[name](_problem(steps), work)
-                theirs[name].append(Run(record.seconds, statistics.mean(record.rewards[-LAST_STEPS:])))
+                records.append(PEER_TRAINERS[name](PeerTask(task.model, task.data, steps=steps, seed=seed), work))
     what = f"{steps} steps of 32 × 8 samples, 0.8 M parameters, SGLang and trainer with one thread each"
-    return _comparisons(what, asynchronous, synchronous, parts, theirs)
-
-
-def _problem(steps: int) -> PeerTask:
-    return PeerTask(
-        *(TINY / "model", TINY / "data" / "train.jsonl"),
-        steps=steps,
-        learning_rate=3e-4,
-        warmup_steps=steps // 10,
-        epsilon=0.4,
-    )
+    return _comparisons(what, ours[ASYNCHRONOUS], ours[SYNCHRONOUS], parts, theirs)
 
 
 def _comparisons(
     work: str,
-    asynchronous: list[Run],
-    synchronous: list[Run],
+    asynchronous: list[Record],
+    synchronous: list[Record],
     parts: list[Parts],
-    peers: dict[str, list[Run]],
+    peers: dict[str, list[Record]],
 ) -> list[Comparison]:
-    ours = [run.rate for run in asynchronous]
+    ours = _rates(asynchronous)
     rewards = f"final reward {_mean_reward(asynchronous)} asynchronous, {_mean_reward(synchronous)} synchronous"
     alone = "; ".join(part.text() for part in parts)
     results = [
@@ -88,7 +65,7 @@ def _comparisons(
             "steps/s",
             ours,
             "the same, synchronous",
-            [run.rate for run in synchronous],
+            _rates(synchronous),
             notes=[rewards],
         ),
         Comparison(
@@ -105,7 +82,7 @@ def _comparisons(
             "peers, first step",
             work,
             "steps/s",
-            [run.first_rate for run in asynchronous],
+            [1 / record.seconds[0] for record in asynchronous],
             "a later step",
             ours,
             goal=1 / 3,
@@ -113,10 +90,15 @@ def _comparisons(
     ]
     for name, runs in peers.items():
         note = f"final reward {_mean_reward(asynchronous)} here, {_mean_reward(runs)} there"
-        rates = [run.rate for run in runs]
+        rates = _rates(runs)
         results.append(Comparison(f"peers, {name}", work, "steps/s", ours, name, rates, goal=GOALS[name], notes=[note]))
     return results
 
 
-def _mean_reward(runs: list[Run]) -> str:
-    return f"{statistics.mean(run.final_reward for run in runs):.2f}"
+def _rates(records: list[Record]) -> list[float]:
+    """Steps per second of each run: 1 ÷ the median seconds of all steps but the first."""
+    return [1 / record.step_s for record in records]
+
+
+def _mean_reward(records: list[Record]) -> str:
+    return f"{statistics.mean(record.final for record in records):.2f}"

@@ -1,6 +1,6 @@
-"""``trl_grpo.py TASK RESULT.json``, run in TRL's environment: seconds and reward of each step.
+"""``trl_grpo.py MODEL DATA SETTINGS RESULT.json``, run in TRL's environment: seconds and reward of each step.
 
-TASK is a ``benchmarks.peer.PeerTask`` as JSON.
+SETTINGS are arguments of TRL's ``GRPOConfig`` as JSON.
 """
 
 from __future__ import annotations
@@ -51,44 +51,21 @@ def _number(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def main(task: dict[str, Any], result: Path) -> None:
-    """Train with 32 prompts × 8 samples of at most 20 tokens per step, fp32, one update per batch."""
-    rows = [json.loads(line) for line in Path(task["data"]).read_text().splitlines()]
+def main(model: str, data: Path, settings: dict[str, Any], result: Path) -> None:
+    """Train ``model`` in float32 as ``settings`` say, and write the seconds and rewards of each step to ``result``."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
     dataset = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": row["question"]}], "answer": row["answer"]} for row in rows]
     )
     with tempfile.TemporaryDirectory() as folder:
-        config = GRPOConfig(
-            output_dir=folder,
-            per_device_train_batch_size=256,
-            num_generations=8,
-            max_completion_length=20,
-            max_steps=task["steps"],
-            learning_rate=task["learning_rate"],
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=task["warmup_steps"],
-            adam_beta2=0.99,
-            max_grad_norm=1.0,
-            epsilon=task["epsilon"],
-            beta=0.0,
-            temperature=1.0,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            model_init_kwargs={"dtype": torch.float32},
-            seed=task["seed"],
-        )
+        config = GRPOConfig(output_dir=folder, model_init_kwargs={"dtype": torch.float32}, **settings)
         clock = Clock()
         trainer = GRPOTrainer(
-            model=task["model"],
+            model=model,
             reward_funcs=reward,
             args=config,
             train_dataset=dataset,
-            processing_class=AutoTokenizer.from_pretrained(task["model"], padding_side="left"),
+            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
             callbacks=[clock],
         )
         trainer.train()
@@ -96,4 +73,4 @@ def main(task: dict[str, Any], result: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4]))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from areal_api import health
-from benchmarks.learning import experiment, task_files
+from benchmarks.learning_runs import experiment, task_files
 from benchmarks.runs import TINY
 from support.forked_trainer import ForkedTrainer
 from support.real_server import real_server
@@ -39,7 +39,6 @@ def rewards_of(trainer: ForkedTrainer, address: str, where: Path, mode: str, see
     """Mean reward of each step of a run, whose policy's health raised no alarm."""
     run = where / f"{mode}-{seed}"
     config = experiment(task_files("tiny", where), "defaults", mode, seed=seed, steps=STEPS, run=run)["spec"]["config"]
-    config["tokenizer_path"] = config["actor"]["path"]
     file = where / f"{mode}-{seed}.yaml"
     file.write_text(yaml.safe_dump(config))
     env = {

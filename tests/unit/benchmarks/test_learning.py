@@ -10,17 +10,16 @@ import pytest
 
 from areal_api.config import GRPOConfig
 from benchmarks import learning
-from benchmarks.learning import experiment, task_files
 from benchmarks.learning_options import Options
 from benchmarks.learning_results import Record
+from benchmarks.learning_runs import experiment, task_files
 from benchmarks.peer import PeerError, PeerTask
 
 
 def config_of(tmp_path: Path, setting: str, mode: str) -> GRPOConfig:
     """The configuration of a run."""
     content = experiment(task_files("tiny", tmp_path), setting, mode, seed=3, steps=5, run=tmp_path / "e" / "t")
-    values = content["spec"]["config"]
-    return GRPOConfig(**values | {"tokenizer_path": values["actor"]["path"]})
+    return GRPOConfig(**content["spec"]["config"])
 
 
 def test_settings_differ_in_the_treatment_of_stale_samples_alone(tmp_path: Path) -> None:
