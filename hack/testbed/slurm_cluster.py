@@ -15,14 +15,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hack.cluster.control_plane import die_with_parent, free_ports
 
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-START_S = 120.0
+START_S = 120.0  # for a command or the end of a daemon
+WAIT_S = 400.0  # for whatever a test waits for, on a busy machine
 UP = ("idle", "mixed", "allocated")
 NODE_CPUS = 8
 NODE_GPUS = 4
@@ -54,6 +55,9 @@ ReturnToService=2
 MpiDefault=none
 KillWait={kill_wait_s}
 SlurmdTimeout={node_timeout_s}
+MessageTimeout=30
+BatchStartTimeout=120
+UnkillableStepTimeout=600
 InactiveLimit=0
 MinJobAge=300
 OverTimeLimit=0
@@ -87,7 +91,7 @@ def tool_path(tool: str) -> str | None:
 class SlurmCluster:
     """A running cluster. ``environment`` selects it for every command of Slurm."""
 
-    def __init__(self, work: Path, *, nodes: int, kill_wait_s: int = 5, node_timeout_s: int = 10) -> None:
+    def __init__(self, work: Path, *, nodes: int, kill_wait_s: int = 5, node_timeout_s: int = 30) -> None:
         self.work = work
         self.nodes = [f"n{index + 1}" for index in range(nodes)]
         self.environment = {"SLURM_CONF": str(work / "slurm.conf")}
@@ -147,7 +151,7 @@ class SlurmCluster:
         daemon = self._daemons.pop(node)
         daemon.kill()
         daemon.wait()
-        steps = self._steps_of(node)
+        steps = self.steps_of(node)
         assert steps, f"no job runs on {node}"
         for pid in steps:
             kill_tree(pid)
@@ -166,7 +170,7 @@ class SlurmCluster:
             daemon.kill()
             daemon.wait()
         for node in self.nodes:
-            for pid in self._steps_of(node):
+            for pid in self.steps_of(node):
                 kill_tree(pid)
 
     def command(self, tool: str, *arguments: str, check: bool = True) -> str:
@@ -180,9 +184,9 @@ class SlurmCluster:
 
     def jobs(self) -> list[str]:
         """``id state`` of every job that is queued or runs."""
-        return self.command("squeue", "--noheader", "--format=%i %T").splitlines()
+        return self.command("squeue", "--all", "--noheader", "--format=%i %T").splitlines()
 
-    def _steps_of(self, node: str) -> list[int]:
+    def steps_of(self, node: str) -> list[int]:
         """The processes that supervise the node's steps. They write to the log of its slurmd."""
         steps = [pid for pid, text in command_lines() if text.startswith("slurmstepd")]
         return [pid for pid in steps if f"{self.work}/slurmd-{node}.log" in open_files(pid)]
@@ -245,13 +249,12 @@ def slurm_cluster(work: Path, *, nodes: int = 3, **settings: int) -> Iterator[Sl
         cluster.stop()
 
 
-def wait_until(condition: object, what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition; ``TimeoutError`` names it."""
-    assert callable(condition)
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {START_S:g} s until {what}")
+            raise TimeoutError(f"waited {WAIT_S:g} s until {what}")
         time.sleep(0.1)
 
 

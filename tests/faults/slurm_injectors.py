@@ -68,6 +68,7 @@ def _kill_node(run: WatchedSlurm, injected: Injected) -> None:
     """A lost node makes Slurm queue the job again. It comes back once the job has left."""
     node = choose(present_job(run), injected.fault.choice)
     injected.detail = node
+    run.tick_until(lambda: bool(run.cluster.steps_of(node)), f"a step on {node}")
     run.cluster.kill_node(node)
     run.tick_until(lambda: not run.nodes(), "the job to leave its nodes")
     run.cluster.restart_node(node)

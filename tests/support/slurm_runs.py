@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from areal_launcher.places.slurm.job import read_job
 from hack.testbed import slurm_cluster
-from hack.testbed.slurm_cluster import SlurmCluster
+from hack.testbed.slurm_cluster import SlurmCluster, wait_until
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "slurm_stand_in.py"
-DEADLINE_S = 240.0
+DEADLINE_S = 600.0
 
 
 class SlurmRun:
@@ -70,6 +72,27 @@ class SlurmRun:
         return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
 
     @property
+    def starts(self) -> list[int]:
+        """The step after which each start of the trainer began."""
+        return [int(step) for step in re.findall(r"^starting after step (\d+)\n", self.log("trainer"), re.MULTILINE)]
+
+    def serving(self, index: int) -> list[int]:
+        """The port of each start of a server."""
+        return [int(port) for port in re.findall(r"^serving (\d+) n\d", self.log(f"server-{index}"), re.MULTILINE)]
+
+    def nodes_of(self, name: str) -> list[str]:
+        """The node of each start of a node of the trainer."""
+        return re.findall(r"^training on (n\d) ", self.log(name), re.MULTILINE)
+
+    def wait_until_running(self) -> None:
+        """Wait until the first servers are ready and the trainer runs."""
+
+        def running() -> bool:
+            return all(f"server-{index} ready" in self.journal for index in (0, 1)) and bool(self.starts)
+
+        wait_until(running, "servers and trainer run")
+
+    @property
     def job(self) -> str:
         job = read_job(self.directory)
         assert job is not None
@@ -97,6 +120,17 @@ class SlurmRun:
         found = [(pid, text) for pid, text in slurm_cluster.command_lines() if word in text and STAND_IN.name in text]
         return [pid for pid, text in found if str(self.directory) in text + environment_of(pid)]
 
+    def the_process(self, find: Callable[[str], list[int]], word: str) -> int:
+        """The only process that ``find`` finds; one that starts a command looks like two for a moment."""
+        found: list[int] = []
+
+        def is_alone() -> bool:
+            found[:] = find(word)
+            return len(found) == 1
+
+        wait_until(is_alone, f"there is one process of {word}")
+        return found[0]
+
     def python_processes(self, word: str) -> list[int]:
         """Processes of an interpreter whose command line contains ``word``; not the shells and srun that start them."""
         return self.processes_of("python", word)
@@ -114,6 +148,7 @@ class SlurmRun:
         for process in self._started:
             process.kill()
             process.communicate()
+        wait_until(lambda: not self.cluster.jobs(), "the cluster is empty")
 
     def _write(self, name: str) -> None:
         python = self._work / "python"

@@ -83,7 +83,9 @@ def keep_statistics(run: Path, last: int) -> None:
     file = run / "stats.jsonl"
     if file.exists():
         lines = [line for line in file.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= last]
-        file.write_text("".join(lines))
+        partial = file.with_suffix(".partial")
+        partial.write_text("".join(lines))
+        partial.replace(file)
 
 
 if __name__ == "__main__":
