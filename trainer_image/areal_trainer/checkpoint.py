@@ -63,6 +63,8 @@ class RunState:
     collapsed: bool = False  # after the last step
     rollbacks: int = 0
     version_offset: int = 0  # versions that were published before a rollback and are in no completed step
+    # Statistics of the last step, if a signal has ended its evaluation: a resume evaluates, and commits them.
+    held: dict[str, float] | None = None
 
     @property
     def version(self) -> int:

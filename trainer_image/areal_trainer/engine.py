@@ -198,7 +198,7 @@ class RemoteSGLangEngine:
         """One episode per row, outside the staleness gate (for evaluation), in the order of the rows.
 
         A rejected or failed episode is an empty list. Raises ``RolloutError`` after more than
-        ``rollout.max_failed_episodes`` failures in a row.
+        ``rollout.max_failed_episodes`` failures in a row, and ``Interrupted`` after ``interrupt``.
         """
         return self._first.run_episodes([Prompt(row, workflow, accept) for row in data])
 
@@ -223,9 +223,9 @@ class RemoteSGLangEngine:
         return self._session.take_rejected() if self._session is not None else []
 
     def interrupt(self) -> None:
-        """End the run: ``prepare_batch`` raises ``Interrupted`` on every rank, and weight updates wait for no server.
+        """End the run: weight updates wait for no server, and ``prepare_batch`` raises ``Interrupted`` on every rank.
 
-        Safe in a signal handler.
+        So does ``run_episodes``, on rank 0. Safe in a signal handler.
         """
         if self._session is not None:
             self._session.interrupt()

@@ -198,6 +198,8 @@ def _restore(parts: Components, checkpoint: Path) -> LoopState:
     load_state(checkpoint, parts.policy)
     _require_usable(parts, f"recovery checkpoint {checkpoint}")
     _rewind_files(parts, loop.run.step)
+    if parts.stats is not None and loop.run.held is not None:
+        parts.stats.rewind(loop.run.step - 1)  # of a start that committed them, but wrote no later checkpoint
     parts.policy.version = loop.run.version
     parts.policy.lr_factor = RATE_FACTOR**loop.run.rollbacks
     return loop

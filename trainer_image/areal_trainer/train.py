@@ -6,6 +6,7 @@ handles recovery, evaluation, checkpoints and the summary of the run.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -49,10 +50,16 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
     """Train from ``state`` until the last step or until ``stop`` is set; yields the state after every step."""
     stop.wakes(parts.engine.interrupt)
     schedules, timings = Schedules.of(parts), Timings()
-    if state.step == 0 and parts.config.valid_dataset is not None:
-        state, statistics = _evaluate(parts, state)
-        state = replace(state, eval_first=state.eval_last)
-        schedules.initial = {f"{name}{stat_names.INITIAL}": value for name, value in statistics.items()}
+    try:
+        if state.step == 0 and parts.config.valid_dataset is not None:
+            state, statistics = _evaluate(parts, state)
+            state = replace(state, eval_first=state.eval_last)
+            schedules.initial = {f"{name}{stat_names.INITIAL}": value for name, value in statistics.items()}
+        elif state.held is not None:
+            state = _commit_held(parts, state)
+            yield state
+    except Interrupted:
+        logger.info("the evaluation is interrupted; a resume repeats it")  # and no batch is prepared either
     schedules.recovered_at = state.step or -1
     monitor = HealthMonitor(reward_best=state.reward_best)
     while state.step < parts.total_steps:
@@ -218,10 +225,14 @@ def _after_step(
         with timings.stage("save"):
             epoch = -(-step // parts.steps_per_epoch)
             parts.policy.save_hf(names.checkpoint_dir(parts.run, epoch, step))
+    interrupted = False
     if (schedules.evaluate.at(step) or last) and parts.config.valid_dataset is not None:
-        with timings.stage("eval"):
-            state, found = _evaluate(parts, replace(state, step=step))
-        line |= found
+        try:
+            with timings.stage("eval"):
+                state, found = _evaluate(parts, replace(state, step=step))
+            line |= found
+        except Interrupted:
+            interrupted = True
     if step == 1:
         line |= schedules.initial
     seconds = time.monotonic() - began
@@ -244,24 +255,43 @@ def _after_step(
         **parts.reward_statistics(),
         **timings.as_stats(),
     }
+    if interrupted and parts.config.recover.mode == "auto":
+        logger.info("the evaluation after step %d is interrupted; a resume repeats it", step)
+        return replace(state, held=line)
     if parts.stats is not None:
         parts.stats.commit(line)
     return state
 
 
+def _commit_held(parts: Components, state: RunState) -> RunState:
+    """Repeat the evaluation after the last step, which a signal ended, and commit the statistics of the step."""
+    assert state.held is not None
+    line = state.held
+    if parts.config.valid_dataset is not None:
+        state, found = _evaluate(parts, state)
+        line = line | found
+    if parts.stats is not None:
+        parts.stats.commit(line)
+    return replace(state, held=None)
+
+
 def _evaluate(parts: Components, state: RunState) -> tuple[RunState, dict[str, float]]:
     """Evaluate the current weights, those after ``state.step`` steps, and save the model if it is the best so far.
 
-    Collective; rank 0 queries the servers and has the statistics.
+    Collective; rank 0 queries the servers and has the statistics. Raises ``Interrupted`` on every rank if a signal ends
+    it.
     """
     parts.publisher.wait()
     found: Evaluation | None = None
     if parts.evaluator is not None:
-        found = parts.evaluator.evaluate(parts.engine.run_episodes, step=state.step)
-    reward = float(parts.ranks.from_first(None if found is None else found.reward))
-    state = replace(state, eval_last=reward)
+        with contextlib.suppress(Interrupted):
+            found = parts.evaluator.evaluate(parts.engine.run_episodes, step=state.step)
+    reward = parts.ranks.from_first(None if found is None else found.reward)
+    if reward is None:
+        raise Interrupted
+    state = replace(state, eval_last=float(reward))
     if state.eval_best is None or reward > state.eval_best:
-        state = replace(state, eval_best=reward, eval_best_step=state.step)
+        state = replace(state, eval_best=float(reward), eval_best_step=state.step)
         if parts.config.evaluator.save_best:
             parts.policy.save_hf(names.best_checkpoint_dir(parts.run))
     return state, {} if found is None else found.statistics
@@ -297,7 +327,7 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
             message = collapse_message(state)
             _summarise(run, ranks, state, outcome="collapsed", error=message)
             raise CollapseError(message)
-        outcome = "succeeded" if state.step >= parts.total_steps else "stopped"
+        outcome = "succeeded" if state.step >= parts.total_steps and state.held is None else "stopped"
         _summarise(run, ranks, state, outcome=outcome)
         if mirror is not None:
             mirror.finish()
@@ -307,7 +337,7 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
 def _summarise(run: Path, ranks: Ranks, state: RunState, **rest: str) -> None:
     if ranks.is_first:
         figures = asdict(state)
-        tokens, steps, _ = (figures.pop(name) for name in ("tokens", "step", "version_offset"))
+        tokens, steps, *_ = (figures.pop(name) for name in ("tokens", "step", "version_offset", "held"))
         speed = tokens / state.seconds if state.seconds else 0.0
         write_summary(run, {**rest, "steps": steps, **figures, stat_names.TOKENS_PER_SECOND: speed})
 

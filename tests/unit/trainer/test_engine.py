@@ -3,12 +3,14 @@
 # ruff: noqa: SIM117  servers first, then the engine on them: nested contexts are easier to read
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import RemoteSGLangEngine
+from areal_trainer.rollout.episode import Interrupted
 from areal_trainer.rollout.workflow import RLVRWorkflow
 from areal_trainer.servers.weight_update import WeightUpdateError
 from areal_trainer.weights.disk import WeightUpdate
@@ -151,6 +153,19 @@ def test_evaluation_passes_by_the_gate():
         engine.prepare_batch(loader(), workflow())
         groups = engine.run_episodes(rows(9), workflow(n=1))
         assert [group[0].prompt for group in groups] == [f"{i:03d}" for i in range(9)]
+
+
+def test_an_interrupted_evaluation_ends_without_waiting_for_its_episodes():
+    with ScriptedServer(Script(faults=(Fault("hold", times=0),))) as server, engine_on(server) as engine:
+        with ThreadPoolExecutor() as threads:
+            evaluation = threads.submit(engine.run_episodes, rows(4), workflow(n=1))
+            eventually(lambda: server.counts.get("/generate", 0) == 4)
+            engine.interrupt()
+            with pytest.raises(Interrupted):
+                evaluation.result(TIMEOUT_S)
+        with pytest.raises(Interrupted):
+            engine.run_episodes(rows(4), workflow(n=1))
+        server.release()
 
 
 def test_an_empty_loader_is_refused():

@@ -56,6 +56,7 @@ class Evaluator:
 
         Raises ``ValueError`` for a set without a sample.
         """
+        logger.info("evaluating after step %d", step)
         results = [_evaluated(one, run_episodes) for one in self._sets]
         statistics: dict[str, float] = {}
         for one, result in zip(self._sets, results, strict=True):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from areal_api import stat_names
 from areal_api.config import RolloutConfig
@@ -27,6 +27,8 @@ from areal_trainer.servers.weight_update import BroadcastError, WeightUpdater
 from areal_trainer.tracing import span
 from areal_trainer.trajectory import Trajectory
 from areal_trainer.weights.disk import WeightUpdate
+
+T = TypeVar("T")
 
 
 class RolloutSession:
@@ -55,6 +57,7 @@ class RolloutSession:
         self._executor = executor
         self._version = target.version
         self._pending_updates = 0
+        self._interrupted = asyncio.Event()
         self._batch_clock = BatchClock()
         self._loop = LoopThread("rollout")
         self._client = self._loop.call(lambda: Client(api_key=api_key))
@@ -121,15 +124,26 @@ class RolloutSession:
         return await self._executor.take(count, feeding=feeding, update_pending=lambda: self._pending_updates > 0)
 
     def run_episodes(self, prompts: list[Prompt]) -> list[list[Trajectory]]:
-        """One episode per prompt, outside the staleness gate, in the order of the prompts."""
-        return self._loop.run(
-            run_prompts(
-                self._engine,
-                prompts,
-                max_concurrent=self._config.max_concurrent_rollouts,
-                max_failed=self._config.max_failed_episodes,
-            )
+        """One episode per prompt, outside the staleness gate, in the order of the prompts. Raises ``Interrupted``."""
+        episodes = run_prompts(
+            self._engine,
+            prompts,
+            max_concurrent=self._config.max_concurrent_rollouts,
+            max_failed=self._config.max_failed_episodes,
         )
+        return self._loop.run(self._unless_interrupted(episodes))
+
+    async def _unless_interrupted(self, work: Coroutine[Any, Any, T]) -> T:
+        interrupted = asyncio.create_task(self._interrupted.wait())
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait([task, interrupted], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Interrupted
+            return task.result()
+        finally:
+            interrupted.cancel()
+            task.cancel()
 
     def count_ungated(self, count: int) -> None:
         """See ``Executor.count_ungated``."""
@@ -150,9 +164,13 @@ class RolloutSession:
         return self._fleet.statistics() | ({} if rate is None else {stat_names.CACHE_HIT_RATE: rate})
 
     def interrupt(self) -> None:
-        """Make ``take`` raise ``Interrupted``, and weight updates wait for no server. Safe in a signal handler."""
+        """Make ``take`` and ``run_episodes`` raise ``Interrupted``, and weight updates wait for no server.
+
+        Safe in a signal handler.
+        """
         self._loop.loop.call_soon_threadsafe(self._executor.stop, Interrupted())
         self._loop.loop.call_soon_threadsafe(self._updater.end_run)
+        self._loop.loop.call_soon_threadsafe(self._interrupted.set)
 
     def pause(self) -> None:
         """Start no more episodes; running ones continue."""
