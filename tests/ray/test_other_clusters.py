@@ -78,7 +78,7 @@ def test_a_job_of_ray_that_is_stopped_leaves_nothing(one_host: RayCluster, tmp_p
 def test_an_autoscaler_adds_nodes_for_a_run_that_waits(tmp_path: Path) -> None:
     with RayCluster(1, cpus=3, head_cpus=0, autoscaled=2) as cluster:
         run = StandInRun(cluster, tmp_path, "scaled", servers=1, nodes=1)
-        launcher = run.start(steps=20, wait_s=600)
+        launcher = run.start(steps=20)
         assert launcher.wait(STEP_S) == 0, run.output()
         assert len(raylets(cluster)) > 1
         wait_until(lambda: not left_behind(cluster), "nothing is left", deadline_s=STEP_S)

@@ -27,7 +27,7 @@ from areal_launcher.places.ray.place import RayPlace
 from hack.testbed.ray_cluster import RayCluster
 from support.process_trees import wait_until
 
-PATIENCE_S = 120.0  # a busy machine starts an actor slowly
+PATIENCE_S = 400.0  # a busy machine starts an actor slowly
 SLEEP = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 LISTEN = """
 import socket, sys, time
@@ -51,6 +51,7 @@ def open_place(cluster: RayCluster, run: Path) -> Iterator[Callable[..., RayPlac
         def opened(bundles: Sequence[Bundle], *, paths: Sequence[str] = (), **settings: object) -> RayPlace:
             connect(cluster.address)
             stack.callback(ray.shutdown)
+            settings = {"wait_s": PATIENCE_S, **settings}  # for what an earlier test has held
             place = RayPlace(bundles, run=run, paths=paths, notify=lambda text: None, **settings)
             stack.callback(place.close)
             return place
@@ -154,7 +155,7 @@ from areal_launcher.places.ray.connection import connect
 from areal_launcher.places.ray.place import RayPlace
 connect(None)
 run = Path.cwd()
-place = RayPlace([Bundle("server-0", {"CPU": 1.0})], run=run, paths=[], notify=print)
+place = RayPlace([Bundle("server-0", {"CPU": 1.0})], run=run, paths=[], wait_s=400.0, notify=print)
 process = place.start(ProcessSpec("server", 0, [PYTHON, "-c", sys.argv[1]], {}, run / "log"))
 while process.poll() is None:
     time.sleep(0.1)
@@ -188,8 +189,8 @@ def test_resources_are_free_again_after_a_run(
     place = open_place(bundles)
     pids = [logged_pid(place.start(spec(run, SLEEP, index=index))) for index in (0, 1)]
     place.close()
-    assert all(gone(pid) for pid in pids)
-    open_place(bundles, wait_s=PATIENCE_S)
+    wait_until(lambda: all(gone(pid) for pid in pids), "its processes have ended", deadline_s=PATIENCE_S)
+    open_place(bundles)
 
 
 @pytest.mark.scenario
@@ -209,7 +210,7 @@ def test_two_runs_share_the_cluster_and_a_third_is_told_what_is_missing(
         logged_pid(place.start(spec(run, SLEEP, gpus=2)))
         place.close()
         with pytest.raises(RunError, match=r"missing .*server-1 needs 2 GPUs.*other work holds them"):
-            open_place([server_bundle(index, GPU=2.0) for index in (0, 1)])
+            open_place([server_bundle(index, GPU=2.0) for index in (0, 1)], wait_s=None)
     finally:
         driver.kill()
         driver.wait()
@@ -219,10 +220,10 @@ def test_a_run_that_can_never_fit_is_refused_and_holds_nothing(
     open_place: Callable[..., RayPlace], cluster: RayCluster
 ) -> None:
     with pytest.raises(RunError, match=r"missing 16 GPUs, 2 CPUs.*too small even when nothing else runs"):
-        open_place([server_bundle(index, GPU=8.0) for index in (0, 1)])
+        open_place([server_bundle(index, GPU=8.0) for index in (0, 1)], wait_s=None)
     with pytest.raises(RunError, match=r"no room for the run within runPolicy.preRunningDeadlineSeconds = 1"):
         open_place([server_bundle(GPU=8.0)], wait_s=1.0)
-    open_place([server_bundle(GPU=2.0)], wait_s=PATIENCE_S)
+    open_place([server_bundle(GPU=2.0)])
 
 
 def test_a_file_that_a_node_lacks_is_named_before_anything_starts(
@@ -241,7 +242,7 @@ def test_a_directory_that_a_node_does_not_share_is_named_before_anything_starts(
     try:
         cluster.start_node(2, hidden=[run])
         with pytest.raises(ValueError, match=f"node {cluster.host(2)}: {run} is not the directory that grpo sees"):
-            open_place([server_bundle(node=2)], wait_s=PATIENCE_S)
+            open_place([server_bundle(node=2)])
     finally:
         cluster.kill_node(2)
         cluster.start_node(2)

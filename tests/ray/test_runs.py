@@ -10,7 +10,7 @@ import pytest
 
 from areal_launcher import cli
 from hack.testbed.ray_cluster import RayCluster
-from support.ray_runs import STEP_S, RayRun
+from support.ray_runs import END_S, STEP_S, RayRun
 
 pytestmark = pytest.mark.scenario
 FIRST, LAST = slice(0, 5), slice(-5, None)
@@ -26,7 +26,8 @@ def test_the_experiment_learns_on_two_nodes_although_server_trainer_and_node_are
     assert run.node_of("server-0") != run.node_of("server-1")
 
     run.kill("areal_server.launch", "--index 1")
-    run.wait_until(lambda: run.server_states()["server-1"] != "ready", "dead server", launcher)
+    run.wait_until(lambda: "server-1 died" in run.console.read_text(), "dead server", launcher)
+    run.send(signal.SIGSTOP, "areal_trainer.train")  # so that steps are left for what follows
     run.wait_until(lambda: run.server_states()["server-1"] == "ready", "new server", launcher)
 
     run.kill("areal_trainer.train")
@@ -38,7 +39,7 @@ def test_the_experiment_learns_on_two_nodes_although_server_trainer_and_node_are
     cluster.kill_node(victim)
     try:
         run.wait_until(lambda: "was lost with its node" in run.console.read_text(), "lost node", launcher)
-        assert launcher.wait(STEP_S) == 0, run.output()
+        assert launcher.wait(END_S) == 0, run.output()
     finally:
         cluster.start_node(victim)
     steps = run.steps()
@@ -53,8 +54,8 @@ def test_a_run_whose_driver_is_killed_leaves_nothing_and_continues_beside_anothe
 ) -> None:
     run = RayRun(cluster, tmp_path, "killed", servers=1, nodes=1)
     other = RayRun(cluster, tmp_path, "other", servers=1, nodes=1)
-    launcher, beside = run.start(steps=9), other.start(steps=6)
-    run.wait_for_step(4, launcher)
+    launcher, beside = run.start(steps=1000), other.start(steps=6)
+    run.wait_until(lambda: (run.directory / "recover" / "step3").is_dir(), "a checkpoint", launcher)
     assert cli.main(["status", str(run.directory), "--on", "ray"]) == 0
     assert "server-0" in capfd.readouterr().out
     assert cli.main(["status", str(run.directory), "--on", "ray", "--json"]) == 0
@@ -62,10 +63,11 @@ def test_a_run_whose_driver_is_killed_leaves_nothing_and_continues_beside_anothe
     launcher.kill()
     launcher.wait()
     run.wait_until(lambda: not run.processes(), "end of all its processes")
-    successor = run.start(steps=9)
-    assert successor.wait(STEP_S) == 0, run.output()
-    assert beside.wait(STEP_S) == 0, other.output()
-    assert [line["step"] for line in run.steps()] == list(range(1, 10))
+    steps = len(run.steps()) + 5
+    successor = run.start(steps=steps)
+    assert successor.wait(END_S) == 0, run.output()
+    assert beside.wait(END_S) == 0, other.output()
+    assert [line["step"] for line in run.steps()] == list(range(1, steps + 1))
     assert "resumed from" in (run.directory / "logs" / "trainer.log").read_text()
     assert [line["step"] for line in other.steps()] == list(range(1, 7))
 

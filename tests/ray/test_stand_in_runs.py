@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def check_nothing_left(cluster: RayCluster, run: StandInRun) -> None:
 
 
 def test_a_detached_run_is_followed_asked_scaled_and_stopped(cluster: RayCluster, run: StandInRun) -> None:
-    run.write(STEPS, wait_s=600)
+    run.write(STEPS)
     status, output = run.grpo("run", "--on", "ray", str(run.file), "--detach")
     assert status == 0, output
     assert "the same command without --detach follows it" in output
@@ -73,7 +74,7 @@ def test_the_check_and_a_refused_run_name_what_is_missing_and_hold_nothing(
     resources = {"requests": {"cpu": 5}}
     trainer = {"nodes": 2, "device": "cpu", "resources": resources}
     missing = r"missing 10 CPUs: trainer needs 5 CPUs on one node; trainer-1 needs 5 CPUs .*127\.0\.1\.2 .*of 3"
-    run.write(STEPS, trainer=trainer)
+    run.write(STEPS, None, trainer=trainer)
     status, output = run.grpo("check", "--on", "ray", str(run.file), "--address", cluster.address)
     assert status == 1
     assert re.search(f"has no room for it now: {missing}", output), output
@@ -114,7 +115,7 @@ def test_ctrl_c_ends_a_run_after_a_checkpoint(cluster: RayCluster, run: StandInR
 
 
 def test_ctrl_c_while_a_run_waits_for_room_gives_up_its_place(cluster: RayCluster, run: StandInRun) -> None:
-    launcher = run.start(steps=STEPS, wait_s=600, servers={"replicas": 20, "device": "cpu"})
+    launcher = run.start(steps=STEPS, servers={"replicas": 20, "device": "cpu"})
     run.wait_until(lambda: "waiting up to 600 s" in run.console.read_text(), "it waits", launcher)
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(STEP_S) == 130, run.output()
@@ -122,7 +123,7 @@ def test_ctrl_c_while_a_run_waits_for_room_gives_up_its_place(cluster: RayCluste
 
 
 def test_a_detached_run_that_waits_for_room_can_be_stopped(cluster: RayCluster, run: StandInRun) -> None:
-    run.write(STEPS, 600, servers={"replicas": 20, "device": "cpu"})
+    run.write(STEPS, servers={"replicas": 20, "device": "cpu"})
     status, output = run.grpo("run", "--on", "ray", str(run.file), "--detach")
     assert status == 0, output
     assert "waiting up to 600 s" in output
@@ -136,14 +137,13 @@ def test_nothing_outlives_a_driver_that_is_killed_and_the_same_command_continues
     cluster: RayCluster, run: StandInRun, detach: bool
 ) -> None:
     run.hold()
-    launcher = run.start(steps=60) if not detach else run.start("--detach", steps=60)
+    launcher = run.start(steps=STEPS) if not detach else run.start("--detach", steps=STEPS)
     if detach:
         assert launcher.wait(STEP_S) == 0, run.output()
         launcher = run.run("--on", "ray", str(run.file))
         run.wait_until(lambda: "following the detached run" in run.console.read_text(), "follower", launcher)
     run.resume()
     run.wait_for_step(10, launcher)
-    run.hold()
     if detach:
         run.kill("ray.driver")
     else:
@@ -152,10 +152,10 @@ def test_nothing_outlives_a_driver_that_is_killed_and_the_same_command_continues
     assert not detach or "the driver of the run was killed" in run.console.read_text()
     wait_until(lambda: not run.processes(), "all processes of the run have ended", deadline_s=STEP_S)
     wait_until(lambda: not left_behind(cluster), "its actors and placement groups are gone", deadline_s=STEP_S)
-    run.resume()
-    successor = run.run("--on", "ray", str(run.file))
+    steps = len(run.steps()) + 20
+    successor = run.start(steps=steps)
     assert successor.wait(STEP_S) == 0, run.output()
-    assert [line["step"] for line in run.steps()] == list(range(1, 61))
+    assert [line["step"] for line in run.steps()] == list(range(1, steps + 1))
     assert "starting after step 0" not in (run.directory / "logs" / "trainer.log").read_text().rpartition("---")[2]
     check_nothing_left(cluster, run)
 
@@ -181,7 +181,7 @@ def test_servers_and_trainer_move_when_their_raylet_is_killed(cluster: RayCluste
 def test_a_run_starts_when_a_node_joins_late(cluster: RayCluster, run: StandInRun) -> None:
     cluster.kill_node(2)
     try:
-        launcher = run.start(steps=20, wait_s=600, servers={"replicas": 5, "device": "cpu"})
+        launcher = run.start(steps=20, servers={"replicas": 5, "device": "cpu"})
         run.wait_until(lambda: "waiting up to 600 s" in run.console.read_text(), "it waits", launcher)
     finally:
         cluster.start_node(2)
@@ -194,10 +194,8 @@ def test_two_runs_share_the_cluster_and_skip_ports_that_are_taken(
 ) -> None:
     beside = StandInRun(cluster, tmp_path, "beside", servers=1, nodes=1)
     small = StandInRun(cluster, tmp_path, "small", servers=1, nodes=1)
-    hosts = [cluster.host(index) for index in range(3)]
-    taken = [socket.create_server((hosts[0], 0))]
+    taken = listening_on_one_port([cluster.host(index) for index in range(3)])
     first = taken[0].getsockname()[1]
-    taken += [socket.create_server((host, first)) for host in hosts[1:]]
     beside.hold()
     try:
         one, two = beside.start("--port", str(first), steps=60), small.start("--port", str(first), steps=60)
@@ -214,6 +212,17 @@ def test_two_runs_share_the_cluster_and_skip_ports_that_are_taken(
         check_nothing_left(cluster, finished)
 
 
+def listening_on_one_port(hosts: Sequence[str]) -> list[socket.socket]:
+    """A port that is free on all hosts, taken."""
+    while True:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            found = [stack.enter_context(socket.create_server((hosts[0], 0)))]
+            port = found[0].getsockname()[1]
+            found += [stack.enter_context(socket.create_server((host, port))) for host in hosts[1:]]
+            stack.pop_all()
+            return found
+
+
 def test_a_node_that_does_not_see_the_run_directory_or_has_other_code_is_named(
     cluster: RayCluster, run: StandInRun, tmp_path: Path
 ) -> None:
@@ -221,7 +230,7 @@ def test_a_node_that_does_not_see_the_run_directory_or_has_other_code_is_named(
     other = tmp_path / "other"
     shutil.copytree(Path(areal_server.__file__).parent, other)
     (other / "launch.py").write_text("")
-    run.write(STEPS, 600, servers={"replicas": 7, "device": "cpu"}, trainer={"device": "cpu"})
+    run.write(STEPS, servers={"replicas": 7, "device": "cpu"}, trainer={"device": "cpu"})
     cases = [
         ([tmp_path], None, f"node {cluster.host(2)}: {run.directory} is not the directory that grpo sees"),
         (packages, None, f"node {cluster.host(2)}: Ray's interpreter .* lacks areal_server; install"),

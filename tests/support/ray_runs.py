@@ -26,6 +26,8 @@ TINY = ROOT / "examples" / "tiny" / "experiment.yaml"
 GRPO = [sys.executable, "-m", "areal_launcher.cli"]
 STAND_IN = Path(__file__).parent / "slurm_stand_in.py"
 STEP_S = 400.0  # for the next step, with restarts in between, on a busy machine
+END_S = 900.0  # for a run of real servers and a real trainer
+ROOM_S = 600  # for what an earlier run has held
 
 
 class RayRun:
@@ -41,13 +43,13 @@ class RayRun:
         self.console = work / f"{trial}.log"
         self.file = work / f"{trial}.yaml"
 
-    def start(self, *options: str, steps: int, wait_s: int | None = None, **settings: Any) -> subprocess.Popen[bytes]:
+    def start(self, *options: str, steps: int, wait_s: int = ROOM_S, **settings: Any) -> subprocess.Popen[bytes]:
         """Start ``grpo run --on ray``. ``settings`` replace sections of the experiment's ``spec``."""
         self.write(steps, wait_s, **settings)
         return self.run("--on", "ray", str(self.file), *options)
 
-    def write(self, steps: int, wait_s: int | None = None, **settings: Any) -> None:
-        """Write the experiment."""
+    def write(self, steps: int, wait_s: int | None = ROOM_S, **settings: Any) -> None:
+        """Write the experiment. ``wait_s``: for how long it waits for room, None not at all."""
         document = self._experiment(steps)
         document["spec"] |= settings
         if wait_s is not None:
@@ -129,7 +131,11 @@ class RayRun:
 
     def kill(self, *words: str) -> None:
         """Kill one process."""
-        self.processes(*words)[0].send_signal(signal.SIGKILL)
+        self.send(signal.SIGKILL, *words)
+
+    def send(self, number: signal.Signals, *words: str) -> None:
+        """Signal the first process with these words."""
+        self.processes(*words)[0].send_signal(number)
 
     def output(self) -> str:
         """The last output of launcher and processes."""

@@ -14,10 +14,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from areal_launcher.errors import RunError
 from areal_launcher.places.ray import node_code
 from areal_launcher.places.ray.agent import Agent
-from areal_launcher.places.ray.bundles import Bundle, shortage
+from areal_launcher.places.ray.bundles import Bundle, shortage, unplaced
 from areal_launcher.places.ray.connection import alive_nodes
 
-SCHEDULING_S = 5.0  # that Ray may take to place a group for which there is room
+SCHEDULING_S = 60.0  # that Ray may take to place a group for which there is room
+RELEASE_S = 5.0  # after which resources count as held by others, and not by a run that has just ended
 POLL_S = 1.0
 CALLS_AT_ONCE = 8  # per agent
 
@@ -112,7 +113,12 @@ class Gang:
         self, group: Any, bundles: Sequence[Bundle], wait_s: float | None, on_wait: Callable[[str], None]
     ) -> None:
         started, ready = time.monotonic(), group.ready()
-        if is_done(ready, SCHEDULING_S):
+        if is_done(ready, RELEASE_S):
+            return
+        while not unplaced(bundles, alive_nodes(), empty=False) and time.monotonic() < started + SCHEDULING_S:
+            if is_done(ready, POLL_S):
+                return
+        if is_done(ready, POLL_S):  # reserving the bundles has made them look taken
             return
         missing = shortage(bundles, alive_nodes())
         if wait_s is None:
