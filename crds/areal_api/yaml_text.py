@@ -1,4 +1,4 @@
-"""The YAML of configuration files: YAML 1.1 with ``1e-5`` as a number, dates as text, and no duplicate keys."""
+"""The YAML of configuration files: YAML 1.1 with ``1e-5`` as a number, dates and times as text, no duplicate keys."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
     r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
 )
+# Without numbers of base 60: 12:00:00 is a time limit, as kubectl reads it too.
+_INT = re.compile(r"[-+]?(?:0b[01_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
 _BASIC_PLANE = re.compile("[\x7f-\uffff]")
 _TIMESTAMP, _FLOAT_TAG = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float"
+_INT_TAG = "tag:yaml.org,2002:int"
 
 
 class Loader(yaml.CSafeLoader):
     """PyYAML's safe loader with these differences."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own attribute)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP, _FLOAT_TAG)]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP, _FLOAT_TAG, _INT_TAG)]
         for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -42,6 +45,7 @@ class Loader(yaml.CSafeLoader):
 
 
 Loader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
+Loader.add_implicit_resolver(_INT_TAG, _INT, list("-+0123456789"))
 
 
 def json_as_yaml(value: Any) -> str:

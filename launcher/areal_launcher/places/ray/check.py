@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ray
 
+from areal_api import names
 from areal_api.load import with_home_expanded
 from areal_api.sizing.gpus import gpu_of_labels
 from areal_launcher.check import FITS, PROBLEMS, print_report
 from areal_launcher.console import console_for
+from areal_launcher.core.plan import plan_run
 from areal_launcher.fit import fit_in_jobs
 from areal_launcher.places.ray.bundles import bundles_of, shortage, unplaced
 from areal_launcher.places.ray.connection import alive_nodes, connect
@@ -16,7 +18,10 @@ from areal_launcher.request import Request
 
 def check(request: Request, *, address: str | None) -> int:
     """Print the report of `grpo check` and what the cluster lacks; 0 if the experiment fits and has room, else 1."""
-    spec = with_home_expanded(request.load()).spec
+    experiment = with_home_expanded(request.load())
+    spec = experiment.spec
+    run = names.run_dir(spec.config)
+    plan_run(experiment, run=run, key_file=run / "api-key", threads=1)  # refuses what no Ray cluster can run
     connected = connect(address)
     try:
         nodes = alive_nodes()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from areal_api.experiment import GRPOExperiment
+from areal_api.load import validated
+from areal_api.slurm import SlurmSpec
 from areal_launcher.place_commands import PlaceCommands, directory
 from areal_launcher.request import Request
 
@@ -33,9 +37,8 @@ class Slurm(PlaceCommands):
         for option, key in KEYS.items():
             flag = f"--{option.replace('_', '-')}"
             parser.add_argument(flag, metavar="VALUE", help=f"with --on slurm: sets slurm.{key}")
-        parser.add_argument(
-            "--sbatch", action="append", default=[], metavar="ARG", help="with --on slurm: adds an argument of sbatch"
-        )
+        text = "with --on slurm: an argument of sbatch, after those of slurm.args"
+        parser.add_argument("--sbatch", action="append", default=[], metavar="ARG", help=text)
 
     def run(self, args: argparse.Namespace) -> int:
         """Train in a job of Slurm."""
@@ -67,14 +70,29 @@ class Slurm(PlaceCommands):
         return inspect_run.stop(directory(args), now=args.now)
 
 
-def request(args: argparse.Namespace) -> Request:
-    """The experiment with the options of --on slurm as overrides."""
+@dataclass(frozen=True)
+class SlurmRequest(Request):
+    """An experiment with further arguments of sbatch."""
+
+    sbatch: Sequence[str] = ()
+
+    def load(self) -> GRPOExperiment:
+        """Load and validate the experiment, and append the arguments to those of its file."""
+        experiment = super().load()
+        if not self.sbatch:
+            return experiment
+        slurm = experiment.spec.slurm
+        values = slurm.model_dump(by_alias=True) | {"args": [*slurm.args, *self.sbatch]}
+        changed = validated(SlurmSpec, values, source="--sbatch")
+        return experiment.model_copy(update={"spec": experiment.spec.model_copy(update={"slurm": changed})})
+
+
+def request(args: argparse.Namespace) -> SlurmRequest:
+    """The experiment with the options of --on slurm."""
     parsed = Request.parse(args.items, args.config)
     values = {key: getattr(args, option) for option, key in KEYS.items()}
-    overrides = [f"slurm.{key}={value}" for key, value in values.items() if value is not None]
-    if args.sbatch:
-        overrides.append(f"slurm.args={json.dumps(args.sbatch)}")
-    return replace(parsed, overrides=[*parsed.overrides, *overrides])
+    overrides = [f"slurm.{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+    return SlurmRequest(parsed.path, parsed.script, [*parsed.overrides, *overrides], sbatch=args.sbatch)
 
 
 PLACE = Slurm()

@@ -24,6 +24,7 @@ CAN_RUN = re.compile(r"(idle|alloc|mix|comp|resv|maint|plnd|npc|pow_dn|pow_up)[^
 NODE_COLUMNS = "%P|%G|%t|%l|%L|%c"
 JOB_COLUMNS = "%i|%T|%B|%N|%V|%S|%r"  # no text of a user's: the reason is Slurm's
 TIME_LIMIT = re.compile(r"(?:(\d{1,6})-)?(\d{1,8})(?::(\d{1,8}))?(?::(\d{1,8}))?")
+UNLIMITED = ("infinite", "unlimited")
 KEPT_VARIABLES = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 BREAKING_VARIABLES = frozenset({"SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_WAIT", "SBATCH_GET_USER_ENV"})
 
@@ -186,6 +187,11 @@ def time_limit_s(text: str) -> float | None:
     else:
         hours, minutes, seconds = 0, first or 0, second or 0
     return 86400.0 * (days or 0) + 3600 * hours + 60 * minutes + seconds
+
+
+def is_time_limit(text: str) -> bool:
+    """Whether sbatch reads ``text`` as a time limit."""
+    return TIME_LIMIT.fullmatch(text.strip()) is not None or text.strip().lower() in UNLIMITED
 
 
 def select_type() -> str:

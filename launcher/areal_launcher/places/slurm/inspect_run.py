@@ -11,6 +11,7 @@ from areal_api.sizing.gpus import gpu_of_labels
 from areal_launcher.check import FITS, PROBLEMS, print_report
 from areal_launcher.console import console_for
 from areal_launcher.core import status as run_directory
+from areal_launcher.core.plan import plan_run
 from areal_launcher.fit import fit_in_jobs
 from areal_launcher.places.slurm import commands
 from areal_launcher.places.slurm.job import JOB_PREFIX, output_file, read_job, read_start, sbatch_arguments
@@ -102,6 +103,7 @@ def check(request: Request) -> int:
     """
     experiment = with_home_expanded(request.load())
     directory = names.run_dir(experiment.spec.config).absolute()
+    plan_run(experiment, run=directory, key_file=directory / "api-key", threads=1)  # refuses what no job can run
     check_container(experiment.spec, directory)
     components = plan_job(experiment)
     console = console_for()
@@ -115,7 +117,7 @@ def check(request: Request) -> int:
             soft_wrap=True,
         )
     console.print(
-        f"sbatch --test-only: {estimate(sbatch_arguments(experiment, directory, components))}",
+        f"sbatch --test-only: {estimate(sbatch_arguments(experiment, directory, components), experiment.spec.slurm)}",
         markup=False,
         soft_wrap=True,
     )

@@ -45,7 +45,7 @@ def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
     arguments = sbatch_arguments(experiment, run, components)
     job_dir(run).mkdir(parents=True, exist_ok=True)
     names.logs_dir(run).mkdir(parents=True, exist_ok=True)
-    estimate(arguments)  # sbatch alone would queue a job that can never start
+    estimate(arguments, experiment.spec.slurm)  # sbatch alone would queue a job that can never start
     nonce = secrets.token_hex(16)
     write_atomic(probe_file(run), nonce)
     write_atomic(submitted_experiment(run), experiment_yaml(experiment))
@@ -53,7 +53,7 @@ def submit(experiment: GRPOExperiment, run: Path) -> SubmittedJob:
     try:
         output = commands.run("sbatch", "--parsable", *arguments, stdin=batch_script(run, nonce))
     except commands.SlurmError as error:
-        raise ValueError(f"sbatch refuses the job: {error}{advice(str(error))}") from error
+        raise ValueError(f"sbatch refuses the job: {error}{advice(str(error), experiment.spec.slurm)}") from error
     job = SubmittedJob(output.strip().splitlines()[-1].partition(";")[0], time.time())
     write_job(run, job)
     return job
@@ -126,7 +126,12 @@ def check_selects_gpus() -> None:
 
 
 def check_time(slurm: SlurmSpec, partition: commands.Partition) -> None:
-    """Raise ``ValueError`` for a time limit that leaves no time to train."""
+    """Raise ``ValueError`` for a time limit that is none, or leaves no time to train."""
+    if slurm.time is not None and not commands.is_time_limit(slurm.time):
+        raise ValueError(
+            f"slurm.time is {slurm.time!r}, which sbatch does not read; write --time as minutes, hours:minutes:seconds "
+            "or days-hours, such as 90, 12:00:00 or 2-00"
+        )
     limit_s = commands.time_limit_s(slurm.time) if slurm.time is not None else partition.time_s
     if limit_s and limit_s <= slurm.stop_seconds + SIGNAL_RESOLUTION_S:
         where = f"slurm.time is {slurm.time}" if slurm.time is not None else f"partition {partition.name} has a limit"
@@ -161,22 +166,22 @@ def partition_named(name: str | None, *, key: str = "slurm.partition") -> comman
     raise ValueError(f"{key}: no partition {name}; the cluster has {shown}")
 
 
-def estimate(arguments: Sequence[str]) -> str:
+def estimate(arguments: Sequence[str], slurm: SlurmSpec) -> str:
     """When Slurm would start a job with these arguments, in its own words. Raises ``ValueError`` if it never would."""
     status, text = commands.run_for_error("sbatch", "--test-only", *arguments, stdin="#!/bin/sh\n")
     if status:
-        raise ValueError(f"sbatch refuses the job: {commands.clean(text)}{advice(text)}")
+        raise ValueError(f"sbatch refuses the job: {commands.clean(text)}{advice(text, slurm)}")
     return commands.clean(text)
 
 
-def advice(message: str) -> str:
-    """What to change, for the refusals that users meet most."""
+def advice(message: str, slurm: SlurmSpec) -> str:
+    """What to change, with its value, for the refusals that users meet most."""
     hints = {
-        "account": "; choose another --account (slurm.account) or --qos (slurm.qos)",
-        "qos": "; choose another --qos (slurm.qos)",
-        "partition": "; choose another --partition (slurm.partition)",
-        "node configuration": "; lower slurm.nodes, cluster.n_gpus_per_node or slurm.cpusPerNode",
-        "time limit": "; lower --time (slurm.time)",
-        "feature": "; choose another --constraint (slurm.constraint)",
+        "account": f"slurm.account is {slurm.account}: choose another --account, or another --qos ({slurm.qos})",
+        "qos": f"slurm.qos is {slurm.qos}: choose another --qos",
+        "partition": f"slurm.partition is {slurm.partition}: choose another --partition",
+        "node configuration": "lower slurm.nodes, cluster.n_gpus_per_node or slurm.cpusPerNode",
+        "time limit": f"slurm.time is {slurm.time}: lower --time",
+        "feature": f"slurm.constraint is {slurm.constraint}: choose another --constraint",
     }
-    return next((hint for word, hint in hints.items() if word in message.lower()), "")
+    return next((f"; {hint}" for word, hint in hints.items() if word in message.lower()), "")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from areal_api.slurm import SlurmSpec
 from areal_launcher.places.slurm import commands
 from areal_launcher.places.slurm.commands import Partition
 from areal_launcher.places.slurm.submit import advice, check_container, partition_named, plan_job
@@ -88,5 +89,17 @@ def test_packages_are_not_installed_for_a_container(experiment_path: Path) -> No
 
 
 def test_refusals_of_sbatch_come_with_the_option_to_change() -> None:
-    assert "--account" in advice("Invalid account or account/partition combination specified")
-    assert advice("Socket timed out") == ""
+    slurm = SlurmSpec(account="physics", constraint="h100")
+    refusal = advice("Invalid account or account/partition combination specified", slurm)
+    assert "slurm.account is physics: choose another --account" in refusal
+    assert "slurm.constraint is h100" in advice("Invalid feature specification", slurm)
+    assert advice("Socket timed out", slurm) == ""
+
+
+def test_a_time_limit_that_sbatch_cannot_read_is_refused(
+    experiment_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "partitions", lambda name: [Partition("cpu", 4, 0)])
+    with pytest.raises(ValueError, match=r"slurm.time is 'soon', which sbatch does not read; write --time as minutes"):
+        plan_job(load(experiment_path, "slurm.time=soon"))
+    assert plan_job(load(experiment_path, "slurm.time=UNLIMITED"))
