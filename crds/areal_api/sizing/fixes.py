@@ -3,60 +3,108 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from areal_api.actor import PPOActorConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.gpus import Gpu
+from areal_api.sizing.lengths import longest_sequence, tokens_per_microbatch
 from areal_api.sizing.model_shape import ModelShape
+from areal_api.sizing.replicas import model_replicas, with_replicas
 from areal_api.sizing.trainer_memory import trainer_memory
 
 MAX_RANKS_TRIED = 1024
 TOKENS_ROUNDED_TO = 1024
+CHECKPOINTING = "config.actor.gradient_checkpointing=true"
 
 
-def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, *, tokens: int, longest: int) -> str:
-    """The first change, from the cheapest to the costliest, with which the trainer fits.
+@dataclass(frozen=True)
+class Change:
+    """A trainer that differs from the experiment's in ``keys``, which a user sets, and in what ``note`` says.
 
-    ``tokens``: of a microbatch now; ``longest``: of the longest sequence, below which a microbatch cannot go.
+    ``actors`` has several elements if the ranks can be spread over nodes in ways that keep different numbers of copies
+    of the model; all of them have to fit.
     """
-    actor, trainer = spec.config.actor, spec.trainer
 
-    def fits(config: PPOActorConfig, *, ranks: int = trainer.ranks, tokens: int = tokens) -> bool:
-        memory = trainer_memory(shape, config, ranks=ranks, tokens=tokens, ref=spec.config.ref)
-        return memory.total <= gpu.usable_bytes
+    actors: tuple[PPOActorConfig, ...]
+    ranks: int
+    keys: tuple[str, ...] = ()
+    note: str = ""
+    fewer_tokens: bool = True  # whether microbatches may become smaller, too
 
-    def smaller(config: PPOActorConfig, ranks: int) -> str:
-        found = largest_that_fits(lambda n: fits(config, ranks=ranks, tokens=n), longest, tokens)
-        return "" if found == tokens else f" config.actor.mb_spec.max_tokens_per_mb={found}"
 
-    checkpointed = actor.model_copy(update={"gradient_checkpointing": True})
-    parallel = actor.parallel
-    prefix = "" if actor.recomputes_activations("cuda") else " config.actor.gradient_checkpointing=true"
-    for key, value in sharding_changes(actor, trainer.ranks):
-        if fits(with_fsdp(actor, key, value)):
-            return f"set config.actor.fsdp.{key}={str(value).lower()}"
-    if prefix and fits(checkpointed):
-        return f"set{prefix}"
-    if longest < tokens and fits(checkpointed, tokens=longest):
-        return f"set{prefix}{smaller(checkpointed, trainer.ranks)}"
-    for context in contexts(actor, shape, trainer.ranks):
-        divided = checkpointed.model_copy(update={"parallel": parallel.model_copy(update={"context": context})})
-        if fits(divided, tokens=longest):
-            return f"set{prefix}{smaller(divided, trainer.ranks)} config.actor.parallel.context={context}"
-    batch = spec.config.train_dataset.batch_size
-    for shares in range(trainer.ranks // parallel.ranks + 1, min(batch, MAX_RANKS_TRIED) + 1):
-        ranks = shares * parallel.ranks
-        if batch % shares == 0 and fits(checkpointed, ranks=ranks, tokens=longest):
-            changes = f"{prefix}{smaller(checkpointed, ranks)}"
-            use = f"use {ranks} ranks (trainer.nodes × trainer.processesPerNode)"
-            return f"set{changes} and {use}" if changes else use
-    offloaded = with_fsdp(checkpointed, "offload_params", True)
-    if fits(offloaded, tokens=longest):
-        return (
-            f"set{prefix}{smaller(offloaded, trainer.ranks)} config.actor.fsdp.offload_params=true, which keeps the "
-            "optimizer in host memory"
-        )
+def trainer_fix(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu) -> str:
+    """The first change, from the cheapest to the costliest, with which the trainer fits."""
+    longest = longest_sequence(spec.config)  # a microbatch holds at least so much
+    for change in changes(spec, shape, gpu):
+        config = spec.config.model_copy(update={"actor": change.actors[0]})
+        most = tokens_per_microbatch(config, ranks=change.ranks)
+
+        def fits(tokens: int, change: Change = change) -> bool:
+            found = (
+                trainer_memory(shape, actor, ranks=change.ranks, tokens=tokens, ref=spec.config.ref)
+                for actor in change.actors
+            )
+            return all(memory.total <= gpu.usable_bytes for memory in found)
+
+        if fits(longest if change.fewer_tokens else most):
+            tokens = largest_that_fits(fits, longest, most)
+            smaller = () if tokens == most else (f"config.actor.mb_spec.max_tokens_per_mb={tokens}",)
+            keys = " ".join((*smaller, *change.keys))
+            return f"set {keys}{change.note}" if keys else change.note.removeprefix(" and ")
     return "shorten the sequences (gconfig.max_new_tokens) or take a smaller model or a larger GPU"
+
+
+def changes(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu) -> Iterator[Change]:
+    """What can be changed, from the cheapest to the costliest."""
+    ranks, actor = spec.trainer.ranks, with_replicas(spec, shape, gpu)
+    for key, value in sharding_changes(actor, ranks):
+        yield Change((with_fsdp(actor, **{key: value}),), ranks, (fsdp_key(key, value),), fewer_tokens=False)
+    common = () if actor.recomputes_activations("cuda") else (CHECKPOINTING,)
+    actor = actor.model_copy(update={"gradient_checkpointing": True})
+    if common:
+        yield Change((actor,), ranks, common, fewer_tokens=False)
+    # The least that sharding can take: one copy of the model, and no gathered layers kept.
+    least = dict(sharding_changes(actor, ranks))
+    least_keys = tuple(fsdp_key(key, value) for key, value in least.items())
+    for context in (actor.parallel.context, *contexts(actor, shape, ranks)):
+        divided = actor.model_copy(update={"parallel": actor.parallel.model_copy(update={"context": context})})
+        keys = common if context == actor.parallel.context else (*common, f"config.actor.parallel.context={context}")
+        yield Change((divided,), ranks, keys)
+        if least:
+            yield Change((with_fsdp(divided, **least),), ranks, (*keys, *least_keys))
+    yield from more_ranks(spec, shape, gpu, common)
+    offloaded = with_fsdp(actor, offload_params=True)
+    note = ", which keeps the optimizer in host memory"
+    yield Change((offloaded,), ranks, (*common, fsdp_key("offload_params", True)), note)
+
+
+def more_ranks(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, common: tuple[str, ...]) -> Iterator[Change]:
+    """More ranks, which shards parameters further: with the copies of the model that any division into nodes keeps by
+    default, or with one copy."""
+    actor = spec.config.actor.model_copy(update={"gradient_checkpointing": True})
+    parallel, batch = actor.parallel, spec.config.train_dataset.batch_size
+    for shares in range(spec.trainer.ranks // parallel.ranks + 1, min(batch, MAX_RANKS_TRIED) + 1):
+        if batch % shares:
+            continue
+        ranks = shares * parallel.ranks
+        note = f" and use {ranks} ranks (trainer.nodes × trainer.processesPerNode)"
+        if actor.replicas_problem(ranks, tensor=parallel.tensor) is None:
+            copies = {
+                model_replicas(
+                    actor,
+                    parameters=shape.parameters,
+                    nodes=nodes,
+                    ranks=ranks,
+                    gpu_bytes=gpu.bytes,
+                    tensor=parallel.tensor,
+                )
+                for nodes in range(1, ranks + 1)
+                if ranks % nodes == 0
+            }
+            yield Change(tuple(with_fsdp(actor, replicas=number) for number in sorted(copies)), ranks, common, note)
+        one, keys = with_fsdp(actor, replicas=1), (*common, fsdp_key("replicas", 1))
+        yield Change((one,), ranks, keys, note)
 
 
 def sharding_changes(actor: PPOActorConfig, ranks: int) -> Iterator[tuple[str, int | bool]]:
@@ -78,9 +126,14 @@ def contexts(actor: PPOActorConfig, shape: ModelShape, ranks: int) -> Iterator[i
             yield larger
 
 
-def with_fsdp(actor: PPOActorConfig, key: str, value: int | bool) -> PPOActorConfig:
-    """``actor`` with one key of its section fsdp changed."""
-    return actor.model_copy(update={"fsdp": actor.fsdp.model_copy(update={key: value})})
+def with_fsdp(actor: PPOActorConfig, **changed: int | bool) -> PPOActorConfig:
+    """``actor`` with keys of its section fsdp changed."""
+    return actor.model_copy(update={"fsdp": actor.fsdp.model_copy(update=changed)})
+
+
+def fsdp_key(key: str, value: int | bool) -> str:
+    """A key of actor.fsdp as a user sets it."""
+    return f"config.actor.fsdp.{key}={str(value).lower()}"
 
 
 def largest_that_fits(fits: Callable[[int], bool], least: int, most: int) -> int:

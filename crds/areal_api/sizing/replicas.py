@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from areal_api.actor import PPOActorConfig, TrainEngineConfig
+from areal_api.experiment import ExperimentSpec
+from areal_api.sizing.gpus import Gpu
+from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 
 STATE_BYTES = 16  # per parameter: float32 weight, gradient and Adam's two moments
@@ -35,3 +38,18 @@ def model_replicas(
     frozen = isinstance(config, PPOActorConfig) and config.lora is not None
     state_bytes = BYTES_OF_DTYPE[config.dtype] if frozen else STATE_BYTES  # adapters are small
     return nodes if state_bytes * parameters / (ranks // nodes) <= HYBRID_FRACTION * gpu_bytes else 1
+
+
+def with_replicas(spec: ExperimentSpec, model: ModelShape, gpu: Gpu | None) -> PPOActorConfig:
+    """The actor's configuration with the number of copies of the model that the trainer chooses."""
+    actor, trainer = spec.config.actor, spec.trainer
+    gpu_bytes = None if gpu is None else gpu.bytes
+    replicas = model_replicas(
+        actor,
+        parameters=model.parameters,
+        nodes=trainer.nodes,
+        ranks=trainer.ranks,
+        gpu_bytes=gpu_bytes,
+        tensor=actor.parallel.tensor,
+    )
+    return actor.model_copy(update={"fsdp": actor.fsdp.model_copy(update={"replicas": replicas})})

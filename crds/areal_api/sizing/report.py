@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from areal_api.actor import PPOActorConfig
-from areal_api.config import GRPOConfig, WorkflowConfig
+from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.quantities import quantity_bytes
 from areal_api.sizing.combinations import (
@@ -23,9 +22,16 @@ from areal_api.sizing.combinations import (
 from areal_api.sizing.disk import DiskUse, disk_use
 from areal_api.sizing.fixes import trainer_fix
 from areal_api.sizing.gpus import GPUS, Gpu
+from areal_api.sizing.lengths import (
+    length_warnings,
+    longest_sequence,
+    microbatch_problems,
+    model_length_problems,
+    tokens_per_microbatch,
+)
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.placement import pods_of, unplaced
-from areal_api.sizing.replicas import model_replicas
+from areal_api.sizing.replicas import with_replicas
 from areal_api.sizing.server_memory import ServerMemory, server_memory
 from areal_api.sizing.storage import storage_size
 from areal_api.sizing.trained_types import training_problem
@@ -36,7 +42,6 @@ UNKNOWN_GPU = "GPU memory: the GPU is unknown; name it with grpo check --gpu, or
 EAGER = (
     "memory of attention: actor.attn_impl eager keeps the attention weights of whole sequences, which are not computed"
 )
-LONGER_CONTEXT = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"  # a variable of SGLang
 MAX_LISTED = 16
 REFERENCE_GPU = "H100-80GB"  # for the servers' KV cache if the GPU is unknown
 
@@ -96,25 +101,10 @@ class Report:
         }
 
 
-def with_replicas(spec: ExperimentSpec, model: ModelShape, gpu: Gpu | None) -> PPOActorConfig:
-    """The actor's configuration with the number of copies of the model that the trainer chooses."""
-    actor, trainer = spec.config.actor, spec.trainer
-    gpu_bytes = None if gpu is None else gpu.bytes
-    replicas = model_replicas(
-        actor,
-        parameters=model.parameters,
-        nodes=trainer.nodes,
-        ranks=trainer.ranks,
-        gpu_bytes=gpu_bytes,
-        tensor=actor.parallel.tensor,
-    )
-    return actor.model_copy(update={"fsdp": actor.fsdp.model_copy(update={"replicas": replicas})})
-
-
 def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surroundings) -> Report:
     """Compute what ``spec`` needs with ``model``, and compare it with ``where``."""
     config = spec.config
-    tokens = tokens_per_microbatch(spec)
+    tokens = tokens_per_microbatch(config, ranks=spec.trainer.ranks)
     warnings = (*useless_settings(spec), *length_warnings(config), *server_warnings(spec), *layout_warnings(spec))
     if isinstance(model, UnknownModel):
         refused = training_problem(model.kind, attn_impl=config.actor.attn_impl)
@@ -145,7 +135,7 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         *microbatch_problems(config),
         *model_length_problems(spec, model),
         *combination_problems(spec, model),
-        *trainer_problems(spec, model, trainer, where.gpu, tokens),
+        *trainer_problems(spec, model, trainer, where.gpu),
         *server_problems(spec, model, server, where.gpu),
         *disk_problems(spec, disk, where.free_disk_bytes),
         *placement_problems(spec, where.nodes),
@@ -163,94 +153,17 @@ def not_counted(config: GRPOConfig) -> Iterator[str]:
         yield f"memory of the reference model {config.ref.path}: it counts as large as that of actor.path"
 
 
-def longest_sequence(config: GRPOConfig) -> int:
-    """Tokens of the longest prompt with its longest completion.
-
-    Without ``train_dataset.max_length`` the prompts are unknown and count as empty: what is too long then is too long
-    for certain.
-    """
-    prompt = config.train_dataset.max_length or 0
-    return min(config.gconfig.max_tokens, prompt + config.gconfig.max_new_tokens)
-
-
-def tokens_per_microbatch(spec: ExperimentSpec) -> int:
-    """Most tokens of one forward and backward pass, which the ranks of ``actor.parallel`` share.
-
-    Without ``max_tokens_per_mb`` a rank's whole share of a minibatch is one pass; a sequence is never split.
-    """
-    config = spec.config
-    longest = longest_sequence(config)
-    if config.actor.mb_spec.max_tokens_per_mb is not None:
-        return max(config.actor.mb_spec.max_tokens_per_mb, longest)
-    shares = spec.trainer.ranks // config.actor.parallel.ranks
-    sequences = -(-config.train_dataset.batch_size * config.gconfig.n_samples // shares)
-    per_minibatch = -(-sequences // config.actor.ppo_n_minibatches)
-    return -(-per_minibatch // config.actor.mb_spec.n_mbs) * longest
-
-
-def microbatch_problems(config: GRPOConfig) -> Iterator[str]:
-    """Sequences that a microbatch cannot hold, which would end the run at the first of them."""
-    longest, bound = longest_sequence(config), config.actor.mb_spec.max_tokens_per_mb
-    if bound is not None and longest > bound:
-        yield (
-            f"actor.mb_spec.max_tokens_per_mb is {bound}, but a sequence can have {longest} tokens "
-            f"({_length_keys(config)}); set actor.mb_spec.max_tokens_per_mb={longest} or lower gconfig.max_new_tokens"
-        )
-
-
-def length_warnings(config: GRPOConfig) -> Iterator[str]:
-    """Sequences that may become too long, because nothing but ``gconfig.max_tokens`` limits prompts or turns."""
-    bound, most = config.actor.mb_spec.max_tokens_per_mb, config.gconfig.max_tokens
-    unlimited = config.train_dataset.max_length is None or config.workflow.path != WorkflowConfig().path
-    if bound is not None and longest_sequence(config) <= bound < most and unlimited:
-        yield (
-            f"a sequence may have up to {most} tokens (gconfig.max_tokens), and one of more than {bound} "
-            f"(actor.mb_spec.max_tokens_per_mb) would end the run; set gconfig.max_tokens={bound}"
-        )
-
-
-def model_length_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:
-    """Sequences that the model was not made for. A context_length that is too short is refused by the experiment."""
-    config = spec.config
-    longest, context = longest_sequence(config), config.sglang.context_length
-    if shape.longest_packed is not None and longest > shape.longest_packed:
-        yield (
-            f"a sequence can have {longest} tokens ({_length_keys(config)}), but beyond {shape.longest_packed} the "
-            "rotary embedding of this model depends on the longest sequence of a pass, which ends the run; set "
-            f"gconfig.max_tokens={shape.longest_packed}"
-        )
-    if shape.longest is None or any(entry.get("name") == LONGER_CONTEXT for entry in spec.servers.env):
-        return
-    if context is not None and context > shape.longest:
-        yield (
-            f"sglang.context_length is {context}, but the model was made for {shape.longest} "
-            f"(max_position_embeddings); set it to at most that, or the variable {LONGER_CONTEXT}=1 in servers.env"
-        )
-    elif context is None and longest > shape.longest:
-        yield (
-            f"a sequence can have {longest} tokens ({_length_keys(config)}), but the model was made for "
-            f"{shape.longest} (max_position_embeddings); set gconfig.max_tokens={shape.longest}"
-        )
-
-
-def _length_keys(config: GRPOConfig) -> str:
-    keys = f"gconfig.max_tokens {config.gconfig.max_tokens}, gconfig.max_new_tokens {config.gconfig.max_new_tokens}"
-    prompt = config.train_dataset.max_length
-    return keys if prompt is None else f"{keys}, train_dataset.max_length {prompt}"
-
-
 def trainer_problems(
-    spec: ExperimentSpec, shape: ModelShape, memory: TrainerMemory | None, gpu: Gpu | None, tokens: int
+    spec: ExperimentSpec, shape: ModelShape, memory: TrainerMemory | None, gpu: Gpu | None
 ) -> Iterator[str]:
     """A trainer that needs more memory than the GPU has, and the smallest change with which it fits."""
     if memory is None or gpu is None or memory.total <= gpu.usable_bytes:
         return
     largest = sorted(memory.by_part().items(), key=lambda part: -part[1])[:3]
     parts = ", ".join(f"{name} {gib(size)}" for name, size in largest)
-    fix = trainer_fix(spec, shape, gpu, tokens=tokens, longest=longest_sequence(spec.config))
     yield (
         f"the trainer needs {gib(memory.total)} per GPU ({parts}), but {gpu.name} has {gib(gpu.usable_bytes)} to use; "
-        f"{fix}"
+        f"{trainer_fix(spec, shape, gpu)}"
     )
 
 

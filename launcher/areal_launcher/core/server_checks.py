@@ -8,7 +8,7 @@ from typing import Any
 
 from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.combinations import tensor_parallel_sizes
-from areal_api.sizing.report import LONGER_CONTEXT
+from areal_api.sizing.lengths import LONGER_CONTEXT
 from areal_launcher.bounded_files import read_object
 
 

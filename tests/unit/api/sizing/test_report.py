@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from areal_api.experiment import ExperimentSpec
 from areal_api.sizing.disk import LOGS_BYTES
 from areal_api.sizing.gpus import GPUS, Gpu
+from areal_api.sizing.lengths import LONGER_CONTEXT
 from areal_api.sizing.model_shape import ModelShape
-from areal_api.sizing.report import LONGER_CONTEXT, Report, Surroundings, UnknownModel, size_up, tokens_per_microbatch
+from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up
 from benchmarks.memory import qwen25
 
 H100 = GPUS["H100-80GB"]
@@ -268,16 +269,6 @@ def test_every_problem_is_reported_at_once() -> None:
     assert trainer.startswith("the trainer needs")
     assert disk.startswith("storage.size is 1Gi")
     assert placement.startswith("no node has room")
-
-
-@pytest.mark.parametrize(("bound", "tokens"), [(10240, 10240), (None, 8 * 2048)])
-def test_without_a_bound_a_minibatch_is_one_microbatch(bound: int | None, tokens: int) -> None:
-    assert tokens_per_microbatch(spec(actor={"mb_spec": {"max_tokens_per_mb": bound}})) == tokens
-
-
-def test_a_rank_has_its_share_of_a_minibatch() -> None:
-    two = spec(actor={"mb_spec": {"max_tokens_per_mb": None}}, trainer={"processesPerNode": 2})
-    assert tokens_per_microbatch(two) == 4 * 2048
 
 
 def test_a_model_that_cannot_be_read_is_not_guessed_and_the_rest_is_checked() -> None:
