@@ -81,14 +81,12 @@ def computed_bytes(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
     return trainer_memory(ModelShape.of_config(config), actor, ranks=ranks, tokens=tokens).total
 
 
-def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, **actor: Any) -> int:
+def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, **keys: Any) -> int:
     """Peak bytes of a simulated step, in a separate process because a process group is global.
 
-    ``actor``: further keys of the section actor, such as ``lora``.
+    ``keys``: ``sequences``, into which the tokens are divided, and further keys of the section actor, such as ``lora``.
     """
-    arguments = json.dumps(
-        {"config": config, "ranks": ranks, "tokens": tokens, "checkpointing": checkpointing, **actor}
-    )
+    arguments = json.dumps({"config": config, "ranks": ranks, "tokens": tokens, "checkpointing": checkpointing, **keys})
     command = [sys.executable, "-m", "benchmarks.memory", arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -96,7 +94,9 @@ def simulate(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: 
     return int(done.stdout.strip().splitlines()[-1])
 
 
-def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, **keys: Any) -> int:
+def simulated_peak(
+    config: dict[str, Any], *, ranks: int, tokens: int, checkpointing: bool, sequences: int = SEQUENCES, **keys: Any
+) -> int:
     """Peak bytes of this process's rank."""
     import torch
     import torch.distributed as dist
@@ -138,7 +138,7 @@ def simulated_peak(config: dict[str, Any], *, ranks: int, tokens: int, checkpoin
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
-        layout = packed(tokens)
+        layout = packed(tokens, sequences)
         tracker = FSDPMemTracker(model, optimizer)
         with tracker:
             for _ in range(2):
@@ -217,17 +217,17 @@ def from_config(path: str, *, config: Any, **options: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, **options)
 
 
-def packed(tokens: int) -> Any:
-    """A pass of ``SEQUENCES`` sequences of equal length, all trained but their first token."""
+def packed(tokens: int, sequences: int) -> Any:
+    """A pass of ``sequences`` sequences of equal length, all trained but their first token."""
     import torch
 
     from areal_trainer.model.layout import Layout, Segment
 
-    each = tokens // SEQUENCES
-    trained = tokens - SEQUENCES
+    each = tokens // sequences
+    trained = tokens - sequences
     ids_P = torch.zeros(tokens, dtype=torch.int64)
     index_N = torch.zeros(trained, dtype=torch.int64)
-    segments = [Segment(number * each, each) for number in range(SEQUENCES)]
+    segments = [Segment(number * each, each) for number in range(sequences)]
     return Layout(ids_P, ids_P.clone(), segments, token_N=index_N, source_N=index_N.clone(), target_N=index_N.clone())
 
 
