@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 UV = ROOT / ".bin" / "uv" / "bin" / "uv"
-HEADER = "# One version of every package, for CPU and CUDA alike. Written by `make constraints`.\n"
+HEADER = "# One version of every package, for CPU and CUDA. Written by `make constraints`.\n"
 COMMON = ("trainer", "server", "operator", "ray", "dev")
 DEVICES = {
     "cpu": ("--excludes", "sglang_image/cpu-excludes.txt"),

@@ -1,4 +1,4 @@
-"""An agent with two tries: it is told whether its first answer is wrong. It needs nothing but HTTP."""
+"""An agent that may correct its first answer after feedback. It uses only HTTP."""
 
 from __future__ import annotations
 

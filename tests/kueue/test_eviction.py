@@ -92,7 +92,7 @@ def test_a_deleted_workload_is_queued_again(namespace: Namespace, small_queue: s
     assert status["restarts"] == 0
 
 
-def test_a_run_that_needs_more_is_queued_anew(small_queue: str, make: MakeExperiment) -> None:
+def test_a_run_that_needs_more_is_queued_again(small_queue: str, make: MakeExperiment) -> None:
     experiment = make("one", small_queue)
     experiment.until_phase("Running")
     experiment.edit(trainer__resources={"requests": {"cpu": "3"}})

@@ -1,4 +1,4 @@
-"""An endpoint that speaks OpenAI's protocol and judges as it is told."""
+"""An endpoint that speaks OpenAI's protocol with answers that the test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warnings of namespaces: one request for all experiments that wait, and who is told of changes."""
+"""Warnings of namespaces: one request for all experiments that wait, and which of them a change reconciles."""
 
 from __future__ import annotations
 

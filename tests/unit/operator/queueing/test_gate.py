@@ -197,7 +197,7 @@ def test_a_deleted_workload_stops_the_run_which_queues_again() -> None:
     ],
     ids=["nodes", "GPUs", "queue"],
 )
-def test_another_gang_than_the_admitted_one_is_queued_anew(changes: dict[str, Any]) -> None:
+def test_a_gang_that_differs_from_the_admitted_one_is_queued_again(changes: dict[str, Any]) -> None:
     begun = queued_and_started()
     running = continued(begun, decide_queued(begun, *RUNNING, admitted(begun)))
     edited = replace(running, experiment=queued_state(**changes).experiment)

@@ -1,4 +1,4 @@
-"""Positions in queues: one request for all runs of a queue, and who is told of changes."""
+"""Positions in queues: one request for all runs of a queue, and which experiments are reconciled after a change."""
 
 from __future__ import annotations
 

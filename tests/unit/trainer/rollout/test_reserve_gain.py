@@ -99,7 +99,7 @@ def test_the_ceiling_is_within_the_staleness_bound() -> None:
     assert max(run(ReserveCeiling(batch_size=32, max_reserve=3), 100, seconds={0: 1.0}, wanted=3)) == 3
 
 
-def test_a_resumed_run_measures_anew() -> None:
+def test_a_resumed_run_measures_again() -> None:
     ceiling = ReserveCeiling(batch_size=32, max_reserve=32)
     run(ceiling, SETTLE + MEASURED + 3, seconds={0: 1.0})
     assert ceiling.reserve == 32
