@@ -122,6 +122,14 @@ RUN = Row(
         ),
         Panel("Trained tokens per second", [(run_metric("tokens_per_second"), "tokens/s")]),
         Panel(
+            "Waiting",
+            [
+                (run_metric("rollout_wait"), "trainer for rollouts"),
+                (run_metric("servers_idle"), "servers for requests"),
+            ],
+            "Shares of the last step: the trainer waits where servers are too few, servers where they are too many.",
+        ),
+        Panel(
             "Prefix cache",
             [(run_metric("cache_hit_rate"), "share")],
             "Share of prompt tokens of the last step that were found in a server's prefix cache.",

@@ -34,6 +34,12 @@ class ProgressReport(CamelSection):
     servers_current: int | None = Field(None, ge=0, le=2**31, description="Servers with the current weights.")
     servers_behind: int | None = Field(None, ge=0, le=2**31, description="Servers that respond but have other weights.")
     cache_hit_rate: float | None = Field(None, description="Share of prompt tokens that were found in a prefix cache.")
+    rollout_wait: float | None = Field(
+        None, ge=0, le=1, description="Share of the last step that the trainer waited for rollouts."
+    )
+    servers_idle: float | None = Field(
+        None, ge=0, le=1, description="Share of the servers' time in the last step without any request."
+    )
     agent_sessions: int | None = Field(None, ge=0, le=2**31, description="Agents' sessions with a reward.")
     agent_sessions_lost: int | None = Field(
         None, ge=0, le=2**31, description="Agents' sessions without a reward, expired, or with outdated tokens."
@@ -77,6 +83,8 @@ def report_of(stats: Mapping[str, float | None]) -> ProgressReport:
         servers_current=count(stat_names.SERVERS_CURRENT),
         servers_behind=count(stat_names.SERVERS_BEHIND),
         cache_hit_rate=number(stat_names.CACHE_HIT_RATE),
+        rollout_wait=number(stat_names.ROLLOUT_WAIT),
+        servers_idle=number(stat_names.SERVERS_IDLE),
         agent_sessions=agents("rewarded"),
         agent_sessions_lost=agents("abandoned", "expired", "stale"),
         agent_errors=agents("refused", "failed"),

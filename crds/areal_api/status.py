@@ -115,6 +115,12 @@ class ExperimentStatus(StatusSection):
     cache_hit_rate: float | None = Field(
         None, description="Share of prompt tokens of the last step that were found in a server's prefix cache."
     )
+    rollout_wait: float | None = Field(None, description="Share of the last step that the trainer waited for rollouts.")
+    servers_idle: float | None = Field(
+        None,
+        description="Share of the servers' time in the last step without any request, although they held the current "
+        "weights or were receiving new ones.",
+    )
     agent_sessions: int | None = Field(None, ge=0, description="Agents' sessions of the last step with a reward.")
     agent_sessions_lost: int | None = Field(
         None,

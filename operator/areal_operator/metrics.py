@@ -30,6 +30,8 @@ EXPERIMENT_GAUGES = {
         "Share of prompt tokens of the last step that were found in a prefix cache.",
         "cacheHitRate",
     ),
+    "areal_experiment_rollout_wait": ("Share of the last step that the trainer waited for rollouts.", "rolloutWait"),
+    "areal_experiment_servers_idle": ("Share of the servers' time in the last step without a request.", "serversIdle"),
     "areal_experiment_agent_sessions": ("Agents' sessions of the last step with a reward.", "agentSessions"),
     "areal_experiment_agent_sessions_lost": (
         "Agents' sessions of the last step without a reward, expired, or with outdated tokens.",

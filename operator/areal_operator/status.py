@@ -22,6 +22,7 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 PROGRESS_FIELDS = (
     *("step", "totalSteps", "progress", "version", "reward", "evalReward", "staleness", "tokensPerSecond"),
     *("serversCurrent", "serversBehind"),
+    *("rolloutWait", "serversIdle"),
     *("cacheHitRate", "agentSessions", "agentSessionsLost", "agentErrors"),
     *("healthWarnings", "collapsed", "rollbacks"),
 )

@@ -33,6 +33,8 @@ REPORT = {
     "serversCurrent": 1,
     "serversBehind": 0,
     "cacheHitRate": 0.75,
+    "rolloutWait": 0.25,
+    "serversIdle": 0.5,
     "agentSessions": 6,
     "agentSessionsLost": 1,
     "agentErrors": 0,

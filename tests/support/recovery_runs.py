@@ -18,7 +18,15 @@ from support.tiny_policy import save_tiny_model
 STEPS = 12
 CLOCKS = (  # statistics that depend on timing
     "rollout/episode_s/",
-    *("time", "seconds_per_step", "tokens_per_second", "timeperf/", "rollout/wait_s", "rollout/tokens_per_second"),
+    *(
+        "time",
+        "seconds_per_step",
+        "tokens_per_second",
+        "timeperf/",
+        "rollout/wait_",
+        "rollout/servers_idle",
+        "rollout/tokens_per_second",
+    ),
     "rollout/servers_",
 )
 

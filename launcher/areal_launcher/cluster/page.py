@@ -176,6 +176,8 @@ def _line(status: ExperimentStatus) -> Line:
         stat_names.SERVERS_CURRENT: status.servers_current,
         stat_names.SERVERS_BEHIND: status.servers_behind,
         stat_names.CACHE_HIT_RATE: status.cache_hit_rate,
+        stat_names.ROLLOUT_WAIT: status.rollout_wait,
+        stat_names.SERVERS_IDLE: status.servers_idle,
     }
     assert status.step is not None
     return {"step": status.step, **{name: float(value) for name, value in reported.items() if value is not None}}

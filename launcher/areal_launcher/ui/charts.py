@@ -36,6 +36,7 @@ CHARTS: Final = (
     Chart("Gradient norm", "", ("grad_norm",)),
     Chart("Groups without signal", "share", (stat_names.GROUPS_WITHOUT_SIGNAL, "rollout/rejected_share")),
     Chart("Throughput", "tokens per second", (stat_names.TOKENS_PER_SECOND, "rollout/tokens_per_second")),
+    Chart("Waiting", "share of the step", (stat_names.ROLLOUT_WAIT, stat_names.SERVERS_IDLE)),
     Chart("Servers", "servers", (stat_names.SERVERS_CURRENT, stat_names.SERVERS_BEHIND)),
     Chart(
         "Sessions of agents",

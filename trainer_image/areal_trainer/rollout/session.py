@@ -160,8 +160,11 @@ class RolloutSession:
         return self._loop.call(self._executor.take_rejected)
 
     def _server_statistics(self) -> dict[str, float]:
-        rate = self._sampler.take_cache_hit_rate()
-        return self._fleet.statistics() | ({} if rate is None else {stat_names.CACHE_HIT_RATE: rate})
+        taken = {
+            stat_names.CACHE_HIT_RATE: self._sampler.take_cache_hit_rate(),
+            stat_names.SERVERS_IDLE: self._fleet.take_idle_share(),
+        }
+        return self._fleet.statistics() | {name: value for name, value in taken.items() if value is not None}
 
     def interrupt(self) -> None:
         """Make ``take`` and ``run_episodes`` raise ``Interrupted``, and weight updates wait for no server.

@@ -34,6 +34,7 @@ class BatchClock:
             "rollout/rejected_share": counters.rejected / max(1, counters.accepted + counters.rejected),
             "rollout/reserve": float(counters.reserve),
             "rollout/wait_s": waited_s,
+            stat_names.ROLLOUT_WAIT: min(1.0, waited_s / seconds),
             "rollout/tokens_per_second": tokens / seconds,
         }
         if counters.seconds:

@@ -18,6 +18,7 @@ from yarl import URL
 
 from areal_api import stat_names
 from areal_trainer.servers.client import ServerLostError
+from areal_trainer.servers.idle import IdleTime
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Server:
     version: int = -1  # last version it is known to hold; -1 if unknown
     updating: bool = False  # between pause and continue
     load: int = 0  # samples in flight
+    idle: IdleTime = field(default_factory=IdleTime)
     incarnation: int = 0  # incremented whenever it stops being current; broadcast groups are valid for one incarnation
     silent_probes: int = 0  # consecutive probes without an answer
     reason: str = "not probed yet"
@@ -82,6 +84,15 @@ class Server:
     def ready(self) -> bool:
         """Whether it may get requests."""
         return self.state == "current" and not self.updating
+
+    def add_load(self, samples: int) -> None:
+        """Samples are in flight from now on, or no longer if negative."""
+        self.count_time()
+        self.load += samples
+
+    def count_time(self) -> None:
+        """Count the time until now as idle or busy."""
+        self.idle.advance(serving=self.state == "current", busy=self.load > 0)
 
     @property
     def status(self) -> ServerStatus:
@@ -173,6 +184,15 @@ class Fleet:
             stat_names.SERVERS_BEHIND: float(states.count("behind")),
         }
 
+    def take_idle_share(self) -> float | None:
+        """Share of the servers' time since the last call that they had no request, although they held the current
+        weights or were receiving new ones; None if no server did."""
+        for server in self.servers:
+            server.count_time()
+        times = [server.idle.take() for server in self.servers]
+        serving_s = sum(serving for serving, _ in times)
+        return sum(idle for _, idle in times) / serving_s if serving_s > 0 else None
+
     # State changes
 
     def set_target(self, target: Target) -> None:
@@ -239,6 +259,7 @@ class Fleet:
             logger.log(
                 level, "server %s: %s → %s%s", server.address, server.state, state, f": {reason}" if reason else ""
             )
+        server.count_time()
         server.state, server.reason = state, reason
         self.notify()
 

@@ -149,7 +149,7 @@ class Sampler:
     async def _request_server(self, server: Server, body: dict[str, Any], n: int) -> list[PartialCompletion]:
         version_before, post, url = server.version, self._client.post_decoded, server.generate_url
         limits: Any = {"timeout_s": self._timeout_s, "deadlines": server.deadlines}
-        server.load += n
+        server.add_load(n)
         try:
             completions = (
                 [await post(url, body, COMPLETION, **limits)]
@@ -157,7 +157,7 @@ class Sampler:
                 else await post(url, body, COMPLETIONS, **limits)
             )
         finally:
-            server.load -= n
+            server.add_load(-n)
         if len(completions) != n:
             raise ServerError(f"{server.address} returned {len(completions)} samples for {n}")
         for completion in completions:

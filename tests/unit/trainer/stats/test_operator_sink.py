@@ -113,6 +113,11 @@ def test_agents_are_reported_in_short() -> None:
     assert report == {"cache_hit_rate": 0.8123, "agent_sessions": 120, "agent_sessions_lost": 7, "agent_errors": 8}
 
 
+def test_what_the_number_of_servers_depends_on_is_reported() -> None:
+    report = report_of({"step": 3.0, "rollout/wait_share": 0.12345, "rollout/servers_idle": 0.5})
+    assert (report.rollout_wait, report.servers_idle) == (0.1235, 0.5)  # 0.12345 is stored a little above
+
+
 def test_nothing_is_reported_unless_configured() -> None:
     assert progress_sink({}) == []
     with pytest.raises(ValueError, match="AREAL_PROGRESS_TOKEN_FILE is not"):
