@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from areal_launcher.places.local.gpus import visible_gpus
+from areal_launcher.gpu_machine import visible_gpus
 from hack.gpu_smoke import checks
 
 REPORT = checks.ROOT / "build" / "gpu-smoke.md"

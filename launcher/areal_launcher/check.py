@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from areal_api import names
 from areal_api.load import with_home_expanded
 from areal_api.paths import is_local_path
 from areal_api.render import experiment_yaml
@@ -18,8 +19,8 @@ from areal_api.sizing.disk import DiskUse
 from areal_api.sizing.gpus import Gpu, gpu_named, gpu_of_labels
 from areal_api.sizing.report import Report, Surroundings, gib, size_up
 from areal_launcher.console import console_for
-from areal_launcher.fit import model_for_check, needs_gpu
-from areal_launcher.gpu_machine import GpuMachine, software_problems, this_machine
+from areal_launcher.fit import free_bytes, model_for_check, needs_gpu
+from areal_launcher.gpu_machine import GpuMachine, software_problems, this_machine, visible_gpus
 from areal_launcher.request import Request
 
 FITS, PROBLEMS = 0, 1
@@ -44,18 +45,21 @@ def check(request: Request, options: CheckOptions) -> int:
         sys.stdout.write(experiment_yaml(experiment))
     spec = experiment.spec
     machine = this_machine() if needs_gpu(spec) else GpuMachine()
-    gpu = gpu_named(options.gpu) if options.gpu else gpu_of_labels(spec.trainer.node_selector) or machine.smallest_gpu
+    gpu = gpu_named(options.gpu) if options.gpu else gpu_of_labels(spec.trainer.node_selector)
+    nodes = None if options.nodes is None else parse_nodes(options.nodes)
+    here = gpu is None and nodes is None and bool(machine.gpus)  # no other place is named
     where = Surroundings(
-        gpu=gpu if needs_gpu(spec) else None,
-        nodes=None if options.nodes is None else parse_nodes(options.nodes),
-        from_hub=not is_local_path(spec.config.actor.path),
+        gpu=gpu or machine.smallest_gpu if needs_gpu(spec) else None,
+        nodes=[len(visible_gpus(os.environ))] if here else nodes,
+        free_disk_bytes=free_bytes(names.run_dir(spec.config)) if here else None,
+        from_hub=not here and not is_local_path(spec.config.actor.path),
         problems=tuple(software_problems(spec, machine, os.environ)),
     )
     report = size_up(spec, model_for_check(spec.config.actor.path), where)
     if options.as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:
-        print_report(report, gpu)
+        print_report(report, where.gpu)
     return FITS if report.fits else PROBLEMS
 
 

@@ -88,8 +88,9 @@ Compare two evaluations problem by problem: the mean reward of each on the probl
 
 CHECK = """\
 Check whether an experiment fits, without a GPU: memory of the trainer's and the servers' GPUs, disk space against
-storage.size, sequence lengths, and with --nodes the placement. Only the config.json of the model is read. The exit
-status is 0 if the experiment fits and 1 if it does not.
+storage.size, sequence lengths, and with --nodes the placement. On a machine with GPUs, without --gpu and --nodes, its
+own GPUs and free disk count. Only the config.json of the model is read. The exit status is 0 if the experiment fits and
+1 if it does not.
 
   grpo check experiment.yaml --gpu H100-80GB --nodes 2x8
   grpo check experiment.yaml config.gconfig.max_new_tokens=32768 --gpu H200-141GB --json"""

@@ -51,6 +51,27 @@ def this_machine() -> GpuMachine:
     return GpuMachine(gpus, known[0][0].strip() if known else None)
 
 
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """Ids of the GPUs this process may use, from CUDA_VISIBLE_DEVICES if set, else from nvidia-smi."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        ids = [name.strip() for name in visible.split(",")]
+        # Like CUDA: the list ends at the first invalid id.
+        return ids[: next((i for i, name in enumerate(ids) if name in ("", "-1")), len(ids))]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"nvidia-smi did not answer within {NVIDIA_SMI_TIMEOUT_S:.0f} s, so the GPUs of this machine are unknown; "
+            "repair the driver, or set CUDA_VISIBLE_DEVICES"
+        ) from error
+    return done.stdout.split() if done.returncode == 0 else []
+
+
 def software_problems(spec: ExperimentSpec, machine: GpuMachine, environ: Mapping[str, str]) -> Iterator[str]:
     """What a run on the GPUs of ``machine``, which is this one, would miss; nothing where it has no GPU."""
     if not machine.gpus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from areal_api import names
 from areal_api.experiment import ExperimentSpec
 from areal_launcher.cli import main
 from areal_launcher.fit import fit_here, fit_in_cluster, fit_in_jobs
-from areal_launcher.gpu_machine import GpuMachine, this_machine
+from areal_launcher.gpu_machine import GpuMachine, this_machine, visible_gpus
 from benchmarks.memory import qwen25
 
 GIB = 2**30
@@ -79,6 +80,16 @@ def test_what_nvidia_smi_prints_without_a_gpu_is_no_gpu(gpu_machine: Path, text:
     assert this_machine() == GpuMachine()
 
 
+def test_a_driver_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr("areal_launcher.gpu_machine.NVIDIA_SMI_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ValueError, match="nvidia-smi did not answer within 0 s"):
+        visible_gpus({})
+
+
 def test_a_driver_that_is_too_old_is_a_problem_with_the_fix(gpu_machine: Path, tmp_path: Path) -> None:
     program(gpu_machine, "nvidia-smi", "570.124.06, 81559, NVIDIA H100 80GB HBM3")
     (problem,) = fit_here(spec(tmp_path)).problems
@@ -116,25 +127,43 @@ def test_a_machine_without_gpus_is_not_asked_for_a_compiler(tmp_path: Path, monk
     assert fit_here(spec(tmp_path)).problems == ()
 
 
+def check(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str, **sections: Any) -> list[str]:
+    """The problems that `grpo check` reports."""
+    experiment = {
+        "apiVersion": "areal.dev/v1alpha1",
+        "kind": "GRPOExperiment",
+        "metadata": {"name": "e"},
+        "spec": spec(tmp_path, **sections).model_dump(mode="json", by_alias=True, exclude_unset=True),
+    }
+    (tmp_path / "e.yaml").write_text(json.dumps(experiment))
+    status = main(["check", str(tmp_path / "e.yaml"), "--json", *options])
+    report = json.loads(capsys.readouterr().out)
+    assert (status, report["fits"]) == (1 if report["problems"] else 0, not report["problems"])
+    problems: list[str] = report["problems"]
+    return problems
+
+
 def test_grpo_check_reports_the_driver_and_the_compiler(
     gpu_machine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program(gpu_machine, "nvidia-smi", "550.54.14, 81559, NVIDIA H100 80GB HBM3")
     program(gpu_machine, "nvcc", "release 12.4, V12.4.131")
-    experiment = {
-        "apiVersion": "areal.dev/v1alpha1",
-        "kind": "GRPOExperiment",
-        "metadata": {"name": "e"},
-        "spec": spec(tmp_path).model_dump(mode="json", by_alias=True, exclude_unset=True),
-    }
-    (tmp_path / "e.yaml").write_text(json.dumps(experiment))
-    assert main(["check", str(tmp_path / "e.yaml"), "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
-    assert report["fits"] is False
-    assert [problem.split(", but")[0].split(" is ")[-1] for problem in report["problems"]] == [
-        "550.54.14",
-        "of CUDA 12.4",
-    ]
+    problems = check(tmp_path, capsys, "--gpu", "H100-80GB")
+    assert [problem.split(", but")[0].split(" is ")[-1] for problem in problems] == ["550.54.14", "of CUDA 12.4"]
+
+
+def test_grpo_check_compares_with_this_machine_if_no_other_place_is_named(
+    gpu_machine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("areal_launcher.check.free_bytes", lambda run: 2**34)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    volume = {"storage": {"size": "1Gi"}}  # of a cluster
+    disk, placement = check(tmp_path, capsys, servers={"replicas": 2}, **volume)
+    assert "the file system of cluster.fileroot has 16.0 GiB free" in disk
+    assert placement.startswith("no node has room for server-1 (1 GPUs): the nodes have 2 GPUs free")
+    for elsewhere in (("--gpu", "H100-80GB"), ("--nodes", "8")):
+        (other,) = check(tmp_path, capsys, *elsewhere, servers={"replicas": 2}, **volume)
+        assert other.startswith("storage.size is 1Gi")
 
 
 def interpreter(folder: Path, version: str | None) -> str:

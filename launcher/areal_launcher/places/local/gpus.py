@@ -1,36 +1,9 @@
-"""The GPUs of this machine, and whether a run has enough of them."""
+"""Whether this machine has enough GPUs for a run."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Mapping
-
 from areal_api.experiment import ExperimentSpec
 from areal_launcher.core.plan import gpus_per_server, gpus_per_trainer_node
-
-NVIDIA_SMI_TIMEOUT_S = 60.0
-
-
-def visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """Ids of the GPUs this process may use, from CUDA_VISIBLE_DEVICES if set, else from nvidia-smi."""
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        ids = [name.strip() for name in visible.split(",")]
-        # Like CUDA: the list ends at the first invalid id.
-        return ids[: next((i for i, name in enumerate(ids) if name in ("", "-1")), len(ids))]
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=index", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(
-            f"nvidia-smi did not answer within {NVIDIA_SMI_TIMEOUT_S:.0f} s, so the GPUs of this machine are unknown; "
-            "repair the driver, or set CUDA_VISIBLE_DEVICES"
-        ) from error
-    return done.stdout.split() if done.returncode == 0 else []
 
 
 def required_gpus(spec: ExperimentSpec) -> tuple[int, int]:

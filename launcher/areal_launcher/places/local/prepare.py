@@ -15,7 +15,8 @@ from areal_launcher.core.code import prepared_code
 from areal_launcher.core.environment import check_environment
 from areal_launcher.core.plan import RunPlan, plan_run
 from areal_launcher.core.prepare import claimed_run
-from areal_launcher.places.local.gpus import check_gpus, required_gpus, visible_gpus
+from areal_launcher.gpu_machine import visible_gpus
+from areal_launcher.places.local.gpus import check_gpus, required_gpus
 from areal_launcher.places.local.place import LocalPlace
 
 MAX_PORT = 2**16 - 1
