@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +16,11 @@ from starlette.responses import Response
 
 from areal_api.errors import describe
 from areal_api.experiment import KIND
+from areal_api.http_server import MAX_HEADER_BYTES, LimitedProtocol, listening_socket
 from areal_operator.child_watch import ChildWatch
 from areal_operator.cluster import CHILD_KINDS, ApiError, Cluster, is_transient
 from areal_operator.experiments import Experiments, object_key
 from areal_operator.handlers import WatchGuard, kopf_settings, make_registry
-from areal_operator.http_limits import MAX_HEADER_BYTES, LimitedProtocol
 from areal_operator.leader import Leader
 from areal_operator.manifests import pod_groups
 from areal_operator.metrics import Metrics
@@ -319,16 +318,6 @@ class _Service(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # signals end the operator as a whole
-
-
-def listening_socket(port: int) -> socket.socket:
-    """A socket that listens on all addresses of both IP versions, or of the only one that the machine has."""
-    if socket.has_dualstack_ipv6():
-        try:
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
-        except OSError as error:
-            logger.info("IPv6 is not available: %s", describe(error))
-    return socket.create_server(("", port), backlog=1024)
 
 
 async def run_operator(settings: Settings, stop: asyncio.Event, watching: asyncio.Event) -> None:

@@ -21,6 +21,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{- /* The page of the experiments, whose pods the operator's selector must not match. */ -}}
+{{- define "areal.page" -}}
+{{- printf "%s-page" .Release.Name -}}
+{{- end -}}
+
+{{- define "areal.pageSelector" -}}
+app.kubernetes.io/name: areal-page
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "areal.pageLabels" -}}
+{{- mergeOverwrite (include "areal.labels" . | fromYaml) (include "areal.pageSelector" . | fromYaml) | toYaml -}}
+{{- end -}}
+
 {{- /* An image reference. Arguments: root, reference (overrides the rest unless ""), name, suffix of the tag. */ -}}
 {{- define "areal.image" -}}
 {{- $image := .root.Values.image -}}

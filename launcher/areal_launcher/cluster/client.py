@@ -41,6 +41,10 @@ KINDS: dict[str, tuple[str, str]] = {
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Pod": ("/api/v1", "pods"),
 }
+REVIEWS = {
+    "TokenReview": ("authentication.k8s.io/v1", "tokenreviews"),
+    "SubjectAccessReview": ("authorization.k8s.io/v1", "subjectaccessreviews"),
+}
 
 
 class ApiError(RunError):
@@ -163,6 +167,15 @@ class Cluster:
         return self._checked(
             self._request_json("POST", path_of(body["kind"], namespace), query={"fieldManager": MANAGER}, body=body)
         )
+
+    def review(self, kind: str, spec: Object) -> Object:
+        """The status of a TokenReview or SubjectAccessReview."""
+        version, plural = REVIEWS[kind]
+        body = {"apiVersion": version, "kind": kind, "spec": spec}
+        status = self._request_json("POST", f"/apis/{version}/{plural}", body=body).get("status")
+        if not isinstance(status, dict):
+            raise self._malformed("a review without a status")
+        return status
 
     def delete(self, kind: str, namespace: str, name: str, *, grace_s: int) -> None:
         """Delete an object if it exists."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +26,7 @@ from areal_launcher.ui.charts import charts_of
 from areal_launcher.ui.table import ColumnTable
 from areal_launcher.ui.view import figures
 
+logger = logging.getLogger(__name__)
 LIST_S = 2.0  # between two lists of the experiments, however many pages are open
 MAX_EVENTS = 200
 MAX_SPEC_BYTES = 256 * 1024
@@ -39,7 +42,8 @@ class ClusterExperiment:
         self.identifier = identifier_of(body)
         self.table = ColumnTable()
         self.changed: float | None = None  # when the last step was seen
-        self._name = f"{metadata.get('namespace')}/{metadata['name']}"
+        self.namespace = str(metadata.get("namespace"))
+        self._name = f"{self.namespace}/{metadata['name']}"
         self._runs = runs
         self._body = body
         self._problems: dict[str, str] = {}  # by condition: what was last reported
@@ -83,16 +87,18 @@ class ClusterExperiment:
     def overview(self) -> dict[str, Any]:
         """The experiment without its series."""
         row, status = self.row(), status_of(self._body)
+        problems = (self._runs.problem(self.namespace), *self._problems.values())
         servers = [("servers", float(status.servers.ready)), ("restarts", float(status.restarts))]
         return {
             **row,
             "path": self._name,
-            "problems": [clipped(text) for text in (self._runs.problem, *self._problems.values()) if text],
+            "problems": [clipped(text) for text in problems if text],
             "step": status.step or 0,
             "figures": [*figures(self.table), *({"label": label, "value": value} for label, value in servers)],
             "charts": [asdict(chart) for chart in charts_of(self.table.statistics)],
             "statistics": self.table.statistics,
             "servers": [],
+            "files": False,
             "events": list(self._events),
             "changes": self.table.changes,
         }
@@ -103,62 +109,115 @@ class ClusterExperiment:
 
 
 class ClusterRuns:
-    """The experiments of one namespace, or of all if their list is allowed."""
+    """The experiments of some namespaces, or of all if there are none in ``namespaces``."""
 
-    def __init__(self, cluster: Cluster, namespace: str | None) -> None:
+    def __init__(self, cluster: Cluster, namespaces: Sequence[str]) -> None:
         self._cluster = cluster
-        self._namespace = namespace
+        self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
         self._experiments: dict[str, ClusterExperiment] = {}
         self._lock = threading.Lock()
         self._listed_at = float("-inf")
-        self.problem = ""  # why the last list failed
+        self._failed: dict[str | None, str] = {}  # by listed namespace: why its last list failed
+
+    @classmethod
+    def of(cls, cluster: Cluster, namespaces: Sequence[str]) -> Self:
+        """The experiments, listed once. Raises ``RunError`` if they cannot be listed."""
+        check_api(cluster)
+        runs = cls(cluster, namespaces)
+        for namespace in runs._namespaces:
+            runs._list(namespace)
+        return runs
 
     @classmethod
     def connect(cls, target: ClusterTarget) -> Self:
-        """Connect. Raises ``ValueError`` or ``RunError`` if the experiments cannot be listed."""
-        cluster = Cluster.connect(target)
-        check_api(cluster)
-        runs = cls(cluster, target.namespace)
-        try:
-            runs._list()
-        except ApiError as error:
-            if error.code != 403 or target.namespace is not None:
-                raise
-            runs._namespace = cluster.namespace
-            runs._list()
-        return runs
+        """Connect, and list the target's namespace, or all; the context's if the list of all is not allowed.
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A line for each experiment, the latest first."""
+        Raises ``ValueError`` or ``RunError`` if the experiments cannot be listed.
+        """
+        cluster = Cluster.connect(target)
+        if target.namespace is not None:
+            return cls.of(cluster, [target.namespace])
+        try:
+            return cls.of(cluster, [])
+        except ApiError as error:
+            if error.code != 403:
+                raise
+            return cls.of(cluster, [cluster.namespace])
+
+    def rows(self, may_see: Callable[[str], bool] = lambda _: True) -> list[dict[str, Any]]:
+        """A line for each experiment in the namespaces that ``may_see`` admits, the latest first."""
         self.refresh()
-        found = [experiment.row() for experiment in list(self._experiments.values())]
+        found = [one.row() for one in list(self._experiments.values()) if may_see(one.namespace)]
         return sorted(found, key=lambda row: (-(row["changed"] or 0.0), row["name"]))
 
     def find(self, identifier: str) -> ClusterExperiment | None:
         """The experiment, if the last list had it."""
         return self._experiments.get(identifier)
 
+    @property
+    def listed(self) -> bool:
+        """Whether the last list of each namespace succeeded, and there was one."""
+        return self._listed_at > float("-inf") and not self._failed
+
+    def namespaces(self) -> set[str]:
+        """The namespaces in which there are experiments."""
+        return {experiment.namespace for experiment in list(self._experiments.values())}
+
+    def seen_by(self, may_see: Callable[[str], bool]) -> SeenRuns:
+        """The experiments in the namespaces that a visitor may see."""
+        return SeenRuns(self, may_see)
+
+    def problem(self, namespace: str) -> str:
+        """Why what is shown of a namespace may be old; empty if it is not."""
+        found = self._failed.get(namespace) or self._failed.get(None)
+        return f"what is shown may be old: {found}" if found else ""
+
     def refresh(self) -> None:
-        """List the experiments, at most once per ``LIST_S``; a failure is kept as ``problem``."""
+        """List the experiments, at most once per ``LIST_S``; a failure is kept as the ``problem``."""
         with self._lock:
             if time.monotonic() - self._listed_at < LIST_S:
                 return
-            try:
-                self._list()
-                self.problem = ""
-            except RunError as error:
-                self.problem = f"what is shown may be old: {error}"
+            for namespace in self._namespaces:
+                try:
+                    self._list(namespace)
+                except RunError as error:
+                    if namespace not in self._failed:
+                        logger.warning("the experiments of %s cannot be listed: %s", namespace or "the cluster", error)
+                    self._failed[namespace] = str(error)
+                else:
+                    self._failed.pop(namespace, None)
             self._listed_at = time.monotonic()
 
-    def _list(self) -> None:
-        found: dict[str, ClusterExperiment] = {}
-        for body in self._cluster.list(KIND, self._namespace):
+    def _list(self, namespace: str | None) -> None:
+        experiments = {
+            key: experiment
+            for key, experiment in self._experiments.items()
+            if namespace is not None and experiment.namespace != namespace
+        }
+        for body in self._cluster.list(KIND, namespace):
             identifier = identifier_of(body)
             known = self._experiments.get(identifier)
             if known is not None:
                 known.put(body)
-            found[identifier] = known or ClusterExperiment(body, self)
-        self._experiments = found
+            experiments[identifier] = known or ClusterExperiment(body, self)
+        self._experiments = experiments
+
+
+class SeenRuns:
+    """The experiments that a visitor may see. What another may see is not found here, like what does not exist."""
+
+    def __init__(self, runs: ClusterRuns, may_see: Callable[[str], bool]) -> None:
+        self._runs = runs
+        self._may_see = may_see
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A line for each experiment, the latest first."""
+        return self._runs.rows(self._may_see)
+
+    def find(self, identifier: str) -> ClusterExperiment | None:
+        """The experiment, if the visitor may see it."""
+        found = self._runs.find(identifier)
+        return found if found is not None and self._may_see(found.namespace) else None
 
 
 def identifier_of(body: Object) -> str:

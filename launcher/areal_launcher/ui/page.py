@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import HTTPException
+from fastapi import Depends, HTTPException, Request
 
 from areal_launcher.bounded_files import DamagedFileError
 from areal_launcher.run_files import MAX_STEP
@@ -15,32 +15,47 @@ from areal_launcher.run_state import clipped
 from areal_launcher.ui.source import Runs, ShownRun
 
 
+async def visible_runs(request: Request) -> Runs:
+    """The runs that the sender of a request may see."""
+    runs: Runs = request.scope["runs"]
+    return runs
+
+
+VisibleRuns = Annotated[Runs, Depends(visible_runs)]
+
+
+async def shown_run(identifier: str, runs: VisibleRuns) -> ShownRun:
+    """The run with this identifier; the answer 404 if there is none, or none that the sender may see."""
+    run = runs.find(identifier)
+    if run is None:
+        raise HTTPException(404, "no such run; it may have been deleted")
+    return run
+
+
+Run = Annotated[ShownRun, Depends(shown_run)]
+
+
+async def run_directory(run: Run) -> Path:
+    """The run's directory; the answer 404 if its files are not here."""
+    if run.directory is None:
+        raise HTTPException(404, "the files of this run are on its volume in the cluster")
+    return run.directory
+
+
+Directory = Annotated[Path, Depends(run_directory)]
+
+
 class Page:
     """The state behind the page. Use from one event loop."""
 
-    def __init__(self, runs: Runs) -> None:
-        self._runs = runs
+    def __init__(self) -> None:
         self._lock = asyncio.Lock()  # tables are read and grown in threads, one at a time
         self._reading = asyncio.Semaphore(2)  # files of samples at a time
         self.live = 0  # open streams
 
-    async def runs(self) -> list[dict[str, Any]]:
+    async def rows(self, runs: Runs) -> list[dict[str, Any]]:
         """A line for each run, the latest first."""
-        return await asyncio.to_thread(self._runs.rows)
-
-    def find(self, identifier: str) -> ShownRun:
-        """The run with this identifier; the answer 404 if there is none."""
-        run = self._runs.find(identifier)
-        if run is None:
-            raise HTTPException(404, "no such run; it may have been deleted")
-        return run
-
-    def directory(self, identifier: str) -> Path:
-        """The run's directory; the answer 404 if its files are not here."""
-        directory = self.find(identifier).directory
-        if directory is None:
-            raise HTTPException(404, "the files of this run are on its volume in the cluster")
-        return directory
+        return await asyncio.to_thread(runs.rows)
 
     async def poll(self, run: ShownRun) -> bool:
         """Read what is new; whether there is more to read."""

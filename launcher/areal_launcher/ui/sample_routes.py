@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query
 
 from areal_launcher.run_files import MAX_STEP
 from areal_launcher.ui import evaluations, rollouts
-from areal_launcher.ui.page import Page
+from areal_launcher.ui.page import Directory, Page
 
 MAX_PROBLEM = 10_000  # characters of the name of a problem
 
@@ -24,12 +24,12 @@ def sample_routes(page: Page) -> APIRouter:
     router = APIRouter(prefix="/api/runs/{identifier}")
 
     @router.get("/rollouts")
-    async def dumped_steps(identifier: str) -> list[int]:
-        return await asyncio.to_thread(rollouts.steps, page.directory(identifier))
+    async def dumped_steps(run: Directory) -> list[int]:
+        return await asyncio.to_thread(rollouts.steps, run)
 
     @router.get("/rollouts/{step}")
     async def dumped(
-        identifier: str,
+        run: Directory,
         step: Step,
         text: Annotated[str, Query(max_length=500)] = "",
         low: float = -math.inf,
@@ -39,34 +39,30 @@ def sample_routes(page: Page) -> APIRouter:
         only: rollouts.Kind = "all",
         offset: Count = 0,
     ) -> dict[str, Any]:
-        run, chosen = page.directory(identifier), rollouts.Filter(text, low, high, shortest, longest, only)
+        chosen = rollouts.Filter(text, low, high, shortest, longest, only)
         return await page.samples(f"step {step}", lambda: rollouts.page(run, step, chosen, offset=offset))
 
     @router.get("/rollouts/{step}/{row}")
-    async def tokens(identifier: str, step: Step, row: Step) -> dict[str, Any]:
-        run = page.directory(identifier)
+    async def tokens(run: Directory, step: Step, row: Step) -> dict[str, Any]:
         return await page.samples(f"step {step}", lambda: rollouts.tokens(run, step, row))
 
     @router.get("/problem")
-    async def history(identifier: str, problem: Problem) -> dict[str, Any]:
-        run = page.directory(identifier)
+    async def history(run: Directory, problem: Problem) -> dict[str, Any]:
         return await page.samples("the problem", lambda: rollouts.history(run, problem))
 
     @router.get("/evaluations")
-    async def evaluated_steps(identifier: str) -> list[int]:
-        return await asyncio.to_thread(evaluations.steps, page.directory(identifier))
+    async def evaluated_steps(run: Directory) -> list[int]:
+        return await asyncio.to_thread(evaluations.steps, run)
 
     @router.get("/evaluations/{first}/{second}")
-    async def comparison(identifier: str, first: Step, second: Step) -> dict[str, Any]:
-        run = page.directory(identifier)
+    async def comparison(run: Directory, first: Step, second: Step) -> dict[str, Any]:
         what = f"the evaluation after step {first} or {second}"
         return await page.samples(what, lambda: evaluations.comparison(run, first, second))
 
     @router.get("/evaluations/{step}")
     async def answers(
-        identifier: str, step: Step, of: Annotated[str, Query(max_length=MAX_PROBLEM)], problem: Problem
+        run: Directory, step: Step, of: Annotated[str, Query(max_length=MAX_PROBLEM)], problem: Problem
     ) -> dict[str, Any]:
-        run = page.directory(identifier)
         what = f"the evaluation after step {step}"
         return await page.samples(what, lambda: evaluations.answers(run, step, of=of, problem=problem))
 

@@ -39,6 +39,7 @@ def serve(make_runs: Callable[[], Runs], *, host: str, port: int | None) -> int:
     try:
         import uvicorn
 
+        from areal_launcher.ui.access import TokenAccess
         from areal_launcher.ui.app import create_app
     except ModuleNotFoundError as error:
         raise ValueError(f"grpo ui requires {error.name}: pip install 'areal-k8s[ui]'") from error
@@ -52,10 +53,11 @@ def serve(make_runs: Callable[[], Runs], *, host: str, port: int | None) -> int:
     console.print(f"http://{at}:{listener.getsockname()[1]}/?token={token}", markup=False, soft_wrap=True)
     console.print("Ctrl-C ends it", markup=False)
     config = uvicorn.Config(
-        create_app(source, token),
+        create_app(TokenAccess(source, token)),
         log_config=None,
         access_log=False,
         lifespan="off",
+        ws="none",
         server_header=False,
         limit_concurrency=MAX_CONCURRENT,
         timeout_graceful_shutdown=1,

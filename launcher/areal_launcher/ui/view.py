@@ -66,6 +66,7 @@ def overview(entry: RunEntry, table: StatsTable) -> dict[str, Any]:
         "statistics": table.statistics,
         "servers": run_files.read_servers(entry.path)[:MAX_EVENTS],
         "events": events(entry.path, table),
+        "files": True,
         "changes": table.changes,
     }
 

@@ -31,6 +31,7 @@ from support.chart import CHART, CPU, ROOT, Helm, HelmError, environment, one, o
 from support.operator_objects import decide, manifest, state
 
 EVERYTHING = (
+    "ui.enabled=true",
     "operator.replicas=3",
     "operator.watchNamespaces={areal,other}",
     "networkPolicy.enabled=true",
@@ -71,10 +72,52 @@ def test_the_chart_and_the_project_have_the_same_version() -> None:
     assert (chart["version"], chart["appVersion"]) == (version, version)
 
 
+def test_the_page_is_off_by_default(helm: Helm) -> None:
+    assert not [obj["kind"] for obj in helm.template() if "page" in obj["metadata"]["name"]]
+
+
+def test_the_page_has_its_own_account_that_may_only_list_experiments_and_review(helm: Helm) -> None:
+    everywhere = helm.template("ui.enabled=true")
+    role = one(everywhere, "ClusterRole", "areal:areal-gsm8k-page")
+    assert {(resource, *rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]} == {
+        ("grpoexperiments", "list"),
+        ("tokenreviews", "create"),
+        ("subjectaccessreviews", "create"),
+    }
+    watched = helm.template("ui.enabled=true", "operator.watchNamespaces={a,b}")
+    role = one(watched, "ClusterRole", "areal:areal-gsm8k-page")
+    assert {resource for rule in role["rules"] for resource in rule["resources"]} == {
+        "tokenreviews",
+        "subjectaccessreviews",
+    }
+    roles = [obj for obj in watched if obj["kind"] == "Role" and obj["metadata"]["name"].endswith("page")]
+    assert sorted(obj["metadata"]["namespace"] for obj in roles) == ["a", "b"]
+    pod = one(watched, "Deployment", "areal-gsm8k-page")["spec"]["template"]
+    assert pod["spec"]["serviceAccountName"] == "areal-gsm8k-page"
+    assert environment(pod["spec"]["containers"][0])["AREAL_WATCH_NAMESPACES"] == "a,b"
+
+
+def test_the_selectors_of_operator_and_page_do_not_match_each_others_pods(helm: Helm) -> None:
+    objects = helm.template("ui.enabled=true")
+    deployments = [obj["spec"] for obj in objects if obj["kind"] == "Deployment"]
+    for spec in deployments:
+        selector = spec["selector"]["matchLabels"].items()
+        assert sum(selector <= other["template"]["metadata"]["labels"].items() for other in deployments) == 1
+
+
+def test_only_listed_peers_may_connect_to_the_page(helm: Helm) -> None:
+    assert one(helm.template("ui.enabled=true"), "NetworkPolicy", "areal-gsm8k-page")["spec"]["ingress"] == []
+    peer = "ui.allowFrom[0].namespaceSelector.matchLabels.team=ingress"
+    policy = one(helm.template("ui.enabled=true", peer), "NetworkPolicy", "areal-gsm8k-page")
+    assert policy["spec"]["ingress"] == [
+        {"from": [{"namespaceSelector": {"matchLabels": {"team": "ingress"}}}], "ports": [{"port": "http"}]}
+    ]
+
+
 def test_rules_list_permissions_without_wildcards() -> None:
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
     gangs = {f"gang-{api}" for api in GANG_APIS}
-    assert set(rules) == {"experiments", "own", "cluster", "kueue", "kueueCluster", *gangs}
+    assert set(rules) == {"experiments", "own", "cluster", "kueue", "kueueCluster", "page", "pageCluster", *gangs}
     assert "*" not in json.dumps(rules)
     names = [name for rule in rules["own"] for name in rule.get("resourceNames", [])]
     assert names == [LEASE, ROOT_KEY]

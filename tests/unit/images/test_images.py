@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 import sysconfig
 from importlib.metadata import distributions
 from pathlib import Path
@@ -19,11 +20,11 @@ PACKAGES = {
     for part in ("crds", "trainer_image", "sglang_image", "launcher", "operator")
     for folder in (ROOT / part).glob("areal_*")
 }
-# Package of the main process, by Dockerfile.
+# Packages of the processes, by Dockerfile.
 PROCESSES = {
-    "Dockerfile.trainer": "areal_trainer",
-    "Dockerfile.sglang": "areal_server",
-    "operator/Dockerfile": "areal_operator",
+    "Dockerfile.trainer": ["areal_trainer"],
+    "Dockerfile.sglang": ["areal_server"],
+    "operator/Dockerfile": ["areal_operator", "areal_launcher"],  # the operator, and the page
 }
 PROJECT = {
     "name": "my-project",
@@ -75,7 +76,9 @@ def test_hadolint_reports_nothing(dockerfile: str) -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(("dockerfile", "package"), PROCESSES.items())
+@pytest.mark.parametrize(
+    ("dockerfile", "package"), [(dockerfile, package) for dockerfile, found in PROCESSES.items() for package in found]
+)
 def test_an_image_contains_and_finds_every_package_that_its_process_imports(dockerfile: str, package: str) -> None:
     sources = [ROOT / source for stage in stages(dockerfile).values() for source in copied(stage)]
     for needed in imported_packages(package):
@@ -83,6 +86,17 @@ def test_an_image_contains_and_finds_every_package_that_its_process_imports(dock
         assert any(source in (folder, *folder.parents) for source in sources), f"{dockerfile} does not copy {needed}"
         for path in re.findall(r"PYTHONPATH=(\S+)", text(dockerfile)):
             assert f"/opt/areal/{folder.parent.name}" in path.split(":"), f"{dockerfile} does not find {needed}"
+
+
+def test_the_page_of_the_cluster_imports_nothing_that_its_image_lacks() -> None:
+    (left_out,) = re.findall(r"--without (.*?) >", text("operator/Dockerfile"))
+    script = (
+        "import sys\n"
+        f"for name in {left_out.split()!r}: sys.modules[name] = None\n"
+        "import areal_launcher.cluster.page_service"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("dockerfile", ["Dockerfile.trainer", "Dockerfile.sglang"])

@@ -16,10 +16,9 @@ import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from areal_api import resource_names
-from areal_operator import http_limits
+from areal_api import http_server, resource_names
+from areal_api.http_server import MAX_HEADER_BYTES, LimitedProtocol
 from areal_operator.cluster import ApiError, path_of
-from areal_operator.http_limits import MAX_HEADER_BYTES, LimitedProtocol
 from areal_operator.progress import ProgressReceiver, interval_s, make_app
 
 UID = "0b5c0d94-94c7-4d3c-8a8c-1c1f3a6c7e55"
@@ -175,7 +174,7 @@ def test_an_unavailable_api_server_is_a_503_without_details(service: Service) ->
 
 
 def test_connections_without_a_request_are_closed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_limits, "HEADER_S", 0.5)
+    monkeypatch.setattr(http_server, "HEADER_S", 0.5)
 
     async def slow() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
@@ -199,7 +198,7 @@ def test_a_flood_of_one_peer_is_limited(service: Service) -> None:
             writer.close()
         return left
 
-    assert asyncio.run(flood()) <= http_limits.MAX_CONNECTIONS_PER_PEER
+    assert asyncio.run(flood()) <= http_server.MAX_CONNECTIONS_PER_PEER
     time.sleep(0.2)
     assert service.post().status_code == 202
 

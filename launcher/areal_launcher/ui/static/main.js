@@ -1,12 +1,16 @@
 // Chooses the view by the address: #/, #/run/ID, #/compare/ID,ID.
 import { showComparison } from "./compare.js";
+import { element, visitor } from "./page.js";
 import { RunView } from "./run.js";
 import { showProblem, showRuns } from "./runs.js";
+import { showSignIn, signOut } from "./signin.js";
 
 const main = document.getElementById("main");
 const where = document.getElementById("where");
 const connection = document.getElementById("connection");
+const user = document.getElementById("user");
 let close = () => {};
+let signingIn = false;
 
 function show() {
   close();
@@ -33,5 +37,20 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
 });
-addEventListener("hashchange", show);
+visitor.addEventListener("signin", () => {
+  if (signingIn) return;
+  signingIn = true;
+  close();
+  close = () => {};
+  user.replaceChildren();
+  showSignIn(main, () => { signingIn = false; show(); });
+});
+visitor.addEventListener("user", ({ detail: name }) => {
+  if (user.textContent.startsWith(name)) return;
+  user.replaceChildren(name, " ", element("button", { type: "button", onclick: async () => {
+    await signOut();
+    location.reload();
+  } }, "Sign out"));
+});
+addEventListener("hashchange", () => { if (!signingIn) show(); });
 show();

@@ -11,10 +11,16 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// Events of the visitor: "signin" when a token is needed, "user" with the name of whoever is signed in.
+export const visitor = new EventTarget();
+
 export async function fetchJson(path) {
   const response = await fetch(path, { headers: { accept: "application/json" } });
+  const user = response.headers.get("grpo-user");
+  if (user) visitor.dispatchEvent(new CustomEvent("user", { detail: decodeURIComponent(user) }));
   if (!response.ok) {
     const body = await response.json().catch(() => ({}));
+    if (response.status === 401) visitor.dispatchEvent(new Event("signin"));
     throw new Error(typeof body.detail === "string" ? body.detail : `${response.status} ${response.statusText}`);
   }
   return response.json();

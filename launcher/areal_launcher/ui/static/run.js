@@ -25,12 +25,12 @@ export class RunView {
     this.more = element("select", { "aria-label": "Add a chart", onchange: () => this.add(this.more.value) });
     this.reset = element("button", { type: "button", hidden: true, onclick: () => this.zoom(null) }, "All steps");
     this.lists = element("div");
-    this.rollouts = new Rollouts(identifier);
+    this.files = element("div");
     this.text = element("pre");
     const configuration = element("details", { ontoggle: () => this.loadConfiguration() },
       element("summary", {}, "Configuration"), this.text);
     main.replaceChildren(this.head, element("div", { class: "bar" }, this.more, this.reset), this.grid, this.lists,
-      this.rollouts.root, new Evaluations(identifier).root, configuration);
+      this.files, configuration);
     this.resized = () => this.charts.forEach((chart) => chart.resize());
     addEventListener("resize", this.resized);
     this.listen();
@@ -44,6 +44,10 @@ export class RunView {
       this.connection.textContent = "disconnected; trying again";
       if (this.run === null) this.explain();
     };
+    this.source.addEventListener("refused", () => {
+      this.source.close();
+      this.explain();
+    });
     this.source.addEventListener("deleted", () => {
       this.source.close();
       this.head.prepend(problem("This run was deleted."));
@@ -65,8 +69,16 @@ export class RunView {
     document.title = `${run.name} – grpo`;
     this.drawHead();
     this.drawLists();
+    this.drawFiles();
     this.makeCharts();
     this.refresh();
+  }
+
+  drawFiles() {
+    if (this.files.hasChildNodes()) return;
+    this.files.append(...this.run.files
+      ? [new Rollouts(this.identifier).root, new Evaluations(this.identifier).root]
+      : [element("p", { class: "faint" }, "Samples and evaluations are files on the volume of the run, which this page does not read.")]);
   }
 
   drawHead() {

@@ -42,7 +42,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_experiment_is_a_run_whose_series_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Listed(experiment("a", step=3, reward=0.25), experiment("b", phase="Failed", message="no GPU"))
-    runs = ClusterRuns(cluster, "team")  # type: ignore[arg-type]
+    runs = ClusterRuns(cluster, ["team"])  # type: ignore[arg-type]
     first, second = runs.rows()
     assert (first["name"], first["state"], first["step"], first["total"]) == ("team/a", "running", 3, 9)
     assert (second["state"], second["reason"]) == ("failed", "no GPU")
@@ -62,7 +62,7 @@ def test_an_experiment_is_a_run_whose_series_grow(monkeypatch: pytest.MonkeyPatc
 def test_problems_are_events_when_they_appear() -> None:
     waiting = {"type": "ServersReady", "status": "False", "reason": "Unschedulable", "message": "no node has a GPU"}
     cluster = Listed(experiment("a", step=3, conditions=[waiting]))
-    runs = ClusterRuns(cluster, None)  # type: ignore[arg-type]
+    runs = ClusterRuns(cluster, [])  # type: ignore[arg-type]
     run = runs.find(runs.rows()[0]["id"])
     assert run is not None
     run.poll()
@@ -75,7 +75,7 @@ def test_problems_are_events_when_they_appear() -> None:
 
 def test_a_deleted_experiment_is_gone_and_one_of_the_same_name_is_another() -> None:
     cluster = Listed(experiment("a"))
-    runs = ClusterRuns(cluster, "team")  # type: ignore[arg-type]
+    runs = ClusterRuns(cluster, ["team"])  # type: ignore[arg-type]
     before = runs.rows()[0]["id"]
     cluster.bodies[0]["metadata"]["uid"] = "uid-later"
     after = runs.rows()[0]["id"]
@@ -85,7 +85,7 @@ def test_a_deleted_experiment_is_gone_and_one_of_the_same_name_is_another() -> N
 
 def test_a_server_that_fails_keeps_what_was_seen() -> None:
     cluster = Listed(experiment("a", step=3))
-    runs = ClusterRuns(cluster, "team")  # type: ignore[arg-type]
+    runs = ClusterRuns(cluster, ["team"])  # type: ignore[arg-type]
     identifier = runs.rows()[0]["id"]
     cluster.error = ApiError(503, "not now", {})
     run = runs.find(identifier)
@@ -98,7 +98,7 @@ def test_a_server_that_fails_keeps_what_was_seen() -> None:
 def test_many_pages_are_one_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "LIST_S", 60.0)
     cluster = Listed(experiment("a"))
-    runs = ClusterRuns(cluster, "team")  # type: ignore[arg-type]
+    runs = ClusterRuns(cluster, ["team"])  # type: ignore[arg-type]
     for _ in range(10):
         runs.rows()
     assert cluster.asked == ["team"]

@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from areal_launcher.catalog import Catalog
+from areal_launcher.ui.access import TokenAccess
 from areal_launcher.ui.app import create_app
 from areal_launcher.ui.source import LocalRuns
 from support.evaluation_files import answer, write_evaluation
@@ -28,7 +29,7 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(runs: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(LocalRuns(Catalog([runs])), TOKEN), base_url="http://127.0.0.1") as client:
+    with TestClient(create_app(TokenAccess(LocalRuns(Catalog([runs])), TOKEN)), base_url="http://127.0.0.1") as client:
         yield client
 
 
