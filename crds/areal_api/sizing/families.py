@@ -14,6 +14,8 @@ class Family:
     """Traits of a decoder layer and of what surrounds the layers. The defaults are Llama's."""
 
     tied: bool = False  # whether embeddings are tied if config.json does not say
+    heads: int | None = None  # if config.json does not say; None: it has to
+    vocabulary: int | None = None  # likewise
     kv_heads: int | None = None  # if config.json does not say; None: one per attention head
     head_dim: int | None = None  # if config.json does not say; None: the hidden size over the attention heads
     norms: int = 2  # of the hidden state, per layer
@@ -33,7 +35,7 @@ class Family:
 
 LLAMA = Family()
 _GEMMA = Family(tied=True, kv_heads=16, head_dim=256, float32_norm=True)
-_GEMMA3 = replace(_GEMMA, kv_heads=4, norms=4, head_norms=True)
+_GEMMA3 = replace(_GEMMA, heads=8, kv_heads=4, vocabulary=262_208, norms=4, head_norms=True)
 _GLM = Family(kv_heads=2, head_dim=128, qkv_bias=True)
 _MISTRAL = Family(kv_heads=8)
 _OLMO2 = Family(float32_norm=True, row_norms=True)

@@ -67,7 +67,7 @@ class ModelShape:
     def _of_text(cls, config: Mapping[str, Any], kind: str) -> ModelShape:
         family = family_of(config, kind)
         hidden = _size(config, "hidden_size", "n_embd", most=MAX_WIDTH)
-        heads = _size(config, "num_attention_heads", "n_head", most=MAX_HEADS)
+        heads = _size(config, "num_attention_heads", "n_head", most=MAX_HEADS, default=family.heads)
         layers = _size(config, "num_hidden_layers", "n_layer", most=MAX_LAYERS)
         experts = _optional(config, "num_experts", "num_local_experts", "n_routed_experts", most=MAX_EXPERTS) or 0
         intermediate = _intermediate(config, family, hidden)
@@ -79,7 +79,7 @@ class ModelShape:
             heads=heads,
             kv_heads=_kv_heads(config, family, heads),
             head_dim=_head_dim(config, family, hidden, heads),
-            vocabulary=_size(config, "vocab_size", most=MAX_VOCABULARY),
+            vocabulary=_size(config, "vocab_size", most=MAX_VOCABULARY, default=family.vocabulary),
             tied=_flag(config, "tie_word_embeddings", default=family.tied),
             longest=None if _scales_positions(config) else longest,
             kind=kind,
@@ -266,8 +266,8 @@ def _optional(config: Mapping[str, Any], *keys: str, most: int) -> int | None:
     return None
 
 
-def _size(config: Mapping[str, Any], *keys: str, most: int) -> int:
-    value = _optional(config, *keys, most=most)
+def _size(config: Mapping[str, Any], *keys: str, most: int, default: int | None = None) -> int:
+    value = _optional(config, *keys, most=most) or default
     if value is None:
         raise MissingSizeError(f"{keys[0]} is missing, so the model's size is unknown")
     return value

@@ -67,7 +67,10 @@ def test_embeddings_are_tied_by_default_where_transformers_ties_them(kind: str) 
     assert ModelShape.of_config({**config, "model_type": kind}).tied is expected
 
 
-OPTIONAL = ("num_key_value_heads", "head_dim", "attention_bias", "multi_query", "n_inner", "intermediate_size")
+OPTIONAL = (
+    *("num_key_value_heads", "head_dim", "attention_bias", "multi_query", "n_inner", "intermediate_size"),
+    "vocab_size",
+)
 # Helium in transformers needs heads that divide the hidden size; Gemma 3 states its sizes in text_config.
 STATED = {"helium", "gemma3"}
 
@@ -85,3 +88,24 @@ def test_what_config_json_leaves_out_counts_as_in_transformers_or_is_refused(kin
         except (ValueError, TypeError):  # refused here, or transformers cannot build the model without the key
             continue
         assert counted == pytest.approx(expected, rel=1e-3), key
+
+
+# What the config.json of google/gemma-3-4b-it says of its language model; the rest are defaults of transformers.
+GEMMA3_4B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10_240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+}
+
+
+def test_a_published_gemma_3_that_leaves_out_heads_and_vocabulary_is_sized() -> None:
+    config = CONFIG_MAPPING["gemma3_text"](**GEMMA3_4B["text_config"])
+    with torch.device("meta"):
+        expected = AutoModelForCausalLM.from_config(config).num_parameters()
+    assert ModelShape.of_config(GEMMA3_4B).parameters == pytest.approx(expected, rel=1e-3)
