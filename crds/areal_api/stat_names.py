@@ -22,12 +22,24 @@ SEQUENCE_LENGTH = "seq_len"
 TOKENS_PER_SECOND = "tokens_per_second"
 SERVERS_CURRENT = "rollout/servers_current"
 SERVERS_BEHIND = "rollout/servers_behind"
+SERVER = "servers/"  # prefix of what the trainer knows of each server when a batch is complete
+MAX_SERVERS = 64  # of which there are statistics
 CACHE_HIT_RATE = "rollout/cache_hit_rate"
 ROLLOUT_WAIT = "rollout/wait_share"  # of the time since the last batch: the trainer waited for this one
 SERVERS_IDLE = "rollout/servers_idle"  # share of the servers' time without any request
 AGENTS = "agents/"  # prefix of the counts of a step
 AGENT_COUNTS = ("started", "rewarded", "abandoned", "expired", "stale", "ended", "calls", "refused", "failed")
 CALLS_PER_SESSION = f"{AGENTS}calls_per_session"
+
+
+def server_version(index: int) -> str:
+    """The weight version that a server holds; −1 if unknown."""
+    return f"{SERVER}{index}/version"
+
+
+def server_losses(index: int) -> str:
+    """How often a server has stopped holding the current weights, for example because it was restarted."""
+    return f"{SERVER}{index}/losses"
 
 
 def mean(name: str) -> str:

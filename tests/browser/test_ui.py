@@ -62,6 +62,16 @@ def test_a_restarted_server_and_a_warning_are_events(page: Any, site: Served) ->
     assert page.get_by_role("row").filter(has_text="the KL from the policy").count() == 1
 
 
+def test_the_weights_of_each_server_are_a_chart_and_a_column(page: Any, site: Served) -> None:
+    run = make_run(site.runs, "tiny/first", steps=5, version=5.0, **{"servers/0/version": 4.0, "servers/0/losses": 1.0})
+    servers = [{"name": "server-0", "address": "127.0.0.1:1", "state": "running", "restarts": 1}]
+    (run / "local.json").write_text(json.dumps({"servers": servers}))
+    open_run(page, "tiny/first")
+    page.get_by_role("region", name="Weights on each server").locator("canvas").wait_for()
+    assert "v4" in page.get_by_role("row").filter(has_text="server-0").inner_text()
+    page.get_by_role("row").filter(has_text="server 0 no longer held the current weights").wait_for()
+
+
 def test_a_hundred_thousand_steps_are_drawn_and_can_be_zoomed(page: Any, site: Served) -> None:
     make_run(site.runs, "tiny/long", steps=100_000)
     open_run(page, "tiny/long")

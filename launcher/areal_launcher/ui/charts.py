@@ -20,6 +20,7 @@ class Chart:
     statistics: tuple[str, ...]
 
 
+MAX_LINES: Final = 16  # in a chart with a line for each server
 CHARTS: Final = (
     Chart(
         "Reward",
@@ -47,6 +48,8 @@ CHARTS: Final = (
     Chart("Calls per session", "calls (mean)", (stat_names.CALLS_PER_SESSION,)),
     Chart("Prefix cache", "share of prompt tokens", (stat_names.CACHE_HIT_RATE,)),
 )
+HELD_BY_SERVER: Final = re.compile(rf"{re.escape(stat_names.SERVER)}(\d+)/version")
+WEIGHTS_ON_SERVERS: Final = "Weights on each server"
 HELD_OUT: Final = re.compile(rf"{re.escape(stat_names.EVALUATION)}([\w.-]+/)?(reward|pass@\d+|maj@\d+)")
 EVALUATION: Final = "Evaluation"
 REWARD_TERMS: Final = "Terms of the reward"
@@ -63,6 +66,9 @@ def charts_of(known: Iterable[str]) -> list[Chart]:
     terms = tuple(sorted(name for name in available if name.startswith(stat_names.REWARD_TERMS)))
     if terms:
         charts.insert(1, Chart(REWARD_TERMS, "mean, without weights", terms))
+    held = sorted((int(found[1]), name) for name in available if (found := HELD_BY_SERVER.fullmatch(name)))
+    if held:
+        charts.append(Chart(WEIGHTS_ON_SERVERS, "version", tuple(name for _, name in held[:MAX_LINES])))
     stages = tuple(sorted(name for name in available if name.startswith(TIMING_PREFIX)))
     held_out = tuple(sorted(name for name in available if HELD_OUT.fullmatch(name)))
     if len(held_out) > 1:  # the reward of valid_dataset alone is in the first chart

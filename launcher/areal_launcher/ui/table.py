@@ -91,6 +91,9 @@ class ColumnTable:
     def __len__(self) -> int:
         return self._rows
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
     @property
     def last_step(self) -> int:
         """The newest step; 0 without any."""

@@ -64,11 +64,21 @@ def overview(entry: RunEntry, table: StatsTable) -> dict[str, Any]:
         "figures": figures(table),
         "charts": [asdict(chart) for chart in charts_of(table.statistics)],
         "statistics": table.statistics,
-        "servers": run_files.read_servers(entry.path)[:MAX_EVENTS],
+        "servers": servers(entry.path, table),
         "events": events(entry.path, table),
         "files": True,
         "changes": table.changes,
     }
+
+
+def servers(run: Path, table: ColumnTable) -> list[dict[str, str]]:
+    """Each server as the launcher last reported it, with the weights that it held at the last step."""
+    shown = []
+    for index, server in enumerate(run_files.read_servers(run)[:MAX_EVENTS]):
+        version = table.last(stat_names.server_version(index))
+        held = "–" if version is None else "unknown" if version < 0 else names.weight_version(int(version))
+        shown.append(server | {"weights": held})
+    return shown
 
 
 def figures(table: ColumnTable) -> list[dict[str, Any]]:
@@ -85,7 +95,8 @@ def figures(table: ColumnTable) -> list[dict[str, Any]]:
 
 
 def events(run: Path, table: StatsTable) -> list[dict[str, Any]]:
-    """What happened to a run, by step: warnings about the policy, rollbacks, and what the launcher reported."""
+    """What happened to a run, by step: warnings about the policy, rollbacks, lost servers, and what the launcher
+    reported."""
     found = [
         {"step": step, "kind": "warning", "text": text}
         for name, text in health.WARNINGS.items()
@@ -95,6 +106,15 @@ def events(run: Path, table: StatsTable) -> list[dict[str, Any]]:
     for step, count in table.changed_rows(health.ROLLBACKS):
         if count > 0:
             found.append({"step": step, "kind": "rollback", "text": f"{health.COLLAPSE_MESSAGE} and was rolled back"})
+    for index in range(stat_names.MAX_SERVERS):
+        if (name := stat_names.server_losses(index)) not in table:
+            break
+        for step, count in table.changed_rows(name):
+            if count > 0:
+                text = (
+                    f"server {index} no longer held the current weights: lost, restarted or not updated"
+                )
+                found.append({"step": step, "kind": "server", "text": text})
     found += [
         {"step": step, "kind": "launcher", "text": clipped(text)} for step, text in launcher_messages(run)[-MAX_EVENTS:]
     ]

@@ -177,9 +177,14 @@ class Fleet:
         )
 
     def statistics(self) -> dict[str, float]:
-        """Number of current servers, and of servers that answer but hold other weights."""
+        """Number of current servers, and of servers that answer but hold other weights; what each server holds."""
         states = [server.state for server in self.servers]
+        each: dict[str, float] = {}
+        for index, server in enumerate(self.servers[: stat_names.MAX_SERVERS]):
+            each[stat_names.server_version(index)] = float(server.version)
+            each[stat_names.server_losses(index)] = float(server.incarnation)
         return {
+            **each,
             stat_names.SERVERS_CURRENT: float(states.count("current")),
             stat_names.SERVERS_BEHIND: float(states.count("behind")),
         }

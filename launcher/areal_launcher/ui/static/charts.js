@@ -3,12 +3,13 @@ import { element, shortNumber } from "./page.js";
 
 const COLOURS = ["#2f7fd6", "#d64545", "#2c9c5a", "#a06cd5", "#d98a1f", "#1ba3a3", "#c94f9b", "#7c8a2a"];
 const HEIGHT = 190;
+const EVENT_COLOURS = { launcher: "--faint", weights: "--accent" };
 
 function style(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-// Vertical lines at the steps of events.
+// Dashed lines at the steps of events, and a tick at the bottom where a step published weights.
 function marks(events) {
   return {
     hooks: {
@@ -18,10 +19,11 @@ function marks(events) {
         for (const event of events()) {
           const x = plot.valToPos(event.step, "x", true);
           if (x < bbox.left || x > bbox.left + bbox.width) continue;
-          ctx.strokeStyle = event.kind === "launcher" ? style("--faint") : style("--warn");
-          ctx.setLineDash([4, 4]);
+          const update = event.kind === "weights";
+          ctx.strokeStyle = style(EVENT_COLOURS[event.kind] ?? "--warn");
+          ctx.setLineDash(update ? [] : [4, 4]);
           ctx.beginPath();
-          ctx.moveTo(x, bbox.top);
+          ctx.moveTo(x, update ? bbox.top + 0.95 * bbox.height : bbox.top);
           ctx.lineTo(x, bbox.top + bbox.height);
           ctx.stroke();
         }

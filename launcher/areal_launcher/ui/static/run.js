@@ -6,6 +6,8 @@ import { element, fetchJson, problem, shortNumber, stateLabel } from "./page.js"
 
 const POINTS = 1000;
 const EVENTS_SHOWN = 200;
+const VERSION = "version";
+const MAX_UPDATES = 200;
 
 export class RunView {
   constructor(main, identifier, where, connection) {
@@ -99,8 +101,8 @@ export class RunView {
     const { servers, events } = this.run;
     const parts = [];
     if (servers.length) {
-      parts.push(this.table("Servers", ["server", "address", "state", "restarts"],
-        servers.map((server) => [server.name, server.address, server.state, server.restarts])));
+      parts.push(this.table("Servers", ["server", "address", "state", "weights", "restarts"],
+        servers.map((server) => [server.name, server.address, server.state, server.weights, server.restarts])));
     }
     if (events.length) {
       parts.push(this.table("Events", ["step", "event"],
@@ -130,14 +132,14 @@ export class RunView {
       const chart = new Chart({
         title, unit,
         lines: statistics.map((name) => ({ label: name, key: name })),
-        events: () => this.run.events,
+        events: () => [...this.run.events, ...this.updates()],
         zoomed: (range) => this.zoom(range),
       });
       this.charts.set(key, chart);
       this.grid.append(chart.root);
       this.points = null;
     }
-    const shown = new Set(this.names());
+    const shown = new Set([...this.charts.values()].flatMap((chart) => chart.lines.map((line) => line.key)));
     const rest = this.run.statistics.filter((name) => !shown.has(name));
     if (this.more.options.length !== rest.length + 1) {
       this.more.replaceChildren(element("option", { value: "" }, "Add a chart…"),
@@ -153,7 +155,16 @@ export class RunView {
   }
 
   names() {
-    return [...this.charts.values()].flatMap((chart) => chart.lines.map((line) => line.key));
+    const drawn = [...this.charts.values()].flatMap((chart) => chart.lines.map((line) => line.key));
+    return drawn.length && this.run.statistics.includes(VERSION) ? [...new Set([...drawn, VERSION])] : drawn;
+  }
+
+  // The steps that published weights, where few enough are shown to be told apart.
+  updates() {
+    const { steps = [], means = {}, low = {} } = this.points ?? {};
+    const versions = means[VERSION];
+    if (!versions || steps.length > MAX_UPDATES || Object.keys(low).length) return [];
+    return steps.filter((_, at) => versions[at] !== null && versions[at] !== versions[at - 1]).map((step) => ({ step, kind: "weights" }));
   }
 
   zoom(range) {

@@ -24,6 +24,12 @@ def test_the_terms_of_the_reward_are_one_chart() -> None:
     assert (terms.title, terms.statistics) == ("Terms of the reward", ("reward/style", "reward/task"))
 
 
+def test_the_weights_of_all_servers_are_one_chart_in_their_order() -> None:
+    known = [f"servers/{index}/version" for index in (10, 2, 0)]
+    [held] = charts_of([*known, "servers/0/losses"])
+    assert held.statistics == ("servers/0/version", "servers/2/version", "servers/10/version")
+
+
 def test_the_held_out_sets_are_one_chart() -> None:
     known = ["eval-rollout/reward", "eval-rollout/math500/maj@4", "eval-rollout/math500/reward_ci95"]
     reward, held_out = charts_of(known)

@@ -12,6 +12,7 @@ from areal_launcher.catalog import Catalog
 from areal_launcher.core.journal import journal_file
 from areal_launcher.ui import view
 from areal_launcher.ui.table import StatsTable
+from support.local_runs import append, line
 from support.ui_runs import make_run
 
 
@@ -69,3 +70,15 @@ def test_tables_of_runs_that_nobody_looks_at_are_dropped(tmp_path: Path) -> None
     for number in range(view.MAX_TABLES):
         tables.of(tmp_path / str(number))
     assert tables.of(tmp_path / "first") is not first
+
+
+def test_a_lost_server_is_an_event_and_the_table_has_the_weights_that_each_holds(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", steps=1, **{"servers/0/version": 1, "servers/0/losses": 0, "servers/1/losses": 0})
+    lost = {"servers/0/version": 2.0, "servers/1/version": -1.0, "servers/0/losses": 0.0, "servers/1/losses": 1.0}
+    append(names.stats_file(run), line(2, **lost), line(3, **lost))
+    servers = [{"name": f"server-{index}", "address": "h:1", "state": "running", "restarts": 0} for index in (0, 1, 2)]
+    run_files.state_file(run).write_text(json.dumps({"servers": servers}))
+    shown = overview(run)
+    assert [(event["step"], event["kind"]) for event in shown["events"]] == [(2, "server")]
+    assert shown["events"][0]["text"].startswith("server 1 no longer held the current weights")
+    assert [server["weights"] for server in shown["servers"]] == ["v2", "unknown", "–"]

@@ -97,3 +97,13 @@ async def test_new_weights_free_a_conversation_for_the_least_loaded_server():
     for server in fleet.servers:
         server.state = "current"
     assert await fleet.acquire(set(), "talk") is other
+
+
+def test_statistics_say_which_weights_each_server_holds_and_how_often_it_lost_them():
+    fleet = Fleet(["a:1", "b:1"], target=Target(3), wait_s=1.0)
+    for server in fleet.servers:
+        server.version = 3
+        fleet.finish_update(server, None)
+    fleet.mark_stale(fleet.servers[1], RuntimeError("it has restarted"))
+    found = {name: value for name, value in fleet.statistics().items() if name.startswith("servers/")}
+    assert found == {"servers/0/version": 3, "servers/0/losses": 0, "servers/1/version": -1, "servers/1/losses": 1}
