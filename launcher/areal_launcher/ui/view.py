@@ -111,9 +111,7 @@ def events(run: Path, table: StatsTable) -> list[dict[str, Any]]:
             break
         for step, count in table.changed_rows(name):
             if count > 0:
-                text = (
-                    f"server {index} no longer held the current weights: lost, restarted or not updated"
-                )
+                text = f"server {index} no longer held the current weights: lost, restarted or not updated"
                 found.append({"step": step, "kind": "server", "text": text})
     found += [
         {"step": step, "kind": "launcher", "text": clipped(text)} for step, text in launcher_messages(run)[-MAX_EVENTS:]
