@@ -11,7 +11,7 @@ from pathlib import Path
 from areal_api import names
 from areal_api.experiment import ExperimentSpec
 from areal_api.paths import is_local_path
-from areal_api.sizing.gpus import gpu_of_labels
+from areal_api.sizing.gpus import Gpu, gpu_named, gpu_of_labels
 from areal_api.sizing.known_models import known_shape
 from areal_api.sizing.model_shape import MissingSizeError, ModelShape
 from areal_api.sizing.report import Report, Surroundings, UnknownModel, size_up
@@ -53,17 +53,23 @@ def fit_here(spec: ExperimentSpec) -> Report:
     return size_up(spec, local_model(spec.config.actor.path), where)
 
 
-def fit_in_jobs(spec: ExperimentSpec) -> Report:
+def fit_in_jobs(spec: ExperimentSpec, *, gpu: Gpu | None = None) -> Report:
     """The report for a run in jobs of a cluster that shares this machine's file system and, unless the jobs run in a
-    container, its packages. The GPU is the one that the trainer's node selector names.
+    container, its packages. ``gpu``: of the cluster, by default the one that the trainer's node selector names.
     """
     problems = () if spec.slurm.container_image else tuple(flash_attention_problems(spec, os.environ))
     where = Surroundings(
-        gpu=gpu_of_labels(spec.trainer.node_selector),
+        gpu=gpu or gpu_of_labels(spec.trainer.node_selector),
         free_disk_bytes=free_bytes(names.run_dir(spec.config)),
         problems=problems,
     )
     return size_up(spec, local_model(spec.config.actor.path), where)
+
+
+def gpu_in_jobs(spec: ExperimentSpec, name: str | None) -> Gpu | None:
+    """The GPU of that name, else the one of the trainer's node selector; None without both, or if none is needed."""
+    gpu = gpu_named(name) if name else gpu_of_labels(spec.trainer.node_selector)
+    return gpu if needs_gpu(spec) else None
 
 
 def fit_in_cluster(spec: ExperimentSpec) -> Report:

@@ -51,8 +51,9 @@ def open_place(cluster: RayCluster, run: Path) -> Iterator[Callable[..., RayPlac
         def opened(bundles: Sequence[Bundle], *, paths: Sequence[str] = (), **settings: object) -> RayPlace:
             connect(cluster.address)
             stack.callback(ray.shutdown)
-            settings = {"wait_s": PATIENCE_S, **settings}  # for what an earlier test has held
-            place = RayPlace(bundles, run=run, paths=paths, notify=lambda text: None, **settings)
+            # It waits for what an earlier test has held.
+            settings = {"wait_s": PATIENCE_S, "notify": lambda text: None, **settings}
+            place = RayPlace(bundles, run=run, paths=paths, **settings)
             stack.callback(place.close)
             return place
 
@@ -224,6 +225,17 @@ def test_a_run_that_can_never_fit_is_refused_and_holds_nothing(
     with pytest.raises(RunError, match=r"no room for the run within runPolicy.preRunningDeadlineSeconds = 1"):
         open_place([server_bundle(GPU=8.0)], wait_s=1.0)
     open_place([server_bundle(GPU=2.0)])
+
+
+def test_a_server_that_is_added_says_what_it_waits_for(open_place: Callable[..., RayPlace], run: Path) -> None:
+    messages: list[str] = []
+    later = [server_bundle(1), server_bundle(2, GPU=8.0)]
+    place = open_place([server_bundle()], later=later, notify=messages.append)
+    logged_pid(place.start(spec(run, SLEEP, index=1)))
+    assert messages == []
+    waiting = place.start(spec(run, SLEEP, index=2, gpus=8))
+    assert re.match(r"server-2 waits for room: missing 8 GPUs, 1 CPUs: server-2 needs 8 GPUs", messages[0]), messages
+    assert waiting.poll() is None
 
 
 def test_a_file_that_a_node_lacks_is_named_before_anything_starts(

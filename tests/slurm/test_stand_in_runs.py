@@ -220,6 +220,10 @@ def test_the_check_shows_the_layout_and_queues_nothing(run: SlurmRun) -> None:
     assert "server-0 on node " in output
     assert "trainer node 1 on node " in output
     assert re.search(r"sbatch --test-only: .*to start at", output), output
+    cuda = ("servers.device=cuda", "trainer.device=cuda", "--gpu", "H100-80GB")
+    assert "Compared with H100-80GB" in run.finish(run.start(*cuda, command="check"))[1]
+    status, output = run.finish(run.start("runPolicy.suspend=true", command="check"))
+    assert (status, "runPolicy.suspend is true" in output) == (2, True)
     status, output = run.finish(run.start("--partition", "nope", command="check"))
     assert status == 2
     assert "slurm.partition: no partition nope; the cluster has " in output

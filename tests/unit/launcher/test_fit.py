@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from areal_api.experiment import ExperimentSpec
+from areal_api.sizing.gpus import gpu_named
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.report import Report, UnknownModel
-from areal_launcher.fit import fit_in_cluster, fit_in_jobs, free_bytes, local_model, require_fit
+from areal_launcher.fit import fit_in_cluster, fit_in_jobs, free_bytes, gpu_in_jobs, local_model, require_fit
 from benchmarks.memory import qwen25
 
 
@@ -82,3 +83,17 @@ def test_storage_size_counts_in_kubernetes_and_the_shared_disk_in_jobs(
     monkeypatch.setattr("areal_launcher.fit.free_bytes", lambda run: 2**44)
     assert [problem[:19] for problem in fit_in_cluster(spec).problems] == ["storage.size is 1Gi"]
     assert fit_in_jobs(spec).problems == ()
+    small = fit_in_jobs(spec, gpu=gpu_named("L4-24GB"))
+    assert any("L4-24GB" in problem for problem in small.problems), small.problems
+
+
+def test_the_gpus_of_a_cluster_are_named_by_the_option_else_by_the_node_selector() -> None:
+    config = {"experiment_name": "e", "actor": {"path": "m"}, "train_dataset": {"path": "d", "batch_size": 4}}
+    selector = {"nvidia.com/gpu.product": "NVIDIA-L4"}
+    spec = ExperimentSpec.model_validate({"config": config, "trainer": {"nodeSelector": selector}})
+    assert gpu_in_jobs(spec, "H100-80GB") == gpu_named("H100-80GB")
+    assert gpu_in_jobs(spec, None) == gpu_named("L4-24GB")
+    with pytest.raises(ValueError, match="--gpu is 'H900'"):
+        gpu_in_jobs(spec, "H900")
+    on_cpu = {"servers": {"device": "cpu"}, "trainer": {"device": "cpu"}}
+    assert gpu_in_jobs(ExperimentSpec.model_validate({"config": config, **on_cpu}), "H100-80GB") is None

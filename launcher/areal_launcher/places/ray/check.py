@@ -6,18 +6,20 @@ import ray
 
 from areal_api import names
 from areal_api.load import with_home_expanded
-from areal_api.sizing.gpus import gpu_of_labels
 from areal_launcher.check import FITS, PROBLEMS, print_report
 from areal_launcher.console import console_for
 from areal_launcher.core.plan import plan_run
-from areal_launcher.fit import fit_in_jobs
+from areal_launcher.fit import fit_in_jobs, gpu_in_jobs
 from areal_launcher.places.ray.bundles import bundles_of, shortage, unplaced
 from areal_launcher.places.ray.connection import alive_nodes, connect
 from areal_launcher.request import Request
 
 
-def check(request: Request, *, address: str | None) -> int:
-    """Print the report of `grpo check` and what the cluster lacks; 0 if the experiment fits and has room, else 1."""
+def check(request: Request, *, address: str | None, gpu: str | None) -> int:
+    """Print the report of `grpo check` and what the cluster lacks; 0 if the experiment fits and has room, else 1.
+
+    ``gpu``: name of the GPUs to compare with.
+    """
     experiment = with_home_expanded(request.load())
     spec = experiment.spec
     run = names.run_dir(spec.config)
@@ -27,9 +29,9 @@ def check(request: Request, *, address: str | None) -> int:
         nodes = alive_nodes()
     finally:
         ray.shutdown()
-    gpu = gpu_of_labels(spec.trainer.node_selector)
-    report = fit_in_jobs(spec)
-    print_report(report, gpu)
+    found = gpu_in_jobs(spec, gpu)
+    report = fit_in_jobs(spec, gpu=found)
+    print_report(report, found)
     bundles = bundles_of(spec)
     room = not unplaced(bundles, nodes, empty=False)
     text = "has room for it now" if room else f"has no room for it now: {shortage(bundles, nodes)}"

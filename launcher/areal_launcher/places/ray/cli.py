@@ -14,6 +14,7 @@ class Ray(PlaceCommands):
     name = "ray"
     title = "Ray"
     options = frozenset({"address", "detach", "port"})
+    check_options = frozenset({"gpu"})
 
     def add_options(self, parser: argparse.ArgumentParser, command: str) -> None:
         """Add --address."""
@@ -39,7 +40,7 @@ class Ray(PlaceCommands):
             from areal_launcher.places.ray.check import check
         except ModuleNotFoundError as error:
             raise missing_package(error) from error
-        return check(Request.parse(args.items, args.config), address=args.address)
+        return check(Request.parse(args.items, args.config), address=args.address, gpu=args.gpu)
 
 
 def missing_package(error: ModuleNotFoundError) -> ValueError:

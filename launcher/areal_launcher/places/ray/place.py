@@ -20,7 +20,8 @@ from areal_launcher.core.supervisor import CANNOT_START
 from areal_launcher.errors import RunError
 from areal_launcher.places.ray import node_code
 from areal_launcher.places.ray.agent import NodeError, Requirements, Started
-from areal_launcher.places.ray.bundles import Bundle
+from areal_launcher.places.ray.bundles import Bundle, shortage, unplaced
+from areal_launcher.places.ray.connection import alive_nodes
 from areal_launcher.places.ray.gang import Gang, is_done
 
 LOST = 137  # exit status of a process whose node or actor is gone: it was killed
@@ -213,7 +214,7 @@ class RayPlace:
         """Start a process in its bundle, on the actor that is there, or on a new one if that was lost."""
         assert self._gang is not None
         if spec.name not in self._gang.slots:
-            self._gang.add(self._later[spec.name])
+            self._add(self._later[spec.name])
         previous = self._processes.get(spec.name)
         if previous is not None and previous.lost:
             del self._agents[spec.name]
@@ -240,6 +241,14 @@ class RayPlace:
                 self._gang.release()
         self._probe.unlink(missing_ok=True)
         ray.shutdown()
+
+    def _add(self, bundle: Bundle) -> None:
+        """Reserve the bundle of a server that is added; a message says if the cluster has no room for it now."""
+        assert self._gang is not None
+        nodes = alive_nodes()
+        if unplaced([bundle], nodes, empty=False):
+            self.notify(f"{bundle.name} waits for room: {shortage([bundle], nodes)}")
+        self._gang.add(bundle)
 
     def _ask(self, spec: ProcessSpec) -> Attempt:
         """Ask the agent of the process's bundle to start it, a new one if there is none."""

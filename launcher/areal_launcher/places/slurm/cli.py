@@ -29,6 +29,7 @@ class Slurm(PlaceCommands):
     name = "slurm"
     title = "Slurm"
     options = frozenset({*KEYS, "sbatch", "detach"})
+    check_options = frozenset({"gpu"})
 
     def add_options(self, parser: argparse.ArgumentParser, command: str) -> None:
         """Add short forms of keys of spec.slurm."""
@@ -55,7 +56,7 @@ class Slurm(PlaceCommands):
         """Show how the cluster would hold the run, and when."""
         from areal_launcher.places.slurm import inspect_run
 
-        return inspect_run.check(request(args))
+        return inspect_run.check(request(args), gpu=args.gpu)
 
     def status(self, args: argparse.Namespace) -> int:
         """Show a run and its job, or the user's jobs."""

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from areal_api import names
 from areal_api.load import with_home_expanded
-from areal_api.sizing.gpus import gpu_of_labels
 from areal_launcher.check import FITS, PROBLEMS, print_report
 from areal_launcher.console import console_for
 from areal_launcher.core import status as run_directory
 from areal_launcher.core.plan import plan_run
-from areal_launcher.fit import fit_in_jobs
+from areal_launcher.fit import fit_in_jobs, gpu_in_jobs
 from areal_launcher.places.slurm import commands
 from areal_launcher.places.slurm.job import JOB_PREFIX, output_file, read_job, read_start, sbatch_arguments
 from areal_launcher.places.slurm.submit import check_container, estimate, plan_job
@@ -96,10 +95,10 @@ def stop(directory: Path, *, now: bool) -> int:
     return 0
 
 
-def check(request: Request) -> int:
+def check(request: Request, *, gpu: str | None) -> int:
     """Print how the cluster would hold the run, when, and whether it fits: 0 if so, else 1.
 
-    Raises ``ValueError`` if the cluster cannot hold it.
+    ``gpu``: name of the GPUs to compare with. Raises ``ValueError`` if the cluster cannot hold it.
     """
     experiment = with_home_expanded(request.load())
     directory = names.run_dir(experiment.spec.config).absolute()
@@ -121,8 +120,9 @@ def check(request: Request) -> int:
         markup=False,
         soft_wrap=True,
     )
-    report = fit_in_jobs(experiment.spec)
-    print_report(report, gpu_of_labels(experiment.spec.trainer.node_selector))
+    found = gpu_in_jobs(experiment.spec, gpu)
+    report = fit_in_jobs(experiment.spec, gpu=found)
+    print_report(report, found)
     return FITS if report.fits else PROBLEMS
 
 
