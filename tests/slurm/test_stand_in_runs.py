@@ -257,6 +257,23 @@ def test_servers_in_a_component_of_their_own_have_its_partition_and_gpus(run: Sl
     wait_until(lambda: not [job for job in run.cluster.jobs() if job.startswith(run.job)], "the job is gone")
 
 
+@pytest.mark.scenario
+def test_a_server_of_another_component_restarts_once_its_step_has_ended(run: SlurmRun, cluster: SlurmCluster) -> None:
+    """If its srun is killed, the step may run on. Each component of a heterogeneous job is a job with its steps."""
+    apart = {"nodes": 1, "partition": "last", "constraint": "only-n3"}
+    run.change("slurm", nodes=2, constraint="only-n1|only-n2", servers=apart)
+    run.hold()
+    follower = run.start()
+    run.wait_until_running()
+    for pid in run.processes_of("srun", "--job-name=server-1"):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(run.serving(1)) == 2, "the server restarts")
+    steps = cluster.command("squeue", "--all", "--noheader", "--steps", "--format=%j").splitlines()
+    assert sorted(steps) == ["batch", "server-0", "server-1", "trainer", "trainer-1"]
+    run.resume()
+    assert run.finish(follower)[0] == 0
+
+
 def test_a_run_waits_for_room_and_is_cancelled_after_its_deadline(run: SlurmRun, cluster: SlurmCluster) -> None:
     options = ("--nodes=3", "--exclusive", "--job-name=full", f"--output={os.devnull}", "--time=10", "--wrap=sleep 600")
     cluster.command("sbatch", *options)

@@ -82,6 +82,9 @@ class SlurmPlace:
         self._environ = environ
         self._job = environ["SLURM_JOB_ID"]
         self._heterogeneous = len(components) > 1
+        # Each component of a heterogeneous job is a job with its steps.
+        groups = [environ.get(f"SLURM_JOB_ID_HET_GROUP_{index}", self._job) for index in range(len(components))]
+        self._jobs = ",".join(dict.fromkeys(groups))
         self.nodes = allocated_nodes(components, environ)
         self._layouts = list(components)
         self._node_of: dict[str, Node] = {}
@@ -251,7 +254,9 @@ class SlurmPlace:
         left: list[str] = []
         while True:
             with contextlib.suppress(commands.SlurmError):  # slurmctld restarts, for example
-                shown = commands.run("squeue", "--noheader", "--steps", f"--jobs={self._job}", "--format=%i|%j")
+                shown = commands.run(
+                    "squeue", "--all", "--noheader", "--steps", f"--jobs={self._jobs}", "--format=%i|%j"
+                )
                 left = [line.split("|")[0] for line in shown.splitlines() if line.strip().endswith(f"|{name}")]
                 if not left:
                     return
