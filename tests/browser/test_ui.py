@@ -197,6 +197,48 @@ def test_the_turns_of_a_conversation_are_marked(page: Any, site: Served) -> None
     assert page.locator(".tokens .context").all_inner_texts() == ["ask", "result"]
 
 
+def test_tool_calls_are_shown_with_name_arguments_and_result(page: Any, site: Served) -> None:
+    run = make_run(site.runs, "tiny/first")
+    call = json.dumps({"name": "search", "arguments": {"query": HOSTILE, "limits": {"pages": 3}}})
+    xml = "<function=read><parameter=path>a.txt</parameter></function>"
+    turns = [
+        ("the question", False),
+        (f"I look.<tool_call>\n{call}\n</tool_call><tool_call>{xml}</tool_call>", True),
+        (f"<tool_response>{HOSTILE}</tool_response>", False),
+        ("<tool_call>{damaged</tool_call>", True),
+        (f"<|tool|> found {HOSTILE}", False),
+        ("It is 4.<tool_call>never closed", True),
+    ]
+    pieces = [(text[at : at + 50], generated) for text, generated in turns for at in range(0, len(text), 50)]
+    values: dict[str, Any] = {name: [0.0] * len(pieces) for name in ("logprobs", "advantages")}
+    values |= {name: [1] * len(pieces) for name in ("token_ids", "versions")}
+    tokens, mask = [text for text, _ in pieces], [generated for _, generated in pieces]
+    write_samples(run, 1, sample(tokens=tokens, loss_mask=mask, completion=turns[1][0], **values))
+    open_run(page, "tiny/first")
+    page.get_by_text("Samples", exact=True).click()
+    page.locator("summary").filter(has_text="problem 1").click()
+    page.locator(".tool.call h4").get_by_text("call search").wait_for()
+    page.get_by_text("Conversation", exact=True).press("Enter")
+    conversation = page.locator(".conversation")
+    conversation.get_by_text("turn 3").wait_for()
+    assert conversation.locator(".tool h4").all_inner_texts() == [
+        "call search",
+        "call read",
+        "result",
+        "call that cannot be read",
+        "result",
+    ]
+    first = conversation.locator(".tool").first
+    assert first.locator("dt").all_inner_texts() == ["query", "limits"]
+    assert first.locator("dd").first.inner_text() == HOSTILE
+    assert '"pages": 3' in first.locator("dd").nth(1).inner_text()
+    assert conversation.locator(".result").all_inner_texts()[1] == f"result\n<|tool|> found {HOSTILE}"
+    conversation.get_by_text("never closed").wait_for()
+    assert page.evaluate("window.attacked") is None
+    assert page.locator("main img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_two_evaluations_are_compared_problem_by_problem(page: Any, site: Served) -> None:
     run = make_run(site.runs, "tiny/first")
     write_evaluation(run, 0, answer("1+1", 0.0, completion=HOSTILE), answer("1+2", 1.0))

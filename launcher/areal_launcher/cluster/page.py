@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
+
 from areal_api import conditions, stat_names
 from areal_api.experiment import KIND
 from areal_api.status import ExperimentStatus
-from areal_api.yaml_text import json_as_yaml
 from areal_launcher.cluster.checks import check_api
 from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
 from areal_launcher.cluster.follow import status_of
@@ -105,7 +106,7 @@ class ClusterExperiment:
 
     def configuration(self) -> str:
         """The spec."""
-        return json_as_yaml(self._body.get("spec") or {})[:MAX_SPEC_BYTES]
+        return yaml.safe_dump(self._body.get("spec") or {}, sort_keys=False, allow_unicode=True)[:MAX_SPEC_BYTES]
 
 
 class ClusterRuns:

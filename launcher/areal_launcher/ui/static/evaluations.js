@@ -1,5 +1,6 @@
 // Two evaluations of a run, problem by problem: what became better, and the answers of both.
 import { element, fetchJson, problem, shortNumber } from "./page.js";
+import { textView } from "./tools.js";
 
 export class Evaluations {
   constructor(identifier) {
@@ -80,7 +81,7 @@ export class Evaluations {
         element("section", {}, element("h4", {}, Number(steps[at]) ? `after step ${steps[at]}` : "before training"),
           one.samples.map((sample) => [
             element("p", { class: "faint" }, `reward ${shortNumber(sample.reward)}, ${sample.length} tokens`, sample.truncated ? ", truncated" : ""),
-            element("pre", {}, sample.completion)])))));
+            textView(sample.completion)])))));
     } catch (error) {
       body.replaceChildren(problem(error.message));
     }

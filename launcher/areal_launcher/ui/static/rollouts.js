@@ -1,6 +1,7 @@
 // The samples of a step, problem by problem.
 import { element, fetchJson, problem, shortNumber } from "./page.js";
 import { tokenView } from "./tokens.js";
+import { conversationView, textView } from "./tools.js";
 
 const KINDS = { all: "all samples", trained: "trained", rejected: "rejected", truncated: "truncated" };
 
@@ -94,7 +95,8 @@ export class Rollouts {
       element("p", { class: "faint" },
         `reward ${shortNumber(sample.reward)}, ${sample.length} tokens, ${versions(sample.versions)}`,
         sample.truncated ? ", truncated" : "", sample.rejected ? ", rejected" : ""),
-      element("pre", {}, sample.completion),
+      textView(sample.completion),
+      conversationView(`/api/runs/${this.identifier}/rollouts/${step}/${sample.row}`),
       tokenView(`/api/runs/${this.identifier}/rollouts/${step}/${sample.row}`))));
   }
 
