@@ -117,3 +117,27 @@ def test_a_terminated_run_writes_a_checkpoint_and_resumes_bit_equal(
         assert json.loads((tmp_path / "ended/run/summary.json").read_text())["outcome"] == "stopped"
         assert trainer.run(ended, log=log) == 0, log.read_text()[-4000:]
     assert learned(tmp_path / "ended") == learned(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(("evaluation", "committed"), [(1, None), (2, 2), (3, 5)], ids=["first", "in between", "last"])
+def test_a_run_that_is_terminated_during_an_evaluation_repeats_it_and_resumes_bit_equal(
+    trainer: ForkedTrainer, tmp_path: Path, evaluation: int, committed: int | None
+) -> None:
+    config = configuration(tmp_path, asynchronous=False)
+    config |= {"total_train_steps": 6, "recover": {"freq_steps": 100}, "evaluator": {"freq_steps": 3}}
+    config |= {"valid_dataset": {**config["train_dataset"], "limit": 4}}
+    moment = Kill("areal_trainer.evaluation.evaluator.Evaluator.evaluate", evaluation, signal.SIGTERM)
+    with ScriptedServer(Script(vocab_size=VOCABULARY)) as server:
+        undisturbed, ended = (environment(config, tmp_path / name, server) for name in ("undisturbed", "ended"))
+        log = tmp_path / "log"
+        assert trainer.run(undisturbed, log=log) == 0, log.read_text()[-4000:]
+        assert trainer.run(ended, moment, log=log) == 143, log.read_text()[-4000:]
+        assert json.loads((tmp_path / "ended/run/summary.json").read_text())["outcome"] == "stopped"
+        if committed is not None:
+            assert len(learned(tmp_path / "ended")) == committed
+            assert (tmp_path / f"ended/run/recover/step{committed + 1}").is_dir()
+        if committed == 2:  # it has repeated the evaluation, and is killed before the next checkpoint
+            assert trainer.run(ended, Kill("areal_trainer.train.train_step", 1), log=log) == -9, log.read_text()[-4000:]
+            assert len(learned(tmp_path / "ended")) == 3
+        assert trainer.run(ended, log=log) == 0, log.read_text()[-4000:]
+    assert learned(tmp_path / "ended") == learned(tmp_path / "undisturbed")
