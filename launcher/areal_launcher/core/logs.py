@@ -55,8 +55,7 @@ def logs(directory: Path, *, component: str | None, process: str | None, lines: 
     """Print the last lines of each log, and with ``follow`` the lines added later."""
     if component in ("agents", "tools"):
         raise ValueError(f"--component {component}: only runs on Kubernetes have {component}; add --on kubernetes")
-    pattern = {None: "*.log", "trainer": "trainer.log", "servers": "server-*.log"}[component]
-    paths = {path.stem: path for path in sorted(names.logs_dir(directory).glob(pattern))}
+    paths = log_files(directory, component)
     if not paths:
         raise ValueError(f"{directory}: no logs here; give a run directory")
     if process is not None and process not in paths:
@@ -68,11 +67,21 @@ def logs(directory: Path, *, component: str | None, process: str | None, lines: 
             print_lines(name, reader.last_lines(lines), prefix=len(selected) > 1)
         while follow:
             time.sleep(FOLLOW_S)
+            if process is None:  # servers may be added
+                added = log_files(directory, component).items()
+                readers |= {name: LogReader(path) for name, path in added if name not in readers}
             for name, reader in readers.items():
-                print_lines(name, reader.new_lines(), prefix=len(selected) > 1)
+                print_lines(name, reader.new_lines(), prefix=len(readers) > 1)
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def log_files(directory: Path, component: str | None) -> dict[str, Path]:
+    """The logs of a component, or all logs, by the name of their process."""
+    pattern = {None: "*.log", "trainer": "trainer*.log", "servers": "server-*.log"}[component]
+    found = sorted(names.logs_dir(directory).glob(pattern), key=lambda path: path.stem)
+    return {path.stem: path for path in found}
 
 
 def print_lines(name: str, lines: list[str], *, prefix: bool) -> None:

@@ -55,6 +55,28 @@ def test_zero_lines_are_none_and_a_negative_number_is_refused(log: Path, capsys:
     assert "-5 is not a number of lines; give 0 or more" in capsys.readouterr().err
 
 
+def test_the_trainers_logs_are_those_of_all_its_nodes(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("trainer", "trainer-1", "server-0"):
+        (log.parent / f"{name}.log").write_text(f"line of {name}\n")
+    assert cli.main(["logs", str(log.parents[1]), "--component", "trainer"]) == 0
+    assert capsys.readouterr().out == "trainer | line of trainer\ntrainer-1 | line of trainer-1\n"
+
+
+def test_logs_of_servers_that_are_added_are_followed(
+    log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_server(seconds: float) -> None:
+        added = log.parent / "server-1.log"
+        if added.exists():
+            raise KeyboardInterrupt
+        added.write_text("ready\n")
+
+    log.write_text("step 1\n")
+    monkeypatch.setattr(logs.time, "sleep", add_server)
+    assert cli.main(["logs", str(log.parents[1]), "-f"]) == 0
+    assert capsys.readouterr().out == "step 1\nserver-1 | ready\n"
+
+
 def test_a_truncated_log_is_read_again_from_the_start(log: Path) -> None:
     log.write_text("old line\n")
     reader = LogReader(log)
