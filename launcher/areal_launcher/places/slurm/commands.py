@@ -61,9 +61,9 @@ class Partition:
     cpus: int | None = None  # None: unknown
 
 
-def run(tool: str, *arguments: str, stdin: str = "") -> str:
+def run(tool: str, *arguments: str, stdin: str = "", timeout_s: float = TIMEOUT_S) -> str:
     """What a command prints. Raises ``SlurmError`` if it fails, and ``ValueError`` if it is not installed."""
-    done = execute(tool, *arguments, stdin=stdin)
+    done = execute(tool, *arguments, stdin=stdin, timeout_s=timeout_s)
     if done.returncode:
         raise SlurmError(clean(done.stderr) or f"{tool} failed with exit status {done.returncode}")
     return done.stdout
@@ -71,11 +71,11 @@ def run(tool: str, *arguments: str, stdin: str = "") -> str:
 
 def run_for_error(tool: str, *arguments: str, stdin: str = "") -> tuple[int, str]:
     """Exit status and standard error of a command, for one that prints its result there."""
-    done = execute(tool, *arguments, stdin=stdin)
+    done = execute(tool, *arguments, stdin=stdin, timeout_s=TIMEOUT_S)
     return done.returncode, done.stderr
 
 
-def execute(tool: str, *arguments: str, stdin: str) -> subprocess.CompletedProcess[str]:
+def execute(tool: str, *arguments: str, stdin: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run a command without the variables that would change what it prints or submits."""
     path = shutil.which(tool)
     if path is None:
@@ -87,12 +87,12 @@ def execute(tool: str, *arguments: str, stdin: str) -> subprocess.CompletedProce
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
             env=dict(os.environ) if tool == "srun" else without_options(os.environ),
         )
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"{tool} did not answer within {TIMEOUT_S:.0f} s; check that slurmctld is up") from error
+        raise SlurmError(f"{tool} did not answer within {timeout_s:.0f} s; check that slurmctld is up") from error
     except OSError as error:
         raise ValueError(f"{tool} cannot be started: {error.strerror}") from error
 

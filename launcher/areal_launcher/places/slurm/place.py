@@ -21,6 +21,7 @@ from areal_launcher.places.slurm.job import job_dir
 from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.run_files import write_atomic
 
+FIRST_STEP_S = 600.0  # with the prolog of each node
 STEP_GONE_S = 60.0
 ASK_AGAIN_S = 2.0
 NODE_GONE_S = 20.0  # a slurmd that restarts is back by then, and a server has not used up its restarts
@@ -107,7 +108,8 @@ class SlurmPlace:
         blind: list[str] = []
         for nodes, argv in self._on_every_node():
             try:
-                blind += commands.run(*argv, "sh", "-c", script, str(file), content).split()
+                step = [*argv, "sh", "-c", script, str(file), content]
+                blind += commands.run(*step, timeout_s=FIRST_STEP_S).split()
             except commands.SlurmError as error:
                 raise RunError(f"cannot start a step on {', '.join(nodes)}: {error}") from error
         if blind:
