@@ -136,8 +136,10 @@ gpu-smoke: ## Check a machine with GPUs: compiler, attention, NCCL, weight updat
 	@$(MAKE) --no-print-directory setup DEVICE=cuda
 	$(VENV)/bin/python -m hack.gpu_smoke
 
-gpu-images: setup cluster ## Build the images for GPUs (11 GB), push them to the cluster's registry and test them in its pods.
-	@DEVICE=cuda hack/cluster/images.sh
+gpu-images: ## Build the images for GPUs (11 GB), push them to the cluster's registry and test them in its pods.
+	@hack/cluster/gpu_room.sh
+	@$(MAKE) --no-print-directory setup
+	@DEVICE=cuda hack/cluster/up.sh
 	$(VENV)/bin/pytest tests/e2e/test_gpu_images.py
 
 tools: ## Put kind, kubectl and helm into .bin/.

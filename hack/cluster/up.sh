@@ -3,6 +3,7 @@
 # and this project's images in that registry. Components that are already up are left alone.
 # Nodes use kind's image if Docker Hub is reachable, otherwise one built by node/build.sh.
 #   NODES=stock|own  choose the node image
+#   DEVICE=cpu|cuda  the images to build (cpu); those of the other device are removed
 set -eu
 CLUSTER=areal
 STOCK_NODE=kindest/node:v1.37.0 # the default of kind v0.33.0
