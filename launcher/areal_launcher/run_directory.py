@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ACTIVE = ("pending", "running")
+HOW_TO_DUMP = "runs with rollout.dump_to_file: true write them"
 
 
 class RunDirectory:
@@ -50,22 +51,8 @@ class RunDirectory:
 
     def rollouts(self, steps: Sequence[int] | None = None) -> pd.DataFrame:
         """The samples of ``steps``, by default of the newest one, with the columns of docs/rollouts.md."""
-        import pandas as pd
-
-        from areal_launcher.parquet_files import rows_of
-
         directory = names.rollouts_dir(run_files.require_run(self.path))
-        chosen = list(steps) if steps is not None else _newest(directory)
-        columns = [column.name for column in COLUMNS]
-        rows: list[dict[str, Any]] = []
-        for step in chosen:
-            try:
-                rows += rows_of(directory / file_name(step), COLUMNS, read=columns)
-            except FileNotFoundError as error:
-                raise ValueError(
-                    f"{directory} has no samples of step {step}; runs with rollout.dump_to_file: true write them"
-                ) from error
-        return pd.DataFrame(rows, columns=columns)
+        return rollouts_of(directory, list(steps) if steps is not None else _newest(directory))
 
 
 def changes(status: Callable[[], RunStatus], *, poll_s: float) -> Iterator[RunStatus]:
@@ -94,3 +81,19 @@ def _newest(directory: Path) -> list[int]:
     except OSError:
         steps = []
     return [max(steps)] if steps else []
+
+
+def rollouts_of(directory: Path, steps: Sequence[int]) -> pd.DataFrame:
+    """The samples of ``steps`` in the files of a directory. Raises ``ValueError`` for a step without any."""
+    import pandas as pd
+
+    from areal_launcher.parquet_files import rows_of
+
+    columns = [column.name for column in COLUMNS]
+    rows: list[dict[str, Any]] = []
+    for step in steps:
+        try:
+            rows += rows_of(directory / file_name(step), COLUMNS, read=columns)
+        except FileNotFoundError as error:
+            raise ValueError(f"{directory} has no samples of step {step}; {HOW_TO_DUMP}") from error
+    return pd.DataFrame(rows, columns=columns)

@@ -18,15 +18,22 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from starlette.testclient import TestClient
 
 from areal_launcher import cli
 from areal_launcher.client import Experiment as Client
+from areal_launcher.cluster.client import ClusterTarget
+from areal_launcher.cluster.page import ClusterRuns
+from areal_launcher.ui.access import TokenAccess
+from areal_launcher.ui.app import create_app
 from hack.cluster.control_plane import ControlPlane
 from hack.testbed.experiments import Experiment, Namespace
 from hack.testbed.fake_kubelet import end, hang, run
 from hack.testbed.kube_api import Api, eventually
 from hack.testbed.operator_process import OperatorProcess
+from support.evaluation_files import answer, write_evaluation
 from support.node_logs import NodeLogs, Readers
+from support.rollout_files import sample, write_samples
 
 STEPS = [{"step": n, "time": 2.0 * n, "task_reward/avg": 0.3 * n, "staleness/avg": 1.0} for n in (1, 2, 3)]
 
@@ -49,6 +56,10 @@ def volume(tmp_path: Path) -> Path:
     (folder / "summary.json").write_text(json.dumps({"outcome": "succeeded", "steps": 3}))
     (folder / "config.yaml").write_text("seed: 1\n")
     (folder / "secret").write_text("not asked for")
+    for step in (1, 2, 12):
+        write_samples(folder, step, sample("a", completion=f"the answer of step {step}"))
+    for step in (0, 12):
+        write_evaluation(folder, step, answer("1+1", float(step > 0)))
     return folder
 
 
@@ -138,6 +149,10 @@ def test_a_run_is_applied_followed_and_fetched_with_a_users_permissions(
         assert grpo.run() == 0
         client = Client.from_yaml(grpo.path, on="kubernetes", namespace=namespace.name, kubeconfig=grpo.kubeconfig)
         assert client.history()["task_reward/avg"].to_list() == pytest.approx([0.3, 0.6, 0.9])
+        assert client.rollouts()["completion"].to_list() == ["the answer of step 12"]
+        assert client.rollouts([2, 1])["step"].to_list() == [2, 1]
+        with pytest.raises(ValueError, match="no samples of step 3; it has those of steps 1 to 12"):
+            client.rollouts([3])
     output = capfd.readouterr().out
     assert "cannot check that the operator is running" in output
     assert "experiment exp created: context c" in output
@@ -151,12 +166,41 @@ def test_a_run_is_applied_followed_and_fetched_with_a_users_permissions(
         "stats.jsonl",
         "summary.json",
     ]
-    assert len(readers.pods) == 2
+    assert len(readers.pods) == 7
     eventually(lambda: not namespace.api.list("Pod", namespace.name, "app.kubernetes.io/managed-by=grpo"), "no reader")
     assert cli.main(["status", str(grpo.results)]) == 0
     assert cli.main(["plot", str(grpo.results)]) == 0
     assert cli.main(["eval", str(grpo.results)]) == 2
     assert "has no checkpoint here, they are on the volume claim exp-run" in capfd.readouterr().err
+
+
+def test_the_page_reads_samples_from_the_volume_of_a_run(
+    grpo: Grpo, plane: ControlPlane, tmp_path: Path, node: NodeLogs, volume: Path, operator: OperatorProcess
+) -> None:
+    namespace = grpo.experiment.namespace
+    namespace.behave("trainer", end(0))
+    grpo.write()
+    grpo.kubeconfig = user_kubeconfig(namespace, plane, tmp_path)
+    assert grpo.run("--detach") == 0
+    grpo.experiment.until_phase("Succeeded")
+    target = ClusterTarget(str(plane.kubeconfig()), None, namespace.name)
+    app = create_app(TokenAccess(ClusterRuns.connect(target), "secret"))
+    with (
+        Readers(namespace.api, node, namespace.name, volume) as readers,
+        TestClient(app, base_url="http://127.0.0.1") as http,
+    ):
+        http.get("/?token=secret")
+        [run] = http.get("/api/runs").json()
+        path = f"/api/runs/{run['id']}"
+        assert http.get(path).json()["files"] is True
+        assert http.get(f"{path}/rollouts").json() == [1, 2, 12]
+        [group] = http.get(f"{path}/rollouts/12").json()["groups"]
+        assert group["samples"][0]["completion"] == "the answer of step 12"
+        assert http.get(f"{path}/rollouts/12/0").json()["tokens"][0] == "problem "
+        assert http.get(f"{path}/rollouts/3").status_code == 404
+        assert http.get(f"{path}/evaluations").json() == [0, 12]
+        assert http.get(f"{path}/evaluations/0/12").json()["sets"][0]["n_better"] == 1
+        assert len(readers.pods) == 4  # two lists and two reads
 
 
 def test_a_packed_directory_reaches_the_trainer_and_is_deleted_with_the_experiment(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from areal_api import names, resource_names
 from areal_api.experiment import KIND
@@ -13,11 +14,12 @@ from areal_api.status import TERMINAL_PHASES
 from areal_launcher.cluster.checks import check_api
 from areal_launcher.cluster.client import MANAGER, ApiError, Cluster, ClusterTarget, Object
 from areal_launcher.cluster.fetch_results import extract_files, read_archive, source_of
+from areal_launcher.cluster.fetch_samples import fetch_steps, sizes_of
 from areal_launcher.cluster.follow import status_of
 from areal_launcher.cluster.logs import pods_of
 from areal_launcher.cluster.status import run_status
 from areal_launcher.errors import RunError
-from areal_launcher.run_directory import changes, history_of
+from areal_launcher.run_directory import HOW_TO_DUMP, changes, history_of, rollouts_of
 from areal_launcher.run_files import Line, parse_line
 from areal_launcher.run_status import RunStatus
 
@@ -72,12 +74,24 @@ class ClusterRun:
                 lines[line["step"]] = line
         return history_of(list(lines.values()))
 
-    def rollouts(self, steps: Sequence[int] | None = None) -> NoReturn:
-        """Refused: the samples stay on the run's volume."""
-        raise ValueError(
-            f"the samples of {self.name} are on the volume claim {resource_names.volume_claim(self.name)}; mount it in "
-            "a pod and read rollouts/ there"
-        )
+    def rollouts(self, steps: Sequence[int] | None = None) -> pd.DataFrame:
+        """The samples of ``steps``, by default of the newest one. Pods that mount the run's volume print them, which
+        takes seconds.
+
+        Raises ``ValueError`` for a step without samples, and ``RunError`` for one that does not fit into a pod's log.
+        """
+        source = source_of(self._cluster, self._body())
+        folder = names.rollouts_dir(Path()).name
+        sizes = sizes_of(self._cluster, source, folder)
+        chosen = list(steps) if steps is not None else [*sizes][-1:]
+        if not sizes:
+            raise ValueError(f"{self.name} has no samples; {HOW_TO_DUMP}")
+        with tempfile.TemporaryDirectory() as target:
+            try:
+                fetch_steps(self._cluster, source, folder, chosen, Path(target), sizes=sizes)
+            except FileNotFoundError as error:
+                raise ValueError(f"{error}; it has those of steps {min(sizes)} to {max(sizes)}") from error
+            return rollouts_of(Path(target), chosen)
 
     @cached_property
     def _cluster(self) -> Cluster:

@@ -12,7 +12,7 @@ import json
 import lzma
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,9 @@ def fetch(cluster: Cluster, source: ResultsSource, target: Path, experiment: GRP
     return sorted(files)
 
 
-def read_archive(cluster: Cluster, source: ResultsSource) -> bytes:
-    """Get the archive printed by a reader pod. The pod is always deleted."""
-    command = ["python3", "-c", inspect.getsource(print_files).replace("$(", "$$("), source.directory, *FILES]
+def read_archive(cluster: Cluster, source: ResultsSource, files: Collection[str] = FILES) -> bytes:
+    """Get the archive of ``files`` printed by a reader pod. The pod is always deleted."""
+    command = ["python3", "-c", inspect.getsource(print_files).replace("$(", "$$("), source.directory, *files]
     body = reader_pod(source, command, deadline_s=int(READ_TIMEOUT_S))
     pod = cluster.create(body, source.namespace)["metadata"]["name"]
     try:
@@ -216,8 +216,8 @@ def waiting_reason(status: Object) -> str | None:
     return None
 
 
-def extract_files(data: bytes) -> dict[str, bytes]:
-    """Extract only ``FILES`` from an archive of at most ``MAX_PLAIN_BYTES``. Raises ``RunError`` if it is damaged.
+def extract_files(data: bytes, files: Collection[str] = FILES) -> dict[str, bytes]:
+    """Extract only ``files`` from an archive of at most ``MAX_PLAIN_BYTES``. Raises ``RunError`` if it is damaged.
 
     A few kilobytes of xz can expand to terabytes, so it is decompressed with a bound first.
     """
@@ -230,10 +230,10 @@ def extract_files(data: bytes) -> dict[str, bytes]:
             raise RunError(f"the archive of the files is incomplete or larger than {limit} bytes")
         with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isreg() and member.name in FILES else None
+                file = tar.extractfile(member) if member.isreg() and member.name in files else None
                 if file is not None:
                     contents[member.name] = file.read()
-                if len(contents) == len(FILES):
+                if len(contents) == len(files):
                     break
     except (lzma.LZMAError, tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise RunError(f"the archive of the files is damaged: {error}") from error

@@ -18,12 +18,14 @@ from areal_api.experiment import KIND
 from areal_api.status import ExperimentStatus
 from areal_launcher.cluster.checks import check_api
 from areal_launcher.cluster.client import ApiError, Cluster, ClusterTarget, Object
+from areal_launcher.cluster.fetched_samples import FetchedSamples
 from areal_launcher.cluster.follow import status_of
 from areal_launcher.cluster.status import run_status
 from areal_launcher.errors import RunError
 from areal_launcher.run_files import Line
 from areal_launcher.run_state import clipped
 from areal_launcher.ui.charts import charts_of
+from areal_launcher.ui.source import Folder
 from areal_launcher.ui.table import ColumnTable
 from areal_launcher.ui.view import figures
 
@@ -35,8 +37,6 @@ MAX_SPEC_BYTES = 256 * 1024
 
 class ClusterExperiment:
     """An experiment. Its series begin when it was first seen: the status has the newest step only."""
-
-    directory: Path | None = None
 
     def __init__(self, body: Object, runs: ClusterRuns) -> None:
         metadata = body["metadata"]
@@ -99,10 +99,27 @@ class ClusterExperiment:
             "charts": [asdict(chart) for chart in charts_of(self.table.statistics)],
             "statistics": self.table.statistics,
             "servers": [],
-            "files": False,
+            "files": self._runs.files is not None,
             "events": list(self._events),
             "changes": self.table.changes,
         }
+
+    @property
+    def directory(self) -> Path | None:
+        """Where ``fetch`` puts files."""
+        files = self._runs.files
+        return None if files is None else files.directory(self.identifier)
+
+    def steps(self, folder: Folder) -> list[int]:
+        """The steps with a file of samples on the run's volume. Raises ``RunError`` if it cannot be read."""
+        files = self._runs.files
+        return [] if files is None else files.steps(self.identifier, self._body, folder)
+
+    def fetch(self, folder: Folder, *steps: int) -> None:
+        """Fetch files of samples from the run's volume. Raises ``FileNotFoundError`` and ``RunError``."""
+        files = self._runs.files
+        if files is not None:
+            files.fetch(self.identifier, self._body, folder, steps)
 
     def configuration(self) -> str:
         """The spec."""
@@ -118,6 +135,7 @@ class ClusterRuns:
         self._experiments: dict[str, ClusterExperiment] = {}
         self._lock = threading.Lock()
         self._listed_at = float("-inf")
+        self.files: FetchedSamples | None = None  # None: samples are not shown
         self._failed: dict[str | None, str] = {}  # by listed namespace: why its last list failed
 
     @classmethod
@@ -133,17 +151,18 @@ class ClusterRuns:
     def connect(cls, target: ClusterTarget) -> Self:
         """Connect, and list the target's namespace, or all; the context's if the list of all is not allowed.
 
-        Raises ``ValueError`` or ``RunError`` if the experiments cannot be listed.
+        Samples are fetched with the target's permissions. Raises ``ValueError`` or ``RunError`` if the experiments
+        cannot be listed.
         """
         cluster = Cluster.connect(target)
-        if target.namespace is not None:
-            return cls.of(cluster, [target.namespace])
         try:
-            return cls.of(cluster, [])
+            runs = cls.of(cluster, [] if target.namespace is None else [target.namespace])
         except ApiError as error:
-            if error.code != 403:
+            if error.code != 403 or target.namespace is not None:
                 raise
-            return cls.of(cluster, [cluster.namespace])
+            runs = cls.of(cluster, [cluster.namespace])
+        runs.files = FetchedSamples(cluster)
+        return runs
 
     def rows(self, may_see: Callable[[str], bool] = lambda _: True) -> list[dict[str, Any]]:
         """A line for each experiment in the namespaces that ``may_see`` admits, the latest first."""

@@ -12,15 +12,10 @@ from areal_api.rollout_columns import file_name
 from areal_launcher.bounded_files import number
 from areal_launcher.compare import Comparison, comparisons, rewards_of
 from areal_launcher.parquet_files import rows_of
-from areal_launcher.ui.rollouts import MAX_SAMPLES, shortened, steps_in
+from areal_launcher.ui.rollouts import MAX_SAMPLES, shortened
 
 MAX_PROBLEMS = 200  # in each direction
 ANSWER_COLUMNS = ("set", "problem", "reward", "finish_reason", "prompt", "completion", "completion_tokens")
-
-
-def steps(run: Path) -> list[int]:
-    """Steps after which the run was evaluated, in order; 0 is before training."""
-    return steps_in(names.evaluations_dir(run))
 
 
 def comparison(run: Path, first: int, second: int) -> dict[str, Any]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, HTTPException, Request
 
 from areal_launcher.bounded_files import DamagedFileError
+from areal_launcher.errors import RunError
 from areal_launcher.run_files import MAX_STEP
 from areal_launcher.run_state import clipped
 from areal_launcher.ui.source import Runs, ShownRun
+
+T = TypeVar("T")
 
 
 async def visible_runs(request: Request) -> Runs:
@@ -35,14 +39,22 @@ async def shown_run(identifier: str, runs: VisibleRuns) -> ShownRun:
 Run = Annotated[ShownRun, Depends(shown_run)]
 
 
-async def run_directory(run: Run) -> Path:
-    """The run's directory; the answer 404 if its files are not here."""
+@dataclass(frozen=True)
+class SampledRun:
+    """A run whose samples can be shown."""
+
+    run: ShownRun
+    directory: Path
+
+
+async def sampled_run(run: Run) -> SampledRun:
+    """The run, if its samples can be shown; else the answer 404."""
     if run.directory is None:
         raise HTTPException(404, "the files of this run are on its volume in the cluster")
-    return run.directory
+    return SampledRun(run, run.directory)
 
 
-Directory = Annotated[Path, Depends(run_directory)]
+Sampled = Annotated[SampledRun, Depends(sampled_run)]
 
 
 class Page:
@@ -67,14 +79,14 @@ class Page:
         async with self._lock:
             return await asyncio.to_thread(run.overview)
 
-    async def samples(self, what: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    async def samples(self, what: str, read: Callable[[], T]) -> T:
         """What ``read`` finds in files of samples; the answer 404, which names ``what``, if they cannot be read."""
         async with self._reading:
             try:
                 return await asyncio.to_thread(read)
             except FileNotFoundError as error:
                 raise HTTPException(404, f"{what} has no samples here") from error
-            except (DamagedFileError, OSError) as error:
+            except (DamagedFileError, OSError, RunError) as error:
                 raise HTTPException(404, clipped(str(error))) from error
 
     async def series(

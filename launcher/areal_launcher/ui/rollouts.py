@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from areal_api import names
-from areal_api.rollout_columns import COLUMNS, file_name, step_of
+from areal_api.rollout_columns import COLUMNS, file_name
 from areal_launcher.bounded_files import DamagedFileError, number
 from areal_launcher.parquet_files import open_parquet, rows_of
+from areal_launcher.ui.sample_files import steps_in
 
-MAX_STEPS = 1_000_000
 MAX_TEXT = 20_000  # characters of a prompt or completion that are shown
 MAX_GROUPS = 100  # problems on a page
 MAX_SAMPLES = 64  # of a problem on a page
@@ -56,16 +55,6 @@ class Filter:
 def steps(run: Path) -> list[int]:
     """Steps whose samples were written, in order."""
     return steps_in(names.rollouts_dir(run))
-
-
-def steps_in(directory: Path) -> list[int]:
-    """The steps of the files in a directory, in order."""
-    try:
-        with os.scandir(directory) as files:
-            found = (step_of(file.name) for _, file in zip(range(MAX_STEPS), files, strict=False))
-            return sorted(step for step in found if step is not None)
-    except OSError:
-        return []
 
 
 def page(run: Path, step: int, chosen: Filter, *, offset: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Path, Query
 
 from areal_launcher.run_files import MAX_STEP
 from areal_launcher.ui import evaluations, rollouts
-from areal_launcher.ui.page import Directory, Page
+from areal_launcher.ui.page import Page, Sampled
 
 MAX_PROBLEM = 10_000  # characters of the name of a problem
 
@@ -24,12 +23,12 @@ def sample_routes(page: Page) -> APIRouter:
     router = APIRouter(prefix="/api/runs/{identifier}")
 
     @router.get("/rollouts")
-    async def dumped_steps(run: Directory) -> list[int]:
-        return await asyncio.to_thread(rollouts.steps, run)
+    async def dumped_steps(sampled: Sampled) -> list[int]:
+        return await page.samples("the run", lambda: sampled.run.steps("rollouts"))
 
     @router.get("/rollouts/{step}")
     async def dumped(
-        run: Directory,
+        sampled: Sampled,
         step: Step,
         text: Annotated[str, Query(max_length=500)] = "",
         low: float = -math.inf,
@@ -40,30 +39,45 @@ def sample_routes(page: Page) -> APIRouter:
         offset: Count = 0,
     ) -> dict[str, Any]:
         chosen = rollouts.Filter(text, low, high, shortest, longest, only)
-        return await page.samples(f"step {step}", lambda: rollouts.page(run, step, chosen, offset=offset))
+
+        def read() -> dict[str, Any]:
+            sampled.run.fetch("rollouts", step)
+            return rollouts.page(sampled.directory, step, chosen, offset=offset)
+
+        return await page.samples(f"step {step}", read)
 
     @router.get("/rollouts/{step}/{row}")
-    async def tokens(run: Directory, step: Step, row: Step) -> dict[str, Any]:
-        return await page.samples(f"step {step}", lambda: rollouts.tokens(run, step, row))
+    async def tokens(sampled: Sampled, step: Step, row: Step) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            sampled.run.fetch("rollouts", step)
+            return rollouts.tokens(sampled.directory, step, row)
+
+        return await page.samples(f"step {step}", read)
 
     @router.get("/problem")
-    async def history(run: Directory, problem: Problem) -> dict[str, Any]:
-        return await page.samples("the problem", lambda: rollouts.history(run, problem))
+    async def history(sampled: Sampled, problem: Problem) -> dict[str, Any]:
+        return await page.samples("the problem", lambda: rollouts.history(sampled.directory, problem))
 
     @router.get("/evaluations")
-    async def evaluated_steps(run: Directory) -> list[int]:
-        return await asyncio.to_thread(evaluations.steps, run)
+    async def evaluated_steps(sampled: Sampled) -> list[int]:
+        return await page.samples("the run", lambda: sampled.run.steps("evaluations"))
 
     @router.get("/evaluations/{first}/{second}")
-    async def comparison(run: Directory, first: Step, second: Step) -> dict[str, Any]:
-        what = f"the evaluation after step {first} or {second}"
-        return await page.samples(what, lambda: evaluations.comparison(run, first, second))
+    async def comparison(sampled: Sampled, first: Step, second: Step) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            sampled.run.fetch("evaluations", first, second)
+            return evaluations.comparison(sampled.directory, first, second)
+
+        return await page.samples(f"the evaluation after step {first} or {second}", read)
 
     @router.get("/evaluations/{step}")
     async def answers(
-        run: Directory, step: Step, of: Annotated[str, Query(max_length=MAX_PROBLEM)], problem: Problem
+        sampled: Sampled, step: Step, of: Annotated[str, Query(max_length=MAX_PROBLEM)], problem: Problem
     ) -> dict[str, Any]:
-        what = f"the evaluation after step {step}"
-        return await page.samples(what, lambda: evaluations.answers(run, step, of=of, problem=problem))
+        def read() -> dict[str, Any]:
+            sampled.run.fetch("evaluations", step)
+            return evaluations.answers(sampled.directory, step, of=of, problem=problem)
+
+        return await page.samples(f"the evaluation after step {step}", read)
 
     return router

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from areal_launcher.catalog import Catalog, RunEntry
 from areal_launcher.ui import view
+from areal_launcher.ui.sample_files import steps_in
 from areal_launcher.ui.table import ColumnTable, StatsTable
+
+Folder = Literal["rollouts", "evaluations"]
 
 
 class ShownRun(Protocol):
-    """A run on the page. ``directory``: with its files; None if they are elsewhere."""
+    """A run on the page. ``directory``: with the files that ``fetch`` has brought here; None if it brings none."""
 
     @property
     def identifier(self) -> str: ...
@@ -30,6 +33,17 @@ class ShownRun(Protocol):
 
     def configuration(self) -> str:
         """The experiment as text."""
+        ...
+
+    def steps(self, folder: Folder) -> list[int]:
+        """The steps with a file of samples in a folder, in order. Raises like ``fetch``."""
+        ...
+
+    def fetch(self, folder: Folder, *steps: int) -> None:
+        """Bring files of samples to ``directory``, if they are elsewhere. Takes a while.
+
+        Raises ``FileNotFoundError`` or ``RunError`` if that fails.
+        """
         ...
 
 
@@ -65,6 +79,13 @@ class LocalRun:
     def configuration(self) -> str:
         """The text of the experiment."""
         return view.configuration(self.directory)
+
+    def steps(self, folder: Folder) -> list[int]:
+        """The steps with a file of samples."""
+        return steps_in(self.directory / folder)
+
+    def fetch(self, folder: Folder, *steps: int) -> None:
+        """Nothing to do."""
 
 
 class LocalRuns:

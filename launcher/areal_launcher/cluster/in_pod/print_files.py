@@ -1,7 +1,8 @@
 """Runs in a pod that mounts a run's volume and prints small files to its log. Standard library only.
 
 ``python3 -c SOURCE DIRECTORY NAME…`` prints a compressed tar archive in base64 between two markers: reading a log needs
-no permission beyond reading logs. By default a container's log is cut at 10 MiB.
+no permission beyond reading logs. By default a container's log is cut at 10 MiB. A NAME that ends in ``/`` is a folder,
+of which the archive contains a list: the sizes of its files by name, as JSON.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import os
 import sys
 import tarfile
 
+LIST = ".list"  # name of a list in the archive, below its folder
 BEGIN, END = "--- areal files", "--- end"
 MAX_PLAIN_BYTES = 256 * 2**20
 MAX_ENCODED_BYTES = 8 * 2**20
 LINE_LENGTH = 4096
+MAX_LISTED = 200_000
 TOO_LARGE = 3
 
 
@@ -27,6 +31,12 @@ def archive(directory: str, names: list[str]) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w:xz") as tar:
         for name in names:
             path = os.path.join(directory, name)
+            if name.endswith("/"):
+                data = listing(path)
+                member = tarfile.TarInfo(name + LIST)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+                continue
             if not os.path.isfile(path):
                 continue
             total += os.path.getsize(path)
@@ -34,6 +44,17 @@ def archive(directory: str, names: list[str]) -> bytes:
                 raise ValueError(f"the files up to {path} have {total} bytes, more than {MAX_PLAIN_BYTES}")
             tar.add(path, arcname=name)
     return buffer.getvalue()
+
+
+def listing(folder: str) -> bytes:
+    """The sizes of the files in a folder by name; none if there is no such folder."""
+    sizes = {}
+    if os.path.isdir(folder):
+        with os.scandir(folder) as entries:
+            for _, entry in zip(range(MAX_LISTED), entries, strict=False):
+                if entry.is_file(follow_symlinks=False):
+                    sizes[entry.name] = entry.stat().st_size
+    return json.dumps(sizes).encode()
 
 
 def encoded(data: bytes) -> str:

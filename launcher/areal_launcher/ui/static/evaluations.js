@@ -17,6 +17,7 @@ export class Evaluations {
 
   async open() {
     let steps = [];
+    this.body.replaceChildren(element("p", { class: "faint" }, "loading…"));
     try {
       steps = await fetchJson(this.path);
     } catch (error) {

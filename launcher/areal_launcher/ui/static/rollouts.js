@@ -32,9 +32,11 @@ export class Rollouts {
   }
 
   async open() {
+    this.note.textContent = "loading…";
     try {
       this.steps = await fetchJson(`/api/runs/${this.identifier}/rollouts`);
     } catch (error) {
+      this.note.textContent = "";
       this.list.replaceChildren(problem(error.message));
       return;
     }
@@ -65,10 +67,12 @@ export class Rollouts {
       if (field.value !== "") query.set(name, field.value);
     }
     query.set("offset", more ? this.offset : 0);
+    this.note.textContent = "loading…";
     try {
       const page = await fetchJson(`/api/runs/${this.identifier}/rollouts/${this.step.value}?${query}`);
       this.show(page, more);
     } catch (error) {
+      this.note.textContent = "";
       this.list.replaceChildren(problem(error.message));
     }
   }

@@ -8,13 +8,14 @@ import pytest
 
 from areal_launcher.bounded_files import DamagedFileError
 from areal_launcher.ui import evaluations
+from areal_launcher.ui.sample_files import steps_in
 from support.evaluation_files import answer, write_evaluation
 
 
 def test_the_page_lists_what_became_better_and_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_evaluation(tmp_path, 0, *[answer(problem, 0.0) for problem in "abc"], answer("d", 1.0))
     write_evaluation(tmp_path, 20, *[answer(problem, 1.0) for problem in "abc"], answer("d", 0.0))
-    assert evaluations.steps(tmp_path) == [0, 20]
+    assert steps_in(tmp_path / "evaluations") == [0, 20]
     monkeypatch.setattr(evaluations, "MAX_PROBLEMS", 2)
     (found,) = evaluations.comparison(tmp_path, 0, 20)["sets"]
     assert (found["n_better"], found["n_worse"], found["equal"]) == (3, 1, 0)

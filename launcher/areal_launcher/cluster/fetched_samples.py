@@ -1,0 +1,67 @@
+"""Files of samples that the page has fetched from volumes, in a temporary directory of bounded size."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from areal_api.rollout_columns import file_name
+from areal_launcher.cluster.client import Cluster, Object
+from areal_launcher.cluster.fetch_results import source_of
+from areal_launcher.cluster.fetch_samples import fetch_steps, sizes_of
+
+MAX_BYTES = 2**30  # of the files of all runs; the ones that were fetched first are deleted
+LISTED_S = 60.0  # how long the list of a folder is used
+
+
+@dataclass
+class _Listed:
+    sizes: dict[int, int]
+    at: float = field(default_factory=time.monotonic)
+
+
+class FetchedSamples:
+    """Fetches each file once. Methods are called in threads. The directory is deleted with the object."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._folder = tempfile.TemporaryDirectory(prefix="grpo-ui-")
+        self._lock = threading.Lock()  # one pod at a time
+        self._listed: dict[tuple[str, str], _Listed] = {}  # by run and folder
+        self._sizes: OrderedDict[Path, int] = OrderedDict()
+
+    def directory(self, identifier: str) -> Path:
+        """The directory of a run."""
+        return Path(self._folder.name) / identifier
+
+    def steps(self, identifier: str, body: Object, folder: str) -> list[int]:
+        """The steps with a file on the run's volume. Raises ``RunError`` if it cannot be read."""
+        with self._lock:
+            return list(self._list(identifier, body, folder))
+
+    def fetch(self, identifier: str, body: Object, folder: str, steps: Sequence[int]) -> None:
+        """Fetch the files of ``steps`` that are not here. Raises ``FileNotFoundError`` and ``RunError``."""
+        target = self.directory(identifier) / folder
+        with self._lock:
+            missing = [step for step in steps if target / file_name(step) not in self._sizes]
+            if not missing:
+                return
+            sizes = self._list(identifier, body, folder)
+            source = source_of(self._cluster, body)
+            fetch_steps(self._cluster, source, folder, missing, target, sizes=sizes)
+            self._sizes.update({target / file_name(step): sizes[step] for step in missing})
+            while sum(self._sizes.values()) > MAX_BYTES and len(self._sizes) > len(missing):
+                oldest, _ = self._sizes.popitem(last=False)
+                oldest.unlink(missing_ok=True)
+
+    def _list(self, identifier: str, body: Object, folder: str) -> dict[int, int]:
+        known = self._listed.get((identifier, folder))
+        if known is None or time.monotonic() - known.at > LISTED_S:
+            known = _Listed(sizes_of(self._cluster, source_of(self._cluster, body), folder))
+            self._listed[identifier, folder] = known
+        return known.sizes
