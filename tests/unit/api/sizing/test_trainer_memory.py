@@ -36,6 +36,14 @@ SIMULATED = [
     ("Qwen2.5-32B", None, 1, 16_384, True, 550.20),
     ("Qwen2.5-32B", None, 2, 16_384, True, 289.06),
     ("Qwen2.5-32B", None, 4, 16_384, True, 158.01),
+    # Sequences of 8,192 tokens.
+    ("Qwen2.5-1.5B", None, 1, 8_192, False, 51.61),
+    ("Qwen2.5-1.5B", None, 8, 32_768, False, 103.80),
+    ("Qwen2.5-1.5B", None, 8, 32_768, True, 11.92),
+    ("Qwen2.5-7B", None, 8, 8_192, False, 75.19),
+    ("Qwen2.5-7B", None, 8, 32_768, False, 236.12),
+    ("Qwen2.5-7B", None, 16, 8_192, True, 17.06),
+    ("Qwen2.5-32B", None, 16, 8_192, False, 219.61),
 ]
 
 
