@@ -45,7 +45,7 @@ def check(request: Request, options: CheckOptions) -> int:
         sys.stdout.write(experiment_yaml(experiment))
     spec = experiment.spec
     machine = this_machine() if needs_gpu(spec) else GpuMachine()
-    gpu = gpu_named(options.gpu) if options.gpu else gpu_of_labels(spec.trainer.node_selector)
+    gpu = gpu_of_labels(spec.trainer.node_selector) if options.gpu is None else gpu_named(options.gpu)
     nodes = None if options.nodes is None else parse_nodes(options.nodes)
     here = gpu is None and nodes is None and bool(machine.gpus)  # no other place is named
     where = Surroundings(

@@ -41,7 +41,8 @@ def microbatch_problems(config: GRPOConfig) -> Iterator[str]:
     if bound is not None and longest > bound:
         yield (
             f"actor.mb_spec.max_tokens_per_mb is {bound}, but a sequence can have {longest} tokens "
-            f"({_length_keys(config)}); set actor.mb_spec.max_tokens_per_mb={longest} or lower gconfig.max_new_tokens"
+            f"({_length_keys(config)}); set config.actor.mb_spec.max_tokens_per_mb={longest} or lower "
+            "gconfig.max_new_tokens"
         )
 
 
@@ -52,7 +53,7 @@ def length_warnings(config: GRPOConfig) -> Iterator[str]:
     if bound is not None and longest_sequence(config) <= bound < most and unlimited:
         yield (
             f"a sequence may have up to {most} tokens (gconfig.max_tokens), and one of more than {bound} "
-            f"(actor.mb_spec.max_tokens_per_mb) would end the run; set gconfig.max_tokens={bound}"
+            f"(actor.mb_spec.max_tokens_per_mb) would end the run; set config.gconfig.max_tokens={bound}"
         )
 
 
@@ -64,7 +65,7 @@ def model_length_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[s
         yield (
             f"a sequence can have {longest} tokens ({_length_keys(config)}), but beyond {shape.longest_packed} the "
             "rotary embedding of this model depends on the longest sequence of a pass, which ends the run; set "
-            f"gconfig.max_tokens={shape.longest_packed}"
+            f"config.gconfig.max_tokens={shape.longest_packed}"
         )
     if shape.longest is None or any(entry.get("name") == LONGER_CONTEXT for entry in spec.servers.env):
         return
@@ -76,7 +77,7 @@ def model_length_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[s
     elif context is None and longest > shape.longest:
         yield (
             f"a sequence can have {longest} tokens ({_length_keys(config)}), but the model was made for "
-            f"{shape.longest} (max_position_embeddings); set gconfig.max_tokens={shape.longest}"
+            f"{shape.longest} (max_position_embeddings); set config.gconfig.max_tokens={shape.longest}"
         )
 
 

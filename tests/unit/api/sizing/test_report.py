@@ -124,7 +124,7 @@ def test_a_sequence_for_which_the_rotary_embedding_depends_on_the_pass_is_refuse
     model = ModelShape.of_config({**qwen25("Qwen2.5-1.5B"), **long_rope})
     (problem,) = size_up(spec(), model, Surroundings(gpu=H100)).problems
     assert "a sequence can have 2048 tokens" in problem
-    assert problem.endswith("set gconfig.max_tokens=1500")
+    assert problem.endswith("set config.gconfig.max_tokens=1500")
     shorter = {"gconfig": {"n_samples": 4, "max_new_tokens": 1024, "max_tokens": 1500}}
     assert size_up(spec(config=shorter), model, Surroundings(gpu=H100)).fits
 
@@ -174,7 +174,7 @@ def test_a_type_that_is_refused_is_a_problem_also_if_its_sizes_are_unknown() -> 
 def test_a_sequence_longer_than_a_microbatch_is_refused_with_both_lengths() -> None:
     (problem,) = checked(spec(actor={"mb_spec": {"max_tokens_per_mb": 2000}})).problems
     assert "max_tokens_per_mb is 2000, but a sequence can have 2048 tokens" in problem
-    assert "set actor.mb_spec.max_tokens_per_mb=2048" in problem
+    assert "set config.actor.mb_spec.max_tokens_per_mb=2048" in problem
 
 
 def test_prompts_or_turns_without_a_limit_are_a_warning_with_the_key_that_limits_them() -> None:
@@ -182,7 +182,7 @@ def test_prompts_or_turns_without_a_limit_are_a_warning_with_the_key_that_limits
     turns = spec(config={"workflow": {"path": "my_agent:Agent"}})
     for experiment in (unlimited, turns):
         (warning,) = checked(experiment).warnings
-        assert warning.endswith("set gconfig.max_tokens=10240")
+        assert warning.endswith("set config.gconfig.max_tokens=10240")
     capped = spec(config={"workflow": {"path": "my_agent:Agent"}, "gconfig": {"n_samples": 4, "max_tokens": 10240}})
     assert checked(spec()).warnings == checked(capped).warnings == ()
 
