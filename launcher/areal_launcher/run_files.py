@@ -32,9 +32,14 @@ MAX_LOCK_BYTES = 32
 CLUSTER_KEYS = ("context", "namespace", "name", "claim", "directory")
 
 
+def spellings(name: str) -> tuple[str, ...]:
+    """The names that a statistic can have in a line: with or without AReaL's prefix (``grpo_actor/``) and ``/avg``."""
+    return name, mean(name), f"{ACTOR_PREFIX}{name}", mean(f"{ACTOR_PREFIX}{name}")
+
+
 def value(line: Line, name: str) -> float | None:
     """A statistic, with or without AReaL's prefix (``grpo_actor/``) and ``/avg``; None if the line lacks it."""
-    for key in (name, mean(name), f"{ACTOR_PREFIX}{name}", mean(f"{ACTOR_PREFIX}{name}")):
+    for key in spellings(name):
         if (statistic := number(line.get(key))) is not None:
             return statistic
     return None

@@ -1,6 +1,7 @@
 """The statistics of a run as columns, which a page draws; thinned out where a run has more steps than pixels.
 
 ``run_files.Stats`` keeps a dictionary per step. At 100,000 steps that is a gigabyte; columns take 8 bytes per value.
+Lines with the same names, as most neighbours are, become rows of a matrix whose columns are appended at once.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ MAX_SHOWN = 1e30
 HIDDEN = frozenset({"step", "time", stat_names.EVAL_REWARD_INITIAL})
 MAX_COLUMNS = 1_000
 MAX_STEPS = 1_000_000
-CHUNK_BYTES = 8 * 2**20  # read per poll
+CHUNK_BYTES = 16 * 2**20  # read per poll
+MIN_ROWS = 4  # of a matrix; fewer lines are added one by one
 
 Floats = NDArray[np.float64]
 
@@ -43,12 +46,23 @@ class _Column:
     def __init__(self) -> None:
         self._values = array("d")
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def put(self, row: int, value: float) -> None:
         """Set ``row``, which is at or after the end."""
+        self._fill(row)
+        self._values.append(value)
+
+    def put_rows(self, row: int, values: Floats) -> None:
+        """Set the rows from ``row`` on, which is at or after the end."""
+        self._fill(row)
+        self._values.frombytes(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+
+    def _fill(self, row: int) -> None:
         missing = row - len(self._values)
         if missing > 0:
             self._values.extend(repeat(math.nan, missing))
-        self._values.append(value)
 
     def head(self, rows: int) -> Floats:
         """A copy of the first ``rows`` values. [rows]"""
@@ -161,9 +175,43 @@ class ColumnTable:
             run_files.value(line, stat_names.SEQUENCE_LENGTH),
             run_files.value(line, stat_names.PROMPT_LENGTH),
         )
-        if length is not None and prompt is not None and (column := self._column_of(COMPLETION_LENGTH)) is not None:
-            column.put(row, length - prompt)
+        if length is not None and prompt is not None:
+            self._put_completion_length(row, np.array([length - prompt]))
         self._rows, self._last_step = row + 1, step
+
+    def add_rows(self, keys: Sequence[str], values: Floats) -> bool:
+        """Add the statistics ``keys`` of several steps. [steps, keys], NaN where a step lacks one.
+
+        Returns False, and adds nothing, if they are not whole lines of steps in their order after the last one.
+        """
+        if not self._rows or "step" not in keys or "time" not in keys:
+            return False
+        steps = values[:, keys.index("step")]
+        in_order = steps[0] > self._last_step and (np.diff(steps) > 0).all() and steps[-1] <= run_files.MAX_STEP
+        if not (in_order and (steps == np.floor(steps)).all() and np.isfinite(values[:, keys.index("time")]).all()):
+            return False
+        values = values[: MAX_STEPS - self._rows]
+        if not len(values):
+            return True
+        row = self._rows
+        self._steps.put_rows(row, values[:, keys.index("step")])
+        shown = np.where(np.abs(values) <= MAX_SHOWN, values, np.nan)
+        for at in np.flatnonzero(~np.isnan(values).all(axis=0)):
+            key = keys[at]
+            if (column := self._by_key.get(key) or self._column_of(key)) is not None:
+                column.put_rows(row, shown[:, at])
+        length, prompt = (
+            _first_known(keys, values, name) for name in (stat_names.SEQUENCE_LENGTH, stat_names.PROMPT_LENGTH)
+        )
+        if not np.isnan(length - prompt).all():
+            self._put_completion_length(row, length - prompt)
+        self._rows, self._last_step = row + len(values), int(values[-1, keys.index("step")])
+        return True
+
+    def _put_completion_length(self, row: int, values: Floats) -> None:
+        column = self._column_of(COMPLETION_LENGTH)
+        if column is not None and len(column) <= row:  # else the file itself has it
+            column.put_rows(row, values)
 
     def _column_of(self, key: str) -> _Column | None:
         """The column of a statistic; None for what is not shown. Of two keys with one name the first has it."""
@@ -221,10 +269,20 @@ class StatsTable(ColumnTable):
             end = len(data)  # an endless line
             self.damaged += 1
         else:
-            for text in data[:end].splitlines():
-                self._add_text(text)
+            self._add_texts(data[:end].splitlines())
         self._offset += end
         return end > 0 and self._offset < status.st_size
+
+    def _add_texts(self, texts: list[bytes]) -> None:
+        lines = [(text, _parsed(text)) for text in texts]
+        for names_of_line, group in groupby(lines, key=lambda line: tuple(line[1])):
+            same = list(group)
+            if not len(self):
+                self._add_text(same.pop(0)[0])
+            values = _matrix([line for _, line in same]) if names_of_line and len(same) >= MIN_ROWS else None
+            if values is None or not self.add_rows(names_of_line, values):
+                for text, _ in same:
+                    self._add_text(text)
 
     def _add_text(self, text: bytes) -> None:
         line = parse_line(text)
@@ -236,6 +294,34 @@ class StatsTable(ColumnTable):
     def _forget(self, inode: int) -> None:
         self.clear()
         self._offset, self._inode, self.damaged = 0, inode, 0
+
+
+def _parsed(text: bytes) -> run_files.Line:
+    """The content of an ordinary line; empty for one that ``parse_line`` has to look at."""
+    import orjson  # a page without run directories does not need it
+
+    try:
+        content = orjson.loads(text) if len(text) <= MAX_LINE_BYTES else None
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _matrix(lines: list[run_files.Line]) -> Floats | None:
+    """The values of lines with the same names; None if one is neither a number nor null. [lines, names]"""
+    values = list(chain.from_iterable(line.values() for line in lines))
+    if not set(map(type, values)) <= {float, int, type(None)}:
+        return None
+    return np.array(values, dtype=np.float64).reshape(len(lines), -1)
+
+
+def _first_known(keys: Sequence[str], values: Floats, name: str) -> Floats:
+    """Like ``run_files.value`` for several lines; NaN where there is no value. [lines]"""
+    found = np.full(len(values), np.nan)
+    for key in run_files.spellings(name):
+        if key in keys:
+            found = np.where(np.isnan(found), values[:, keys.index(key)], found)
+    return found
 
 
 def _plain(column: Floats) -> list[float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -131,3 +132,59 @@ def test_the_table_holds_what_the_statistics_of_other_commands_hold(
     assert points.steps == [one["step"] for one in stats.lines]
     assert points.means.get("x", []) == [value(one, "x") for one in stats.lines]
     assert all(math.isfinite(number) for number in points.means.get("x", []) if number is not None)
+
+
+NUMBERS = st.one_of(
+    st.floats(-10, 10),
+    st.integers(-3, 3),
+    st.sampled_from([1e300, 2**70, -0.0]),
+    st.none(),
+    st.just("x"),
+    st.just(True),
+)
+NAMES = st.sampled_from(
+    ["x", "x/avg", "grpo_actor/x", "y", "seq_len", "seq_len/avg", "prompt_len/avg", "completion_len"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    blocks=st.lists(
+        st.tuples(
+            st.lists(NAMES, unique=True, max_size=5),
+            st.lists(st.lists(st.one_of(st.floats(-5, 5), NUMBERS), min_size=5, max_size=5), max_size=9),
+            st.sampled_from(
+                ["", "", "", "garbage", '{"step": 1', '{"time": 1}', '{"step": 2.5, "time": 1}', "[1]", "{}"]
+            ),
+        ),
+        max_size=6,
+    ),
+    back=st.integers(0, 3),
+)
+def test_lines_that_are_added_together_make_the_table_that_they_make_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, blocks: list[Any], back: int
+) -> None:
+    texts, step = [], 0
+    for names_of_block, rows, last in blocks:
+        for numbers in rows:
+            step += 1
+            texts.append(
+                json.dumps({"step": step, "time": float(step), **dict(zip(names_of_block, numbers, strict=False))})
+            )
+        texts.append(last)
+        step = max(0, step - back)
+    run = tmp_path_factory.mktemp("run")
+    names.stats_file(run).write_text("".join(f"{text}\n" for text in texts))
+    together, one_by_one = StatsTable(run), StatsTable(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_module, "MIN_ROWS", 10**9)
+        one_by_one.poll()
+    together.poll()
+    assert (together.damaged, together.changes, together.last_step) == (
+        one_by_one.damaged,
+        one_by_one.changes,
+        one_by_one.last_step,
+    )
+    assert together.statistics == one_by_one.statistics
+    wanted = together.statistics
+    assert together.points(wanted, **EVERYTHING) == one_by_one.points(wanted, **EVERYTHING)
