@@ -22,7 +22,7 @@ from hack.cluster.control_plane import die_with_parent
 GRPO = [sys.executable, "-m", "areal_launcher.cli"]
 SERVERS = RANKS = 2
 STEPS = 80  # it learns in 60
-END_S = 240.0  # for what is left of a run to end
+END_S = 400.0  # for what is left of a run to end
 CONSOLE_LINES = 40
 
 
@@ -30,7 +30,7 @@ class WatchedCluster(Watched):
     """``grpo run --on PLACE`` with two servers, and two ranks on different nodes. Entering the context starts it."""
 
     total = STEPS
-    patience_s = 400.0  # a lost node, a job that is queued again, and a trainer that resumes, on a busy machine
+    patience_s = 600.0  # a lost node, a job that is queued again, and a trainer that resumes, on a busy machine
 
     def __init__(self, place: str, work: Path, environment: Mapping[str, str]) -> None:
         self.run = work / "tiny" / "run"
