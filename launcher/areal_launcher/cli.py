@@ -82,6 +82,8 @@ def eval_parser() -> argparse.ArgumentParser:
     add_experiment(parser, "EXPERIMENT.yaml and key=value, in any order")
     add_local_only(parser)
     add_port(parser)
+    help_text = "problems in place of valid_dataset: aime24, aime25, gsm8k or math500, from the hub or from FILE"
+    parser.add_argument("--benchmark", metavar="NAME[=FILE]", help=help_text)
     parser.set_defaults(action=eval_action)
     return parser
 
@@ -93,9 +95,11 @@ def eval_action(args: argparse.Namespace) -> int:
             "grpo eval runs only on this machine; in a cluster the run itself evaluates: "
             "set config.valid_dataset and config.evaluator.freq_steps"
         )
+    from areal_launcher.benchmark_sets import ChosenBenchmark
     from areal_launcher.places.local.evaluate import evaluate
 
-    return evaluate(args.checkpoint, Request.parse(args.items, args.config), args.port)
+    benchmark = None if args.benchmark is None else ChosenBenchmark.parse(args.benchmark)
+    return evaluate(args.checkpoint, Request.parse(args.items, args.config), args.port, benchmark)
 
 
 def compare_parser() -> argparse.ArgumentParser:

@@ -36,6 +36,8 @@ CHECKPOINT is a directory, a hub name, or a run directory (its newest checkpoint
 experiment of the run that contains CHECKPOINT is used.
 
   grpo eval runs/tiny/trial0
+  grpo eval runs/tiny/trial0 --benchmark math500
+  grpo eval runs/tiny/trial0 --benchmark aime25=data/aime25.jsonl
   grpo eval Qwen/Qwen3-1.7B --config gsm8k_grpo.yaml"""
 
 RUN_DIR = "<fileroot>/<experiment_name>/<trial_name>"

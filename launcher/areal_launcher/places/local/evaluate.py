@@ -1,4 +1,4 @@
-"""`grpo eval`: the mean reward of a checkpoint on valid_dataset."""
+"""`grpo eval`: the mean reward of a checkpoint on valid_dataset, or on a benchmark."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from areal_api.experiment import GRPOExperiment
 from areal_api.load import with_home_expanded
 from areal_api.paths import expand_home
 from areal_launcher import run_files
+from areal_launcher.benchmark_sets import ChosenBenchmark
 from areal_launcher.bounded_files import read_tail
 from areal_launcher.console import console_for
 from areal_launcher.core.run import Run
@@ -26,8 +27,8 @@ EVALUATE_MODULE = "areal_trainer.evaluate"
 MAX_OUTPUT_BYTES = 8 * 2**20
 
 
-def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
-    """Print the mean reward of a checkpoint as one line of JSON."""
+def evaluate(checkpoint: str, request: Request, port: int | None, benchmark: ChosenBenchmark | None = None) -> int:
+    """Print the mean reward of a checkpoint as one line of JSON. ``benchmark`` replaces the held-out problems."""
     model, directory = resolve_checkpoint(checkpoint), enclosing_run(Path(expand_home(checkpoint)))
     if request.path is None:
         if directory is None:
@@ -36,9 +37,10 @@ def evaluate(checkpoint: str, request: Request, port: int | None) -> int:
                 "the experiment to evaluate on: an experiment.yaml, or AReaL's configuration file with --config"
             )
         request = Request(experiment_file(directory), request.script, request.overrides)
-    experiment = evaluation_experiment(with_home_expanded(request.load()), model)
+    experiment = evaluation_experiment(with_home_expanded(request.load()), model, benchmark)
     console = console_for(stderr=True)
-    run = (directory or names.run_dir(experiment.spec.config)) / "eval" / Path(model).name
+    name = Path(model).name if benchmark is None else f"{Path(model).name}-{benchmark.name}"
+    run = (directory or names.run_dir(experiment.spec.config)) / "eval" / name
     with prepared_run(experiment, run=run, first_port=port) as (plan, place):
         log = plan.trainer[0].log
         log.unlink(missing_ok=True)
@@ -80,16 +82,21 @@ def enclosing_run(path: Path) -> Path | None:
     return next((parent for parent in (path, *path.absolute().parents) if is_run(parent)), None)
 
 
-def evaluation_experiment(experiment: GRPOExperiment, model: str) -> GRPOExperiment:
+def evaluation_experiment(
+    experiment: GRPOExperiment, model: str, benchmark: ChosenBenchmark | None = None
+) -> GRPOExperiment:
     """The experiment changed to evaluate ``model`` in a single process, without training."""
     spec = experiment.spec
-    if spec.config.valid_dataset is None:
-        raise ValueError("valid_dataset is not set; name the held-out problems, for example valid_dataset.path=…")
-    config = spec.config.model_copy(
+    config = spec.config if benchmark is None else benchmark.applied(spec.config)
+    if config.valid_dataset is None:
+        raise ValueError(
+            "valid_dataset is not set; name the held-out problems, for example valid_dataset.path=…, or --benchmark"
+        )
+    config = config.model_copy(
         update={
-            "actor": spec.config.actor.model_copy(update={"path": model}),
-            "sglang": spec.config.sglang.model_copy(update={"model_path": None}),
-            "recover": spec.config.recover.model_copy(update={"mode": "disabled"}),
+            "actor": config.actor.model_copy(update={"path": model}),
+            "sglang": config.sglang.model_copy(update={"model_path": None}),
+            "recover": config.recover.model_copy(update={"mode": "disabled"}),
         }
     )
     trainer = spec.trainer.model_copy(
