@@ -36,7 +36,7 @@ from areal_launcher.places.slurm.job import (
     write_start,
 )
 from areal_launcher.places.slurm.layout import Layout
-from areal_launcher.places.slurm.place import SlurmPlace
+from areal_launcher.places.slurm.place import CONTAINER_PYTHON, SlurmPlace
 from areal_launcher.run_files import read_stats
 
 MAX_IDLE_STARTS = 5
@@ -76,7 +76,7 @@ def execute(directory: Path, nonce: str, journal: Journal) -> int:
     place = SlurmPlace(directory, slurm, components, environ=os.environ)
     place.check_shared(nonce, probe_file(directory))
     journal.message(f"job {os.environ['SLURM_JOB_ID']} runs on {', '.join(node.name for node in place.nodes)}")
-    inside = "python3" if slurm.container_image is not None else None
+    inside = CONTAINER_PYTHON if slurm.container_image is not None else None
     with claimed_run(experiment, directory) as key_file:
         names.summary_file(directory).unlink(missing_ok=True)  # written by the previous start
         check_bucket(experiment.spec)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from areal_launcher.places.slurm.job import job_dir
 from areal_launcher.places.slurm.layout import Layout
 from areal_launcher.run_files import write_atomic
 
+CONTAINER_PYTHON = "python3"
 FIRST_STEP_S = 600.0  # with the prolog of each node
 STEP_GONE_S = 60.0
 ASK_AGAIN_S = 2.0
@@ -237,7 +239,9 @@ class SlurmPlace:
     def _step_command(self, spec: ProcessSpec, node: Node) -> list[str]:
         srun = [*self._srun(node.component), "--nodes=1", "--ntasks=1", f"--nodelist={node.name}"]
         srun.append(f"--job-name={spec.name}")
-        python = self._options.python or spec.argv[0]
+        # Not the command's own: that of a trainer with code begins with a shell.
+        own = sys.executable if self._options.container_image is None else CONTAINER_PYTHON
+        python = self._options.python or own
         inside = [python, "-I", "-S", str(self._tools / "on_node.py"), str(self._files / f"{spec.name}.json")]
         return [*srun, *contained(self._options, inside, run=self._run, gpus=spec.gpus > 0)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def end_server(job: SlurmPlace, log: Path, index: int = 0) -> None:
     step = job.start(ProcessSpec("server", index, ["serve"], {}, log))
     step.kill()
     wait_until(lambda: step.poll() is not None, "the step has ended")
+
+
+def test_a_command_that_is_no_interpreter_is_started_by_one(job: SlurmPlace, tmp_path: Path) -> None:
+    """The command of a trainer with code begins with a shell."""
+    job.start(ProcessSpec("trainer", 0, ["/bin/sh", "-c", 'exec "$@"', "paths", "python"], {}, tmp_path / "log"))
+    assert f" {sys.executable} -I -S " in (tmp_path / "log").read_text()
 
 
 def test_slurm_is_asked_for_preemption_once_for_each_step_that_ended(
