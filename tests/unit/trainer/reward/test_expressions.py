@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -63,3 +64,21 @@ def test_comparison_stops_after_too_many_calls(monkeypatch: pytest.MonkeyPatch) 
     trace = sys.gettrace()
     assert not expressions_equal("(a+b+c)^4", "(a+b+d)^4")
     assert sys.gettrace() is trace
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (r"(3, \frac{\pi}{2})", r"\left( 3, \frac{\pi}{2} \right)"),
+        (r"[1, \infty)", r"\left[1,\infty\right)"),
+        (r"\sin(\pi/4)", r"\frac{\sqrt{2}}{2}"),
+        ("x^2+1", "1+x^2"),
+    ],
+)
+def test_the_first_comparison_of_a_process_is_like_the_later_ones(answer: str, reference: str) -> None:
+    script = (
+        "from areal_trainer.reward.expressions import expressions_equal\n"
+        f"print(expressions_equal({answer!r}, {reference!r}), expressions_equal({answer!r}, {reference!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["True", "True"]
