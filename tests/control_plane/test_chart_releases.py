@@ -102,7 +102,9 @@ def test_one_install_creates_definition_operator_and_experiment(
     assert len(pods) == 1
 
 
-@pytest.mark.parametrize("more", [(), ("image.pullSecrets[0].name=registry", "experiment.enabled=true")])
+@pytest.mark.parametrize(
+    "more", [(), ("image.pullSecrets[0].name=registry", "experiment.enabled=true", "ui.enabled=true")]
+)
 def test_the_api_server_accepts_every_object_of_the_chart(
     areal: str, plane: ControlPlane, helm: Helm, tmp_path: Path, more: tuple[str, ...]
 ) -> None:

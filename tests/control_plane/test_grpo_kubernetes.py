@@ -193,6 +193,11 @@ def test_the_page_reads_samples_from_the_volume_of_a_run(
         [run] = http.get("/api/runs").json()
         path = f"/api/runs/{run['id']}"
         assert http.get(path).json()["files"] is True
+        assert http.get(path).json()["more"] is True
+        loaded = http.get(f"{path}/all").json()
+        assert (loaded["step"], loaded["more"], loaded["charts"][0]["title"]) == (3, False, "Reward")
+        points = http.get(f"{path}/series?name=task_reward").json()
+        assert points["means"]["task_reward"] == pytest.approx([0.3, 0.6, 0.9])
         assert http.get(f"{path}/rollouts").json() == [1, 2, 12]
         [group] = http.get(f"{path}/rollouts/12").json()["groups"]
         assert group["samples"][0]["completion"] == "the answer of step 12"
@@ -200,7 +205,7 @@ def test_the_page_reads_samples_from_the_volume_of_a_run(
         assert http.get(f"{path}/rollouts/3").status_code == 404
         assert http.get(f"{path}/evaluations").json() == [0, 12]
         assert http.get(f"{path}/evaluations/0/12").json()["sets"][0]["n_better"] == 1
-        assert len(readers.pods) == 4  # two lists and two reads
+        assert len(readers.pods) == 5  # the statistics, two lists and two reads
 
 
 def test_a_packed_directory_reaches_the_trainer_and_is_deleted_with_the_experiment(

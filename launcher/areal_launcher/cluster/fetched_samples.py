@@ -1,4 +1,4 @@
-"""Files of samples that the page has fetched from volumes, in a temporary directory of bounded size."""
+"""Files that the page has fetched from volumes: samples, in a temporary directory of bounded size, and statistics."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from areal_api import names
 from areal_api.rollout_columns import file_name
 from areal_launcher.cluster.client import Cluster, Object
-from areal_launcher.cluster.fetch_results import source_of
+from areal_launcher.cluster.fetch_results import extract_files, read_archive, source_of
 from areal_launcher.cluster.fetch_samples import fetch_steps, sizes_of
+from areal_launcher.run_files import Line, parse_line
 
 MAX_BYTES = 2**30  # of the files of all runs; the ones that were fetched first are deleted
 LISTED_S = 60.0  # how long the list of a folder is used
@@ -58,6 +60,14 @@ class FetchedSamples:
             while sum(self._sizes.values()) > MAX_BYTES and len(self._sizes) > len(missing):
                 oldest, _ = self._sizes.popitem(last=False)
                 oldest.unlink(missing_ok=True)
+
+    def statistics(self, body: Object) -> list[Line]:
+        """The lines of a run's stats.jsonl, in their order. Raises ``RunError`` if it cannot be read."""
+        name = names.stats_file(Path()).name
+        with self._lock:
+            source = source_of(self._cluster, body)
+            text = extract_files(read_archive(self._cluster, source, [name]), [name]).get(name, b"")
+        return [line for line in map(parse_line, text.splitlines()) if line is not None]
 
     def _list(self, identifier: str, body: Object, folder: str) -> dict[int, int]:
         known = self._listed.get((identifier, folder))

@@ -36,19 +36,22 @@ MAX_SPEC_BYTES = 256 * 1024
 
 
 class ClusterExperiment:
-    """An experiment. Its series begin when it was first seen: the status has the newest step only."""
+    """An experiment. Its series begin when it was first seen, because the status has the newest step only, until
+    ``load`` reads all of them."""
 
     def __init__(self, body: Object, runs: ClusterRuns) -> None:
         metadata = body["metadata"]
         self.identifier = identifier_of(body)
         self.table = ColumnTable()
         self.changed: float | None = None  # when the last step was seen
+        self._line: Line | None = None  # of the newest status
         self.namespace = str(metadata.get("namespace"))
         self._name = f"{self.namespace}/{metadata['name']}"
         self._runs = runs
         self._body = body
         self._problems: dict[str, str] = {}  # by condition: what was last reported
         self._events: list[dict[str, Any]] = []
+        self._loaded = False
         self.put(body)
 
     def put(self, body: Object) -> None:
@@ -57,7 +60,8 @@ class ClusterExperiment:
         status = status_of(body)
         if status.step and status.step != self.table.last_step:
             self.changed = None if not len(self.table) else time.time()
-            self.table.add(_line(status))
+            self._line = _line(status)
+            self.table.add(self._line)
         for condition in status.conditions[:MAX_EVENTS]:
             harmless = condition.status == "True" or condition.reason in conditions.BENIGN
             text = "" if harmless else f"{condition.type}: {condition.message or condition.reason}"
@@ -94,12 +98,13 @@ class ClusterExperiment:
             **row,
             "path": self._name,
             "problems": [clipped(text) for text in problems if text],
-            "step": status.step or 0,
+            "step": max(status.step or 0, self.table.last_step),
             "figures": [*figures(self.table), *({"label": label, "value": value} for label, value in servers)],
             "charts": [asdict(chart) for chart in charts_of(self.table.statistics)],
             "statistics": self.table.statistics,
             "servers": [],
             "files": self._runs.files is not None,
+            "more": self._runs.files is not None and not self._loaded,
             "events": list(self._events),
             "changes": self.table.changes,
         }
@@ -120,6 +125,19 @@ class ClusterExperiment:
         files = self._runs.files
         if files is not None:
             files.fetch(self.identifier, self._body, folder, steps)
+
+    def load(self) -> None:
+        """Replace the series by those on the run's volume. Raises ``RunError`` if they cannot be read."""
+        if self._runs.files is None or self._loaded:
+            return
+        lines = self._runs.files.statistics(self._body)
+        newest = self._line
+        self.table.clear()
+        for line in lines:
+            self.table.add(line)
+        if newest is not None and newest["step"] > self.table.last_step:
+            self.table.add(newest)
+        self._loaded = True
 
     def configuration(self) -> str:
         """The spec."""

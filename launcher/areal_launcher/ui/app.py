@@ -57,6 +57,10 @@ def create_app(access: Access, *, samples: bool = True) -> FastAPI:
         await page.poll(entry)
         return await page.overview(entry)
 
+    @app.get("/api/runs/{identifier}/all")
+    async def whole(entry: Run) -> dict[str, Any]:
+        return await page.load(entry)
+
     @app.get("/api/runs/{identifier}/configuration")
     async def configuration(entry: Run) -> Response:
         return PlainTextResponse(await asyncio.to_thread(entry.configuration))

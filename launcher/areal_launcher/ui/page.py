@@ -74,6 +74,15 @@ class Page:
         async with self._lock:
             return await asyncio.to_thread(run.poll)
 
+    async def load(self, run: ShownRun) -> dict[str, Any]:
+        """Read the series from the beginning; the run, or the answer 404 if they cannot be read."""
+        async with self._lock:
+            try:
+                await asyncio.to_thread(run.load)
+            except RunError as error:
+                raise HTTPException(404, clipped(str(error))) from error
+            return await asyncio.to_thread(run.overview)
+
     async def overview(self, run: ShownRun) -> dict[str, Any]:
         """The run, without its series."""
         async with self._lock:

@@ -35,6 +35,10 @@ class ShownRun(Protocol):
         """The experiment as text."""
         ...
 
+    def load(self) -> None:
+        """Read the series from the beginning, if ``poll`` does not. Takes a while; raises ``RunError`` on failure."""
+        ...
+
     def steps(self, folder: Folder) -> list[int]:
         """The steps with a file of samples in a folder, in order. Raises like ``fetch``."""
         ...
@@ -79,6 +83,9 @@ class LocalRun:
     def configuration(self) -> str:
         """The text of the experiment."""
         return view.configuration(self.directory)
+
+    def load(self) -> None:
+        """Nothing to do: ``poll`` reads them."""
 
     def steps(self, folder: Folder) -> list[int]:
         """The steps with a file of samples."""

@@ -67,6 +67,7 @@ def overview(entry: RunEntry, table: StatsTable) -> dict[str, Any]:
         "servers": servers(entry.path, table),
         "events": events(entry.path, table),
         "files": True,
+        "more": False,
         "changes": table.changes,
     }
 

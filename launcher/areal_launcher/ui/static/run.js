@@ -25,13 +25,14 @@ export class RunView {
     this.head = element("div");
     this.grid = element("div", { class: "charts" });
     this.more = element("select", { "aria-label": "Add a chart", onchange: () => this.add(this.more.value) });
+    this.all = element("button", { type: "button", hidden: true, onclick: () => this.loadAll() }, "Load the whole run");
     this.reset = element("button", { type: "button", hidden: true, onclick: () => this.zoom(null) }, "All steps");
     this.lists = element("div");
     this.files = element("div");
     this.text = element("pre");
     const configuration = element("details", { ontoggle: () => this.loadConfiguration() },
       element("summary", {}, "Configuration"), this.text);
-    main.replaceChildren(this.head, element("div", { class: "bar" }, this.more, this.reset), this.grid, this.lists,
+    main.replaceChildren(this.head, element("div", { class: "bar" }, this.more, this.reset, this.all), this.grid, this.lists,
       this.files, configuration);
     this.resized = () => this.charts.forEach((chart) => chart.resize());
     addEventListener("resize", this.resized);
@@ -72,8 +73,22 @@ export class RunView {
     this.drawHead();
     this.drawLists();
     this.drawFiles();
+    this.all.hidden = !run.more;
     this.makeCharts();
     this.refresh();
+  }
+
+  // The curves of a cluster's run begin when the page first saw it; its file of statistics has the others.
+  async loadAll() {
+    this.all.disabled = true;
+    this.all.textContent = "Loading from the volume…";
+    try {
+      this.update(await fetchJson(`/api/runs/${this.identifier}/all`));
+    } catch (error) {
+      this.head.prepend(problem(error.message));
+    }
+    this.all.textContent = "Load the whole run";
+    this.all.disabled = false;
   }
 
   drawFiles() {
