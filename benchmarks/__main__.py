@@ -14,7 +14,7 @@ from benchmarks.learning_options import FOLDER, MODES, PEERS, SETTINGS, TASKS, O
 from benchmarks.measure import machine
 
 NAMES = ("rollout", "rewards", "trainer", "weights", "memory", "executor", "freshness", "peers", "learning")
-NAMES += ("gateway", "affinity", "reconcile", "faults", "page", "dump")
+NAMES += ("gateway", "affinity", "reconcile", "faults", "page", "dump", "elastic")
 NAMED = ("cluster", "places")  # run only by name: need `make cluster`, and Slurm
 
 

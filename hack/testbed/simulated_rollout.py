@@ -7,8 +7,9 @@ import itertools
 import math
 import random
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +51,20 @@ class Outcome:
     waited: float  # fraction of the time that the trainer waited
 
 
+class SimulatedServers(Protocol):
+    """A workflow whose episodes take time on servers with weights of some version."""
+
+    version: int
+
+    async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
+        """One episode."""
+
+
+def episode_seconds(load: Workload, chance: random.Random) -> float:
+    """A random time of an episode, on servers without other episodes to share their time with."""
+    return load.generation * math.exp(load.sigma * chance.gauss(0, 1) - load.sigma**2 / 2)
+
+
 class _Servers(RolloutWorkflow):
     def __init__(self, load: Workload) -> None:
         self._load = load
@@ -59,12 +74,11 @@ class _Servers(RolloutWorkflow):
         self.version = 0
 
     async def arun_episode(self, engine: GenerationEngine, data: dict[str, Any]) -> list[Trajectory] | None:
-        sigma = self._load.sigma
-        seconds = self._load.generation * math.exp(sigma * self._random.gauss(0, 1) - sigma**2 / 2)
+        seconds = episode_seconds(self._load, self._random)
         async with self._slots:
             version = self.version
             await self._decode(seconds)
-        return None if self._random.random() < self._load.rejected else [_trajectory(version)]
+        return None if self._random.random() < self._load.rejected else [trajectory_of(version)]
 
     async def _decode(self, seconds: float) -> None:
         """Take ``seconds``, scaled by the number of running episodes relative to a batch as far as time is shared."""
@@ -75,7 +89,8 @@ class _Servers(RolloutWorkflow):
         self._running -= 1
 
 
-def _trajectory(version: int) -> Trajectory:
+def trajectory_of(version: int) -> Trajectory:
+    """A sample that one version has generated."""
     return Trajectory(
         input_ids=np.array([1, 2]),
         loss_mask=np.array([False, True]),
@@ -89,15 +104,22 @@ def _trajectory(version: int) -> Trajectory:
 
 def simulate(load: Workload, *, paced: bool) -> Outcome:
     """Run ``load`` with the pacer, or with the greedy gate alone."""
-    return run_simulated(_run(load, paced=paced))
+    return run_simulated(run_steps(load, _Servers(load), paced=paced))
 
 
-async def _run(load: Workload, *, paced: bool) -> Outcome:
+async def run_steps(
+    load: Workload,
+    servers: SimulatedServers,
+    *,
+    paced: bool,
+    after_step: Callable[[int, float], None] = lambda step, waited: None,
+) -> Outcome:
+    """Run ``load`` on ``servers``. ``after_step`` gets the number of the step and the time waited for its batch."""
     gate = StalenessGate(batch_size=load.batch_size, max_staleness=load.max_staleness, max_concurrent=10**9)
     pacer = Pacer(batch_size=load.batch_size, max_staleness=load.max_staleness) if paced else None
     engine: Any = None
     executor = Executor(engine, gate, max_failed=0, total_batches=load.steps + load.max_staleness + 1, pacer=pacer)
-    servers, rows, chance = _Servers(load), itertools.count(), random.Random(load.seed + 1)
+    rows, chance = itertools.count(), random.Random(load.seed + 1)
     loop = asyncio.get_running_loop()
     publishing: asyncio.Task[None] | None = None
     ages: list[int] = []
@@ -118,6 +140,7 @@ async def _run(load: Workload, *, paced: bool) -> Outcome:
             if batch is None:
                 executor.feed([Prompt({"row": next(rows)}, servers) for _ in range(load.batch_size)])
         waited += loop.time() - asked
+        after_step(step, loop.time() - asked)
         ages += [step - trajectory.head_version for episode in batch for trajectory in episode.trajectories]
         await asyncio.sleep(math.exp(load.train_sigma * chance.gauss(0, 1)))
         if publishing is not None:
