@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from areal_api.agents import MAX_AGENTS, MAX_NAMES_LENGTH, AgentSpec, GatewaySpec, ToolSpec
+from areal_api.autoscale import AutoscaleSpec, autoscale_problems
 from areal_api.bounds import FreeForm
 from areal_api.bucket import BucketSpec
 from areal_api.code import CodeSpec
@@ -68,6 +69,11 @@ class ServersSpec(PodSettings):
         description="Number of servers that the run starts with if its queue has no quota for more, only in Kubernetes "
         "with a queue of Kueue; null is replicas.",
     )
+    autoscale: AutoscaleSpec | None = Field(
+        None,
+        description="Lets the operator choose the number of servers from how long the trainer and the servers wait; "
+        "the run starts with replicas. Only in Kubernetes, without a queue of Kueue. null keeps replicas.",
+    )
     tensor_parallel: int = Field(1, ge=1, le=MAX_PROCESSES, description="GPUs per server (on cpu: processes).")
     nodes_per_server: int = Field(
         1,
@@ -112,9 +118,14 @@ class ServersSpec(PodSettings):
         return self.replicas * self.nodes_per_server
 
     @property
+    def guaranteed(self) -> int:
+        """Servers that are not borrowed."""
+        return self.replicas if self.autoscale is None else min(self.replicas, self.autoscale.min)
+
+    @property
     def min_pods(self) -> int:
         """Pods of as many servers as are enough to start."""
-        return min(self.replicas, self.min_replicas or self.replicas) * self.nodes_per_server
+        return min(self.guaranteed, self.min_replicas or self.replicas) * self.nodes_per_server
 
 
 class TrainerSpec(PodSettings):
@@ -259,7 +270,8 @@ class ExperimentSpec(CamelSection):
     @property
     def max_replicas(self) -> int:
         """Number of servers whose addresses the trainer receives at its start."""
-        return self.servers.max_replicas or self.servers.replicas
+        scale = self.servers.autoscale
+        return scale.max if scale is not None else self.servers.max_replicas or self.servers.replicas
 
 
 def _packing_problems(spec: ExperimentSpec) -> list[str]:
@@ -288,7 +300,7 @@ def _placement_problems(spec: ExperimentSpec) -> list[str]:
             f"servers.minReplicas is {servers.min_replicas}, above servers.replicas {servers.replicas}; "
             "lower minReplicas"
         )
-    problems += _server_nodes_problems(spec)
+    problems += [*autoscale_problems(servers), *_server_nodes_problems(spec)]
     if "ReadWriteMany" not in spec.storage.access_modes and trainer.nodes > 1:
         problems.append(
             f"storage.accessModes is [ReadWriteOnce], trainer.nodes {trainer.nodes}; several nodes need ReadWriteMany"

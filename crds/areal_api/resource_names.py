@@ -9,6 +9,7 @@ COMPONENT = "areal.dev/component"
 ATTEMPT = "areal.dev/attempt"
 SERVER = "server"
 TRAINER = "trainer"
+BORROWED = "areal.dev/borrowed"  # label of the pods of servers above servers.autoscale.min: "true"
 AGENT = "agent"
 TOOL = "tool"
 PROGRAM = "areal.dev/program"  # label of the pods of agents and tools: their name in the spec
@@ -43,15 +44,20 @@ def servers(experiment: str) -> str:
     return f"{experiment}-server"
 
 
-def server_host(experiment: str, namespace: str, pod: int | str) -> str:
+def borrowed_servers(experiment: str) -> str:
+    """StatefulSet of the servers above ``servers.autoscale.min``. Their numbers continue those of the others."""
+    return f"{experiment}-borrowed"
+
+
+def server_host(experiment: str, namespace: str, pod: int | str, *, borrowed: bool = False) -> str:
     """DNS name of one of the servers' pods; stays the same when it is replaced."""
-    name = servers(experiment)
-    return f"{name}-{pod}.{name}.{namespace}.svc"
+    owner = borrowed_servers(experiment) if borrowed else servers(experiment)
+    return f"{owner}-{pod}.{servers(experiment)}.{namespace}.svc"
 
 
-def server_address(experiment: str, namespace: str, index: int, *, nodes: int = 1) -> str:
+def server_address(experiment: str, namespace: str, index: int, *, nodes: int = 1, borrowed: bool = False) -> str:
     """``host:port`` of one server of ``nodes`` pods: of its first one."""
-    return f"{server_host(experiment, namespace, index * nodes)}:{SERVER_PORT}"
+    return f"{server_host(experiment, namespace, index * nodes, borrowed=borrowed)}:{SERVER_PORT}"
 
 
 def trainer(experiment: str) -> str:

@@ -48,6 +48,15 @@ class ServersStatus(StatusSection):
     selector: Text = Field("", description="Label selector of the server pods, for autoscalers.")
 
 
+class AutoscaleStatus(StatusSection):
+    """The number of servers that the operator has chosen, and why."""
+
+    servers: int = Field(ge=0, description="Servers that the run should have.")
+    reason: Text = Field("", description="Why it was changed last, as one CamelCase word; empty before a change.")
+    message: Text = Field("", description="The change and what was measured, as a sentence.")
+    since: Text | None = Field(None, description="Time of the last change.")
+
+
 class AgentsStatus(StatusSection):
     """Pods of spec.agents and spec.tools."""
 
@@ -136,4 +145,7 @@ class ExperimentStatus(StatusSection):
     collapsed: bool | None = Field(None, description="Whether the policy had collapsed after the last step.")
     rollbacks: int | None = Field(None, ge=0, description="Rollbacks of the policy after a collapse.")
     servers: ServersStatus = Field(default_factory=ServersStatus, description="Servers of the run.")
+    autoscale: AutoscaleStatus | None = Field(
+        None, description="The operator's choice of the number of servers; absent without servers.autoscale."
+    )
     agents: AgentsStatus | None = Field(None, description="Pods of agents and tools; absent without any.")

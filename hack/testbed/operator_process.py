@@ -27,6 +27,7 @@ ENV = {
     "AREAL_OPERATOR_NAMESPACE": NAMESPACE,
     "AREAL_OPERATOR_WAITING_SECONDS": "1",
     "AREAL_OPERATOR_RETRY_SECONDS": "1",
+    "AREAL_OPERATOR_AUTOSCALE_SECONDS": "2",
     **{f"AREAL_{kind}_IMAGE{device}": f"{kind.lower()}:1" for kind in ("TRAINER", "SERVER") for device in ("", "_CPU")},
 }
 

@@ -10,7 +10,8 @@ from areal_operator.observed import Object
 from areal_operator.status import HEALTH_FIELDS, PROGRESS_FIELDS
 from areal_operator.store import Key
 
-_UNPLANNED = frozenset(PROGRESS_FIELDS).difference(HEALTH_FIELDS)  # a plan does not depend on these fields
+_UNPLANNED = frozenset(PROGRESS_FIELDS).difference(HEALTH_FIELDS)  # a plan does not depend on these fields,
+_PLANNED_IF_ELASTIC = frozenset(("step", "rolloutWait", "serversIdle", "serversCurrent"))  # but for servers.autoscale
 
 
 class Experiments:
@@ -23,14 +24,16 @@ class Experiments:
 
     def put(self, obj: Object) -> bool:
         """Add or update an experiment; returns whether it must be reconciled. Progress alone needs none, unless it
-        changes the policy's health."""
+        changes the policy's health or the number of servers may depend on it."""
         key = object_key(obj)
         metadata, status = obj["metadata"], obj.get("status") or {}
         uid, version = str(metadata["uid"]), int(metadata.get("resourceVersion") or 0)
         known_uid, known_version = self._versions.get(key, ("", 0))
         if uid == known_uid and version < known_version:
             return False
-        relevant = {name: value for name, value in status.items() if name not in _UNPLANNED}
+        elastic = ((obj.get("spec") or {}).get("servers") or {}).get("autoscale") is not None
+        left_out = _UNPLANNED - _PLANNED_IF_ELASTIC if elastic else _UNPLANNED
+        relevant = {name: value for name, value in status.items() if name not in left_out}
         seen = digest([uid, metadata.get("generation"), metadata.get("deletionTimestamp"), relevant])[:32]
         changed = self._seen.get(key) != seen
         if uid != known_uid or version != known_version or changed:

@@ -9,6 +9,7 @@ from typing import Any
 from areal_api import resource_names
 from areal_api.experiment import GRPOExperiment
 from areal_api.status import ExperimentStatus
+from areal_operator.autoscale import History
 
 Object = dict[str, Any]
 ENDED_PODS = ("Succeeded", "Failed")
@@ -64,6 +65,7 @@ class Observed:
     kueue: KueueObjects = field(default_factory=KueueObjects)
     quotas: Sequence[Object] = ()  # ResourceQuotas of the namespace, of a run that is to start
     refused: Mapping[str, str] = field(default_factory=dict)  # kinds of pod groups that cannot be read, and why
+    load: History | None = None  # what the trainer has reported about the servers, of a run with servers.autoscale
 
     def get(self, kind: str, name: str) -> Object | None:
         """The child with this name."""

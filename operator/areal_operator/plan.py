@@ -13,7 +13,7 @@ from datetime import datetime
 
 from areal_api import conditions, resource_names
 from areal_api.status import TERMINAL_PHASES, AttemptOutcome, ExperimentStatus, Phase
-from areal_operator import programs
+from areal_operator import elastic, programs
 from areal_operator import status as report
 from areal_operator.clock import seconds_since, show
 from areal_operator.diagnosis import Reason, claim_problem
@@ -75,7 +75,7 @@ def plan(
     inputs = PlanInputs(state, observed, now, settings, api_key, gateway_key, rejection, contested)
     inputs = inputs.with_status(without_future_times(state.status, now))
     try:
-        return _decide(inputs.through_gate())
+        return _decide(elastic.scaled(inputs.through_gate(), addressed=_addressed_servers(inputs)))
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"the spec cannot be processed: {error!r}"
         missing = isinstance(error, MissingApiError)
@@ -140,6 +140,7 @@ def _start(inputs: PlanInputs, quota: ConditionUpdate | None) -> Plan:
         start_time=inputs.status.start_time or now,
         active_since=now,
         attempt_since=now,
+        autoscale=None,
         message="servers and trainer are being started",
     )
     return _run(inputs.with_status(status))
@@ -273,9 +274,8 @@ def _changes_unseen(inputs: PlanInputs) -> bool:
     Secret of a pod that is being started."""
     claim = inputs.claim()
     foreign = claim is not None and not shared.is_created_by_operator(claim)
-    return (foreign and claim_problem(claim, inputs.observed) is not None) or bool(
-        report.starting_pods(inputs.observed)
-    )
+    unbound = foreign and claim_problem(claim, inputs.observed) is not None
+    return unbound or bool(report.starting_pods(inputs.observed)) or elastic.pending(inputs).last > 0
 
 
 def _stop(inputs: PlanInputs) -> Plan:
@@ -406,9 +406,9 @@ def _lingering_job(inputs: PlanInputs) -> str | None:
 
 def _attempt_objects(inputs: PlanInputs, *, job: bool) -> tuple[Manifest, ...]:
     build = inputs.attempt_build(inputs.status.attempt)
-    replicas = inputs.spec.servers.replicas
+    guaranteed = inputs.spec.servers.guaranteed
     objects = [*_common_objects(inputs), *pod_groups.manifests(build), servers.disruption_budget(build)]
-    objects.append(servers.server_set(build, replicas))
+    objects += [servers.server_set(build, guaranteed), *servers.borrowed_set(build)]
     return (*objects, *_job(inputs, build)) if job else tuple(objects)
 
 

@@ -21,6 +21,7 @@ from areal_operator import transitions
 from areal_operator.cluster import QUOTA, ApiError, Cluster, is_transient
 from areal_operator.corrections import PAUSE_S, Corrections
 from areal_operator.diagnosis import Reason
+from areal_operator.elastic import Loads
 from areal_operator.events import event
 from areal_operator.experiments import Experiments
 from areal_operator.manifests import pod_groups
@@ -34,7 +35,7 @@ from areal_operator.queueing import kueue
 from areal_operator.queueing.client import Queue
 from areal_operator.queueing.positions import Positions
 from areal_operator.settings import Settings
-from areal_operator.status import find, starting_pods, status_to_write
+from areal_operator.status import find, pending, starting_pods, status_to_write
 from areal_operator.store import DIGITS, FINGERPRINT, Key, Store, owner_uid, owns_all, slim
 from areal_operator.warning_events import NamespaceWarnings
 from areal_operator.work_queue import COALESCE_S
@@ -102,6 +103,7 @@ class Reconciler:
         self._secret_at: dict[Key, dict[str, float]] = {}  # times when Secrets were last known to exist, by name
         self._unwatched_claims: set[Key] = set()  # experiments whose claim lacks the labels that the watch selects
         self._written: set[Key] = set()  # experiments of which this reconcile has written a status or an object
+        self._loads = Loads()
         self._queue = Queue(cluster, settings, refused, positions)
         self._positions = positions
         self._refused = refused  # why a kind in a namespace cannot be read
@@ -147,6 +149,7 @@ class Reconciler:
             return None
         decided = await self._plan(key, state)
         await self._write_status(key, state, decided.status)
+        self._loads.decided(key, state.status, decided.status, self._now())
         self._store.drop_deleted(key, before_attempt=decided.status.attempt)
         if decided.delete:
             await self._cluster.delete(KIND, *key, uid=state.uid)
@@ -205,6 +208,7 @@ class Reconciler:
         observed = Observed(
             self._store.objects(key, state.uid),
             deleted=self._store.deleted(key, state.uid),
+            load=self._loads.observe(key, state, self._now()),
             refused=self._refused_groups(state.namespace),
         )
         observed = await self._queue.observe(state, await self._with_claim(key, state, observed))
@@ -226,7 +230,7 @@ class Reconciler:
             )
 
         decided = decide(observed)
-        if not any(reason in conditions.UNEXPLAINED for reason in _pending(decided.status)):
+        if not any(reason in conditions.UNEXPLAINED for reason in pending(decided.status)):
             self._warnings.forget(key)
             return decided
         uids = {str(obj["metadata"]["uid"]) for children in observed.objects.values() for obj in children}
@@ -442,6 +446,7 @@ class Reconciler:
         self._corrections.forget(key)
         self._warnings.forget(key)
         self._positions.forget(key)
+        self._loads.forget(key)
         self._store.forget(key)
 
 
@@ -456,22 +461,6 @@ def _waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
     """First what pods need, then what creates pods, so that no pod waits for its configuration or its claim."""
     needed = [manifest for manifest in manifests if manifest["kind"] not in CREATE_PODS]
     return [needed, [manifest for manifest in manifests if manifest["kind"] in CREATE_PODS]]
-
-
-def _pending(status: ExperimentStatus) -> list[str]:
-    """Reasons of the conditions that an experiment in progress does not meet."""
-    if status.phase not in ("Starting", "Running"):
-        return []
-    return [
-        condition.reason
-        for kind in (
-            conditions.STORAGE_READY,
-            conditions.SERVERS_READY,
-            conditions.TRAINER_RUNNING,
-            conditions.AGENTS_READY,
-        )
-        if (condition := find(status.conditions, kind)) is not None and condition.status != "True"
-    ]
 
 
 def _is_applied(manifest: Manifest, known: Object) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from areal_api.logs import is_json
+from areal_operator.autoscale import PACE_S
 
 PEER_FIELDS = {"podSelector", "namespaceSelector", "ipBlock"}  # of a NetworkPolicyPeer
 FABRIC_KEYS = frozenset(("ipcLock", "hostNetwork"))
@@ -43,6 +44,7 @@ class Settings:
     kueue: bool = False  # whether experiments may wait in queues of Kueue
     gang_schedulers: tuple[tuple[str, str], ...] = ()  # names of schedulers, and the APIs of their pod groups
     egress_to: tuple[Mapping[str, Any], ...] | None = None  # peers that experiments' pods may reach; None: everything
+    pace_s: float = PACE_S  # least time between two changes of the number of servers by servers.autoscale
     retry_s: float = 10.0  # delay between a failure and the next attempt; it doubles every time
 
     @classmethod
@@ -66,6 +68,7 @@ class Settings:
             workers=_number(env, "AREAL_OPERATOR_WORKERS", 4),
             resync_s=_number(env, "AREAL_OPERATOR_RESYNC_SECONDS", 300),
             waiting_s=_number(env, "AREAL_OPERATOR_WAITING_SECONDS", 15),
+            pace_s=_number(env, "AREAL_OPERATOR_AUTOSCALE_SECONDS", int(PACE_S)),
             retry_s=_number(env, "AREAL_OPERATOR_RETRY_SECONDS", 10),
         )
 

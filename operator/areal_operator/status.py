@@ -96,24 +96,32 @@ def storage(experiment: GRPOExperiment, observed: Observed, *, uid: str) -> Cond
 
 
 def servers(experiment: GRPOExperiment, observed: Observed, *, addressed: int) -> ConditionUpdate:
-    """Whether all desired servers are ready. ``addressed``: number of servers whose addresses the trainer has."""
+    """Whether all desired servers are ready, except borrowed ones.
+
+    ``addressed``: number of servers whose addresses the trainer has.
+    """
     spec, pods = experiment.spec.servers, observed.pods(resource_names.SERVER)
-    desired = spec.replicas
+    borrowed = [pod for pod in pods if label(pod, resource_names.BORROWED) is not None]
+    pods = [pod for pod in pods if pod not in borrowed]
+    desired, wanted = spec.guaranteed, spec.guaranteed * spec.nodes_per_server
     ready = ready_servers(pods, nodes=spec.nodes_per_server)
     ratio = f"{ready} of {desired} servers are ready"
+    if spec.autoscale is not None:
+        more = ready_servers(borrowed, nodes=spec.nodes_per_server)
+        ratio += f", and {more} of {spec.replicas - desired} borrowed ones"
     if desired > addressed:
         text = f"{ratio}; the trainer has the addresses of {addressed} until its next attempt: set "
         text += "servers.maxReplicas before starting a run that will be scaled up"
         return _servers("False", conditions.BEYOND_MAX_REPLICAS, text)
-    if ready == desired and len(pods) == spec.pods:
+    if ready == desired and len(pods) == wanted:
         return _servers("True", conditions.READY, ratio)
-    if len(pods) > spec.pods:
-        draining = -(-(len(pods) - spec.pods) // spec.nodes_per_server)
+    if len(pods) > wanted:
+        draining = -(-(len(pods) - wanted) // spec.nodes_per_server)
         text = f"{draining} servers are draining; {ready} of {desired} are ready"
         return _servers("True" if ready >= desired else "False", conditions.DRAINING, text)
     owner = observed.get("StatefulSet", resource_names.servers(experiment.name))
     waiting = [pod for pod in pods if not is_ready(pod)]
-    problem = component_problem(observed, owner, waiting, missing=spec.pods - len(pods))
+    problem = component_problem(observed, owner, waiting, missing=wanted - len(pods))
     if problem is not None:
         return _servers("False", problem.code, f"{ratio}; {problem.message}")
     return _servers("False", conditions.STARTING, f"{ratio}, others are starting")
@@ -148,13 +156,23 @@ def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: i
     )
 
 
+def pending(status: ExperimentStatus) -> list[str]:
+    """Reasons of the conditions that an experiment in progress does not meet."""
+    if status.phase not in ("Starting", "Running"):
+        return []
+    kinds = (conditions.STORAGE_READY, conditions.SERVERS_READY, conditions.TRAINER_RUNNING, conditions.AGENTS_READY)
+    found = [find(status.conditions, kind) for kind in kinds]
+    return [condition.reason for condition in found if condition is not None and condition.status != "True"]
+
+
 def ready_servers(pods: Sequence[Object], *, nodes: int) -> int:
     """Servers of which all ``nodes`` pods are ready."""
-    ready = Counter(_ordinal(pod) // nodes for pod in pods if is_ready(pod))
+    ready = Counter(ordinal(pod) // nodes for pod in pods if is_ready(pod))
     return sum(count == nodes for count in ready.values())
 
 
-def _ordinal(pod: Object) -> int:
+def ordinal(pod: Object) -> int:
+    """Number of a server's pod."""
     text = label(pod, resource_names.POD_INDEX) or str(pod["metadata"]["name"]).rpartition("-")[2]
     return int(text) if text.isascii() and text.isdecimal() else 0
 

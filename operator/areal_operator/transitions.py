@@ -20,13 +20,16 @@ class Transition:
 
 
 def between(before: ExperimentStatus, after: ExperimentStatus) -> list[Transition]:
-    """Transitions of attempt, phase and conditions, in this order."""
+    """Transitions of attempt, phase, number of servers and conditions, in this order."""
     result: list[Transition] = []
     if after.attempt > before.attempt:
         result.append(_attempt(before, after))
     if after.phase != before.phase and after.phase not in ("Pending", "Starting"):
         kind: Literal["Normal", "Warning"] = "Warning" if after.phase == "Failed" else "Normal"
         result.append(Transition(kind, after.phase, after.message or f"the experiment is {after.phase}"))
+    scaled = after.autoscale
+    if scaled is not None and scaled.reason and scaled != before.autoscale:
+        result.append(Transition("Normal", "Autoscaled", scaled.message))
     for name in (
         *conditions.HEALTH,
         conditions.ADMITTED,

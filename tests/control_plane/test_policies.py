@@ -27,6 +27,10 @@ ONLINE = {"config.rollout.agent.mode": "online"}
 FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ({"trainer.volumes": [{"name": "h", "hostPath": {"path": "/"}}]}, "volumes of type hostPath"),
     ({"servers.priorityClassName": "system-node-critical"}, "the priority class"),
+    (
+        {"servers.autoscale": {"min": 1, "max": 2, "priorityClassName": "system-node-critical"}},
+        "the priority class",
+    ),
     ({"servers.image": "elsewhere/x"}, "the image"),
     ({"trainer.tolerations": [{"operator": "Exists"}]}, "a toleration"),
     ({"trainer.env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}]}, "a Secret in env"),

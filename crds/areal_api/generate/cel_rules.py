@@ -31,6 +31,9 @@ _CODE_SOURCES = ", ".join(_is_set(f"self.code.{source}") for source in ("directo
 _CLUSTER = "self.config.cluster"
 _SERVER_GPUS = "(self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0)"
 _TRAINER_GPUS = "(self.trainer.device == 'cuda' ? self.trainer.nodes * self.trainer.processesPerNode : 0)"
+_AUTOSCALE = _is_set("self.servers.autoscale")
+_HAD_AUTOSCALE = _is_set("oldSelf.spec.servers.autoscale")
+_HAS_AUTOSCALE = _is_set("self.spec.servers.autoscale")
 _RANKS = "(self.trainer.nodes * self.trainer.processesPerNode)"
 _PARALLEL = "self.config.actor.parallel"
 _PER_NODE = _is_set(f"{_CLUSTER}.n_gpus_per_node")
@@ -72,6 +75,45 @@ def _container_rules(section: str) -> list[Rule]:
     ]
 
 
+def _autoscale_rules() -> list[Rule]:
+    scale, started = "self.servers.autoscale", "has(oldSelf.status) && has(oldSelf.status.startTime)"
+    return [
+        Rule(
+            "spec",
+            f"!({_AUTOSCALE}) || {scale}.min <= {scale}.max",
+            "servers.autoscale.min is above servers.autoscale.max; lower min",
+        ),
+        Rule(
+            "spec",
+            f"!({_AUTOSCALE}) || {scale}.min > {scale}.max || (self.servers.replicas >= {scale}.min && "
+            f"self.servers.replicas <= {scale}.max)",
+            "servers.replicas is not within servers.autoscale; set it to the number to start with",
+        ),
+        Rule(
+            "spec",
+            f"!({_AUTOSCALE}) || !(({_is_set('self.servers.maxReplicas')}) || ({_is_set('self.servers.minReplicas')}))",
+            "servers.maxReplicas or minReplicas is set, and servers.autoscale; remove it: autoscale has min and max",
+        ),
+        Rule(
+            "",
+            f"!({started}) || ({_HAS_AUTOSCALE}) == ({_HAD_AUTOSCALE})",
+            "servers.autoscale is neither added to a run that has started nor removed; create a new experiment",
+        ),
+        Rule(
+            "",
+            f"!({started}) || !({_HAS_AUTOSCALE}) || !({_HAD_AUTOSCALE}) || "
+            "self.spec.servers.autoscale.min == oldSelf.spec.servers.autoscale.min",
+            "servers.autoscale.min of a run that has started does not change; create a new experiment",
+        ),
+        Rule(
+            "",
+            f"!({started}) || !({_HAS_AUTOSCALE}) || self.spec.servers.replicas == oldSelf.spec.servers.replicas",
+            "servers.replicas does not change: with servers.autoscale the operator chooses the number of servers; "
+            "change servers.autoscale.max",
+        ),
+    ]
+
+
 RULES = (
     Rule(
         "",
@@ -93,6 +135,7 @@ RULES = (
         f"!({_is_set('self.servers.minReplicas')}) || self.servers.minReplicas <= self.servers.replicas",
         "servers.minReplicas is above servers.replicas; lower minReplicas",
     ),
+    *_autoscale_rules(),
     Rule(
         "spec",
         "self.trainer.nodes == 1 || 'ReadWriteMany' in self.storage.accessModes",
@@ -161,8 +204,8 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"(({_is_set('self.servers.maxReplicas')}) ? self.servers.maxReplicas : self.servers.replicas) * "
-        f"self.servers.nodesPerServer <= {MAX_PODS}",
+        f"(({_AUTOSCALE}) ? self.servers.autoscale.max : ({_is_set('self.servers.maxReplicas')}) ? "
+        f"self.servers.maxReplicas : self.servers.replicas) * self.servers.nodesPerServer <= {MAX_PODS}",
         f"the servers have more than {MAX_PODS} pods, servers × servers.nodesPerServer; lower one",
     ),
     Rule(

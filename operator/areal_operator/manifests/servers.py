@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,35 @@ def server_set(build: Build, replicas: int) -> Manifest:
 
     OnDelete: an edit of the spec never restarts a server that a trainer is using.
     """
+    return _set(build, replicas, borrowed=False)
+
+
+def borrowed_set(build: Build) -> tuple[Manifest, ...]:
+    """The StatefulSet of the servers above ``servers.autoscale.min``; nothing without ``servers.autoscale``.
+
+    Their numbers continue those of the others. They are no members of the pods that start together.
+    """
+    spec = build.experiment.spec
+    scale = spec.servers.autoscale
+    if scale is None:
+        return ()
+    servers = spec.servers
+    if scale.priority_class_name is not None:
+        servers = servers.model_copy(update={"priority_class_name": scale.priority_class_name})
+    changed = spec.model_copy(update={"servers": servers})
+    build = replace(build, experiment=build.experiment.model_copy(update={"spec": changed}), gang=None)
+    manifest = _set(build, servers.replicas - servers.guaranteed, borrowed=True)
+    manifest["spec"]["ordinals"] = {"start": scale.min * servers.nodes_per_server}
+    return (manifest,)
+
+
+def _set(build: Build, replicas: int, *, borrowed: bool) -> Manifest:
     labels = resource_names.component_labels(build.name, resource_names.SERVER)
+    if borrowed:
+        labels[resource_names.BORROWED] = "true"
     servers = build.experiment.spec.servers
     group = None if build.gang is None else build.gang.servers
-    containers = {"initContainers": _prefetch(build), "containers": [_server(build)]}
+    containers = {"initContainers": _prefetch(build), "containers": [_server(build, borrowed=borrowed)]}
     template = pod_template(
         build,
         servers,
@@ -52,7 +78,7 @@ def server_set(build: Build, replicas: int) -> Manifest:
         build,
         api_version="apps/v1",
         kind="StatefulSet",
-        name=resource_names.servers(build.name),
+        name=(resource_names.borrowed_servers if borrowed else resource_names.servers)(build.name),
         labels=labels,
         annotations={} if group is None else {MEMBERS: group},
         body={
@@ -90,7 +116,7 @@ def disruption_budget(build: Build) -> Manifest:
     )
 
 
-def _server(build: Build) -> Manifest:
+def _server(build: Build, *, borrowed: bool) -> Manifest:
     servers = build.experiment.spec.servers
     index = f"$({names.SERVER_INDEX})"
     command = server_command(
@@ -102,7 +128,7 @@ def _server(build: Build) -> Manifest:
         api_key_file=Path(API_KEY_FILE),
         threads=compute_threads(servers, servers.processes_per_pod),
         python=PYTHON,
-        leaders=resource_names.server_host(build.name, build.namespace, "{}"),
+        leaders=resource_names.server_host(build.name, build.namespace, "{}", borrowed=borrowed),
         group_port=resource_names.SERVER_GROUP_PORT,
     )
     ordinal = {"fieldRef": {"fieldPath": f"metadata.labels['{resource_names.POD_INDEX}']"}}

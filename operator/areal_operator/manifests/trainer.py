@@ -158,15 +158,17 @@ def _preparing(build: Build, name: str, command: list[str], mounted: list[Manife
 
 
 def _trainer(build: Build) -> Manifest:
-    trainer, nodes = build.experiment.spec.trainer, build.experiment.spec.servers.nodes_per_server
+    trainer, servers = build.experiment.spec.trainer, build.experiment.spec.servers
+    most, nodes = build.experiment.spec.max_replicas, servers.nodes_per_server
+    guaranteed = most if servers.autoscale is None else servers.autoscale.min
     paths = code.paths(build)
     env = trainer_env(
         build.experiment,
         run_dir=Path(build.run_dir),
         config_file=Path(CONFIG_FILE),
         server_addrs=[
-            resource_names.server_address(build.name, build.namespace, index, nodes=nodes)
-            for index in range(build.experiment.spec.max_replicas)
+            resource_names.server_address(build.name, build.namespace, i, nodes=nodes, borrowed=i >= guaranteed)
+            for i in range(most)
         ],
         api_key_file=Path(API_KEY_FILE),
         threads=compute_threads(trainer, trainer.processes_per_node),

@@ -52,6 +52,11 @@ def gate_of(build: Build, observed: Observed, *, supported: bool, suspended: boo
     _refuse_queued_pods(build.experiment.spec)
     existing = observed.get(kueue.WORKLOAD, resource_names.workload(build.name))
     queue = labels.get(kueue.QUEUE_LABEL)
+    if queue and build.experiment.spec.servers.autoscale is not None:
+        raise ValueError(
+            f"the experiment has the label {kueue.QUEUE_LABEL}, and servers.autoscale: Kueue admits a fixed number of "
+            "servers; remove one of them"
+        )
     if not queue:
         return Gate(workload=existing, discard=existing is not None)
     if suspended:

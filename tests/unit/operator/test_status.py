@@ -88,7 +88,14 @@ def test_the_operator_never_writes_what_trainers_report() -> None:
     status = ExperimentStatus.model_validate(
         {"step": 3, "totalSteps": 9, "progress": "3/9", "version": 3, "reward": 0.5, "evalReward": 0.5, "staleness": 1}
         | {"tokensPerSecond": 7, "serversCurrent": 1, "serversBehind": 0, "phase": "Running"}
-        | {"cacheHitRate": 0.5, "agentSessions": 3, "agentSessionsLost": 1, "agentErrors": 0}
+        | {
+            "rolloutWait": 0.5,
+            "serversIdle": 0.5,
+            "cacheHitRate": 0.5,
+            "agentSessions": 3,
+            "agentSessionsLost": 1,
+            "agentErrors": 0,
+        }
     )
     assert not set(PROGRESS_FIELDS) & set(status_to_write(status))
     assert status_to_write(status)["phase"] == "Running"
