@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from areal_launcher.ui.source import ShownRun
 
 STATIC = FilePath(__file__).with_name("static")
 POLL_S = 1.0
-LOADING_POLL_S = 0.05  # while the file is longer than what was read
+LOADING_SEND_S = 0.5  # between updates while the file is longer than what was read
 MAX_LIVE = 64  # open streams
 MAX_POINTS = 4_000
 MAX_SERIES = 64
@@ -98,13 +99,16 @@ async def _updates(page: Page, entry: ShownRun, access: Access, request: Request
     try:
         while True:
             more = await page.poll(entry)
+            until = time.monotonic() + LOADING_SEND_S
+            while more and shown is not None and time.monotonic() < until:
+                more = await page.poll(entry)
             current = await page.overview(entry) | {"loading": more}
             if current != shown:
                 shown = current
                 yield f"data: {json.dumps(current)}\n\n"
             else:
                 yield ": nothing new\n\n"
-            await asyncio.sleep(LOADING_POLL_S if more else POLL_S)
+            await asyncio.sleep(0 if more else POLL_S)
             visit = await access.admit(request)
             if isinstance(visit, Response):
                 yield "event: refused\ndata: {}\n\n"

@@ -52,12 +52,50 @@ def test_a_pod_prints_as_many_steps_as_fit_into_its_log(
     assert (target / "step2.parquet").read_bytes() == b"\x02" * 200
 
 
-def test_a_step_that_no_log_holds_is_refused_with_where_it_is(
+class Pods:
+    """A cluster whose pods run and execute ``cat`` on ``root`` in place of the run's directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.names: list[str] = []
+        self.cut = 10**9
+
+    def create(self, body: Any, namespace: str) -> Any:
+        assert body["spec"]["activeDeadlineSeconds"] == 600
+        self.names.append("reader")
+        return {"metadata": {"name": "reader"}}
+
+    def get(self, kind: str, namespace: str, name: str) -> Any:
+        return {"status": {"phase": "Running"}}
+
+    def exec(self, namespace: str, pod: str, container: str, command: list[str]) -> Any:
+        assert command[0] == "cat"
+        data = (self._root / command[1].removeprefix("/data/run/")).read_bytes()[: self.cut]
+        yield from (data[at : at + 300] for at in range(0, len(data), 300))
+
+    def delete(self, kind: str, namespace: str, name: str, *, grace_s: int) -> None:
+        self.names.remove(name)
+
+
+def test_a_step_that_no_log_holds_is_read_by_a_command_in_a_pod(
     pods: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch_samples, "MAX_BYTES", 999)
-    with pytest.raises(RunError, match=r"/data/run/rollouts/step10\.parquet has .*kubectl cp .*volume claim exp-run"):
-        fetch_steps(CLUSTER, SOURCE, "rollouts", [10], tmp_path / "here", sizes={10: 1000})
+    monkeypatch.setattr(
+        fetch_samples, "reader_pod", lambda *_, deadline_s: {"spec": {"activeDeadlineSeconds": deadline_s}}
+    )
+    cluster, target = Pods(tmp_path), tmp_path / "here"
+    fetch_steps(cluster, SOURCE, "rollouts", [1, 10], target, sizes={1: 100, 10: 1000})  # type: ignore[arg-type]
+    assert (target / "step10.parquet").read_bytes() == b"\x0a" * 1000
+    assert (pods, cluster.names) == ([["rollouts/step1.parquet"]], [])
+    cluster.cut = 500
+    with pytest.raises(RunError, match=r"step10\.parquet arrived with 500 of 1000 bytes"):
+        fetch_steps(cluster, SOURCE, "rollouts", [10], tmp_path / "cut", sizes={10: 1000})  # type: ignore[arg-type]
+    assert list((tmp_path / "cut").iterdir()) == []
+    monkeypatch.setattr(fetch_samples, "MAX_FILE_BYTES", 999)
+    with pytest.raises(RunError, match="more than the 999 that are read"):
+        fetch_steps(cluster, SOURCE, "rollouts", [10], target, sizes={10: 1000})  # type: ignore[arg-type]
+    assert cluster.names == []
 
 
 def test_a_step_that_is_not_there_is_named(pods: list[list[str]], tmp_path: Path) -> None:
