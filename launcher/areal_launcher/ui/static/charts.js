@@ -3,18 +3,20 @@ import { element, shortNumber } from "./page.js";
 
 const COLOURS = ["#2f7fd6", "#d64545", "#2c9c5a", "#a06cd5", "#d98a1f", "#1ba3a3", "#c94f9b", "#7c8a2a"];
 const HEIGHT = 190;
+const TICK = 4;
 const EVENT_COLOURS = { launcher: "--faint", weights: "--accent" };
 
 function style(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-// Dashed lines at the steps of events, and a tick at the bottom where a step published weights.
+// Dashed lines at the steps of events, and a tick below the axis where a step published weights.
 function marks(events) {
   return {
     hooks: {
       draw: [(plot) => {
         const { ctx, bbox } = plot;
+        const bottom = bbox.top + bbox.height;
         ctx.save();
         for (const event of events()) {
           const x = plot.valToPos(event.step, "x", true);
@@ -23,8 +25,8 @@ function marks(events) {
           ctx.strokeStyle = style(EVENT_COLOURS[event.kind] ?? "--warn");
           ctx.setLineDash(update ? [] : [4, 4]);
           ctx.beginPath();
-          ctx.moveTo(x, update ? bbox.top + 0.95 * bbox.height : bbox.top);
-          ctx.lineTo(x, bbox.top + bbox.height);
+          ctx.moveTo(x, update ? bottom : bbox.top);
+          ctx.lineTo(x, update ? bottom + TICK * devicePixelRatio : bottom);
           ctx.stroke();
         }
         ctx.restore();
