@@ -319,9 +319,9 @@ class PPOActorConfig(TrainEngineConfig):
     )
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
         "warn",
-        description="When the mean reward of 3 steps falls below a quarter of its best: warn, stop the run, or return "
-        "to the newest recovery checkpoint from before the first warning and train on with half the learning rate. A "
-        "run that ends collapsed fails in any case.",
+        description="When the mean reward of 3 steps (more if they have less than 96 prompts) falls below a quarter of "
+        "its best: warn, stop the run, or return to the newest recovery checkpoint from before the first warning and "
+        "train on with half the learning rate. A run that ends collapsed fails in any case.",
     )
     max_rollbacks: int = Field(
         2, ge=1, le=20, description="With on_collapse rollback: rollbacks after which another collapse stops the run."

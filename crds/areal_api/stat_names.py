@@ -17,6 +17,7 @@ EVAL_REWARD_INITIAL = f"{EVAL_REWARD}{INITIAL}"
 STALENESS = "staleness"
 ENTROPY = "entropy"
 GROUPS_WITHOUT_SIGNAL = "groups_without_signal"  # share of groups whose rewards are all equal
+REWARD_ERROR = "task_reward_error"  # standard error of the mean reward, from the mean rewards of the groups
 PROMPT_LENGTH = "prompt_len"
 SEQUENCE_LENGTH = "seq_len"
 TOKENS_PER_SECOND = "tokens_per_second"

@@ -16,7 +16,8 @@ from support.recovery_runs import configuration, environment, learned, torchrun
 from support.scripted_server import Script, ScriptedServer
 from support.tiny_policy import VOCABULARY
 
-SAMPLES = 4 * 12  # of a step
+PROMPTS = 32  # of a step; the detection of a collapse then takes three steps
+SAMPLES = 2 * PROMPTS
 FOREVER = 10**9
 
 
@@ -27,10 +28,14 @@ def trainer() -> Iterator[ForkedTrainer]:
 
 
 def collapsing(where: Path, on_collapse: str, *, asynchronous: bool = False, **actor: Any) -> dict[str, Any]:
-    """Eight steps of four prompts whose rewards the environment determines."""
-    config = configuration(where, asynchronous=asynchronous) | {
+    """Eight steps whose rewards the environment determines."""
+    config = configuration(where, asynchronous=asynchronous)
+    data = where / "prompts.jsonl"
+    data.write_text(Path(config["train_dataset"]["path"]).read_text() * 4)
+    config |= {
+        "total_train_epochs": 20,
         "total_train_steps": 8,
-        "gconfig": {"n_samples": 12, "max_new_tokens": 6},
+        "train_dataset": {"path": str(data), "batch_size": PROMPTS, "instruction": ""},
         "recover": {"freq_steps": 1, "keep": 6},
         "reward": {"path": "support.rewards:one_then_zero_then_one", "processes": 0},
     }

@@ -59,7 +59,8 @@ class RunState:
     eval_last: float | None = None
     eval_best: float | None = None
     eval_best_step: int | None = None
-    reward_best: float | None = None  # best mean over ``health.WINDOW`` steps
+    reward_best: float | None = None  # best mean over the steps of ``health.window``
+    reward_best_error: float | None = None  # its standard error
     collapsed: bool = False  # after the last step
     rollbacks: int = 0
     version_offset: int = 0  # versions that were published before a rollback and are in no completed step

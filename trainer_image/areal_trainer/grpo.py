@@ -9,10 +9,17 @@ from torch import Tensor
 
 from areal_api.actor import NormConfig, PPOActorConfig
 from areal_api.generation import GenerationHyperparameters
-from areal_api.stat_names import ACTOR_PREFIX, GROUPS_WITHOUT_SIGNAL, PROMPT_LENGTH, SEQUENCE_LENGTH, TASK_REWARD
+from areal_api.stat_names import (
+    ACTOR_PREFIX,
+    GROUPS_WITHOUT_SIGNAL,
+    PROMPT_LENGTH,
+    REWARD_ERROR,
+    SEQUENCE_LENGTH,
+    TASK_REWARD,
+)
 from areal_trainer.algo.advantages import gae, normalize_advantages
 from areal_trainer.algo.kl import token_rewards
-from areal_trainer.algo.norm import Norm, groups_without_signal
+from areal_trainer.algo.norm import Norm, groups_without_signal, standard_error
 from areal_trainer.algo.rewards import normalize_rewards, overlong_penalty, shape_rewards
 from areal_trainer.algo.sequences import Reduce, last_response_tokens, response_counts
 from areal_trainer.algo.token_stats import report, summarize
@@ -63,7 +70,9 @@ def compute_advantages(
         advantages_T = advantages_T.masked_fill(cut_T, 0.0)
     stats = _statistics(batch, rewards_B, rewards_T, kl_rewards_T, advantages_T)
     without = groups_without_signal(batch.rewards_B, batch.group_B, groups=batch.n_groups, reduce=reduce)
-    return advantages_T, stats | {f"{ACTOR_PREFIX}{GROUPS_WITHOUT_SIGNAL}": without}
+    stats[f"{ACTOR_PREFIX}{GROUPS_WITHOUT_SIGNAL}"] = without
+    error = standard_error(batch.rewards_B, batch.group_B, groups=batch.n_groups, reduce=reduce)
+    return advantages_T, stats if error is None else stats | {f"{ACTOR_PREFIX}{REWARD_ERROR}": error}
 
 
 def _sequence_rewards(

@@ -1,7 +1,11 @@
 """Detection of a collapse and its precursors from the statistics of each step.
 
-Precursors are warnings. A collapse is a mean reward over the last ``WINDOW`` steps far below the best mean over any
-``WINDOW`` steps; it is what remains when the policy has drifted too far from its samples.
+Precursors are warnings. A collapse is a mean reward over the last steps far below the best mean over as many steps; it
+is what remains when the policy has drifted too far from its samples.
+
+The best of many means is a lucky one, and the rewards of one prompt's samples are alike: with problems that are nearly
+always or nearly never solved, only the number of prompts counts. So a mean covers at least ``PROMPTS`` prompts, and a
+fall counts only above ``SIGNIFICANT`` standard errors, which are measured from the groups' mean rewards.
 """
 
 from __future__ import annotations
@@ -12,11 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from areal_api import health
-from areal_api.stat_names import ACTOR_PREFIX, GROUPS_WITHOUT_SIGNAL, TASK_REWARD, mean
+from areal_api.stat_names import ACTOR_PREFIX, GROUPS_WITHOUT_SIGNAL, REWARD_ERROR, TASK_REWARD, mean
 
-WINDOW = 3  # steps
+WINDOW = 3  # steps of a mean reward, at least
+PROMPTS = 96  # of a mean reward, at least
 COLLAPSED = 0.25  # reward ÷ best reward below which the policy has collapsed
-SIGNIFICANT = 4.0  # standard errors by which a reward must fall, so that small batches raise no false alarms
+SIGNIFICANT = 6.0  # standard errors by which a reward must fall below the best of many
 DECLINED = 0.6  # reward ÷ best reward below which a decline is reported
 MAX_BEHAVIOUR_KL = 0.1  # nats per token
 MIN_TOKENS_KEPT = 0.5  # share of tokens that masks of stale samples leave in the loss
@@ -33,18 +38,29 @@ class Health:
 
     warnings: Mapping[str, str]  # explanation by the name of the warning, one of ``areal_api.health.WARNINGS``
     collapsed: bool
-    reward_best: float | None  # best mean reward over ``WINDOW`` steps
+    reward_best: float | None  # best mean reward over the steps of ``window``
+    reward_best_error: float | None  # its standard error
     precursor_age: int  # steps since the first statistics that led to the present warnings; 0 is this step
     statistics: dict[str, float]
 
 
-class HealthMonitor:
-    """Observes the statistics of every step. ``reward_best``: from before a resume."""
+def window(prompts: int) -> int:
+    """Steps of a mean reward, for batches of so many prompts."""
+    return max(WINDOW, -(-PROMPTS // prompts))
 
-    def __init__(self, *, reward_best: float | None = None) -> None:
-        self._best = reward_best
-        self._rewards: deque[float] = deque(maxlen=WINDOW)
-        self._samples: deque[float] = deque(maxlen=WINDOW)
+
+class HealthMonitor:
+    """Observes the statistics of every step, with batches of ``prompts`` prompts."""
+
+    def __init__(
+        self, *, prompts: int, reward_best: float | None = None, reward_best_error: float | None = None
+    ) -> None:
+        """``reward_best`` and its error are from before a resume."""
+        self._prompts = prompts
+        self._window = window(prompts)
+        self._best, self._best_error = reward_best, reward_best_error
+        self._rewards: deque[float] = deque(maxlen=self._window)
+        self._variances: deque[float] = deque(maxlen=self._window)  # of each reward, squared standard errors
         self._low, self._high = math.inf, -math.inf  # of the rewards of all samples
         self._entropy_first: float | None = None
         self._absent: set[str] = set()  # warnings that some step did not have: others say nothing about a change
@@ -56,17 +72,17 @@ class HealthMonitor:
         collapsed = relative < COLLAPSED
         warnings = self._drift(stats) | self._signal(stats, relative)
         if relative < DECLINED:
-            text = f"the reward is {relative:.0%} of its best mean over {WINDOW} steps ({self._best:.3g})"
+            text = f"the reward is {relative:.0%} of its best mean over {self._window} steps ({self._best:.3g})"
             warnings[health.DECLINED] = text
         changed = self._absent.intersection(warnings)
-        self._spans.append(WINDOW if health.DECLINED in changed else min(1, len(changed)))
+        self._spans.append(self._window if health.DECLINED in changed else min(1, len(changed)))
         self._absent.update(name for name in health.WARNINGS if name not in warnings)
         numbers = {f"{health.PREFIX}{name}": float(name in warnings) for name in health.WARNINGS} | {
             health.COUNT: float(len(warnings)),
             health.COLLAPSED: float(collapsed),
             health.RELATIVE_REWARD: relative,
         }
-        return Health(warnings, collapsed, self._best, self._precursor_age(), numbers)
+        return Health(warnings, collapsed, self._best, self._best_error, self._precursor_age(), numbers)
 
     def _precursor_age(self) -> int:
         """Warnings belong together unless ``WINDOW`` steps without any separate them."""
@@ -80,20 +96,27 @@ class HealthMonitor:
 
     def _relative_reward(self, stats: Mapping[str, float]) -> float:
         """Mean reward of the last steps ÷ the best such mean; 1 unless it is positive and the fall is significant."""
-        self._rewards.append(stats[mean(TASK_REWARD)])
-        self._samples.append(stats["n_seqs"])
+        reward = stats[mean(TASK_REWARD)]
         self._low = min(self._low, stats[f"{TASK_REWARD}/min"])
         self._high = max(self._high, stats[f"{TASK_REWARD}/max"])
-        if len(self._rewards) < WINDOW:
+        self._rewards.append(reward)
+        measured = stats.get(f"{ACTOR_PREFIX}{REWARD_ERROR}")
+        self._variances.append(self._largest_variance(reward) if measured is None else measured**2)
+        if len(self._rewards) < self._window:
             return 1.0
-        recent = math.fsum(self._rewards) / WINDOW
-        self._best = recent if self._best is None else max(self._best, recent)
-        # The standard deviation of rewards in an interval is at most half its length; both means have this error.
-        deviation = (max(self._high, self._best) - self._low) / 2
-        error = deviation * math.sqrt(2 / max(1.0, math.fsum(self._samples)))
-        if self._best <= 0 or self._best - recent <= SIGNIFICANT * error:
+        recent = math.fsum(self._rewards) / self._window
+        error = math.sqrt(math.fsum(self._variances)) / self._window
+        if self._best is None or recent > self._best:
+            self._best, self._best_error = recent, error
+        if self._best_error is None:  # from an older checkpoint
+            self._best_error = math.sqrt(self._largest_variance(self._best) / self._window)
+        if self._best <= 0 or self._best - recent <= SIGNIFICANT * math.hypot(self._best_error, error):
             return 1.0
         return recent / self._best
+
+    def _largest_variance(self, reward: float) -> float:
+        """Of a mean over a batch, if every prompt had the lowest or the highest reward (Bhatia and Davis 2000)."""
+        return max(0.0, (reward - self._low) * (self._high - reward)) / self._prompts
 
     def _drift(self, stats: Mapping[str, float]) -> dict[str, str]:
         """Signs that samples and policy differ."""

@@ -26,7 +26,7 @@ from areal_trainer.checkpoint import (
     recovery_checkpoints,
 )
 from areal_trainer.components import Components
-from areal_trainer.health import LOOK_BACK, WINDOW
+from areal_trainer.health import LOOK_BACK, window
 from areal_trainer.rollout.dump import discard_after
 from areal_trainer.stats.logger import replace_file
 from areal_trainer.warm_up import warm_up_policy, warm_up_servers
@@ -74,7 +74,8 @@ def begin_checkpoint(parts: Components, state: RunState) -> None:
         loop = LoopState(state, loader, parts.engine.state_dict())
     keep_from = None
     if parts.config.actor.on_collapse == "rollback":
-        keep_from = _before_precursor(parts, state.step, precursor_age=LOOK_BACK + WINDOW - 2)
+        age = LOOK_BACK + window(parts.config.consumer_batch_size) - 2
+        keep_from = _before_precursor(parts, state.step, precursor_age=age)
     parts.recovery.start(state.step, parts.policy, loop, keep_from=keep_from)
 
 

@@ -61,7 +61,7 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
     except Interrupted:
         logger.info("the evaluation is interrupted; a resume repeats it")  # and no batch is prepared either
     schedules.recovered_at = state.step or -1
-    monitor = HealthMonitor(reward_best=state.reward_best)
+    monitor = _monitor(parts, state)
     while state.step < parts.total_steps:
         began = time.monotonic()
         step = state.step + 1
@@ -75,14 +75,15 @@ def train(parts: Components, state: RunState, stop: StopSignal) -> Iterator[RunS
                 stats = train_step(parts, pack(trajectories), timings, step=step)
         found = monitor.observe(stats)
         state = _after_step(parts, state, schedules, stats | found.statistics, timings, began)
-        state = replace(state, reward_best=found.reward_best, collapsed=found.collapsed)
+        state = replace(state, reward_best=found.reward_best, reward_best_error=found.reward_best_error)
+        state = replace(state, collapsed=found.collapsed)
         yield state
         _report_health(parts, state, found)  # before a checkpoint of a collapsed policy is written
         timings = Timings()
         if found.collapsed and parts.config.actor.on_collapse == "rollback":
             state = roll_back(parts, state, precursor_age=found.precursor_age)
             yield state
-            monitor, timings = HealthMonitor(reward_best=state.reward_best), Timings()
+            monitor, timings = _monitor(parts, state), Timings()
             schedules.recovered_at = state.step
             continue
         # After the statistics are on disk, so that every checkpoint has the lines of all its steps.
@@ -151,6 +152,11 @@ def _dump_rollouts(parts: Components, batch: PackedBatch, advantages_T: Tensor, 
             rejected=parts.engine.take_rejected(),
         )
     )
+
+
+def _monitor(parts: Components, state: RunState) -> HealthMonitor:
+    best, error = state.reward_best, state.reward_best_error
+    return HealthMonitor(prompts=parts.config.consumer_batch_size, reward_best=best, reward_best_error=error)
 
 
 def _report_health(parts: Components, state: RunState, found: Health) -> None:
@@ -337,7 +343,8 @@ def run_training(config: GRPOConfig, *, run: Path, ranks: Ranks, stop: StopSigna
 def _summarise(run: Path, ranks: Ranks, state: RunState, **rest: str) -> None:
     if ranks.is_first:
         figures = asdict(state)
-        tokens, steps, *_ = (figures.pop(name) for name in ("tokens", "step", "version_offset", "held"))
+        internal = ("version_offset", "held", "reward_best_error")
+        tokens, steps, *_ = (figures.pop(name) for name in ("tokens", "step", *internal))
         speed = tokens / state.seconds if state.seconds else 0.0
         write_summary(run, {**rest, "steps": steps, **figures, stat_names.TOKENS_PER_SECOND: speed})
 

@@ -119,3 +119,13 @@ def test_groups_with_equal_rewards_have_no_signal() -> None:
     assert advantages_of(batch)[1]["grpo_actor/groups_without_signal"] == 1.0
     batch.rewards_B[0] += 0.5
     assert advantages_of(batch)[1]["grpo_actor/groups_without_signal"] == 0.75
+
+
+def test_the_error_of_the_reward_counts_groups_rather_than_samples() -> None:
+    # Mean rewards 1, 0.5 and 0: their standard deviation is 0.5, and that of their mean 0.5 ÷ √3.
+    batch = pack(
+        [sample(reward, group=group) for group, rewards in enumerate([(1, 1), (0, 1), (0, 0)]) for reward in rewards]
+    )
+    assert advantages_of(batch)[1]["grpo_actor/task_reward_error"] == pytest.approx(0.5 / 3**0.5)
+    alone = pack([sample(1.0, group=0), sample(0.0, group=0)])
+    assert "grpo_actor/task_reward_error" not in advantages_of(alone)[1]

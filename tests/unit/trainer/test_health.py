@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
-from areal_trainer.health import LOOK_BACK, Health, HealthMonitor
+from areal_trainer.health import LOOK_BACK, Health, HealthMonitor, window
 
 
-def observe(rewards: list[float], *, best: float | None = None, samples: int = 256, **stats: float) -> Health:
-    """Health after steps with these rewards, and other statistics of the policy."""
-    monitor = HealthMonitor(reward_best=best)
+def observe(rewards: list[float], *, best: float | None = None, error: float = 0.02, **stats: float) -> Health:
+    """Health after steps of 32 prompts with these rewards, their standard error, and other statistics of the policy."""
+    monitor = HealthMonitor(prompts=32, reward_best=best)
     others = {f"grpo_actor/{name.replace('__', '/')}": value for name, value in stats.items()}
-    bounds = {"task_reward/min": 0.0, "task_reward/max": 1.0, "n_seqs": float(samples)}
+    bounds = {"task_reward/min": 0.0, "task_reward/max": 1.0, "grpo_actor/task_reward_error": error}
     results = [monitor.observe({"task_reward/avg": reward, **bounds, **others}) for reward in rewards]
     return results[-1]
 
@@ -72,10 +75,44 @@ def test_without_gradient_and_reward_the_cause_is_named() -> None:
     assert "the groups have equal rewards" in health.warnings["no_gradient"]
 
 
-def test_small_batches_raise_no_false_alarm() -> None:
-    # Three steps of two samples: mean 1, then 0.
-    assert not observe([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], samples=2).collapsed
-    assert observe([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], samples=64).collapsed
+def test_a_fall_counts_only_above_its_error() -> None:
+    # Over three steps the error is 0.1 ÷ √3 = 0.058 for the best mean and for the last, 0.082 for the difference, and
+    # six times that is 0.49.
+    assert not observe([0.45, 0.45, 0.45, 0.0, 0.0, 0.0], error=0.1).collapsed
+    assert observe([0.55, 0.55, 0.55, 0.0, 0.0, 0.0], error=0.1).collapsed
+
+
+def test_means_cover_96_prompts() -> None:
+    assert [window(prompts) for prompts in (1, 4, 31, 32, 256)] == [96, 24, 4, 3, 3]
+
+
+@pytest.mark.parametrize(("prompts", "steps"), [(2, 1000), (4, 1000), (8, 1000), (32, 1000), (256, 300)])
+@pytest.mark.parametrize("solved", [0.1, 0.3, 0.5, 0.8])
+def test_problems_of_different_difficulty_raise_no_false_alarm(prompts: int, steps: int, solved: float) -> None:
+    # The policy solves a problem always or never, which gives the mean reward of a batch its largest scatter.
+    draw = np.random.default_rng(prompts)
+    monitor = HealthMonitor(prompts=prompts)
+    for _ in range(steps):
+        rewards = (draw.random(prompts) < solved).astype(float)
+        health = monitor.observe(of_groups(rewards))
+        assert "declined" not in health.warnings
+        assert not health.collapsed
+
+
+@pytest.mark.parametrize("prompts", [2, 4, 8, 32, 256])
+def test_a_collapse_is_found_within_the_steps_of_a_mean(prompts: int) -> None:
+    draw, monitor = np.random.default_rng(prompts), HealthMonitor(prompts=prompts)
+    for _ in range(200):
+        monitor.observe(of_groups((draw.random(prompts) < 0.5).astype(float)))
+    found = [monitor.observe(of_groups(np.zeros(prompts))).collapsed for _ in range(window(prompts))]
+    assert found[-1]
+
+
+def of_groups(rewards: np.ndarray) -> dict[str, float]:
+    """Statistics of a step whose groups have these mean rewards."""
+    error = float(rewards.std(ddof=1)) / math.sqrt(len(rewards))
+    bounds = {"task_reward/min": 0.0, "task_reward/max": 1.0}
+    return bounds | {"task_reward/avg": float(rewards.mean()), "grpo_actor/task_reward_error": error}
 
 
 def test_groups_without_signal_are_a_warning_unless_the_rewards_are_high() -> None:
@@ -86,10 +123,10 @@ def test_groups_without_signal_are_a_warning_unless_the_rewards_are_high() -> No
 
 def observe_steps(steps: list[tuple[float, float]]) -> Health:
     """Health after steps with these rewards and behaviour KLs."""
-    monitor, health = HealthMonitor(), None
+    monitor, health = HealthMonitor(prompts=32), None
     for reward, kl in steps:
-        numbers = {"task_reward/avg": reward, "task_reward/min": 0.0, "task_reward/max": 1.0, "n_seqs": 256.0}
-        health = monitor.observe(numbers | {"grpo_actor/behave_kl/avg": kl})
+        numbers = {"task_reward/avg": reward, "task_reward/min": 0.0, "task_reward/max": 1.0}
+        health = monitor.observe(numbers | {"grpo_actor/behave_kl/avg": kl, "grpo_actor/task_reward_error": 0.02})
     assert health is not None
     return health
 

@@ -91,6 +91,19 @@ def groups_without_signal(rewards_B: Tensor, group_B: Tensor, *, groups: int, re
     return float((equal_G & (count_G > 0)).sum() / (count_G > 0).sum().clamp(min=1))
 
 
+def standard_error(rewards_B: Tensor, group_B: Tensor, *, groups: int, reduce: Reduce) -> float | None:
+    """Standard error of the mean reward: standard deviation of the groups' mean rewards ÷ √groups; None for one group.
+
+    Samples of one prompt are alike, so they do not count as independent.
+    """
+    ones_B = torch.ones_like(rewards_B, dtype=torch.float64)
+    count_G, sum_G = reduce(
+        torch.zeros(2, groups, dtype=torch.float64).index_add_(1, group_B, torch.stack([ones_B, rewards_B.double()]))
+    )
+    mean_G = (sum_G / count_G.clamp(min=1))[count_G > 0]
+    return float(mean_G.std() / len(mean_G) ** 0.5) if len(mean_G) > 1 else None
+
+
 def _std(
     values_N: Tensor, group_N: Tensor, count_G: Tensor, sum_G: Tensor, norm: Norm, reduce: Reduce
 ) -> tuple[Tensor, Tensor]:
