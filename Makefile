@@ -136,7 +136,7 @@ gpu-smoke: ## Check a machine with GPUs: compiler, attention, NCCL, weight updat
 	@$(MAKE) --no-print-directory setup DEVICE=cuda
 	$(VENV)/bin/python -m hack.gpu_smoke
 
-gpu-images: ## Build the images for GPUs (11 GB), push them to the cluster's registry and test them in its pods.
+gpu-images: ## Build the images for GPUs, push them to the cluster's registry and test them in its pods; needs 40 GB.
 	@hack/cluster/gpu_room.sh
 	@$(MAKE) --no-print-directory setup
 	@DEVICE=cuda hack/cluster/up.sh

@@ -6,10 +6,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=${AREAL_BIN:-$here/../../.bin}
 # GB, as measured (docs/images.md).
 cluster=6
-engine=13
-registry=7
-node=12
-packages=7 # what make setup installs
+engine=12
+registry=5
+node=17 # of which 5 for the compressed layers while they are pulled
+packages=7 # of make setup
 
 gb=1000000000
 need=0 parts=

@@ -37,12 +37,12 @@ def machine(tmp_path: Path) -> Path:
 
 def test_the_images_for_gpus_need_more_than_their_size_and_less_space_is_refused(machine: Path) -> None:
     done = run("gpu_room.sh", machine)
-    assert (done.returncode, "needs 38 GB of disk space" in done.stderr, "40 GB are free" in done.stderr) == (
+    assert (done.returncode, "needs 40 GB of disk space" in done.stderr, "40 GB are free" in done.stderr) == (
         0,
         True,
         True,
     )
-    program(machine, "df", f"echo Avail; echo {38 * GB - 1}")
+    program(machine, "df", f"echo Avail; echo {40 * GB - 1}")
     done = run("gpu_room.sh", machine)
     assert done.returncode == 3
     assert "free 1 GB there" in done.stderr
