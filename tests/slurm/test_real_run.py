@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,16 @@ def test_a_run_that_is_preempted_during_an_evaluation_repeats_it(cluster: SlurmC
     with console.open("w") as output:
         launcher = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=output, stderr=output, preexec_fn=die_with_parent)
     log, journal = run / "logs" / "trainer.log", run / "launcher.jsonl"
+
+    def wait_for(condition: Callable[[], bool], what: str) -> None:
+        wait_until(lambda: launcher.poll() is not None or condition(), what)
+        assert launcher.poll() is None, text(console)
+
     try:
-        wait_until(lambda: "evaluating after step 3" in text(log), "an evaluation")
+        wait_for(lambda: "evaluating after step 3" in text(log), "an evaluation")
         urgent = ("--partition=urgent", "--nodes=3", "--exclusive", f"--output={os.devnull}", "--wrap=sleep 5")
         cluster.command("sbatch", *urgent)
-        wait_until(lambda: "is queued again" in text(journal), "the job is queued again")
+        wait_for(lambda: "is queued again" in text(journal), "the job is queued again")
         assert "the evaluation after step 3 is interrupted" in text(log)
         assert (run / "recover" / "step3").exists()
         assert [line["step"] for line in lines(run)] == [1, 2]
