@@ -28,6 +28,7 @@ class Family:
     biases: bool = False  # of every linear layer
     mlp_matrices: int = 3  # gate, up and down, or up and down
     mlp_tensors: int = 4  # of the MLP's width that are kept for the backward pass
+    mlp_gradients: int = 2  # of that width that the backward pass adds, less what it has freed by then
     positions: bool = False  # learned embeddings of positions
     wide_mlp: bool = False  # whether the MLP has four times the hidden size if config.json does not say
     multi_query: bool = False  # whether there is one key-value head if config.json does not say
@@ -39,8 +40,10 @@ _GEMMA3 = replace(_GEMMA, heads=8, kv_heads=4, vocabulary=262_208, norms=4, head
 _GLM = Family(kv_heads=2, head_dim=128, qkv_bias=True)
 _MISTRAL = Family(kv_heads=8)
 _OLMO2 = Family(float32_norm=True, row_norms=True)
-_NEOX = Family(norm_weights=2, layer_norm=True, qkv_bias=True, biases=True, mlp_matrices=2, mlp_tensors=2)
-_GPT2 = replace(_NEOX, tied=True, positions=True, wide_mlp=True, mlp_tensors=5)
+_NEOX = Family(
+    norm_weights=2, layer_norm=True, qkv_bias=True, biases=True, mlp_matrices=2, mlp_tensors=2, mlp_gradients=1
+)
+_GPT2 = replace(_NEOX, tied=True, positions=True, wide_mlp=True, mlp_tensors=5, mlp_gradients=2)
 
 FAMILIES = {
     "apertus": Family(head_norms=True, mlp_matrices=2, mlp_tensors=6),
@@ -54,13 +57,13 @@ FAMILIES = {
     "glm4": replace(_GLM, norms=4),
     "gpt2": _GPT2,
     "gpt-sw3": _GPT2,
-    "gpt_bigcode": replace(_GPT2, multi_query=True, mlp_tensors=2),
+    "gpt_bigcode": replace(_GPT2, multi_query=True, mlp_tensors=2, mlp_gradients=1),
     "gpt_neox": _NEOX,
     "granite": LLAMA,
     "helium": Family(kv_heads=20, head_dim=128, float32_norm=True),
     "hunyuan_v1_dense": Family(head_norms=True),
     "hyperclovax": LLAMA,
-    "jais2": _NEOX,
+    "jais2": replace(_NEOX, mlp_gradients=2),
     "llama": LLAMA,
     "ministral": _MISTRAL,
     "ministral3": replace(_MISTRAL, head_dim=128),
@@ -70,7 +73,7 @@ FAMILIES = {
     "olmo2": _OLMO2,
     "olmo3": _OLMO2,
     "opt": replace(_GPT2, wide_mlp=False, mlp_tensors=1),
-    "persimmon": replace(_NEOX, head_norms=True),
+    "persimmon": replace(_NEOX, head_norms=True, mlp_gradients=2),
     "phi3": LLAMA,
     "qwen2": Family(kv_heads=32, qkv_bias=True),
     "qwen2_moe": Family(kv_heads=16, qkv_bias=True),

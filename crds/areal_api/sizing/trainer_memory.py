@@ -120,7 +120,7 @@ def _output_bytes(shape: ModelShape, size: int, tokens: int, *, frozen: bool) ->
 def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: int) -> dict[str, int]:
     """One layer goes backward while the next is gathered and the last one's gradient is reduced in float32."""
     layers = 2 if config.fsdp.reshard_after_forward else shape.layers
-    gradients = size * (_mlp_elements(shape, tensors=2) + shape.hidden)
+    gradients = size * (_mlp_elements(shape, tensors=shape.family.mlp_gradients) + shape.hidden)
     recomputed = layer_bytes_per_token(shape, size=size) if config.recomputes_activations("cuda") else 0
     kept = kept_bytes_per_token(shape, config, size=size)
     trained = shape.layer if config.lora is None else adapter_parameters(shape, config.lora)

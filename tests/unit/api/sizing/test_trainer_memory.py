@@ -181,6 +181,46 @@ def test_the_peak_of_unusual_models_is_within_3_percent_of_the_simulated_one(
     assert memory.total / GB == pytest.approx(simulated_gb, rel=0.03)
 
 
+# Three layers like those of GPT-2, whose MLP has two matrices: changes of SMALL, ranks, tokens, checkpointing,
+# simulated peak in GB. Sequences have 2,048 tokens on eight ranks and 8,192 on one.
+LIKE_GPT2: list[tuple[dict[str, Any], int, int, bool, float]] = [
+    ({"model_type": "starcoder2", "tie_word_embeddings": True}, 8, 16_384, True, 2.89),
+    ({"model_type": "gpt_neox", "num_key_value_heads": None}, 8, 16_384, True, 3.53),
+    *(
+        (
+            {
+                "model_type": "gpt_bigcode",
+                "vocab_size": 49_152,
+                "multi_query": one,
+                "num_key_value_heads": None,
+                "tie_word_embeddings": True,
+            },
+            *step,
+        )
+        for one, step in (
+            (True, (8, 16_384, True, 2.79)),
+            (True, (1, 8_192, True, 5.76)),
+            (True, (8, 16_384, False, 5.47)),
+            (True, (1, 8_192, False, 7.19)),
+            (False, (8, 16_384, True, 3.02)),
+            (False, (1, 8_192, True, 6.14)),
+            (False, (8, 16_384, False, 5.91)),
+            (False, (1, 8_192, False, 7.75)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "ranks", "tokens", "checkpointing", "simulated_gb"), LIKE_GPT2)
+def test_the_peak_of_models_like_gpt_2_is_within_5_percent_of_the_simulated_one(
+    changes: dict[str, Any], ranks: int, tokens: int, checkpointing: bool, simulated_gb: float
+) -> None:
+    config = PPOActorConfig(path=".", gradient_checkpointing=checkpointing)
+    shape = ModelShape.of_config({**SMALL, "num_hidden_layers": 3, "max_position_embeddings": 8192, **changes})
+    memory = trainer_memory(shape, config, ranks=ranks, tokens=tokens)
+    assert memory.total / GB == pytest.approx(simulated_gb, rel=0.05)
+
+
 ADAPTERS = [
     ("Qwen2.5-1.5B", 3, 1, 8_192, True, 2.65),
     ("Qwen2.5-7B", 3, 8, 16_384, True, 9.13),
