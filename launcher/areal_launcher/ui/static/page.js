@@ -17,6 +17,7 @@ export const visitor = new EventTarget();
 export async function fetchJson(path) {
   const response = await fetch(path, { headers: { accept: "application/json" } });
   const user = response.headers.get("grpo-user");
+  visitor.signedIn = Boolean(user);
   if (user) visitor.dispatchEvent(new CustomEvent("user", { detail: decodeURIComponent(user) }));
   if (!response.ok) {
     const body = await response.json().catch(() => ({}));

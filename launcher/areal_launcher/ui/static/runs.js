@@ -1,5 +1,5 @@
 // The list of runs.
-import { ago, element, fetchJson, problem, shortNumber, stateLabel } from "./page.js";
+import { ago, element, fetchJson, problem, shortNumber, stateLabel, visitor } from "./page.js";
 
 const EVERY_MS = 3000;
 
@@ -39,9 +39,10 @@ export function showRuns(main) {
       [...body.querySelectorAll("a, input")]
         .find((other) => [other.getAttribute("href"), other.getAttribute("aria-label")].includes(focused))?.focus();
     }
-    note.textContent = runs.length === 0
-      ? "There are no runs here yet. grpo run makes one; this list finds it by itself."
-      : `${shown.length} of ${runs.length} runs`;
+    const none = visitor.signedIn
+      ? "There are no experiments that you may see: those of namespaces where you may get grpoexperiments are listed here."
+      : "There are no runs here yet. grpo run makes one; this list finds it by itself.";
+    note.textContent = runs.length === 0 ? none : `${shown.length} of ${runs.length} runs`;
   }
 
   async function load() {
