@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: run the named benchmarks, by default all but ``cluster`` and ``places``."""
+"""``python -m benchmarks [NAME ...]``: run the named benchmarks, by default all but those of ``NAMED``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.measure import machine
 
 NAMES = ("rollout", "rewards", "trainer", "weights", "memory", "executor", "freshness", "peers", "learning")
 NAMES += ("gateway", "affinity", "reconcile", "faults", "page", "dump", "elastic")
-NAMED = ("cluster", "places")  # run only by name: need `make cluster`, and Slurm
+NAMED = ("cluster", "places", "operators")  # run only by name: need `make cluster`, Slurm, and builds of the peers
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     known = ", ".join(NAMES + NAMED)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"benchmarks to run: {known}; default all but the last two"
+        "names", nargs="*", metavar="NAME", help=f"benchmarks to run: {known}; default all but the last three"
     )
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds per side (default 5)")
     parser.add_argument("--small", action="store_true", help="tiny sizes: checks that it runs, measures nothing")

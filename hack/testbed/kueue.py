@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import shutil
-import signal
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hack.cluster.control_plane import ControlPlane, binaries, die_with_parent, free_ports
+from hack.cluster.control_plane import ControlPlane, binaries, free_ports
+from hack.testbed.controller_process import ControllerProcess, local_webhooks
 from hack.testbed.kube_api import Api, Object
 
 BUILD = Path(__file__).parents[1] / "cluster" / "kueue.sh"
@@ -25,8 +19,6 @@ FRAMEWORKS = ("batch/job", "pod", "statefulset")
 EXTERNAL = "GRPOExperiment.v1alpha1.areal.dev"
 WEBHOOKS = ("workload", "clusterqueue", "cohort", "resourceflavor", "job", "pod", "statefulset")
 CERTIFICATES = "/etc/kueue/metrics/certs"  # Kueue always reads the certificate of its metrics endpoint here
-START_S = 60.0
-MOUNTS = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))  # a private /etc
 
 
 class KueueProcess:
@@ -37,8 +29,7 @@ class KueueProcess:
         self._folder = folder
         self._built = binaries(BUILD)
         self._webhook_port, self._health_port = free_ports(2)
-        self._process: subprocess.Popen[bytes] | None = None
-        self.log = folder / "kueue.log"
+        self._process = ControllerProcess(folder / "kueue.log", f"http://127.0.0.1:{self._health_port}/readyz")
 
     def install(self) -> None:
         """Install the resource definitions and, once Kueue runs, its webhooks."""
@@ -54,7 +45,6 @@ class KueueProcess:
 
     def start(self, **configuration: Any) -> None:
         """Start it and wait until it answers; ``configuration`` are further keys of its configuration."""
-        assert self._process is None, "it is already running"
         config = self._write("config.yaml", [{**self._configuration(), **configuration}])
         certificates = self._folder / "certificates"
         certificates.mkdir(exist_ok=True)
@@ -62,35 +52,14 @@ class KueueProcess:
             shutil.copy(self._plane.ca.with_suffix(f".{suffix}"), certificates / f"tls.{suffix}")
         mount = f"mount -t tmpfs tmpfs /etc && mkdir -p {CERTIFICATES} && cp {certificates}/* {CERTIFICATES}"
         command = f"{mount} && exec {self._built / 'kueue'} --config={config} --feature-gates=VisibilityOnDemand=false"
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*MOUNTS, "sh", "-ec", command],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "KUBECONFIG": str(self._plane.kubeconfig(USER)), "GOMAXPROCS": "2"},
-                preexec_fn=die_with_parent,
-            )
-        self._wait_ready()
-        self._plane.kubectl("apply", "--server-side", "-f", str(self._write("webhooks.yaml", self._webhooks())))
+        self._process.start(command, {"KUBECONFIG": str(self._plane.kubeconfig(USER))})
+        self._process.wait_ready()
+        webhooks = self._write("webhooks.yaml", self._webhooks())
+        self._plane.kubectl("apply", "--server-side", "-f", str(webhooks))
 
     def kill(self) -> None:
         """Kill it. Its webhooks stay, so that nothing that they watch can be created."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + START_S
-        while True:
-            assert self._process is not None
-            assert self._process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._health_port}/readyz", timeout=2.0):
-                    return
-            except (urllib.error.URLError, OSError):
-                assert time.monotonic() < deadline, self.log.read_text()[-3000:]
-                time.sleep(0.1)
+        self._process.kill()
 
     def _configuration(self) -> Object:
         certificates = str(self._folder / "certificates")
@@ -107,18 +76,11 @@ class KueueProcess:
         }
 
     def _webhooks(self) -> list[Object]:
-        text = (self._built / "config" / "components" / "webhook" / "manifests.yaml").read_text()
-        bundle = base64.b64encode(self._plane.ca.read_bytes()).decode()
-        configurations = [one for one in yaml.safe_load_all(text) if one is not None]
+        manifests = self._built / "config" / "components" / "webhook" / "manifests.yaml"
+        configurations = local_webhooks(manifests, self._plane, self._webhook_port)
         for configuration in configurations:
-            kept = [hook for hook in configuration["webhooks"] if hook["name"][1:].partition(".")[0] in WEBHOOKS]
-            for hook in kept:
-                path = hook["clientConfig"].pop("service")["path"]
-                hook["clientConfig"] = {
-                    "url": f"https://127.0.0.1:{self._webhook_port}{path}",
-                    "caBundle": bundle,
-                }
-            configuration["webhooks"] = kept
+            hooks = configuration["webhooks"]
+            configuration["webhooks"] = [one for one in hooks if one["name"][1:].partition(".")[0] in WEBHOOKS]
             configuration["metadata"]["name"] = f"kueue-{configuration['metadata']['name']}"
         return configurations
 
