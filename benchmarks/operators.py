@@ -29,6 +29,7 @@ from hack.testbed.peer_operators import USERS, KubeflowTrainer, KubeRay, PeerOpe
 COUNTS = (100, 1000)
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
 READS = ("get", "list")
+PODS = 2  # of each resource
 QUIET_S, IDLE_S = 5.0, 60.0
 CAPACITY = {"cpu": "100000", "memory": "1000Ti", "pods": "100000", "nvidia.com/gpu": "0"}
 
@@ -90,10 +91,6 @@ class _Ours:
         """An experiment with one server and one trainer pod."""
         return Experiment(self._namespace, name).body()
 
-    def is_running(self, resource: Object) -> bool:
-        """Whether its phase is Running."""
-        return bool(resource.get("status", {}).get("phase") == "Running")
-
 
 class AuditLog:
     """Counts the requests of users since the last call."""
@@ -132,7 +129,7 @@ class _Bench:
         began = time.monotonic()
         for number in range(count):
             self.api.create(operator.resource(f"one-{number}"), namespace)
-        eventually(lambda: self._all_run(operator, namespace, count), f"{count} of {operator.name} run", 1800.0, 1.0)
+        eventually(lambda: self._all_run(namespace, count), f"the pods of {count} of {operator.name} run", 1800.0, 1.0)
         seconds = time.monotonic() - began
         requests = self._until_quiet(operator)
         cpu, memory = _cpu_seconds(operator.pids) - cpu, _memory_mb(operator.pids)
@@ -148,8 +145,9 @@ class _Bench:
         counts = (_sum(requests, WRITES), _sum(requests, READS))
         return Cost(count, seconds, cpu, *counts, empty, memory, per_minute, ready, _sum(restarted, WRITES))
 
-    def _all_run(self, operator: PeerOperator, namespace: str, count: int) -> bool:
-        return sum(operator.is_running(one) for one in self.api.list(operator.kind, namespace)) == count
+    def _all_run(self, namespace: str, count: int) -> bool:
+        pods = self.api.list("Pod", namespace)
+        return sum(pod["status"].get("phase") == "Running" for pod in pods) == PODS * count
 
     def _until_quiet(self, operator: PeerOperator) -> Counter[str]:
         """The requests until there were no writes for ``QUIET_S``."""

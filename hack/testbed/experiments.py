@@ -9,9 +9,9 @@ from typing import Any
 
 from areal_api.areal_config.tree import set_in
 from areal_api.experiment import KIND
+from hack.testbed.experiment_case import Case
 from hack.testbed.fake_kubelet import Behaviour, FakeKubelet
 from hack.testbed.kube_api import Api, Object, eventually
-from support.experiment_case import Case
 
 
 @dataclass

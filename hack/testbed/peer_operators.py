@@ -50,10 +50,6 @@ class PeerOperator(Protocol):
         """A custom resource that leads to two pods."""
         ...
 
-    def is_running(self, resource: Object) -> bool:
-        """Whether the status of a resource says that its pods run."""
-        ...
-
 
 class _Process:
     """A controller's binary, its folder and its process."""
@@ -145,11 +141,6 @@ class KubeflowTrainer:
             "spec": spec,
         }
 
-    def is_running(self, resource: Object) -> bool:
-        """Whether the TrainJob's JobSet was created and its job is active."""
-        jobs = resource.get("status", {}).get("jobsStatus") or []
-        return any(one.get("active") or one.get("ready") for one in jobs)
-
     def _start_jobset(self) -> None:
         own = self._jobset
         config = own.folder / "config.yaml"
@@ -239,10 +230,6 @@ class KubeRay:
             "workerGroupSpecs": [{**workers, "rayStartParams": {}, "template": _pod("ray-worker")}],
         }
         return {"apiVersion": "ray.io/v1", "kind": self.kind, "metadata": {"name": name}, "spec": spec}
-
-    def is_running(self, resource: Object) -> bool:
-        """Whether its state is ready."""
-        return bool(resource.get("status", {}).get("state") == "ready")
 
 
 def _pod(container: str) -> Object:

@@ -14,8 +14,8 @@ from areal_api.generate.crd import FILE
 from areal_launcher import cli
 from hack.cluster.control_plane import ControlPlane, free_ports
 from hack.testbed.control_planes import bare_plane
+from hack.testbed.experiment_case import Case
 from hack.testbed.kube_api import Api, eventually
-from support.experiment_case import Case
 
 USER = "someone"
 RIGHTS = {"apiGroups": ["areal.dev"], "resources": ["grpoexperiments"], "verbs": ["get", "list", "create", "patch"]}

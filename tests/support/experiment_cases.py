@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from areal_api.bounds import MAX_ENTRIES, MAX_FREE_FORM_DEPTH, MAX_ITEMS, MAX_TEXT
-from support.experiment_case import Case, nested
+from hack.testbed.experiment_case import Case, nested
 from support.pod_cases import POD_CASES
 
 _ONLINE = {"spec.config.rollout.agent.mode": "online"}

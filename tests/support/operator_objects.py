@@ -24,7 +24,7 @@ from areal_operator.observed import (
 from areal_operator.plan import Plan, plan
 from areal_operator.settings import Settings
 from areal_operator.status import find
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 IMAGES = {(kind, device): f"{kind}:{device}" for kind in ("trainer", "server") for device in ("cuda", "cpu")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 _PULL = {"name": "pull", "image": "i", "command": ["true"], "volumeMounts": [{"name": "m", "mountPath": "/m"}]}
 _PROXY = {"name": "proxy", "image": "p", "restartPolicy": "Always", "readinessProbe": {"tcpSocket": {"port": 8080}}}

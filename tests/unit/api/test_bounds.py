@@ -14,7 +14,7 @@ from areal_api.areal_config.tree import set_in
 from areal_api.bounds import MAX_DEPTH, MAX_ENTRIES, MAX_INTEGER, MAX_ITEMS, MAX_TEXT, problem_of_size, problem_of_value
 from areal_api.errors import ConfigError
 from areal_api.load import parse_experiment
-from support.experiment_case import Case, nested
+from hack.testbed.experiment_case import Case, nested
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=50),

@@ -10,7 +10,7 @@ import pytest
 
 from areal_api.commands import server_command, trainer_command
 from areal_api.experiment import GRPOExperiment
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 
 def experiment(**spec: object) -> GRPOExperiment:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError, config_error, describe, problems_of, shown
 from areal_api.load import parse_experiment
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 
 @pytest.mark.parametrize(

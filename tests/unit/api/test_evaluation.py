@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from areal_api.config import GRPOConfig
 from areal_api.errors import ConfigError
 from areal_api.load import expand_home_in, parse_experiment
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 
 def config(**changes: Any) -> GRPOConfig:

@@ -18,7 +18,7 @@ from areal_api.experiment import ExperimentSpec
 from areal_api.keys import fields, section_of
 from areal_api.load import load_experiment, parse_experiment
 from areal_api.render import config_yaml, experiment_yaml
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 KEYS = [(key, field.annotation) for key, field, _ in fields(ExperimentSpec) if section_of(field.annotation) is None]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(

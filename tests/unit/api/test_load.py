@@ -18,7 +18,7 @@ from areal_api.load import (
     with_home_expanded,
 )
 from areal_api.render import config_yaml
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 EXPERIMENT = """\
 apiVersion: areal.dev/v1alpha1

@@ -9,7 +9,7 @@ import pytest
 from areal_api.commands import literal_env
 from areal_api.errors import ConfigError
 from areal_api.load import parse_experiment
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 
 def parsed(key: str, value: Any) -> Any:

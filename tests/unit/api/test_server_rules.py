@@ -12,7 +12,7 @@ import pytest
 from areal_api.errors import ConfigError
 from areal_api.load import parse_experiment
 from areal_api.server_rules import CHOICES, MAX_STOP_TEXTS
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 _SGLANG, _EVAL = "spec.config.sglang", "spec.config.eval_gconfig"
 _ARGS = "spec.servers.args"

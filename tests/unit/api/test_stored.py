@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from areal_api.errors import ConfigError
 from areal_api.status import ExperimentStatus
 from areal_api.stored import read_experiment, read_status
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 
 def test_fields_of_a_newer_definition_are_ignored_and_named() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from areal_api.errors import ConfigError
 from areal_operator.parsing import UnknownPhaseError, parsed_spec, state_of, status_of
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

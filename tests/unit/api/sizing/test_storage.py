@@ -9,7 +9,7 @@ from areal_api.quantities import quantity_bytes
 from areal_api.sizing.disk import disk_use
 from areal_api.sizing.known_models import known_shape
 from areal_api.sizing.storage import DEFAULT_SIZE, storage_size
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 GIB = 2**30
 

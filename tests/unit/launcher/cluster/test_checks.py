@@ -11,7 +11,7 @@ import pytest
 from areal_api.experiment import GRPOExperiment
 from areal_launcher import run_files
 from areal_launcher.cluster.checks import check_files, check_target, in_pods, is_fresh
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 
 def experiment(**changes: Any) -> GRPOExperiment:

@@ -6,7 +6,7 @@ from typing import Any
 
 from areal_api.experiment import GRPOExperiment
 from areal_launcher.cluster.run import manifest
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 
 
 def experiment(**changes: Any) -> GRPOExperiment:

@@ -19,7 +19,7 @@ from areal_operator.queueing.report import Report
 from areal_operator.reconcile import Reconciler
 from areal_operator.store import Store
 from areal_operator.warning_events import NamespaceWarnings
-from support.experiment_case import Case
+from hack.testbed.experiment_case import Case
 from support.memory_cluster import MemoryCluster
 from support.operator_objects import NOW, exited, pod
 from support.queued_objects import ADMITTED, ENABLED, FLAVORS, PREEMPTED, QUEUE
