@@ -34,6 +34,16 @@ def test_a_change_of_the_policys_health_needs_a_reconcile() -> None:
     assert experiments.put(experiment(3, phase="Running", step=3, healthWarnings=["drift"], collapsed=False))
 
 
+def test_reports_about_waiting_need_a_reconcile_if_the_number_of_servers_depends_on_them() -> None:
+    for autoscale, needed in ({"min": 1, "max": 2}, True), (None, False):
+        experiments = Experiments()
+        for version, status in ((1, {"step": 1, "rolloutWait": 0.5}), (2, {"step": 2, "rolloutWait": 0.5})):
+            body = {**experiment(version, phase="Running", **status), "spec": {"servers": {"autoscale": autoscale}}}
+            assert experiments.put(body) == (needed or version == 1)
+        body = {**experiment(3, phase="Running", step=2, rolloutWait=0.5, reward=0.5), "spec": body["spec"]}
+        assert not experiments.put(body)
+
+
 def test_an_older_report_changes_nothing_and_a_successor_does() -> None:
     experiments = Experiments()
     experiments.put(experiment(5, phase="Running"))
