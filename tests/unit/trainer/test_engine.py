@@ -60,6 +60,15 @@ def test_synchronous_training_takes_the_loaders_batches_in_order(published):
         assert taken == [f"{i % 12:03d}" for i in range(16)]
 
 
+def test_a_batch_says_how_long_the_trainer_and_the_servers_waited(published):
+    with ScriptedServer(Script(token_s=0.001)) as server, engine_on(server) as engine:
+        engine.prepare_batch(loader(), workflow())
+        engine.update_weights(WeightUpdate(1, published))  # meanwhile the server has no request
+        engine.prepare_batch(loader(), workflow())
+        assert 0 < engine.statistics["rollout/wait_share"] <= 1
+        assert 0 < engine.statistics["rollout/servers_idle"] < 1
+
+
 def test_asynchronous_training_keeps_the_bound_on_staleness(published):
     script = Script(token_s=0.001, tail_sigma=1.5)
     with ScriptedServer(script) as first, ScriptedServer(script) as second:
