@@ -105,6 +105,15 @@ def test_the_operator_reports_that_it_is_not_in_a_cluster(tag: str) -> None:
     assert "found neither a service account nor a kubeconfig" in result.stderr
 
 
+def test_the_page_starts_in_the_operators_image_and_reports_that_it_is_not_in_a_cluster(tag: str) -> None:
+    arguments = ["--rm", "--read-only", "--user", "1000:1000", "--cap-drop=ALL", "--network=none"]
+    command = [OPERATOR, "-m", "areal_launcher.cluster.page_service"]
+    result = subprocess.run(
+        ["docker", "run", *arguments, "--entrypoint=python3", *command], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, "no cluster is configured" in result.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("image", [OPERATOR, SERVER, TRAINER])
 def test_an_image_runs_as_a_named_user_and_contains_the_packages(tag: str, image: str) -> None:
     script = "id -un; python3 -c 'import areal_api; print(areal_api.__file__)'; pwd"
