@@ -29,6 +29,8 @@ SETTINGS = {
     "RAY_enable_worker_prestart": "false",
     "RAY_prestart_worker_first_driver": "false",
     "RAY_memory_monitor_refresh_ms": "0",
+    # A raylet that is slow on a busy machine is not lost; a killed one refuses connections at once.
+    "RAY_health_check_timeout_ms": "60000",
 }
 
 

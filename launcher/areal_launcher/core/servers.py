@@ -56,7 +56,7 @@ class Server:
         self.process = place.start(spec)
 
     def tick(self, *, any_served: bool) -> None:
-        """Check the process and advance the state. Raises ``RunError`` if the first start failed.
+        """Check the process and advance the state. Raises ``RunError`` if the first start failed, not for a lost node.
 
         ``any_served``: some server of this run has been ready before, so a failed first start is retried.
         """
@@ -98,7 +98,7 @@ class Server:
         if self._health is not None:
             self._health.stop()
             self._health = None
-        if not any_served:
+        if not any_served and not self.process.lost:
             raise RunError(f"{name} failed to start: {reason}", log=self.spec.log, lines=self.process.tail())
         self._consecutive_deaths = 1 if self.process.seconds > STABLE_S else self._consecutive_deaths + 1
         if self._consecutive_deaths > MAX_RESTARTS:

@@ -7,12 +7,14 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from areal_api.names import server_addresses_file
-from areal_launcher.core.place import PORT, SERVERS
-from areal_launcher.core.servers import ServerLimits
+from areal_launcher.core.place import PORT, SERVERS, Place, ProcessSpec
+from areal_launcher.core.servers import ServerFleet, ServerLimits
 from areal_launcher.errors import RunError
 from areal_launcher.run_files import request_scale
 from support.local_runs import SERVER, RecordingDisplay, execute, plan, serving
@@ -44,6 +46,21 @@ def test_a_server_that_cannot_start_is_reported_immediately_with_its_last_lines(
     assert time.monotonic() - started < 10
     assert failure.value.lines == ["no kernel image"]
     assert not any(alive(pid) for pid in pids(tmp_path / "pids"))
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_server_that_loses_its_node_before_it_is_ready_starts_again(tmp_path: Path, lost: bool) -> None:
+    process = SimpleNamespace(poll=lambda: 137, lost=lost, seconds=1.0, address=None, tail=list)
+    place = cast(Place, SimpleNamespace(start=lambda spec: process, ending=lambda: None))
+    spec = ProcessSpec("server", 0, ["serve"], {}, tmp_path / "log")
+    said: list[str] = []
+    fleet = ServerFleet(place, [spec], limits=ServerLimits(startup_s=60.0, unhealthy_s=60.0), notify=said.append)
+    if lost:
+        fleet.tick()
+        assert (fleet.servers[0].state, len(said)) == ("backoff", 1)
+    else:
+        with pytest.raises(RunError, match="server-0 failed to start"):
+            fleet.tick()
 
 
 def test_a_server_that_is_never_ready_is_reported_after_the_deadline(tmp_path: Path) -> None:
