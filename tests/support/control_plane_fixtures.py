@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def operator(plane: ControlPlane, logs: Path) -> Iterator[OperatorProcess]:
 def namespace(api: Api, kubelet: FakeKubelet, request: pytest.FixtureRequest) -> Iterator[Namespace]:
     """An empty namespace that enforces the Pod Security level "restricted"."""
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
-    name += f"-{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}"  # parameters may be cut off
+    name += f"-{secrets.token_hex(4)}"  # parameters may be cut off, and a failed test may run once more
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     api.create({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}})
     yield Namespace(api, kubelet, name)
