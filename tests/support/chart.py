@@ -79,7 +79,9 @@ def one(objects: Sequence[Object], kind: str, name: str | None = None) -> Object
 
 def operator_container(objects: Sequence[Object]) -> Object:
     """The operator's container."""
-    deployment = one(objects, "Deployment")
+    names = [obj["metadata"]["name"] for obj in objects if obj["kind"] == "Deployment"]
+    (name,) = [name for name in names if not name.endswith("-page")]
+    deployment = one(objects, "Deployment", name)
     return dict(deployment["spec"]["template"]["spec"]["containers"][0])
 
 
