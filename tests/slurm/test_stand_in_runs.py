@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -75,13 +76,24 @@ def test_a_server_whose_port_was_taken_meanwhile_gets_another_that_the_trainer_l
         os.kill(supervisor, signal.SIGKILL)
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         wait_until(lambda: server not in run.processes("--index 0 "), "the server is gone")
-        stranger.bind((host, int(port)))
+        wait_until(lambda: binds(stranger, host, int(port)), "the server's port is free")
         stranger.listen()
         os.kill(launcher, signal.SIGCONT)
         wait_until(lambda: json.loads(addresses.read_text())[0] not in ("", before[0]), "the new address is published")
         assert json.loads(addresses.read_text())[1:] == before[1:]
     run.resume()
     assert run.finish(follower)[0] == 0
+
+
+def binds(stranger: socket.socket, host: str, port: int) -> bool:
+    """Bind the socket; False while the port is in use: a process disappears before the kernel closes its sockets."""
+    try:
+        stranger.bind((host, port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
 def test_a_failed_trainer_continues_from_its_checkpoint_up_to_the_backoff_limit(run: SlurmRun) -> None:
