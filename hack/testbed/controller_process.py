@@ -1,4 +1,4 @@
-"""A controller of another project as a separate process, in a mount namespace of its own."""
+"""A controller of another project, as a separate process in a private mount namespace."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from areal_trainer.trajectory import Trajectory
 from hack.testbed.simulated_rollout import Workload, episode_seconds, run_steps, trajectory_of
 from hack.testbed.simulated_time import run_simulated
 
-SLICES = 6  # of an episode; the load of its server counts anew in each
+SLICES = 6  # of an episode; each is as fast as the load of its server allows when it starts
 STEP_S = 60.0  # training time of a step in seconds, for the chooser
 STARTUP = 3.0  # training times until a new server serves
 REFERENCE = 8  # servers on which a batch at a time takes the workload's time of an episode

@@ -103,7 +103,7 @@ class KubeflowTrainer:
         self._trainer, self._jobset = (_Process(user, plane, folder) for user in self.users)
 
     def install(self) -> None:
-        """Install both projects' resource definitions, and what Kubeflow Trainer expects of its own manifests."""
+        """Install both projects' resource definitions and the objects that Kubeflow Trainer needs to start."""
         self._jobset.define(Path("jobset/crd/bases"))
         self._trainer.define(Path("trainer/crds"))
         metadata = {"name": TRAINER_SECRET, "namespace": TRAINER_NAMESPACE}
