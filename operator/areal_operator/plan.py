@@ -375,12 +375,11 @@ def _after_finish(inputs: PlanInputs) -> Plan:
     )
     claim = shared.volume_claim(inputs.build(inputs.status.attempt), inputs.claim())
     objects = () if claim is None else (claim,)
-    kept = ("Service", resource_names.trainer(inputs.state.name))
     lingering = _lingering_job(inputs)
     prune = tuple(
         (kind, name)
         for kind, name in to_prune(inputs, objects)
-        if (kind, name) != kept and not (lingering == name and kind == "Job" and since_s < SIDECAR_GRACE_S)
+        if not (lingering == name and kind == "Job" and since_s < SIDECAR_GRACE_S)
     )
     waits = [SIDECAR_GRACE_S - since_s] if lingering is not None and since_s < SIDECAR_GRACE_S else []
     waits += [] if ttl is None else [ttl - since_s]
@@ -407,7 +406,7 @@ def _lingering_job(inputs: PlanInputs) -> str | None:
 def _attempt_objects(inputs: PlanInputs, *, job: bool) -> tuple[Manifest, ...]:
     build = inputs.attempt_build(inputs.status.attempt)
     guaranteed = inputs.spec.servers.guaranteed
-    objects = [*_common_objects(inputs), *pod_groups.manifests(build), servers.disruption_budget(build)]
+    objects = [*_common_objects(inputs), *pod_groups.manifests(build), *servers.disruption_budget(build)]
     objects += [servers.server_set(build, guaranteed), *servers.borrowed_set(build)]
     return (*objects, *_job(inputs, build)) if job else tuple(objects)
 
@@ -424,9 +423,7 @@ def _common_objects(inputs: PlanInputs) -> tuple[Manifest, ...]:
         shared.network_policy(build),
         *agents.access(build),
         shared.headless_service(build, resource_names.servers(name), resource_names.SERVER, resource_names.SERVER_PORT),
-        shared.headless_service(
-            build, resource_names.trainer(name), resource_names.TRAINER, resource_names.MASTER_PORT
-        ),
+        *trainer.service(build),
     )
 
 

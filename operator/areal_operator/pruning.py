@@ -17,7 +17,10 @@ PRUNED_KINDS = ("StatefulSet", "PodDisruptionBudget", "Service", "Job", *pod_gro
 
 
 def to_prune(inputs: PlanInputs, objects: Iterable[Manifest]) -> tuple[tuple[str, str], ...]:
-    """Children that are no longer desired. The last two finished Jobs stay, for the logs of their pods."""
+    """Children that are no longer desired. The last two finished Jobs stay, for the logs of their pods.
+
+    The trainer's Service stays too: pods of an attempt that began before an edit of the spec may need it.
+    """
     desired = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in objects}
     name, attempt = inputs.state.name, inputs.status.attempt
     current = resource_names.trainer_job(name, attempt)
@@ -29,6 +32,8 @@ def to_prune(inputs: PlanInputs, objects: Iterable[Manifest]) -> tuple[tuple[str
             if kind not in PRUNED_KINDS or key in desired or is_terminating(obj):
                 continue
             if kind == "Job" and key[1] in last and is_finished(obj):
+                continue
+            if key == ("Service", resource_names.trainer(name)):
                 continue
             if key == ("Job", current) and _keeps_job(inputs):
                 continue

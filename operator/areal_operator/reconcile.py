@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import logging
 import time
@@ -36,6 +35,7 @@ from areal_operator.queueing.client import Queue
 from areal_operator.queueing.positions import Positions
 from areal_operator.settings import Settings
 from areal_operator.status import find, pending, starting_pods, status_to_write
+from areal_operator.status_pace import StatusPace
 from areal_operator.store import DIGITS, FINGERPRINT, Key, Store, owner_uid, owns_all, slim
 from areal_operator.warning_events import NamespaceWarnings
 from areal_operator.work_queue import COALESCE_S
@@ -104,6 +104,7 @@ class Reconciler:
         self._unwatched_claims: set[Key] = set()  # experiments whose claim lacks the labels that the watch selects
         self._written: set[Key] = set()  # experiments of which this reconcile has written a status or an object
         self._loads = Loads()
+        self._pace = StatusPace(settings.status_s)
         self._queue = Queue(cluster, settings, refused, positions)
         self._positions = positions
         self._refused = refused  # why a kind in a namespace cannot be read
@@ -119,9 +120,7 @@ class Reconciler:
             return None
         try:
             after_s = await self._reconcile_object(key, body)
-            if key in self._written:  # what it led to is planned with once
-                after_s = COALESCE_S if after_s is None else min(after_s, COALESCE_S)
-            return after_s
+            return _earlier(after_s, COALESCE_S if key in self._written else None)  # what it led to is planned with once
         except _Replaced:
             await self._read_again(key)
             return 0.0
@@ -148,7 +147,9 @@ class Reconciler:
             await self._write_rejection(body, status, str(error))
             return None
         decided = await self._plan(key, state)
-        await self._write_status(key, state, decided.status)
+        held_s = self._pace.wait_s(key, state.status, decided.status)
+        if held_s == 0.0:
+            await self._write_status(key, state, decided.status)
         self._loads.decided(key, state.status, decided.status, self._now())
         self._store.drop_deleted(key, before_attempt=decided.status.attempt)
         if decided.delete:
@@ -159,7 +160,7 @@ class Reconciler:
         if rejection == self._rejections.get(key):
             if rejection is not None and rejection.code == conditions.NAME_TAKEN:
                 return NAME_TAKEN_RETRY_S
-            return self._requeue_after_s(key, decided)
+            return _earlier(self._requeue_after_s(key, decided), held_s or None)
         if rejection is None:
             del self._rejections[key]
         else:
@@ -176,9 +177,8 @@ class Reconciler:
             self._written.add(key)
 
     def _requeue_after_s(self, key: Key, decided: Plan) -> float | None:
-        if self._corrections.contested(key) is None:
-            return decided.requeue_after_s
-        return PAUSE_S if decided.requeue_after_s is None else min(PAUSE_S, decided.requeue_after_s)
+        contested = self._corrections.contested(key) is not None
+        return _earlier(decided.requeue_after_s, PAUSE_S if contested else None)
 
     def _state(self, key: Key, body: Object, status: ExperimentStatus) -> ExperimentState:
         metadata = body["metadata"]
@@ -246,7 +246,7 @@ class Reconciler:
         return {kind: reason for kind, reason in reasons.items() if reason is not None}
 
     def _derived_key(self, purpose: str) -> str:
-        return hmac.new(self._root_key, purpose.encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._root_key, purpose.encode(), "sha256").hex()
 
     async def _with_claim(self, key: Key, state: ExperimentState, observed: Observed) -> Observed:
         """``observed`` with a volume claim that the watch does not show, because somebody else created it."""
@@ -281,6 +281,7 @@ class Reconciler:
             return
         if await self._apply_status(state.namespace, state.name, state.uid, status):
             self._written.add(key)
+        self._pace.written(key)
         for transition in transitions.between(state.status, status):
             logger.info("%s/%s: %s: %s", state.namespace, state.name, transition.reason, transition.message)
             try:
@@ -447,7 +448,13 @@ class Reconciler:
         self._warnings.forget(key)
         self._positions.forget(key)
         self._loads.forget(key)
+        self._pace.forget(key)
         self._store.forget(key)
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    """The earlier of two delays; None is never."""
+    return min((delay for delay in (one, other) if delay is not None), default=None)
 
 
 def _name_taken(manifest: Manifest) -> Reason:

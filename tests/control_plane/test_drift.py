@@ -21,6 +21,7 @@ CHILDREN = [
     ("StatefulSet", "exp-server"),
     ("Job", "exp-trainer-1"),  # as the next attempt
 ]
+SEVERAL: dict[str, Any] = {"servers__replicas": 2, "trainer__nodes": 2}  # a run with all of them
 EDITS: list[tuple[str, str, Object, list[str]]] = [
     ("NetworkPolicy", "exp-run", {"spec": {"ingress": []}}, ["spec", "ingress"]),
     ("Service", "exp-server", {"spec": {"publishNotReadyAddresses": False}}, ["spec", "publishNotReadyAddresses"]),
@@ -45,7 +46,7 @@ def at(obj: Object | None, path: list[str]) -> Any:
 
 def test_every_deleted_child_is_created_again(experiment: Experiment) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
-    experiment.apply()
+    experiment.apply(**SEVERAL)
     experiment.until_phase("Running")
     for kind, child in CHILDREN:
         before = api.get(kind, name, child)
@@ -84,7 +85,7 @@ def test_an_edit_of_a_child_is_reverted(
     experiment: Experiment, kind: str, child: str, change: Object, path: list[str]
 ) -> None:
     api, name = experiment.namespace.api, experiment.namespace.name
-    experiment.apply()
+    experiment.apply(**SEVERAL)
     experiment.until_phase("Running")
     before = at(api.get(kind, name, child), path)
     api.patch(kind, name, child, change)
@@ -131,7 +132,7 @@ def test_deleting_an_experiment_deletes_its_objects_without_the_operator(
     experiment: Experiment, operator: OperatorProcess
 ) -> None:
     namespace = experiment.namespace
-    experiment.apply()
+    experiment.apply(**SEVERAL)
     experiment.until_phase("Running")
     assert not (experiment.get() or {})["metadata"].get("finalizers")
     operator.kill()

@@ -28,7 +28,7 @@ from hack.testbed.experiment_case import Case
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 IMAGES = {(kind, device): f"{kind}:{device}" for kind in ("trainer", "server") for device in ("cuda", "cpu")}
-SETTINGS = Settings(images=IMAGES, progress_url="http://operator:8080")
+SETTINGS = Settings(images=IMAGES, progress_url="http://operator:8080", status_s=0.0)
 UID = "uid-1"
 
 

@@ -94,13 +94,15 @@ def _set(build: Build, replicas: int, *, borrowed: bool) -> Manifest:
     )
 
 
-def disruption_budget(build: Build) -> Manifest:
-    """Voluntary disruptions evict one ready server at a time.
+def disruption_budget(build: Build) -> tuple[Manifest, ...]:
+    """Voluntary disruptions evict one ready server at a time. A single pod needs no budget: it would never be spared.
 
     Servers that are not ready may always be evicted: otherwise one that loads for an hour would block a drain.
     """
+    if build.experiment.spec.servers.pods <= 1:
+        return ()
     labels = resource_names.component_labels(build.name, resource_names.SERVER)
-    return owned(
+    budget = owned(
         build,
         api_version="policy/v1",
         kind="PodDisruptionBudget",
@@ -114,6 +116,7 @@ def disruption_budget(build: Build) -> Manifest:
             }
         },
     )
+    return (budget,)
 
 
 def _server(build: Build, *, borrowed: bool) -> Manifest:

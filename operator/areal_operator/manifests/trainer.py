@@ -29,7 +29,7 @@ from areal_operator.manifests.pod import (
     without_devices,
 )
 from areal_operator.manifests.servers import PYTHON
-from areal_operator.manifests.shared import API_KEY
+from areal_operator.manifests.shared import API_KEY, headless_service
 
 MEMORY_PER_GPU_GIB = 24  # host memory requested by default; for the copies of checkpoints among others
 TOKEN_DIR = "/var/run/areal"
@@ -78,6 +78,16 @@ def trainer_job(build: Build) -> Manifest:
             }
         },
     )
+
+
+def service(build: Build) -> tuple[Manifest, ...]:
+    """The headless Service of the trainer's pods, if anything calls one by its name: other nodes of the trainer, or
+    servers that download weights."""
+    spec = build.experiment.spec
+    if spec.trainer.nodes == 1 and spec.storage.shared:
+        return ()
+    name, port = resource_names.trainer(build.name), resource_names.MASTER_PORT
+    return (headless_service(build, name, resource_names.TRAINER, port),)
 
 
 def _template(build: Build, labels: Manifest) -> Manifest:

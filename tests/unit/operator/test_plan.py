@@ -42,12 +42,24 @@ def test_a_new_experiment_starts_its_first_attempt() -> None:
         "PersistentVolumeClaim",
         "NetworkPolicy",
         "Service",
-        "Service",
-        "PodDisruptionBudget",
         "StatefulSet",
         "Job",
     ]
     assert named(plan)[-1] == "Job case-trainer-1"
+
+
+def test_several_pods_need_a_budget_and_names_of_the_trainers_pods() -> None:
+    budget, service = "PodDisruptionBudget case-server", "Service case-trainer"
+    assert not {budget, service} & set(named(decide(state())))
+    assert budget in named(decide(state(servers__replicas=2)))
+    assert budget in named(decide(state(servers__nodesPerServer=2, servers__tensorParallel=2)))
+    assert service in named(decide(state(trainer__nodes=2)))
+    assert service in named(decide(state(storage__shared=False)))  # servers download weights from the trainer
+
+
+def test_the_trainers_service_outlives_an_edit_after_which_the_next_attempt_needs_none() -> None:
+    service = {"kind": "Service", "metadata": {"name": "case-trainer"}}
+    assert decide(running(), *RUNNING, service).prune == ()
 
 
 def test_the_phase_is_running_once_the_trainer_and_a_server_are_ready() -> None:

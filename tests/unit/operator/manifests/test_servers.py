@@ -19,7 +19,7 @@ def test_grace_periods_and_the_startup_time_are_those_of_the_spec() -> None:
 
 
 def test_servers_that_are_not_ready_can_be_evicted() -> None:
-    budget = made("PodDisruptionBudget")["spec"]
+    budget = made("PodDisruptionBudget", servers__replicas=2)["spec"]
     assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
 
 
