@@ -270,12 +270,12 @@ def _code(inputs: PlanInputs) -> str | None:
 
 
 def _changes_unseen(inputs: PlanInputs) -> bool:
-    """Whether the run waits for something that the operator does not watch: the volume claim of somebody else, or the
-    Secret of a pod that is being started."""
+    """Whether the run waits for something that the operator does not watch: the volume claim of somebody else, or room
+    for a borrowed server."""
     claim = inputs.claim()
     foreign = claim is not None and not shared.is_created_by_operator(claim)
     unbound = foreign and claim_problem(claim, inputs.observed) is not None
-    return unbound or bool(report.starting_pods(inputs.observed)) or elastic.pending(inputs).last > 0
+    return unbound or elastic.pending(inputs).last > 0
 
 
 def _stop(inputs: PlanInputs) -> Plan:

@@ -34,7 +34,7 @@ from areal_operator.queueing import kueue
 from areal_operator.queueing.client import Queue
 from areal_operator.queueing.positions import Positions
 from areal_operator.settings import Settings
-from areal_operator.status import find, pending, starting_pods, status_to_write
+from areal_operator.status import find, pending, status_to_write
 from areal_operator.status_pace import StatusPace
 from areal_operator.store import DIGITS, FINGERPRINT, Key, Store, owner_uid, owns_all, slim
 from areal_operator.warning_events import NamespaceWarnings
@@ -304,7 +304,8 @@ class Reconciler:
 
         async def write(manifest: Manifest) -> Reason | None:
             if manifest["kind"] == SECRET:
-                return await self._ensure_secret(key, state, manifest)
+                missing = _is_missing(manifest["metadata"]["name"], decided.status)
+                return await self._ensure_secret(key, state, manifest, missing=missing)
             return await self._apply(key, state, manifest, job_created=job_created)
 
         for wave in _waves(decided.objects):
@@ -357,17 +358,17 @@ class Reconciler:
         applied[kind, name] = (wanted, new[FINGERPRINT])
         return None
 
-    async def _ensure_secret(self, key: Key, state: ExperimentState, manifest: Manifest) -> Reason | None:
-        """Create the Secret before the servers, and again if a pod that is being started may lack it.
+    async def _ensure_secret(
+        self, key: Key, state: ExperimentState, manifest: Manifest, *, missing: bool
+    ) -> Reason | None:
+        """Create the Secret before the servers, and again if a pod cannot start without it.
 
-        The operator cannot read Secrets, so creating one is the only way to find out whether somebody deleted it. An
-        existing one is ours: its name contains our UID.
+        The operator cannot read Secrets. An existing one is ours: its name contains our UID.
         """
         name = manifest["metadata"]["name"]
         known_at = self._secret_at.setdefault(key, {})
         fresh = time.monotonic() - known_at.get(name, float("-inf")) < self._settings.waiting_s
-        children = self._store.objects(key, state.uid)
-        if fresh or (children.get("StatefulSet") and not starting_pods(Observed(children))):
+        if fresh or (self._store.objects(key, state.uid).get("StatefulSet") and not missing):
             return None
         try:
             await self._cluster.create(manifest)
@@ -462,6 +463,11 @@ def _name_taken(manifest: Manifest) -> Reason:
         f"{manifest['kind']} {manifest['metadata']['name']} exists and is not this experiment's; delete or rename one"
     )
     return Reason(conditions.NAME_TAKEN, text)
+
+
+def _is_missing(secret: str, status: ExperimentStatus) -> bool:
+    """Whether a pod waits for a Secret that does not exist, as its container or a warning event says."""
+    return any(one.reason == conditions.MISSING_SECRET and secret in one.message for one in status.conditions)
 
 
 def _waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:

@@ -182,12 +182,6 @@ def active_pods(observed: Observed, component: str | None = None) -> list[str]:
     return [str(pod["metadata"]["name"]) for pod in observed.pods(component) if is_active(pod)]
 
 
-def starting_pods(observed: Observed) -> list[str]:
-    """Names of pods that have a node and whose containers have not started."""
-    pods = [pod for pod in observed.pods() if (pod.get("status") or {}).get("phase", "Pending") == "Pending"]
-    return [str(pod["metadata"]["name"]) for pod in pods if has_condition(pod, "PodScheduled")]
-
-
 def status_to_write(status: ExperimentStatus) -> dict[str, object]:
     """The status as the operator applies it: without the fields that trainers report."""
     data = status.model_dump(mode="json", by_alias=True, exclude_none=True)

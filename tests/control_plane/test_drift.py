@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from hack.testbed.experiments import Experiment
+from areal_operator.observed import is_terminating
+from hack.testbed.experiments import Experiment, Namespace
 from hack.testbed.fake_kubelet import hang, run
 from hack.testbed.kube_api import Object, eventually
 from hack.testbed.operator_process import OperatorProcess
@@ -69,15 +70,35 @@ def test_a_deleted_secret_is_created_again_when_a_pod_waits_for_it(experiment: E
     experiment.until_phase("Running")
     (secret,) = namespace.list("Secret")
     name = secret["metadata"]["name"]
-    namespace.behave("server", hang("ContainerCreating", f'secret "{name}" not found'))
+    namespace.behave("server", hang("ContainerCreating", ""))
     api.delete("Secret", namespace.name, name)
     api.delete("Pod", namespace.name, "exp-server-0")
+    api.create(_failed_mount(eventually(lambda: _starting(namespace), "the server's next pod starts"), name), namespace.name)
     eventually(lambda: namespace.names("Secret") == [name], "the Secret exists again")
     (again,) = namespace.list("Secret")
     assert again["data"] == secret["data"]  # running servers use the old key
     assert len(base64.b64decode(again["data"]["api-key"])) == 64
     namespace.behave("server", run)
     experiment.until_phase("Running")
+
+
+def _starting(namespace: Namespace) -> Object | None:
+    pods = [pod for pod in namespace.list("Pod") if pod["metadata"]["name"] == "exp-server-0"]
+    return next((pod for pod in pods if pod["status"].get("containerStatuses") and not is_terminating(pod)), None)
+
+
+def _failed_mount(pod: Object, secret: str) -> Object:
+    """The event that the kubelet emits about a pod whose Secret is missing."""
+    metadata = {key: pod["metadata"][key] for key in ("name", "namespace", "uid")}
+    return {
+        "kind": "Event",
+        "apiVersion": "v1",
+        "metadata": {"generateName": "exp-server-0."},
+        "involvedObject": {"kind": "Pod", "apiVersion": "v1", **metadata},
+        "type": "Warning",
+        "reason": "FailedMount",
+        "message": f'MountVolume.SetUp failed for volume "areal-api-key" : secret "{secret}" not found',
+    }
 
 
 @pytest.mark.parametrize(("kind", "child", "change", "path"), EDITS, ids=[f"{one[0]} {one[1]}" for one in EDITS])

@@ -116,7 +116,13 @@ async def test_a_deleted_secret_is_created_again_with_the_same_key() -> None:
     conditions = [{"type": "PodScheduled", "status": "True"}]
     pod = pod_of(resource_names.SERVER, phase="Pending", conditions=conditions)
     pod["metadata"]["namespace"] = "ns"
-    world.cluster.add(pod)
+    uid = world.cluster.add(pod)["metadata"]["uid"]
+    before = world.writes_of("Secret")
+    await world.run()
+    assert world.writes_of("Secret") == before  # the pod is starting, as far as anybody knows
+    text = f'MountVolume.SetUp failed for volume "areal-api-key" : secret "{name}" not found'
+    event = {"involvedObject": {"uid": uid}, "type": "Warning", "reason": "FailedMount", "message": text}
+    world.cluster.add({**event, "kind": "Event", "metadata": {"name": "e", "namespace": "ns"}})
     await world.run()
     assert world.cluster.objects["Secret", "ns", name]["data"] == key
 
