@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -20,7 +22,13 @@ WIDTH = 120
 def config_yaml(config: GRPOConfig) -> str:
     """The resolved configuration as a file, with every key and without interpolation."""
     data = _without_interpolation(config.model_dump(mode="json"))
-    return yaml.dump(data, Dumper=_FastDumper, sort_keys=False, allow_unicode=True)
+    return "".join(_section_yaml(json.dumps({key: value})) for key, value in data.items())
+
+
+@lru_cache(maxsize=128)
+def _section_yaml(section: str) -> str:
+    """The YAML of one top-level key, given as JSON. Most sections of most experiments are the same, and slow to write."""
+    return yaml.dump(json.loads(section), Dumper=_FastDumper, sort_keys=False, allow_unicode=True)
 
 
 def experiment_yaml(experiment: GRPOExperiment) -> str:
