@@ -326,6 +326,11 @@ class PPOActorConfig(TrainEngineConfig):
     max_rollbacks: int = Field(
         2, ge=1, le=20, description="With on_collapse rollback: rollbacks after which another collapse stops the run."
     )
+    router_replay: bool = Field(
+        False,
+        description="Mixture of experts: train with the experts that the servers chose for each token, instead of the "
+        "trainer's choice (R3).",
+    )
     weight_update_mode: Literal["disk", "distributed"] = Field("disk", description="How new weights reach the servers.")
     max_logprob_diff: float = Field(
         1.0,

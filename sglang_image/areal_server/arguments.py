@@ -58,12 +58,13 @@ def server_arguments(
     random_seed: int,
     flags: Mapping[str, Flag],
     member: Member | None = None,
+    reports_experts: bool = False,
 ) -> list[str]:
     """SGLang's argument vector, without the API key, which is passed in memory.
 
     `extra` is servers.args: fields of ServerArgs by name, which override `sglang`. `flags` are the options of the
-    installed SGLang (`launch.sglang_flags`), `member` is this node's place in a server on several nodes. Raises
-    ValueError naming field, value and fix.
+    installed SGLang (`launch.sglang_flags`), `member` is this node's place in a server on several nodes,
+    `reports_experts` actor.router_replay. Raises ValueError naming field, value and fix.
     """
     arguments = _arguments(sglang, device) | {
         "model_path": model_path,
@@ -77,7 +78,11 @@ def server_arguments(
     if member is not None:
         leader = f"[{member.leader}]" if ":" in member.leader else member.leader
         arguments |= {"nnodes": member.nodes, "node_rank": member.rank, "dist_init_addr": f"{leader}:{member.port + 1}"}
+    if reports_experts:
+        arguments["enable_return_routed_experts"] = True
     for name, value in extra.items():
+        if reports_experts and name == "enable_return_routed_experts" and value is not True:
+            raise ValueError(f"servers.args.{name}: {value!r}, but actor.router_replay is true; leave it out")
         if name in _RESERVED:
             raise ValueError(f"servers.args.{name}: {value!r} cannot be set here; it is set from {_RESERVED[name]}")
         arguments[name] = value

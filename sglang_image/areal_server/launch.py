@@ -330,6 +330,7 @@ def main(argv: list[str] | None = None) -> None:
             random_seed=config.seed + options.index // options.nodes,
             flags=sglang_flags(parser),
             member=member,
+            reports_experts=config.actor.router_replay,
         )
         parser.parse_args(arguments)
     except (ValueError, OSError) as error:

@@ -37,12 +37,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def write_config(directory: Path, model: Path, sglang: dict[str, Any]) -> Path:
+def write_config(directory: Path, model: Path, sglang: dict[str, Any], *, replay: bool = False) -> Path:
     """Write a minimal config.yaml for a server."""
     config = {
         "experiment_name": "contract",
         "trial_name": "contract",
-        "actor": {"path": str(model), "ppo_n_minibatches": 1},
+        "actor": {"path": str(model), "ppo_n_minibatches": 1, "router_replay": replay},
         "train_dataset": {"path": "none.jsonl", "batch_size": 1},
         "sglang": {"dtype": "float32", **sglang},
     }
@@ -61,16 +61,23 @@ def real_server(
     api_key_file: Path | None = None,
     args: dict[str, Any] | None = None,
     more: Sequence[str] = (),
+    replay: bool = False,
     wait: bool = True,
     **sglang: Any,
 ) -> Iterator[RealServer]:
     """Start a server for `model`, `wait` until it is ready, and kill it with all its processes on exit.
 
-    `more` are further arguments of the launcher.
+    `more` are further arguments of the launcher; `replay` is actor.router_replay.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    argv = [sys.executable, "-m", "areal_server.launch", "--config", str(write_config(directory, model, sglang))]
+    argv = [
+        sys.executable,
+        "-m",
+        "areal_server.launch",
+        "--config",
+        str(write_config(directory, model, sglang, replay=replay)),
+    ]
     argv += ["--device", "cpu", "--port", str(port), "--args", json.dumps(args or {})]
     argv += ["--tensor-parallel", str(tensor_parallel), *more]
     if api_key_file is not None:

@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import math
+import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -67,6 +68,7 @@ class Script:
     faults: tuple[Fault, ...] = field(default=())
     downloads_to: str | None = None  # folder for versions that it downloads, without a shared run directory
     prefix_cache: bool = False  # report the tokens of a prompt that SGLang's cache would find
+    experts: tuple[int, int, int] | None = None  # layers, experts of a token, experts of a layer: reported on request
     more_routes: tuple[str, ...] = ()  # further routes that do nothing and report success
 
     @classmethod
@@ -77,6 +79,8 @@ class Script:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"script: unknown keys {unknown}; known are {sorted(known)}")
         faults = tuple(Fault(**fault) for fault in values.pop("faults", ()))
+        if values.get("experts") is not None:
+            values["experts"] = tuple(values["experts"])
         return cls(**values, faults=faults)
 
 
@@ -151,6 +155,19 @@ def _logprobs(script: Script, tokens: list[int], start: int) -> list[float]:
     # A cheap hash of token and position: varies, but is equal for the same token at the same position.
     return [mean + ((token * 40503 + position * 30011) % 65536 / 32768 - 1.0) * 0.01
             for position, token in enumerate(tokens, start)]  # fmt: skip
+
+
+def routed_experts(shape: tuple[int, int, int], tokens: list[int], start: int) -> bytes:
+    """The experts of the tokens from ``start`` on as SGLang encodes them; a function of token, position and layer."""
+    layers, top_k, experts = shape
+    chosen = [
+        (_mix(token * _ODD + position * 31 + layer) + k) % experts
+        for position, token in enumerate(tokens)
+        if position >= start
+        for layer in range(layers)
+        for k in range(top_k)
+    ]
+    return struct.pack(f"<{len(chosen)}i", *chosen)
 
 
 def sample(script: Script, input_ids: list[int], params: dict[str, Any], index: int) -> Sample:

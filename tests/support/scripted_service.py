@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import collections
 import time
 import uuid
@@ -17,7 +18,7 @@ from aiohttp import web
 from areal_api import names
 from areal_server.download_weights import DownloadedWeights
 from support.prefix_cache import PrefixCache
-from support.scripted_answers import Fault, Sample, Script, sample
+from support.scripted_answers import Fault, Sample, Script, routed_experts, sample
 
 _SAMPLING_KEYS = frozenset({
     "max_new_tokens", "stop", "stop_token_ids", "stop_regex", "temperature", "top_p", "top_k", "min_p", "n",
@@ -312,6 +313,10 @@ class ScriptedService:
         if run.body.get("return_logprob"):
             logprobs = zip(whole.logprobs[:count], tokens, strict=True)
             meta["output_token_logprobs"] = [(logprob, token, None) for logprob, token in logprobs]
+        if run.body.get("return_routed_experts") and self.script.experts is not None:
+            processed = [*run.input_ids, *tokens][:-1]  # nothing has processed the last token
+            chosen = routed_experts(self.script.experts, processed, run.body.get("routed_experts_start_len", 0))
+            meta["routed_experts"] = base64.b64encode(chosen).decode()
         return {"output_ids": tokens, "meta_info": meta}
 
     # Control

@@ -23,6 +23,7 @@ from areal_trainer.rollout.rank_channel import RankChannel, split_by_tokens
 from areal_trainer.rollout.session import RolloutSession
 from areal_trainer.rollout.staleness import StalenessGate
 from areal_trainer.rollout.workflow import RolloutWorkflow
+from areal_trainer.routing import Routing
 from areal_trainer.servers.addresses import ServerAddresses
 from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.fleet import ServerStatus, Target
@@ -91,12 +92,18 @@ class RemoteSGLangEngine:
         self.statistics: dict[str, float] = {}  # of the last batch, on every rank
 
     def initialize(
-        self, addrs: list[str] | None = None, *, vocab_size: int | None = None, weights: WeightUpdate | None = None
+        self,
+        addrs: list[str] | None = None,
+        *,
+        vocab_size: int | None = None,
+        weights: WeightUpdate | None = None,
+        routing: Routing | None = None,
     ) -> None:
         """Collective. Connect to the servers at ``addrs`` (host:port; default from the environment).
 
         Returns when every server was probed once and one holds ``weights``, those the run starts or resumes with; by
-        default the servers' own, as version 0. Raises ``NoServerError`` after ``rollout.setup_timeout``.
+        default the servers' own, as version 0. ``routing``: samples have the experts of their tokens
+        (``Policy.routing``). Raises ``NoServerError`` after ``rollout.setup_timeout``.
         """
         self._channel = RankChannel()
         self._version = weights.version if weights else 0
@@ -113,6 +120,7 @@ class RemoteSGLangEngine:
             api_key=api_key(),
             timings=self._timings,
             weights_url=os.environ.get(names.WEIGHTS_URL),
+            routing=routing,
         )
         try:
             self._session.start()

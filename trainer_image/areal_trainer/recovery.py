@@ -94,7 +94,8 @@ def resume(parts: Components) -> RunState:
         return _start(parts)
     step, checkpoint = checkpoints[-1]
     loop = _restore(parts, checkpoint)
-    parts.engine.initialize(vocab_size=parts.vocab_size, weights=parts.publisher.write(loop.run.version))
+    weights = parts.publisher.write(loop.run.version)
+    parts.engine.initialize(vocab_size=parts.vocab_size, weights=weights, routing=parts.policy.routing)
     _restore_rollout(parts, loop)
     logger.info("resumed from %s: step %d of %d", checkpoint, step, parts.total_steps)
     return loop.run
@@ -184,7 +185,7 @@ def _start(parts: Components) -> RunState:
     # The servers start with these weights, but one that outlived an earlier trainer holds newer ones.
     weights = parts.publisher.write(0)
     warm_up_policy(parts)
-    parts.engine.initialize(vocab_size=parts.vocab_size, weights=weights)
+    parts.engine.initialize(vocab_size=parts.vocab_size, weights=weights, routing=parts.policy.routing)
     if parts.ranks.is_first and parts.config.valid_dataset is None:  # else the first evaluation warms them up
         warm_up_servers(parts)
     if parts.config.actor.on_collapse == "rollback":

@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from areal_trainer.routing import Experts
+
 
 class Trajectory(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One sequence with its per-token training data. A struct, because a run creates very many.
@@ -28,6 +30,7 @@ class Trajectory(msgspec.Struct, frozen=True, eq=False, gc=False):
     completion: str = ""
     task_id: str = ""
     reward_terms: dict[str, float] | None = None  # values of the reward's terms, without their weights
+    experts: Experts | None = None  # [R, L, K] chosen by the servers for the first R tokens, with actor.router_replay
     group: int = -1  # number of the episode, set by the executor; shared by the samples of a prompt
 
     def __post_init__(self) -> None:
@@ -39,6 +42,14 @@ class Trajectory(msgspec.Struct, frozen=True, eq=False, gc=False):
             )
         if not 0 < self.prompt_len <= length:
             raise ValueError(f"prompt_len is {self.prompt_len}, outside 1 … {length}, the sequence's length")
+        if self.experts is not None:
+            trained = self.loss_mask.nonzero()[0]
+            least = int(trained[-1]) if len(trained) else 0
+            if not least <= len(self.experts) <= length:
+                raise ValueError(
+                    f"experts of a Trajectory cover {len(self.experts)} tokens; they must cover the {least} before its "
+                    f"last trained token, and at most all {length}"
+                )
 
     @classmethod
     def of_lists(

@@ -27,6 +27,7 @@ def register() -> None:
     HookRegistry.register("sglang.srt.entrypoints.engine._set_envs_and_config", _fork_children, HookType.AFTER)
     paused_hook = "sglang.srt.managers.scheduler.Scheduler._record_scheduler_state_for_paused_engine"
     HookRegistry.register(paused_hook, _sleep_while_paused, HookType.AFTER)
+    HookRegistry.register("sglang.srt.mem_cache.pool_host.common._cuda_host_register", _do_not_pin, HookType.REPLACE)
 
 
 def _fork_children(result: Any, *args: Any, **kwargs: Any) -> None:
@@ -36,6 +37,10 @@ def _fork_children(result: Any, *args: Any, **kwargs: Any) -> None:
     of CPU time. Without CUDA a fork is safe: the first process has only imported modules so far.
     """
     multiprocessing.set_start_method("fork", force=True)
+
+
+def _do_not_pin(*args: Any, **kwargs: Any) -> None:
+    """Leave host memory unpinned. SGLang pins the buffer of routed experts through CUDA on every device."""
 
 
 def _sleep_while_paused(result: Any, *args: Any, **kwargs: Any) -> None:

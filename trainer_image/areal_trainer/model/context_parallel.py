@@ -51,8 +51,12 @@ class SharedPass:
         missing = -tokens % self.context_size
         if missing == 0:
             return layout
+        experts_PLK = layout.experts_PLK
+        if experts_PLK is not None:
+            experts_PLK = torch.nn.functional.pad(experts_PLK, (0, 0, 0, 0, 0, missing), value=-1)
         return replace(
             layout,
+            experts_PLK=experts_PLK,
             input_ids_P=torch.cat([layout.input_ids_P, torch.zeros(missing, dtype=torch.int64)]),
             position_ids_P=torch.cat([layout.position_ids_P, torch.arange(missing)]),
             segments=[*layout.segments, Segment(tokens, missing)],

@@ -28,7 +28,7 @@ class ExpertLoad:
 
     def __init__(self, model: nn.Module) -> None:
         found = routers(model)
-        self._counts_LE = [torch.zeros(_experts(router), dtype=torch.float64) for router in found]
+        self._counts_LE = [torch.zeros(expert_count(router), dtype=torch.float64) for router in found]
         for layer, router in enumerate(found):
             router.register_forward_hook(self._counting(layer))
 
@@ -52,18 +52,19 @@ class ExpertLoad:
         def count(module: nn.Module, arguments: Any, output: Any) -> None:
             if module.training:
                 counts_E = self._counts_LE[layer]
-                counts_E += torch.bincount(_chosen(output).flatten().cpu(), minlength=len(counts_E)).double()
+                counts_E += torch.bincount(chosen_experts(output).flatten().cpu(), minlength=len(counts_E)).double()
 
         return count
 
 
-def _experts(router: nn.Module) -> int:
+def expert_count(router: nn.Module) -> int:
+    """E of a router."""
     weight = router.weight
     assert isinstance(weight, Tensor)
     return int(weight.shape[0])
 
 
-def _chosen(output: Any) -> Tensor:
+def chosen_experts(output: Any) -> Tensor:
     """The numbers of the chosen experts among a router's outputs: the only integers."""
     found = [one for one in output if isinstance(one, Tensor) and not one.is_floating_point()]
     assert len(found) == 1, "the router returns no numbers of experts"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from areal_trainer.model.layout import Cost, Layout
 from areal_trainer.model.lora import add_adapters, merged_parameters, write_adapters
 from areal_trainer.model.onednn_linear import use_faster_linear
 from areal_trainer.model.published_names import PublishedNames
+from areal_trainer.model.router_replay import RouterReplay
 from areal_trainer.model.tensor_parallel import check_division, divide
 from areal_trainer.model.varlen_attention import VarlenIndex
 from areal_trainer.ranks import CONTEXT, DATA, TENSOR, Ranks
@@ -62,7 +64,9 @@ class LanguageModel(nn.Module):
         device: torch.device,
         temperature: float,
         lora: LoRAConfig | None = None,
+        replays: bool = False,
     ) -> None:
+        """``replays``: routers use the experts of a pass's layout."""
         super().__init__()
         self.device = device
         self.dtype = getattr(torch, config.dtype)
@@ -83,6 +87,7 @@ class LanguageModel(nn.Module):
                 packed=self.attention in SEGMENT_ATTENTIONS,
                 has_adapters=lora is not None,
             )
+        self.replay = RouterReplay(self.causal_lm, section=section) if replays else None
         if lora is not None:
             add_adapters(self.causal_lm, lora, section=section)
         if device.type == "cpu" and self._ranks.size_of(TENSOR) == 1:  # oneDNN takes no DTensor
@@ -108,12 +113,15 @@ class LanguageModel(nn.Module):
         """Number of token ids."""
         return int(self.causal_lm.get_input_embeddings().num_embeddings)
 
-    def forward(self, layout: Layout, *, plain: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, layout: Layout, *, plain: bool = False, replay: bool = True) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy (without gradient) of the N trained tokens, float32.
 
-        With ``plain`` the logits are those of transformers, one sequence at a time; the entropy is 0.
+        Without ``replay`` routers choose the experts. With ``plain`` they do too, and the logits are those of
+        transformers, one sequence at a time; the entropy is 0.
         """
         self._check_lengths(layout)
+        if plain or not replay:
+            layout = dataclasses.replace(layout, experts_PLK=None)
         if plain:
             return self._plain_logprobs(layout)
         weight_VH = self.causal_lm.get_output_embeddings().weight
@@ -196,6 +204,8 @@ class LanguageModel(nn.Module):
         backbone = self.causal_lm.base_model
         if self.attention == "eager":
             return self._padded_hidden(layout)
+        mine = slice(None) if self._shared is None else self._shared.tokens(layout)
+        self._replay(None if layout.experts_PLK is None else layout.experts_PLK[mine])
         extra: dict[str, Any]
         if self.attention == attention.NAME:
             extra = {"segments": SegmentIndex.of(layout.segments, self.device), "shared": self._shared}
@@ -203,7 +213,6 @@ class LanguageModel(nn.Module):
             extra = {"segments": VarlenIndex.of(layout.segments, self.device), "shared": self._shared}
         else:
             extra = _varlen(layout, self.device)
-        mine = slice(None) if self._shared is None else self._shared.tokens(layout)
         states = backbone(
             input_ids=layout.input_ids_P[mine].to(self.device).unsqueeze(0),
             position_ids=layout.position_ids_P[mine].to(self.device).unsqueeze(0),
@@ -212,8 +221,13 @@ class LanguageModel(nn.Module):
         )
         return states.last_hidden_state[0]
 
+    def _replay(self, experts_PLK: Tensor | None) -> None:
+        if self.replay is not None:
+            self.replay.use(None if experts_PLK is None else experts_PLK.to(self.device))
+
     def _plain_logprobs(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Log-probs by transformers' own forward pass and eager attention. The layout must not share prompts."""
+        self._replay(None)
         self.causal_lm.set_attn_implementation("eager")
         try:
             rows = [layout.input_ids_P[s.start : s.start + s.length].to(self.device) for s in layout.segments]
@@ -242,6 +256,10 @@ class LanguageModel(nn.Module):
         at_P = row_P * longest + layout.position_ids_P
         ids = torch.zeros(len(layout.segments) * longest, dtype=torch.int64)
         ids[at_P] = layout.input_ids_P
+        experts_PLK = layout.experts_PLK
+        if experts_PLK is not None:
+            experts_PLK = experts_PLK.new_full((len(ids), *experts_PLK.shape[1:]), -1).index_copy(0, at_P, experts_PLK)
+        self._replay(experts_PLK)
         states = self.causal_lm.base_model(input_ids=ids.view(-1, longest).to(self.device), use_cache=False)
         return states.last_hidden_state.flatten(0, 1)[at_P.to(self.device)]
 

@@ -6,7 +6,8 @@ Attention works on *segments*: a token attends to the earlier tokens of its segm
 which is the shared prompt or empty. ``attention.py`` computes it.
 """
 
-# B sequences of the batch, T its tokens, P tokens of the pass, N trained tokens of the pass
+# B sequences of the batch, T its tokens, P tokens of the pass, N trained tokens of the pass,
+# L layers with experts, K experts of a token
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from areal_trainer.batch import PackedBatch
+from areal_trainer.trajectory import Trajectory
 
 Indices = NDArray[np.int64]
 
@@ -51,6 +53,7 @@ class Layout:
     token_N: Tensor  # position of each trained token in the batch
     source_N: Tensor  # position in the pass of the preceding token, whose hidden state predicts it
     target_N: Tensor  # token id
+    experts_PLK: Tensor | None = None  # int32, that servers chose; −1 where none are known
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ def lay_out(batch: PackedBatch, chosen: Sequence[PrefixGroup]) -> Layout:
     ids: list[Indices] = []
     positions: list[Indices] = []
     segments: list[Segment] = []
+    parts: list[tuple[Trajectory, int, int]] = []  # with its tokens begin … end − 1
     size = 0
 
     def add(sequence: int, begin: int, end: int, prefix_start: int = 0) -> int:
@@ -112,22 +116,23 @@ def lay_out(batch: PackedBatch, chosen: Sequence[PrefixGroup]) -> Layout:
         ids.append(batch.trajectories[sequence].input_ids[begin:end])
         positions.append(np.arange(begin, end))
         segments.append(Segment(size, end - begin, prefix_start, begin))
+        parts.append((batch.trajectories[sequence], begin, end))
         at_T[starts[sequence] + begin : starts[sequence] + end] = np.arange(size, size + end - begin)
         size += end - begin
         return segments[-1].start
 
     for group in chosen:
-        prompt = group.shared
-        prompt_at = add(group.members[0], 0, prompt) if prompt else 0
+        shared = group.shared
+        shared_at = add(group.members[0], 0, shared) if shared else 0
         for sequence in group.members:
             begin, end = starts[sequence], starts[sequence + 1]
-            at_T[begin : begin + prompt] = np.arange(prompt_at, prompt_at + prompt)
-            if end - begin > prompt:
-                add(sequence, prompt, end - begin, prompt_at)
+            at_T[begin : begin + shared] = np.arange(shared_at, shared_at + shared)
+            if end - begin > shared:
+                add(sequence, shared, end - begin, shared_at)
     token_N = np.flatnonzero((at_T >= 0) & batch.loss_mask_T.numpy())
     all_ids, all_positions = torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(positions))
     source_N, target_N = torch.from_numpy(at_T[token_N - 1]), batch.input_ids_T[torch.from_numpy(token_N)]
-    return Layout(all_ids, all_positions, segments, torch.from_numpy(token_N), source_N, target_N)
+    return Layout(all_ids, all_positions, segments, torch.from_numpy(token_N), source_N, target_N, _experts(parts))
 
 
 def _alone(batch: PackedBatch, index: int) -> PrefixGroup:
@@ -135,9 +140,39 @@ def _alone(batch: PackedBatch, index: int) -> PrefixGroup:
 
 
 def _together(batch: PackedBatch, members: list[int]) -> PrefixGroup:
-    prompt = batch.trajectories[members[0]].prompt_len
-    rest = sum(len(batch.trajectories[index]) - prompt for index in members)
-    return PrefixGroup(tuple(members), shared=prompt, tokens=prompt + rest)
+    shared = _shared(batch, members)
+    rest = sum(len(batch.trajectories[index]) - shared for index in members)
+    return PrefixGroup(tuple(members), shared=shared, tokens=shared + rest)
+
+
+def _shared(batch: PackedBatch, members: Sequence[int]) -> int:
+    """Tokens of their prompt that sequences can share: those for which servers chose the same experts."""
+    first, *others = (batch.trajectories[index] for index in members)
+    shared = first.prompt_len
+    if first.experts is None:
+        return shared
+    for other in others:
+        if other.experts is None:
+            return 0
+        shared = min(shared, len(first.experts), len(other.experts))
+        differs = (first.experts[:shared] != other.experts[:shared]).any((1, 2))
+        shared = int(differs.argmax()) if differs.any() else shared
+    return shared
+
+
+def _experts(parts: Sequence[tuple[Trajectory, int, int]]) -> Tensor | None:
+    found = [trajectory.experts for trajectory, _, _ in parts if trajectory.experts is not None]
+    if not found:
+        return None
+    size = sum(end - begin for _, begin, end in parts)
+    experts_PLK = np.full((size, *found[0].shape[1:]), -1, dtype=np.int32)
+    at = 0
+    for trajectory, begin, end in parts:
+        if trajectory.experts is not None:
+            known = trajectory.experts[begin:end]
+            experts_PLK[at : at + len(known)] = known
+        at += end - begin
+    return torch.from_numpy(experts_PLK)
 
 
 def _sharing_pays(batch: PackedBatch, members: list[int], cost: Cost) -> bool:
@@ -145,9 +180,9 @@ def _sharing_pays(batch: PackedBatch, members: list[int], cost: Cost) -> bool:
     # computes all pairs.
     if len(members) < 2:
         return False
-    prompt = batch.trajectories[members[0]].prompt_len
+    shared = _shared(batch, members)
     lengths = [len(batch.trajectories[index]) for index in members]
-    saved_tokens = prompt * (len(members) - 1)
+    saved_tokens = shared * (len(members) - 1)
     pairs_alone = sum(length * length for length in lengths) / 2
-    pairs_shared = prompt * prompt / 2 + sum((length - prompt) * length for length in lengths)
+    pairs_shared = shared * shared / 2 + sum((length - shared) * length for length in lengths)
     return cost.token * saved_tokens > cost.pair * (pairs_shared - pairs_alone)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,17 @@ from areal_api.actor import OptimizerConfig
 from areal_trainer.ranks import Ranks
 
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
+
+
+@dataclass(frozen=True)
+class OptimizerStep:
+    """Outcome of one minibatch."""
+
+    norm: float  # of the gradient; NaN without tokens
+    rate: float  # learning rate, after scaling
+    scale: float  # by the trust region
+    tokens: int
+    done: bool  # whether the parameters changed
 
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -76,3 +88,17 @@ def learning_rate(config: OptimizerConfig, *, step: int, total_steps: int) -> fl
     else:
         share = (1 + math.cos(math.pi * done)) / 2
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * share)
+
+
+def steps_summary(steps: Sequence[OptimizerStep]) -> dict[str, float]:
+    """Statistics of the minibatches of an update."""
+    norms = [step.norm for step in steps if math.isfinite(step.norm)]
+    numbers = {
+        "lr": sum(step.rate for step in steps) / len(steps),
+        "lr_scale": sum(step.scale for step in steps) / len(steps),
+        "update_successful": sum(step.done for step in steps) / len(steps),
+        "nonfinite_minibatches": float(sum(step.tokens > 0 and not math.isfinite(step.norm) for step in steps)),
+    }
+    if norms:
+        numbers["grad_norm"] = sum(norms) / len(norms)
+    return numbers

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,14 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from areal_api.actor import CorrectionConfig, LoRAConfig, PPOActorConfig, TrainEngineConfig
+from areal_api.actor import LoRAConfig, PPOActorConfig, TrainEngineConfig
 from areal_api.stat_names import ACTOR_PREFIX
 from areal_trainer.algo.corrections import (
-    Correction,
     advantage_scale,
     behaviour_kl,
     behaviour_kl_penalty,
     trust_region_scale,
 )
-from areal_trainer.algo.loss import cispo_loss, ppo_loss, sapo_loss
 from areal_trainer.algo.m2po import second_moment_mask
 from areal_trainer.algo.token_stats import Column, Stats, merge_stats, report, summarize
 from areal_trainer.batch import PackedBatch
@@ -39,9 +36,19 @@ from areal_trainer.model.language_model import LanguageModel, disable_dropout, h
 from areal_trainer.model.layout import Layout, PrefixGroup, group_by_prompt
 from areal_trainer.model.lora import ADAPTER_DIR
 from areal_trainer.model.microbatches import merged_over_ranks, microbatches, minibatches
-from areal_trainer.model.optimizer import by_mesh, learning_rate, make_optimizer, total_norm
+from areal_trainer.model.optimizer import (
+    OptimizerStep,
+    by_mesh,
+    learning_rate,
+    make_optimizer,
+    steps_summary,
+    total_norm,
+)
+from areal_trainer.model.policy_loss import policy_loss
+from areal_trainer.model.router_replay import RouterReplay
 from areal_trainer.model.training_state import restore_training_state, training_state
 from areal_trainer.ranks import CONTEXT, TENSOR, Ranks
+from areal_trainer.routing import Routing
 from areal_trainer.weights.disk import replace_directory, write_model
 from areal_trainer.weights.finite import NonFiniteWeightsError
 
@@ -49,18 +56,8 @@ logger = logging.getLogger(__name__)
 
 LOGPROB_DIFF = "rollout_logprob_diff"  # over all trained tokens; older versions also differ by later updates
 BEHAVIOUR_KL = "behave_kl"  # KL(behaviour ‖ policy before the update) per token
+UNREPLAYED_DIFF = "rollout_logprob_diff_without_replay"  # as LOGPROB_DIFF, with the routers' own experts
 CURRENT_DIFF = "rollout_logprob_diff_current"  # over tokens of the current version: numerical differences only
-
-
-@dataclass(frozen=True)
-class _OptimizerStep:
-    """Outcome of one minibatch."""
-
-    norm: float  # of the gradient; NaN without tokens
-    rate: float  # learning rate, after scaling
-    scale: float  # by the trust region
-    tokens: int
-    done: bool  # whether the parameters changed
 
 
 class LogprobModel:
@@ -74,11 +71,14 @@ class LogprobModel:
         device: str,
         temperature: float,
         lora: LoRAConfig | None = None,
+        replays: bool = False,
     ) -> None:
         place = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
         self._mb_spec = config.mb_spec
         self._section = section
-        self.model = LanguageModel(config, section=section, device=place, temperature=temperature, lora=lora)
+        self.model = LanguageModel(
+            config, section=section, device=place, temperature=temperature, lora=lora, replays=replays
+        )
 
     def logprobs(self, batch: PackedBatch) -> Tensor:
         """Log-prob of each trained token, [T] float32 in host memory; 0 off the loss mask. Collective."""
@@ -132,7 +132,14 @@ class Policy(LogprobModel):
                 f"actor.parallel is tensor {config.parallel.tensor} × context {config.parallel.context}, but the "
                 "script laid its ranks out without it; pass config.actor.parallel to areal_trainer.ranks.joined"
             )
-        super().__init__(config, section="actor", device=device, temperature=config.temperature, lora=config.lora)
+        super().__init__(
+            config,
+            section="actor",
+            device=device,
+            temperature=config.temperature,
+            lora=config.lora,
+            replays=config.router_replay,
+        )
         torch.manual_seed(seed + self._ranks.rank)  # for dropout, the only randomness of an update
         if config.disable_dropout:
             disable_dropout(self.model)
@@ -148,11 +155,15 @@ class Policy(LogprobModel):
         self.lr_factor = 1.0
         """Factor on the learning rate, lowered after a collapse; the training loop sets it."""
         self._kl_penalty = kl_penalty
-        self._correction = _correction(config.correction)
         self._total_steps = total_steps
         self._steps_done = 0  # calls of update, counted by the schedule
         self._expert_load = ExpertLoad(self.model)
         self._optimizer = make_optimizer(config.optimizer, self._trained())
+
+    @property
+    def routing(self) -> Routing | None:
+        """The shape of the experts that servers must report with samples; None without ``router_replay``."""
+        return None if self.model.replay is None else self.model.replay.routing
 
     @property
     def needs_logprobs(self) -> bool:
@@ -185,13 +196,16 @@ class Policy(LogprobModel):
         if prox_logp_T is None and self.needs_logprobs:
             raise ValueError("actor.use_decoupled_loss and actor.recompute_logprob need prox_logp_T from logprobs()")
         parts: list[Stats] = []
+        if self.model.replay is not None:
+            parts.append(self._difference_without_replay(batch, self.model.replay))
+        scale = 1.0
         if prox_logp_T is not None:
             parts.append(self._checked(self._difference(batch, prox_logp_T, batch.loss_mask_T)))
+            scale = self._scale(parts[-1])
         rate = learning_rate(self.config.optimizer, step=self._steps_done, total_steps=self._total_steps)
         rate *= self.lr_factor
         penalty = self._penalty(batch, advantages_T)
-        steps: list[_OptimizerStep] = []
-        scale = self._scale(parts[0]) if parts else 1.0
+        steps: list[OptimizerStep] = []
         self.model.train()
         for units in minibatches(batch, self.config.ppo_n_minibatches, cost=self.model.cost):
             stats, differences = self._accumulate(batch, units, advantages_T, prox_logp_T, penalty)
@@ -203,7 +217,9 @@ class Policy(LogprobModel):
             parts.append(merged_over_ranks(merge_stats(stats)))
             steps.append(self._apply_gradient(rate * scale, scale, tokens=int(parts[-1]["actor_loss"][1])))
         self._steps_done += 1
-        found = report(merge_stats(parts)) | _summary(steps) | self._expert_load.take()
+        found = report(merge_stats(parts)) | steps_summary(steps) | self._expert_load.take()
+        if self.model.replay is not None:
+            found |= self.model.replay.take()
         return {f"{ACTOR_PREFIX}{name}": value for name, value in found.items()}
 
     def warm_up(self, batch: PackedBatch) -> None:
@@ -219,6 +235,8 @@ class Policy(LogprobModel):
                 self._accumulate(batch, units, torch.zeros_like(prox_logp_T), prox_logp_T, 0.0)
         self._optimizer.zero_grad()
         self._expert_load.take()
+        if self.model.replay is not None:
+            self.model.replay.take()
         self._fill_optimizer_state()
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -301,7 +319,9 @@ class Policy(LogprobModel):
         stats, differences = [], []
         for layout in layouts:
             logp_N, entropy_N = self.model(layout)
-            loss, loss_stats = self._loss(batch, layout, logp_N, advantages_T, prox_logp_T, kept_T)
+            loss, loss_stats = policy_loss(
+                self.config, batch, layout, logp_N, advantages_T=advantages_T, prox_logp_T=prox_logp_T, kept_T=kept_T
+            )
             columns: dict[str, Column] = {"entropy": (entropy_N, None)}
             if self._kl_penalty > 0:
                 behav_logp_N = batch.behav_logp_T[layout.token_N].to(logp_N.device)
@@ -334,58 +354,6 @@ class Policy(LogprobModel):
             reduce=lambda sums: self._ranks.gather(sums).sum(0),
         )
 
-    def _loss(
-        self,
-        batch: PackedBatch,
-        layout: Layout,
-        logp_N: Tensor,
-        advantages_T: Tensor,
-        prox_logp_T: Tensor | None,
-        kept_T: Tensor,
-    ) -> tuple[Tensor, Stats]:
-        """Sum of the token losses of a pass."""
-        config, token_N, device = self.config, layout.token_N, logp_N.device
-        behav_logp_N = batch.behav_logp_T[token_N].to(device)
-        if prox_logp_T is not None:
-            old_logp_N = prox_logp_T[token_N].to(device)
-        else:
-            recomputes = config.use_decoupled_loss or config.recompute_logprob
-            old_logp_N = logp_N.detach() if recomputes else behav_logp_N
-        advantages_N = advantages_T[token_N].to(device)
-        kept_N = kept_T[token_N].to(device)
-        cu_seqlens = torch.searchsorted(token_N, batch.cu_seqlens.long()).to(device)
-        if config.use_sapo_loss:
-            return sapo_loss(
-                logp_N,
-                old_logp_T=old_logp_N,
-                advantages_T=advantages_N,
-                loss_mask_T=kept_N,
-                cu_seqlens=cu_seqlens,
-                tau_pos=config.sapo_tau_pos,
-                tau_neg=config.sapo_tau_neg,
-                ratio_level=config.importance_sampling_level,
-            )
-        shared: dict[str, Any] = {
-            "prox_logp_T": old_logp_N,
-            "behav_logp_T": behav_logp_N if config.use_decoupled_loss else None,
-            "advantages_T": advantages_N,
-            "loss_mask_T": kept_N,
-            "cu_seqlens": cu_seqlens,
-            "eps_clip": config.eps_clip,
-            "behav_imp_weight_cap": config.behav_imp_weight_cap,
-            "correction": self._correction,
-        }
-        if config.use_cispo_loss:
-            assert config.eps_clip_higher is not None
-            return cispo_loss(logp_N, eps_clip_higher=config.eps_clip_higher, **shared)
-        return ppo_loss(
-            logp_N,
-            eps_clip_higher=config.eps_clip_higher,
-            c_clip=config.c_clip,
-            ratio_level=config.importance_sampling_level,
-            **shared,
-        )
-
     def _penalty(self, batch: PackedBatch, advantages_T: Tensor) -> float:
         """Coefficient of the KL from the behaviour policy in the loss of this update. Collective."""
         if self._kl_penalty == 0:
@@ -398,7 +366,7 @@ class Policy(LogprobModel):
         skip = self.config.correction.kl_skip
         return trust_region_scale(total / count, budget=self.config.correction.kl_budget, skip=skip) if count else 1.0
 
-    def _apply_gradient(self, rate: float, scale: float, *, tokens: int) -> _OptimizerStep:
+    def _apply_gradient(self, rate: float, scale: float, *, tokens: int) -> OptimizerStep:
         """Clip the gradient and step, unless it is not finite, there are no tokens, or ``scale`` is 0."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm_value = total_norm(gradients) if tokens else math.nan
@@ -419,7 +387,7 @@ class Policy(LogprobModel):
                 )
             logger.warning("version %d: skipped a minibatch: %s", self.version, reason)
         self._optimizer.zero_grad()
-        return _OptimizerStep(norm_value, rate, scale, tokens=tokens, done=done)
+        return OptimizerStep(norm_value, rate, scale, tokens=tokens, done=done)
 
     def _difference(self, batch: PackedBatch, logp_T: Tensor, where_T: Tensor) -> Stats:
         """|server − trainer| over the trained tokens and over those of the current version; KL over the trained."""
@@ -432,6 +400,20 @@ class Policy(LogprobModel):
                 BEHAVIOUR_KL: (behaviour_kl(logp_T, batch.behav_logp_T), trained_T),
             }
         )
+
+    def _difference_without_replay(self, batch: PackedBatch, replay: RouterReplay) -> Stats:
+        """|server − trainer| over the trained tokens of this rank's first pass if routers choose. Collective.
+
+        Raises ``ValueError`` for a sample without experts.
+        """
+        replay.check(batch.trajectories)
+        self.model.eval()
+        layout = self._passes(batch, group_by_prompt(batch, cost=self.model.cost))[0]
+        with torch.no_grad():
+            logp_N, _ = self.model(layout, replay=False)
+        self.model.release()
+        difference_N = (batch.behav_logp_T[layout.token_N] - logp_N.cpu()).abs()
+        return merged_over_ranks(summarize({UNREPLAYED_DIFF: (difference_N, None)}))
 
     def _checked(self, mine: Stats) -> Stats:
         stats = merged_over_ranks(mine)
@@ -471,29 +453,3 @@ class Policy(LogprobModel):
         self._optimizer.zero_grad()
         for parameter in parameters:
             self._optimizer.state[parameter]["step"].zero_()
-
-
-def _correction(config: CorrectionConfig) -> Correction:
-    return Correction(
-        weight_level=config.weight_level,
-        truncate=config.truncate,
-        min_weight=config.min_weight,
-        max_binary_kl=config.max_binary_kl,
-        max_prob_diff=config.max_prob_diff,
-        max_sequence_weight=config.max_sequence_weight,
-        eps_clip=config.eps_clip,
-    )
-
-
-def _summary(steps: Sequence[_OptimizerStep]) -> dict[str, float]:
-    """Statistics of the minibatches of an update."""
-    norms = [step.norm for step in steps if math.isfinite(step.norm)]
-    numbers = {
-        "lr": sum(step.rate for step in steps) / len(steps),
-        "lr_scale": sum(step.scale for step in steps) / len(steps),
-        "update_successful": sum(step.done for step in steps) / len(steps),
-        "nonfinite_minibatches": float(sum(step.tokens > 0 and not math.isfinite(step.norm) for step in steps)),
-    }
-    if norms:
-        numbers["grad_norm"] = sum(norms) / len(norms)
-    return numbers

@@ -16,6 +16,7 @@ from areal_trainer.rollout.executor import Executor
 from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.statistics import BatchClock
 from areal_trainer.rollout.workflow import GenerationEngine
+from areal_trainer.routing import Routing
 from areal_trainer.servers.addresses import ServerAddresses
 from areal_trainer.servers.client import Client
 from areal_trainer.servers.control import ServerControl, ServerTimings
@@ -50,6 +51,7 @@ class RolloutSession:
         api_key: str | None,
         timings: ServerTimings,
         weights_url: str | None = None,
+        routing: Routing | None = None,
     ) -> None:
         """``engine`` is passed to workflows. Nothing is sent before ``start``."""
         self._engine = engine
@@ -72,6 +74,7 @@ class RolloutSession:
             request_timeout_s=config.request_timeout,
             retries=config.request_retries,
             vocab_size=vocab_size,
+            routing=routing,
         )
         self._executor.start_at(target.version)
 

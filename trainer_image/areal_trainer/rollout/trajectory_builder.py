@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from areal_trainer.routing import recorded_until
 from areal_trainer.servers.generation import ModelResponse
 from areal_trainer.trajectory import Trajectory
 
@@ -61,6 +62,7 @@ class TrajectoryBuilder:
             prompt=prompt,
             completion=completion,
             task_id=task_id,
+            experts=recorded_until([(start + turn.output_len, turn.experts) for start, turn in self._turns]),
         )
 
 
@@ -111,6 +113,7 @@ def build_trajectories(
                 prompt=prompt,
                 completion=completion,
                 task_id=task_id,
+                experts=response.experts,
             )
         )
     return trajectories

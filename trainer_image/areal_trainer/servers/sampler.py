@@ -7,6 +7,7 @@ import itertools
 import time
 from typing import Any
 
+from areal_trainer.routing import Routing
 from areal_trainer.servers.client import Client, ServerBusyError, ServerError, ServerLostError
 from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.fleet import Fleet, Server
@@ -39,13 +40,16 @@ class Sampler:
         request_timeout_s: float,
         retries: int,
         vocab_size: int | None,
+        routing: Routing | None = None,
     ) -> None:
+        """``routing``: record the experts of all tokens, in this shape."""
         self._fleet = fleet
         self._client = client
         self._retry_wait_s = timings.retry_wait_s
         self._timeout_s = request_timeout_s
         self._retries = retries
         self._vocab_size = vocab_size
+        self._routing = routing
         self._attempts = itertools.count()
         self._prompt_tokens = self._cached_tokens = 0
 
@@ -58,7 +62,7 @@ class Sampler:
         """
         check_token_ids(request.input_ids, self._vocab_size)
         started = time.perf_counter()
-        completions = await self._request(request, [], n)
+        completions = await self._request(request, None, n)
         unfinished = [completion for completion in completions if completion.stop_reason is None]
         if unfinished:
             await asyncio.gather(*(self._continue(request, completion) for completion in unfinished))
@@ -97,7 +101,7 @@ class Sampler:
         while completion.stop_reason is None:
             if request.json_schema is not None:
                 completion.clear()
-            [part] = await self._request(request, completion.tokens, 1)
+            [part] = await self._request(request, completion, 1)
             completion.append(part)
             progress = part.tokens and request.json_schema is None
             without_progress = 0 if progress else without_progress + 1
@@ -109,8 +113,11 @@ class Sampler:
             if without_progress and completion.stop_reason is None:
                 await asyncio.sleep(self._retry_wait_s)
 
-    async def _request(self, request: ModelRequest, generated: list[int], n: int) -> list[PartialCompletion]:
-        """``n`` continuations of the prompt and the ``generated`` tokens; retries on another server if possible."""
+    async def _request(
+        self, request: ModelRequest, before: PartialCompletion | None, n: int
+    ) -> list[PartialCompletion]:
+        """``n`` continuations of the prompt and the tokens ``before``; retries on another server if possible."""
+        generated = [] if before is None else before.tokens
         params = sampling_params(request.gconfig, n=n, generated=len(generated), prompt_len=len(request.input_ids))
         body: dict[str, Any] = {
             "input_ids": request.input_ids + generated if generated else request.input_ids,
@@ -121,6 +128,9 @@ class Sampler:
             params["json_schema"] = request.json_schema
         if request.top_logprobs:
             body["top_logprobs_num"] = request.top_logprobs
+        if self._routing is not None:
+            body["return_routed_experts"] = True
+            body["routed_experts_start_len"] = 0 if before is None else before.tokens_with_experts
         tried: set[Server] = set()
         last: Exception | None = None
         for attempt in range(self._retries):
@@ -164,11 +174,14 @@ class Sampler:
             self._prompt_tokens += completion.meta_info.prompt_tokens
             self._cached_tokens += completion.meta_info.cached_tokens
         # Weights loaded while the request ran are valid too.
-        limit, newest = body["sampling_params"]["max_new_tokens"], max(version_before, self._fleet.target.version)
-        return [
-            PartialCompletion.from_server(completion, oldest=version_before, newest=newest, limit=limit)
-            for completion in completions
-        ]
+        expected: Any = {
+            "oldest": version_before,
+            "newest": max(version_before, self._fleet.target.version),
+            "limit": body["sampling_params"]["max_new_tokens"],
+            "routing": self._routing,
+            "unrouted": len(body["input_ids"]) - body.get("routed_experts_start_len", 0),
+        }
+        return [PartialCompletion.from_server(completion, **expected) for completion in completions]
 
 
 def _describe(request: ModelRequest) -> str:
