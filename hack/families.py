@@ -23,6 +23,7 @@ from transformers.utils import logging
 from areal_api.actor import PPOActorConfig
 from areal_api.sizing.trained_types import FILE
 from areal_trainer.model.policy import LogprobModel
+from areal_trainer.model.router_replay import RouterReplay
 from areal_trainer.model.tensor_parallel import plan
 
 OUTPUT = Path(__file__).parent.parent / "docs/models.md"
@@ -141,6 +142,7 @@ def main() -> None:
         "transformers": __version__,
         "packed": packed,
         "tensor_parallel": [kind for kind in packed if can_be_divided(kind)],
+        "router_replay": [kind for kind in packed if can_replay(kind)],
         "padded": dict(sorted(padded.items())),
         "refused": dict(sorted(refused.items())),
         "unbuilt": unbuilt,
@@ -155,6 +157,16 @@ def can_be_divided(kind: str) -> bool:
         model = AutoModelForCausalLM.from_config(tiny_config(kind))
     try:
         plan(model, 2)
+    except ValueError:
+        return False
+    return True
+
+
+def can_replay(kind: str) -> bool:
+    """Whether the routers of a family can use given experts."""
+    model = AutoModelForCausalLM.from_config(tiny_config(kind))
+    try:
+        RouterReplay(model, section="actor")
     except ValueError:
         return False
     return True
@@ -183,9 +195,21 @@ def document(found: Mapping[str, Any]) -> str:
     ]
     lines += [f"| {', '.join(kinds)} | refused: {why} |" for why, kinds in found["refused"].items()]
     divided = f"With `actor.parallel.tensor`: {', '.join(found['tensor_parallel'])}."
+    replayed = f"With `actor.router_replay`: {', '.join(found['router_replay'])}."
     header = HEADER.format(transformers=found["transformers"])
     return (
-        "\n".join([header, *lines, "", divided, "", f"No tiny model could be built of: {', '.join(found['unbuilt'])}."])
+        "\n".join(
+            [
+                header,
+                *lines,
+                "",
+                divided,
+                "",
+                replayed,
+                "",
+                f"No tiny model could be built of: {', '.join(found['unbuilt'])}.",
+            ]
+        )
         + "\n"
     )
 

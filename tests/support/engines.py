@@ -46,7 +46,7 @@ def engine_on(*servers: ScriptedServer | str, **settings: Any) -> Iterator[Remot
     ``settings`` are fields of ``RolloutConfig``, or ``timings``, or arguments of ``initialize``.
     """
     timings = settings.pop("timings", FAST)
-    start = {name: settings.pop(name) for name in ("weights", "vocab_size") if name in settings}
+    start = {name: settings.pop(name) for name in ("weights", "vocab_size", "routing") if name in settings}
     config = {"consumer_batch_size": 2, "setup_timeout": TIMEOUT_S, "request_timeout": TIMEOUT_S} | settings
     engine = RemoteSGLangEngine(RolloutConfig(**config), timings=timings)
     addresses = [server if isinstance(server, str) else server.address for server in servers]

@@ -27,7 +27,7 @@ from areal_trainer.ranks import Ranks, joined
 from areal_trainer.recovery_writer import RecoveryWriter
 from areal_trainer.trajectory import Trajectory
 from support.policy_ranks import NORM, train, weights
-from support.tiny_policy import actor_config, random_trajectories
+from support.tiny_policy import actor_config, random_trajectories, with_experts
 
 ADAM = {"lr": 1e-2, "eps": 1e-2}
 CASES: dict[str, dict[str, Any]] = {
@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": True,
     },
 }
+REPLAYED = "short"  # the case in which models with experts replay given ones
 
 
 def layout(text: str) -> tuple[int, ParallelConfig]:
@@ -58,6 +59,11 @@ def make_policy(model: Path, name: str, parallel: ParallelConfig, **changes: Any
     return Policy(actor_config(model, use_decoupled_loss=True, **values), device="cpu", total_steps=10, seed=1)
 
 
+def has_experts(model: Path) -> bool:
+    """Whether the model is a mixture of experts."""
+    return "num_experts" in json.loads((model / "config.json").read_text())
+
+
 def share(trajectories: list[Trajectory], ranks: Ranks, first: int) -> list[Trajectory]:
     """The sequences of this rank: the first ones in the first share, the rest spread over the others."""
     if ranks.data_size == 1:
@@ -71,10 +77,13 @@ def run_layout(model: Path, out: Path, parallel: ParallelConfig, **changes: Any)
     with joined("cpu", parallel) as ranks:
         found: dict[str, Any] = {}
         for name, case in CASES.items():
-            policy = make_policy(model, name, parallel, **changes)
+            samples, replays = random_trajectories(), name == REPLAYED and has_experts(model)
+            if replays:
+                samples = with_experts(samples)
+            policy = make_policy(model, name, parallel, **changes, router_replay=replays)
             if name == "adam":
                 policy.check_exactness()
-            mine = share(random_trajectories(), ranks, case["first"])
+            mine = share(samples, ranks, case["first"])
             logprobs = policy.logprobs(pack(mine))
             numbers = train(policy, mine)
             full = weights(policy)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -33,6 +36,7 @@ KINDS: dict[str, tuple[type, type]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "glm4_moe": (Glm4MoeConfig, Glm4MoeForCausalLM),
     "mixtral": (MixtralConfig, MixtralForCausalLM),
 }
 
@@ -102,6 +106,22 @@ def random_trajectories(
                     group=group,
                 )
             )
+    return result
+
+
+def with_experts(trajectories: list[Trajectory], *, layers: int = 2, experts: int = 4) -> list[Trajectory]:
+    """The samples with two random experts of each layer for all tokens but the last, the same in a group's prompt."""
+    result = []
+    for trajectory in trajectories:
+        parts = []
+        for seed, tokens in (
+            (trajectory.group, trajectory.prompt_len),
+            (100 + int(trajectory.input_ids.sum()), len(trajectory) - trajectory.prompt_len - 1),
+        ):
+            order = np.tile(np.arange(experts), (tokens, layers, 1))
+            parts.append(np.random.default_rng(seed).permuted(order, axis=-1)[:, :, :2])
+        chosen = np.concatenate(parts).astype(np.uint8)
+        result.append(msgspec.structs.replace(trajectory, experts=chosen))
     return result
 
 

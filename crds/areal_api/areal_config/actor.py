@@ -21,8 +21,20 @@ def actor_steps(config: Tree, notes: Notes, *, generation: str) -> list[Callable
         lambda: _convert_sizes(config, notes),
         lambda: _convert_engine(config, notes),
         lambda: _convert_lora(config, notes),
+        lambda: _convert_replay(config, notes),
         lambda: _convert_defaults(config, notes),
     ]
+
+
+def _convert_replay(config: Tree, notes: Notes) -> None:
+    key = "rollout.return_routed_experts"
+    value = pop(config, key)
+    if value is None:
+        return
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} is {shown(value)}; set it to true or false")
+    set_in(config, "actor.router_replay", value)
+    notes.add(key, "becomes actor.router_replay")
 
 
 def _convert_defaults(config: Tree, notes: Notes) -> None:

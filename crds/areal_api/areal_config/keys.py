@@ -57,6 +57,7 @@ TRANSLATED = frozenset(
         "actor.behave_imp_weight_cap",
         "actor.behave_imp_weight_mode",
         "actor.enable_kpop",
+        "rollout.return_routed_experts",
         "actor.kpop_phi",
         "actor.rejection_sampling",
         "recover.retries",
@@ -204,7 +205,6 @@ _FOREIGN = _table(
         ("use gconfig.max_tokens", (None,), ["rollout.agent.engine_max_tokens"]),
         ("the gateway's key is random", None, ["rollout.agent.admin_api_key"]),
         ("set variables in servers.env and trainer.env", ({}, None), ["env_vars"]),
-        ("routed experts are not recorded", (False,), ["rollout.return_routed_experts"]),
         (
             "AReaL's controllers are not used",
             None,

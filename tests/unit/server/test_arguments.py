@@ -26,12 +26,13 @@ def command(
     *,
     device: Any = "cpu",
     member: Member | None = None,
+    replay: bool = False,
     **sglang: Any,
 ) -> list[str]:
     return server_arguments(
         SGLangConfig(**{"dtype": "float32", **sglang}), extra or {}, device=device, model_path="/models/m",
         tokenizer_path=None, tensor_parallel=2, host="127.0.0.1", port=30000, random_seed=7, flags=flags,
-        member=member,
+        member=member, reports_experts=replay,
     )  # fmt: skip
 
 
@@ -165,3 +166,12 @@ def test_sglang_parses_a_nodes_place_in_its_server(flags: dict[str, Flag]) -> No
     assert parsed(command(flags, device="cuda")).nnodes == 1
     with pytest.raises(ValueError, match=r"servers\.args\.nnodes: 2 cannot be set here; .* servers\.nodesPerServer"):
         command(flags, {"nnodes": 2})
+
+
+def test_router_replay_makes_servers_report_experts(flags: dict[str, Flag]) -> None:
+    name, option = "enable_return_routed_experts", "--enable-return-routed-experts"
+    assert option in command(flags, replay=True)
+    assert option not in command(flags)
+    assert command(flags, {name: True}, replay=True).count(option) == 1
+    with pytest.raises(ValueError, match=r"enable_return_routed_experts: False, but actor\.router_replay"):
+        command(flags, {name: False}, replay=True)

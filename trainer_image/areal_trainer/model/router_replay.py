@@ -68,7 +68,7 @@ class RouterReplay:
         def replayed(*args: Any, **kwargs: Any) -> Any:
             if self._experts_PLK is None:
                 return forward(*args, **kwargs)
-            with _Replay(self._experts_PLK[:, layer].long()) as replay:
+            with _Replay(self._experts_PLK[:, layer].long(), experts=self.routing.experts) as replay:
                 result = forward(*args, **kwargs)
             if torch.is_grad_enabled():
                 self._counts += replay.counts.cpu()
@@ -90,7 +90,7 @@ class RouterReplay:
                     used = chosen_experts(router(weight.new_ones(3, weight.shape[1])))
                 if not torch.equal(used.cpu(), wanted_3K):
                     problem = "ignore the experts they are given"
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RuntimeError) as error:
                 problem = f"cannot be run alone ({error})"
             finally:
                 self.use(None)
@@ -103,8 +103,9 @@ class RouterReplay:
 class _Replay(TorchFunctionMode):
     """Replaces the choice of ``torch.topk`` by given experts, with the values of the same tensor."""
 
-    def __init__(self, experts_PK: Tensor) -> None:
+    def __init__(self, experts_PK: Tensor, *, experts: int) -> None:
         super().__init__()
+        self._experts = experts
         self._experts_PK = experts_PK
         self.counts = torch.zeros(2, dtype=torch.float64)
 
@@ -113,8 +114,8 @@ class _Replay(TorchFunctionMode):
         if function not in (torch.topk, Tensor.topk):
             return result
         scores_PE, own_PK = args[0], result.indices
-        if own_PK.shape != self._experts_PK.shape:
-            raise ValueError(f"a choice of {list(own_PK.shape)}, not {list(self._experts_PK.shape)}, experts")
+        if own_PK.shape != self._experts_PK.shape or scores_PE.shape[-1] != self._experts:
+            return result  # of groups of experts
         given_PK = self._experts_PK >= 0
         experts_PK = torch.where(given_PK, self._experts_PK, own_PK)
         same_PK = (experts_PK[:, :, None] == own_PK[:, None, :]).any(-1)

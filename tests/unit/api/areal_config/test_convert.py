@@ -213,6 +213,7 @@ KINDS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"actor.optimizer.type": "adam_bf16"}, {"config.actor.optimizer.type": "adam"}, "float32"),
     ({"actor.enable_mtp_training": True, "sglang.speculative_num_steps": 3}, {}, "do not speculate"),
     ({"sglang.quantization": "fp8"}, {"servers.args.quantization": "fp8"}, "servers.args"),
+    ({"rollout.return_routed_experts": True}, {"config.actor.router_replay": True}, "becomes actor.router_replay"),
     ({"actor.use_cispo_loss": True}, {"config.actor.use_cispo_loss": True}, "allocation"),
 ]
 
@@ -378,6 +379,7 @@ def test_adapters_are_trained_and_servers_get_merged_weights() -> None:
         ("actor.behave_imp_weight_mode", "truncate", "known modes: token_mask, token_truncate"),
         ("actor.rejection_sampling", {"uper": 5}, "actor.rejection_sampling.uper: unknown key"),
         ("actor.no_such", 1, "actor.no_such: unknown key"),
+        ("rollout.return_routed_experts", 1, "rollout.return_routed_experts is 1; set it to true or false"),
         ("sglang.page_size", 1, "sglang.page_size: unknown key"),
     ],
 )

@@ -21,7 +21,14 @@ from areal_trainer.ranks import joined
 from areal_trainer.routing import Routing
 from areal_trainer.trajectory import Trajectory
 from support.policy_ranks import NORM, train, weights
-from support.tiny_policy import actor_config, plain_logprobs, plain_model, random_trajectories, save_tiny_model
+from support.tiny_policy import (
+    actor_config,
+    plain_logprobs,
+    plain_model,
+    random_trajectories,
+    save_tiny_model,
+    with_experts,
+)
 
 ADAM = {"lr": 1e-2, "eps": 1e-2}
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -63,20 +70,6 @@ def own_experts(model: Path, trajectories: list[Trajectory]) -> list[Trajectory]
     return result
 
 
-def other_experts(trajectories: list[Trajectory], *, layers: int = 2, seed: int = 0) -> list[Trajectory]:
-    """The samples with random experts of 6, the same ones for the same tokens of a prompt."""
-    result = []
-    for trajectory in trajectories:
-        chance = np.random.default_rng(seed + trajectory.group)
-        prompt = chance.permuted(np.tile(np.arange(6), (trajectory.prompt_len, layers, 1)), axis=-1)
-        chance = np.random.default_rng(seed + 100 + int(trajectory.input_ids.sum()))
-        rest = len(trajectory) - trajectory.prompt_len - 1
-        completion = chance.permuted(np.tile(np.arange(6), (rest, layers, 1)), axis=-1)
-        experts = np.concatenate([prompt, completion])[:, :, :2].astype(np.uint8)
-        result.append(msgspec.structs.replace(trajectory, experts=experts))
-    return result
-
-
 def replayed_reference(plain: PreTrainedModel, trajectory: Trajectory) -> Tensor:
     """Differentiable log-probs of transformers' model with forced experts, whose weights are computed here."""
     assert trajectory.experts is not None
@@ -110,6 +103,24 @@ def gradients(policy: Policy, trajectories: list[Trajectory]) -> dict[str, Tenso
     return found
 
 
+@pytest.fixture
+def grouped(tmp_path: Path) -> Path:
+    """A model whose routers choose groups first, by scores with a bias, and weigh by sigmoid."""
+    sizes = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+    return save_tiny_model(
+        tmp_path / "model", "glm4_moe", tied=False, num_hidden_layers=3, moe_intermediate_size=16, head_dim=8, **sizes
+    )
+
+
+def test_routers_that_choose_groups_first_replay_experts_too(grouped: Path) -> None:
+    trajectories = own_experts(grouped, random_trajectories())
+    policy, usual = make_policy(grouped), make_policy(grouped, replay=False)
+    assert policy.routing == Routing(3, (1, 2), 2, 8)
+    assert torch.equal(policy.logprobs(pack(trajectories)), usual.logprobs(pack(trajectories)))
+    numbers = train(policy, with_experts(random_trajectories(), experts=8))
+    assert numbers["grpo_actor/experts_replaced"] > 0.3
+
+
 def test_the_routers_own_experts_change_nothing(model: Path) -> None:
     trajectories = own_experts(model, random_trajectories())
     policy, usual = make_policy(model), make_policy(model, replay=False)
@@ -130,7 +141,7 @@ def test_the_routers_own_experts_change_nothing(model: Path) -> None:
 
 
 def test_other_experts_count_as_the_reference_computes_them(model: Path) -> None:
-    trajectories = other_experts(random_trajectories())
+    trajectories = with_experts(random_trajectories(), experts=6)
     policy, plain = make_policy(model), plain_model(model)
     expected_T = torch.cat([replayed_reference(plain, trajectory) for trajectory in trajectories])
     logp_T = policy.logprobs(pack(trajectories))
@@ -139,7 +150,7 @@ def test_other_experts_count_as_the_reference_computes_them(model: Path) -> None
 
 
 def test_gradients_with_other_experts_are_those_of_the_reference(model: Path) -> None:
-    trajectory = other_experts(random_trajectories(1, 1))[0]
+    trajectory = with_experts(random_trajectories(1, 1), experts=6)[0]
     found = gradients(make_policy(model), [trajectory])
     plain = plain_model(model)
     replayed_reference(plain, trajectory).sum().backward()
@@ -152,7 +163,7 @@ def test_gradients_with_other_experts_are_those_of_the_reference(model: Path) ->
     "changes", [{"gradient_checkpointing": True}, {"mb_spec": {"n_mbs": 3}}, {"attn_impl": "eager"}]
 )
 def test_splits_padding_and_checkpointing_do_not_change_an_update(model: Path, changes: dict[str, Any]) -> None:
-    trajectories = other_experts(random_trajectories())
+    trajectories = with_experts(random_trajectories(), experts=6)
     one, other = make_policy(model), make_policy(model, **changes)
     first, second = train(one, trajectories), train(other, trajectories)
     assert first["grpo_actor/grad_norm"] == pytest.approx(second["grpo_actor/grad_norm"], rel=1e-5)
@@ -165,7 +176,7 @@ def test_splits_padding_and_checkpointing_do_not_change_an_update(model: Path, c
 
 
 def test_prompts_are_shared_as_far_as_servers_chose_the_same_experts(model: Path) -> None:
-    samples = other_experts(random_trajectories(1, 3))
+    samples = with_experts(random_trajectories(1, 3), experts=6)
     prompt_len = samples[0].prompt_len
     assert samples[1].experts is not None
     changed = samples[1].experts.copy()
@@ -206,7 +217,7 @@ def test_routers_that_do_not_choose_by_topk_are_refused(model: Path, monkeypatch
 
 
 def test_bfloat16_replays_too(model: Path) -> None:
-    trajectories = other_experts(random_trajectories())
+    trajectories = with_experts(random_trajectories(), experts=6)
     with joined("cpu"):
         logp_T = make_policy(model, dtype="bfloat16").logprobs(pack(trajectories))
     plain = plain_model(model)

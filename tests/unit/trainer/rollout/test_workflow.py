@@ -170,3 +170,20 @@ def test_answers_are_recorded_together_as_each_would_be_by_itself():
             there, here = getattr(alone, name), getattr(trajectory, name)
             assert np.array_equal(there, here)
             assert getattr(there, "dtype", None) == getattr(here, "dtype", None)
+
+
+def test_samples_have_the_experts_of_their_tokens():
+    experts = np.arange(4, dtype=np.uint8).reshape(4, 1, 1)
+    response = ModelResponse([1, 2, 3], [4, 5], [-0.5, -0.5], [0, 0], "stop", 0.1, experts=experts)
+    texts = {"rewards": [0.0], "completions": [""], "prompt": "", "task_id": ""}
+    [made] = build_trajectories([1, 2, 3], [response], **texts)
+    assert made.experts is experts
+
+
+def test_a_sequence_of_several_turns_has_the_experts_of_each():
+    builder = TrajectoryBuilder([1, 2])
+    for first, prompt in ((1, [1, 2]), (2, [1, 2, 3, 4])):
+        experts = np.full((len(prompt), 1, 1), first, dtype=np.uint8)
+        builder.add_response(ModelResponse(prompt, [3], [-0.5], [0], "stop", 0.1, experts=experts))
+        builder.add_context([4])
+    assert builder.build(reward=0.0).experts[:, 0, 0].tolist() == [1, 1, 2, 2]

@@ -5,10 +5,12 @@
 import pytest
 
 from areal_api.generation import GenerationHyperparameters
+from areal_trainer.routing import Routing
 from areal_trainer.servers.client import ServerRefusedError
 from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.sampler import GenerationError
 from support.engines import (
+    PROMPT,
     TIMEOUT_S,
     engine_on,
     eventually,
@@ -17,6 +19,7 @@ from support.engines import (
     start_generating,
     state_of,
 )
+from support.scripted_answers import routed_experts
 from support.scripted_server import Fault, Script, ScriptedServer
 
 
@@ -161,3 +164,32 @@ def test_a_request_that_fails_everywhere_is_an_error_after_the_retries():
         with pytest.raises(GenerationError, match=r"failed 3 times \(rollout.request_retries\).*scripted fault"):
             generate(engine)
         assert server.counts["/generate"] == 3
+
+
+ROUTING = Routing(layers=3, with_experts=(0, 2), top_k=2, experts=8)
+EXPERTS = (3, 2, 8)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("delay_s", [0.0, 0.03])
+def test_experts_of_an_aborted_answer_are_carried_on(n, delay_s):
+    script = Script(token_s=0.01, experts=EXPERTS, faults=(Fault("abort", delay_s=delay_s),))
+    with ScriptedServer(script) as server, engine_on(server, routing=ROUTING) as engine:
+        for response in generate(engine, n=n):
+            tokens = [*PROMPT, *response.output_tokens][:-1]
+            assert response.experts.tolist() == ROUTING.decode(routed_experts(EXPERTS, tokens, 0), 42).tolist()
+        assert server.counts["/generate"] == 1 + n
+
+
+def test_a_server_that_reports_no_experts_or_wrong_ones_is_an_error():
+    with ScriptedServer() as server, engine_on(server, routing=ROUTING) as engine:
+        with pytest.raises(ValueError, match=r"no routed experts, which actor\.router_replay trains with"):
+            generate(engine)
+    with ScriptedServer(Script(experts=(2, 2, 8))) as server, engine_on(server, routing=ROUTING) as engine:
+        with pytest.raises(ValueError, match=r"it runs another model than actor\.path"):
+            generate(engine)
+
+
+def test_experts_are_only_asked_for_if_they_are_recorded():
+    with ScriptedServer(Script(experts=EXPERTS)) as server, engine_on(server) as engine:
+        assert generate(engine)[0].experts is None
