@@ -195,7 +195,8 @@ def document(found: Mapping[str, Any]) -> str:
     ]
     lines += [f"| {', '.join(kinds)} | refused: {why} |" for why, kinds in found["refused"].items()]
     divided = f"With `actor.parallel.tensor`: {', '.join(found['tensor_parallel'])}."
-    replayed = f"With `actor.router_replay`, of the families whose tiny model has routers: {', '.join(found['router_replay'])}."
+    kinds = ", ".join(found["router_replay"])
+    replayed = f"With `actor.router_replay`, of the families whose tiny model has routers: {kinds}."
     header = HEADER.format(transformers=found["transformers"])
     return (
         "\n".join(
