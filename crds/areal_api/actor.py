@@ -326,6 +326,9 @@ class PPOActorConfig(TrainEngineConfig):
     max_rollbacks: int = Field(
         2, ge=1, le=20, description="With on_collapse rollback: rollbacks after which another collapse stops the run."
     )
+    router_aux_loss_coef: float = Field(
+        0.0, ge=0, description="Mixture of experts: weight of the auxiliary loss for an even load of the experts."
+    )
     router_replay: bool = Field(
         False,
         description="Mixture of experts: train with the experts that the servers chose for each token, instead of the "

@@ -57,6 +57,7 @@ class SharedPass:
         return replace(
             layout,
             experts_PLK=experts_PLK,
+            padding=missing,
             input_ids_P=torch.cat([layout.input_ids_P, torch.zeros(missing, dtype=torch.int64)]),
             position_ids_P=torch.cat([layout.position_ids_P, torch.arange(missing)]),
             segments=[*layout.segments, Segment(tokens, missing)],

@@ -29,7 +29,7 @@ from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
 from areal_trainer.model.context_parallel import SharedPass, over_heads
-from areal_trainer.model.experts import routers
+from areal_trainer.model.experts import LoadBalance, routers
 from areal_trainer.model.layout import Cost, Layout
 from areal_trainer.model.lora import add_adapters, merged_parameters, write_adapters
 from areal_trainer.model.onednn_linear import use_faster_linear
@@ -65,8 +65,9 @@ class LanguageModel(nn.Module):
         temperature: float,
         lora: LoRAConfig | None = None,
         replays: bool = False,
+        balances: bool = False,
     ) -> None:
-        """``replays``: routers use the experts of a pass's layout."""
+        """``replays``: routers use the experts of a pass's layout. ``balances``: ``balance_loss`` is called."""
         super().__init__()
         self.device = device
         self.dtype = getattr(torch, config.dtype)
@@ -88,6 +89,7 @@ class LanguageModel(nn.Module):
                 has_adapters=lora is not None,
             )
         self.replay = RouterReplay(self.causal_lm, section=section) if replays else None
+        self._balance = LoadBalance(self.causal_lm, section=section) if balances else None
         if lora is not None:
             add_adapters(self.causal_lm, lora, section=section)
         if device.type == "cpu" and self._ranks.size_of(TENSOR) == 1:  # oneDNN takes no DTensor
@@ -205,7 +207,7 @@ class LanguageModel(nn.Module):
         if self.attention == "eager":
             return self._padded_hidden(layout)
         mine = slice(None) if self._shared is None else self._shared.tokens(layout)
-        self._replay(None if layout.experts_PLK is None else layout.experts_PLK[mine])
+        self._prepare(None if layout.experts_PLK is None else layout.experts_PLK[mine], layout.is_real_P[mine])
         extra: dict[str, Any]
         if self.attention == attention.NAME:
             extra = {"segments": SegmentIndex.of(layout.segments, self.device), "shared": self._shared}
@@ -221,13 +223,21 @@ class LanguageModel(nn.Module):
         )
         return states.last_hidden_state[0]
 
-    def _replay(self, experts_PLK: Tensor | None) -> None:
+    def balance_loss(self) -> Tensor | None:
+        """The auxiliary loss of the last pass, which had gradients; None unless it ``balances``."""
+        group = None if self._shared is None else self._shared.mesh.get_group(CONTEXT)
+        return None if self._balance is None else self._balance.loss(group)
+
+    def _prepare(self, experts_PLK: Tensor | None, real_P: Tensor | None) -> None:
+        """Tell the routers about the tokens of the next pass: their experts, and which are not padding."""
         if self.replay is not None:
             self.replay.use(None if experts_PLK is None else experts_PLK.to(self.device))
+        if self._balance is not None:
+            self._balance.start(real_P)
 
     def _plain_logprobs(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Log-probs by transformers' own forward pass and eager attention. The layout must not share prompts."""
-        self._replay(None)
+        self._prepare(None, None)
         self.causal_lm.set_attn_implementation("eager")
         try:
             rows = [layout.input_ids_P[s.start : s.start + s.length].to(self.device) for s in layout.segments]
@@ -259,7 +269,7 @@ class LanguageModel(nn.Module):
         experts_PLK = layout.experts_PLK
         if experts_PLK is not None:
             experts_PLK = experts_PLK.new_full((len(ids), *experts_PLK.shape[1:]), -1).index_copy(0, at_P, experts_PLK)
-        self._replay(experts_PLK)
+        self._prepare(experts_PLK, torch.zeros(len(ids), dtype=torch.bool).index_fill_(0, at_P, True))
         states = self.causal_lm.base_model(input_ids=ids.view(-1, longest).to(self.device), use_cache=False)
         return states.last_hidden_state.flatten(0, 1)[at_P.to(self.device)]
 

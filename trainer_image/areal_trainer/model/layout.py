@@ -54,6 +54,12 @@ class Layout:
     source_N: Tensor  # position in the pass of the preceding token, whose hidden state predicts it
     target_N: Tensor  # token id
     experts_PLK: Tensor | None = None  # int32, that servers chose; −1 where none are known
+    padding: int = 0  # tokens at the end that belong to no sequence
+
+    @property
+    def is_real_P(self) -> Tensor:
+        """Which tokens are not padding, bool [P]."""
+        return torch.arange(len(self.input_ids_P)) < len(self.input_ids_P) - self.padding
 
 
 @dataclass(frozen=True)

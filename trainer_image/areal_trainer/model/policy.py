@@ -72,12 +72,19 @@ class LogprobModel:
         temperature: float,
         lora: LoRAConfig | None = None,
         replays: bool = False,
+        balances: bool = False,
     ) -> None:
         place = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
         self._mb_spec = config.mb_spec
         self._section = section
         self.model = LanguageModel(
-            config, section=section, device=place, temperature=temperature, lora=lora, replays=replays
+            config,
+            section=section,
+            device=place,
+            temperature=temperature,
+            lora=lora,
+            replays=replays,
+            balances=balances,
         )
 
     def logprobs(self, batch: PackedBatch) -> Tensor:
@@ -139,6 +146,7 @@ class Policy(LogprobModel):
             temperature=config.temperature,
             lora=config.lora,
             replays=config.router_replay,
+            balances=config.router_aux_loss_coef > 0,
         )
         torch.manual_seed(seed + self._ranks.rank)  # for dropout, the only randomness of an update
         if config.disable_dropout:
@@ -328,6 +336,10 @@ class Policy(LogprobModel):
                 penalty_N = penalty * behaviour_kl_penalty(logp_N.float(), behav_logp_N)
                 loss = loss + penalty_N.sum()
                 columns["kl_penalty"] = (penalty_N, None)
+            if (balance_loss := self.model.balance_loss()) is not None:
+                # The tokens' sum of this pass: divided by those of the minibatch it is an average over the passes.
+                loss = loss + self.config.router_aux_loss_coef * balance_loss * len(logp_N)
+                columns["router_aux_loss"] = (balance_loss.expand(len(logp_N)), None)
             if self.config.m2_threshold is not None:
                 columns["m2po_kept_tokens"] = (kept_T[layout.token_N].to(logp_N.device), None)
             (loss * scale).backward()
