@@ -15,6 +15,7 @@ from areal_trainer.data.dataset import load_hf_tokenizer, train_loader
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.grpo import compute_advantages
 from areal_trainer.model.policy import Policy
+from areal_trainer.ranks import Ranks
 from areal_trainer.reward.gsm8k import gsm8k_reward_fn
 from areal_trainer.rollout.workflow import RLVRWorkflow
 from areal_trainer.trajectory import Trajectory
@@ -77,6 +78,6 @@ def _train(config: GRPOConfig, model: Path, work: Path, batches: list[list[Traje
         )
         policy.update(batch, advantages_T=advantages_T, prox_logp_T=logp_T)
         policy.version += 1
-        publish_to_disk(policy, run=work, version=policy.version, dtype=policy.model.dtype, writes=True)
+        publish_to_disk(policy, run=work, version=policy.version, dtype=policy.model.dtype, ranks=Ranks.current())
         seconds.append(time.perf_counter() - started)
     return seconds[1:]

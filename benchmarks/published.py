@@ -25,6 +25,10 @@ class ModelPolicy:
         """Under their Hugging Face names."""
         return ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
 
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All of them: there is one rank."""
+        return self.named_full_tensors()
+
     def save_model_config(self, directory: Path) -> None:
         """Write config.json."""
         self.model.config.save_pretrained(directory)

@@ -44,7 +44,7 @@ def _of_size(layers: int, hidden: int, vocabulary: int, *, rounds: int) -> list[
             stack.enter_context(configured_server(path, path / "model", number, **sglang)) for number in range(SERVERS)
         ]
         policy = ModelPolicy(AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32))
-        publish_to_disk(policy, run=path, version=1, dtype=DTYPE, writes=True)
+        publish_to_disk(policy, run=path, version=1, dtype=DTYPE, ranks=Ranks.current())
         for mode in MODES:
             with _publisher(policy, addresses, path, mode) as publisher:
                 versions = count(2)

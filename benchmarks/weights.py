@@ -10,8 +10,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from areal_trainer.ranks import Ranks
 from areal_trainer.weights.disk import publish_to_disk
-from benchmarks import updates
+from benchmarks import publishing, updates
 from benchmarks.measure import Comparison, by_turns, rate
 from benchmarks.models import save_qwen3
 from benchmarks.published import DTYPE, ModelPolicy, copy_published
@@ -20,7 +21,8 @@ from benchmarks.published import DTYPE, ModelPolicy, copy_published
 def run(*, small: bool, rounds: int) -> list[Comparison]:
     """GB/s; the baseline copies the file and makes the copy durable. ``small`` leaves the servers out."""
     disable_progress_bar()
-    return _files(small=small, rounds=rounds) + ([] if small else updates.run(rounds=rounds))
+    files = _files(small=small, rounds=rounds) + publishing.run(small=small, rounds=rounds)
+    return files + ([] if small else updates.run(rounds=rounds))
 
 
 def _files(*, small: bool, rounds: int) -> list[Comparison]:
@@ -47,7 +49,7 @@ def _files(*, small: bool, rounds: int) -> list[Comparison]:
 
 
 def _publish(policy: ModelPolicy, run: Path) -> Path:
-    return publish_to_disk(policy, run=run, version=1, dtype=DTYPE, writes=True)
+    return publish_to_disk(policy, run=run, version=1, dtype=DTYPE, ranks=Ranks.current())
 
 
 def _load(receiver: PreTrainedModel, directory: Path) -> None:

@@ -335,6 +335,11 @@ class PPOActorConfig(TrainEngineConfig):
         "trainer's choice (R3).",
     )
     weight_update_mode: Literal["disk", "distributed"] = Field("disk", description="How new weights reach the servers.")
+    weight_deltas: bool = Field(
+        False,
+        description="With storage.shared false, whether servers that hold the version before download only what "
+        "changed since. Every version is also published as a whole, for all other servers.",
+    )
     max_logprob_diff: float = Field(
         1.0,
         gt=0,

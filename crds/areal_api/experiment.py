@@ -316,6 +316,13 @@ def _placement_problems(spec: ExperimentSpec) -> list[str]:
             f"actor.weight_update_mode is distributed, servers.device {servers.device}, trainer.device "
             f"{trainer.device}; a broadcast needs one kind of device: set weight_update_mode=disk"
         )
+    if actor.weight_deltas and (actor.weight_update_mode != "disk" or spec.storage.shared):
+        shared = str(spec.storage.shared).lower()
+        problems.append(
+            f"actor.weight_deltas is true, actor.weight_update_mode {actor.weight_update_mode}, storage.shared {shared}"
+            "; only servers that download files get deltas: set weight_update_mode=disk and storage.shared=false, or "
+            "weight_deltas=false"
+        )
     return problems
 
 

@@ -47,6 +47,10 @@ class ChangingModel:
         for name, parameter in self._model.named_parameters():
             yield name, parameter.detach()
 
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All of them: there is one rank."""
+        return self.named_full_tensors()
+
     def save_model_config(self, directory: Path) -> None:
         """Write config.json."""
         self._model.config.save_pretrained(directory)

@@ -3,11 +3,16 @@
 ``POST names.SERVER_WEIGHTS_PATH {"url": …, "version": "v7", "files": {name: {"size": …, "xxh3_128": …}}}`` downloads
 the files while the server keeps generating, and answers ``{"path": …}`` for /update_weights_from_disk. SGLang's check
 of the API key applies to the route, so only the trainer names the URL.
+
+``"deltas": {name: {"base": xxh3_128, "size": …, "xxh3_128": …}}`` offers ``<name>.delta`` for some of the files. A
+server that holds a file of that name with the base's checksum downloads the delta instead. Either way a file is kept
+only if it has the checksum in ``files``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import threading
@@ -18,11 +23,16 @@ from typing import Any
 
 import xxhash
 
+from areal_server.apply_delta import apply_delta
+
+logger = logging.getLogger(__name__)
 FOLDER = Path("/tmp/areal-weights")
+DELTA = ".delta"  # suffix
 LISTING = "files.json"  # in a downloaded version: what it consists of
 MAX_FILES = 10_000
 CHUNK = 4 << 20
 TIMEOUT_S = 60.0  # to connect, and between two parts of a file
+Files = dict[str, dict[str, Any]]
 _VERSION, _NAME = re.compile(r"v[0-9]{1,12}"), re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 
@@ -39,22 +49,63 @@ class DownloadedWeights:
     def fetch(self, request: Mapping[str, Any]) -> Path:
         """The folder with a version. Raises ``ValueError`` for a request or a file that is wrong, else ``OSError``.
 
-        Deletes the version before, which is loaded: the disk holds one version.
+        Turns the version before, which is loaded, into this one, or deletes it: the disk holds one version.
         """
-        url, version, files = _checked(request)
+        url, version, files, deltas = _checked(request)
         with self._lock:
             target = self._folder / version
             listing = json.dumps(files, sort_keys=True)
             if target.is_dir() and (target / LISTING).read_text(encoding="utf-8") == listing:
                 return target
-            shutil.rmtree(self._folder, ignore_errors=True)
             partial = self._folder / f".{version}.partial"
-            partial.mkdir(parents=True)
+            held = self._take_held(partial)
+            for name in held.keys() - files.keys():
+                (partial / name).unlink()
+            base_url = f"{url.rstrip('/')}/{version}"
             for name, expected in files.items():
-                self._download(f"{url.rstrip('/')}/{version}/{name}", partial / name, expected)
+                checksum = expected["xxh3_128"]
+                if held.get(name) == checksum:
+                    continue
+                delta = deltas.get(name)
+                if delta is not None and held.get(name) == delta["base"]:
+                    try:
+                        self._patch(f"{base_url}/{name}{DELTA}", partial / name, delta, checksum)
+                        continue
+                    except (ValueError, OSError) as error:
+                        logger.warning("%s of %s is downloaded as a whole: %s", name, version, error)
+                self._download(f"{base_url}/{name}", partial / name, expected)
             (partial / LISTING).write_text(listing, encoding="utf-8")
             partial.rename(target)
             return target
+
+    def _take_held(self, partial: Path) -> dict[str, str]:
+        """Make the version that is held the partial one, and delete everything else: checksums by file.
+
+        A crash then leaves no version that looks complete.
+        """
+        found = [path for path in self._folder.glob("v*") if (path / LISTING).is_file()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            if path not in found[:1]:
+                shutil.rmtree(path, ignore_errors=True)
+        if not found:
+            partial.mkdir()
+            return {}
+        held = json.loads((found[0] / LISTING).read_text(encoding="utf-8"))
+        found[0].rename(partial)
+        (partial / LISTING).unlink()
+        return {name: str(entry["xxh3_128"]) for name, entry in held.items()}
+
+    def _patch(self, url: str, file: Path, delta: dict[str, Any], checksum: str) -> None:
+        """Bring a file to the next version in place. Raises ``ValueError`` unless it then has the checksum."""
+        downloaded = file.with_name(f"{file.name}{DELTA}")
+        try:
+            self._download(url, downloaded, delta)
+            apply_delta(downloaded, file)
+        finally:
+            downloaded.unlink(missing_ok=True)
+        if checksum_of(file) != checksum:
+            raise ValueError(f"{url} does not lead to the file that the manifest lists")
 
     def _download(self, url: str, file: Path, expected: dict[str, Any]) -> None:
         left, digest = int(expected["size"]), xxhash.xxh3_128()
@@ -70,8 +121,17 @@ class DownloadedWeights:
             raise ValueError(f"{url} differs from its manifest: {left} bytes are missing, or the checksum is another")
 
 
-def _checked(request: Mapping[str, Any]) -> tuple[str, str, dict[str, dict[str, Any]]]:
-    """URL, version and files of a request."""
+def checksum_of(file: Path) -> str:
+    """The xxh3_128 of a file."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _checked(request: Mapping[str, Any]) -> tuple[str, str, Files, Files]:
+    """URL, version, files and deltas of a request."""
     url, version, files = (request.get(key) for key in ("url", "version", "files"))
     if not isinstance(url, str) or not url.startswith("http://"):
         raise ValueError(f"the URL {str(url)[:200]!r} is not http://…")
@@ -79,10 +139,21 @@ def _checked(request: Mapping[str, Any]) -> tuple[str, str, dict[str, dict[str, 
         raise ValueError(f"the version {str(version)[:50]!r} is not v<number>")
     if not isinstance(files, dict) or not 0 < len(files) <= MAX_FILES:
         raise ValueError(f"files is not a mapping of 1 to {MAX_FILES} names")
+    _check_entries(files)
+    deltas = request.get("deltas", {})
+    if not isinstance(deltas, dict) or not deltas.keys() <= files.keys():
+        raise ValueError("deltas is not a mapping of names in files")
+    _check_entries(deltas)
+    for name, delta in deltas.items():
+        if not isinstance(delta.get("base"), str):
+            raise ValueError(f"the delta of {name} names no base")
+    return url, version, files, deltas
+
+
+def _check_entries(files: Mapping[str, Any]) -> None:
     for name, expected in files.items():
         if not _NAME.fullmatch(name) or name == LISTING:
             raise ValueError(f"the file name {name[:200]!r} is not allowed")
         known = isinstance(expected, dict) and isinstance(expected.get("size"), int)
         if not known or not isinstance(expected.get("xxh3_128"), str):
             raise ValueError(f"{name} lacks a size or a checksum")
-    return url, version, files

@@ -119,6 +119,9 @@ class ChangingModel:
         for name, parameter in self._model.named_parameters():
             yield name, parameter.detach()
 
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.named_full_tensors()
+
     def save_model_config(self, directory: Path) -> None:
         self._model.config.save_pretrained(directory)
 

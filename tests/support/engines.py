@@ -18,6 +18,7 @@ import torch
 from areal_api.config import RolloutConfig
 from areal_api.generation import GenerationHyperparameters
 from areal_trainer.engine import ModelRequest, ModelResponse, RemoteSGLangEngine
+from areal_trainer.ranks import Ranks
 from areal_trainer.servers.control import ServerTimings
 from areal_trainer.servers.fleet import ServerStatus
 from areal_trainer.weights.disk import publish_to_disk
@@ -31,12 +32,14 @@ TIMEOUT_S = 30.0  # of what is immediate on an idle machine
 FAST = ServerTimings(probe_period_s=0.05, max_backoff_s=0.05, retry_wait_s=0.01)
 
 
-def publish_ones(run: Path) -> Path:
-    """A directory of weights as published by the trainer."""
+def publish_ones(run: Path, *, version: int = 0, deltas: bool = False) -> Path:
+    """A directory of weights as published by the trainer: ones, plus the version."""
     policy: Any = SimpleNamespace(
-        named_full_tensors=lambda: iter([("a.weight", torch.ones(4))]), save_model_config=lambda directory: None
+        named_own_tensors=lambda: iter([("a.weight", torch.ones(4) + version)]),
+        save_model_config=lambda directory: None,
     )
-    return publish_to_disk(policy, run=run, version=0, dtype=torch.float32, writes=True)
+    ranks = Ranks.current()
+    return publish_to_disk(policy, run=run, version=version, dtype=torch.float32, ranks=ranks, deltas=deltas)
 
 
 @contextmanager

@@ -74,6 +74,22 @@ CASES = [
         "actor.weight_update_mode is distributed, servers.device cpu, trainer.device cuda",
         "weight_update_mode",
     ),
+    Case(
+        "deltas of weights that are broadcast",
+        {f"{_ACTOR}.weight_deltas": True, f"{_ACTOR}.weight_update_mode": "distributed", "spec.storage.shared": False},
+        "actor.weight_deltas is true, actor.weight_update_mode distributed, storage.shared false",
+        "weight_deltas",
+    ),
+    Case(
+        "deltas for servers that read the volume",
+        {f"{_ACTOR}.weight_deltas": True},
+        "actor.weight_deltas is true, actor.weight_update_mode disk, storage.shared true",
+        "weight_deltas",
+    ),
+    Case(
+        "deltas for servers that download",
+        {f"{_ACTOR}.weight_deltas": True, "spec.storage.shared": False},
+    ),
     Case("weights by disk between devices", {"spec.servers.device": "cpu"}),
     Case(
         "all GPUs of the cluster",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from areal_trainer.ranks import Ranks
 from areal_trainer.servers import broadcast_update
 from areal_trainer.servers.fleet import Target
 from areal_trainer.weights import broadcast
@@ -31,6 +32,9 @@ class LargeModel:
         for number in range(TENSORS):
             yield f"layers.{number}.weight", torch.full((TENSOR_BYTES // 4,), float(number))
 
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.named_full_tensors()
+
     def save_model_config(self, directory: Path) -> None:
         (directory / "config.json").write_text("{}")
 
@@ -45,7 +49,7 @@ class DiscardingBroadcast(broadcast.Broadcast):
 def publish(mode: str, out: Path) -> None:
     model = LargeModel()
     if mode == "disk":
-        weights.publish_to_disk(model, run=out, version=1, dtype=torch.float32, writes=True)
+        weights.publish_to_disk(model, run=out, version=1, dtype=torch.float32, ranks=Ranks.current())
         return
     sender = DiscardingBroadcast(
         model.named_full_tensors, device=torch.device("cpu"), dtype=torch.float32, timeout_s=9.0

@@ -169,6 +169,7 @@ def make_publisher(
         run=run,
         dtype=getattr(torch, dtype),
         ranks=ranks,
+        deltas=config.actor.weight_deltas,
         timeout_s=config.rollout.broadcast_timeout,
     )
 

@@ -46,15 +46,17 @@ class Publisher:
         run: Path,
         dtype: torch.dtype,
         ranks: Ranks,
+        deltas: bool = False,
         timeout_s: float = 120.0,
     ) -> None:
-        """``timeout_s``: of each broadcast."""
+        """``deltas``: also write what changed since the version before. ``timeout_s``: of each broadcast."""
         self._policy = policy
         self._engine = engine
         self._mode = mode
         self._run = run
         self._dtype = dtype
         self._ranks = ranks
+        self._deltas = deltas
         self._pending: Future[None] | None = None
         self._tensors: Iterator[tuple[str, torch.Tensor]] = iter(())  # not yet gathered by the current broadcast
         self._broadcast = Broadcast(lambda: self._tensors, device=ranks.device, dtype=dtype, timeout_s=timeout_s)
@@ -89,7 +91,7 @@ class Publisher:
     def write(self, version: int) -> WeightUpdate:
         """Write the policy's weights as ``version`` without notifying the servers. Collective."""
         path = publish_to_disk(
-            self._policy, run=self._run, version=version, dtype=self._dtype, writes=self._ranks.is_first
+            self._policy, run=self._run, version=version, dtype=self._dtype, ranks=self._ranks, deltas=self._deltas
         )
         return WeightUpdate(version, path=path)
 
@@ -106,6 +108,6 @@ class Publisher:
             logger.warning("v%d is published through files: %s", version, error)
             published = False
         finally:
-            for _ in self._tensors:  # every rank must gather every tensor, even after an aborted broadcast
+            for _ in self._tensors:  # every rank must send its part of every tensor, even after an aborted broadcast
                 pass
         return self._ranks.from_first(published)

@@ -59,6 +59,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def local_size(self) -> int:
+        """Ranks on this node."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+
+    @property
     def data_rank(self) -> int:
         """Number of this rank's share of the sequences."""
         return self.rank // self.sharing

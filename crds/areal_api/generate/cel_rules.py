@@ -181,6 +181,11 @@ RULES = (
     ),
     Rule(
         "spec",
+        "!self.config.actor.weight_deltas || (self.config.actor.weight_update_mode == 'disk' && !self.storage.shared)",
+        "actor.weight_deltas needs actor.weight_update_mode disk and storage.shared false; set it to false",
+    ),
+    Rule(
+        "spec",
         f"!({_is_set(f'{_CLUSTER}.n_nodes')} && {_PER_NODE}) || "
         f"{_SERVER_GPUS} + {_TRAINER_GPUS} <= {_CLUSTER}.n_nodes * {_CLUSTER}.n_gpus_per_node",
         "servers and trainer need more GPUs than cluster.n_nodes × cluster.n_gpus_per_node",

@@ -12,6 +12,7 @@ from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 
 PUBLISHED_VERSIONS = 3  # two are kept while a third is being written
+DELTA_SHARE = 0.5  # of a file: a larger delta is not kept
 RECOVERY_BYTES = 12  # per parameter: float32 weight and Adam's two moments
 RECOVERY_BYTES_SGD = 4
 LOGS_BYTES = 256 * 2**20  # logs and statistics of an ordinary run
@@ -42,6 +43,8 @@ def disk_use(shape: ModelShape, config: GRPOConfig, *, steps_per_epoch: int | No
     """
     model = shape.parameters * BYTES_OF_DTYPE[config.actor.dtype]
     published = PUBLISHED_VERSIONS * model if config.actor.weight_update_mode == "disk" else model
+    if config.actor.weight_deltas:
+        published += int(DELTA_SHARE * published)
     per_parameter = RECOVERY_BYTES if config.actor.optimizer.type == "adam" else RECOVERY_BYTES_SGD
     recovery = 0
     if config.recover.mode != "disabled":

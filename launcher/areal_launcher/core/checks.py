@@ -90,6 +90,7 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, cores: int) -> None:
     """Run all checks that hold in every place. ``cores``: that a server on cpu may use."""
     config = spec.config
     check_programs(spec)
+    check_downloads(spec)
     check_code(spec.code)
     check_script(spec.trainer.script, spec.code)
     check_model("actor.path", config.actor.path)
@@ -105,6 +106,15 @@ def check_experiment(spec: ExperimentSpec, *, run: Path, cores: int) -> None:
     for one in config.held_out:
         check_dataset(f"{one.key}.path", one.dataset.path)
     check_run_directory(run)
+
+
+def check_downloads(spec: ExperimentSpec) -> None:
+    """Only servers in pods can be without the run directory, and download what is published."""
+    if spec.config.actor.weight_deltas:
+        raise ValueError(
+            "actor.weight_deltas is true, but here the servers read published weights from the run directory, so "
+            "nothing is downloaded; set it to false"
+        )
 
 
 def check_programs(spec: ExperimentSpec) -> None:

@@ -20,6 +20,7 @@ from areal_launcher.core.servers import Server
 from areal_launcher.places.local.place import LocalPlace
 from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.model.policy import Policy
+from areal_trainer.ranks import Ranks
 from areal_trainer.rollout.make_workflow import vocabulary_size
 from areal_trainer.servers.client import Client
 from areal_trainer.weights.disk import WeightUpdate, latest_published, publish_to_disk
@@ -81,7 +82,7 @@ def test_weights_that_are_not_of_the_models_shape_are_not_published(
     policy = Policy(actor_config(save_tiny_model(tmp_path / "model")), device="cpu", total_steps=1, seed=1)
     policy.model.causal_lm.model.norm.weight = parameter
     with pytest.raises(RuntimeError, match=message):
-        publish_to_disk(policy, run=tmp_path, version=1, dtype=torch.float32, writes=True)
+        publish_to_disk(policy, run=tmp_path, version=1, dtype=torch.float32, ranks=Ranks.current())
     assert latest_published(tmp_path) is None
 
 

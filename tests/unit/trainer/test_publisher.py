@@ -23,6 +23,9 @@ class CountingPolicy:
             self.gathered += 1
             yield name, torch.ones(4)
 
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.named_full_tensors()
+
     def save_model_config(self, directory: Path) -> None:
         pass
 

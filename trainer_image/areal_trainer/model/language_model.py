@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
@@ -30,6 +30,7 @@ from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
 from areal_trainer.model.context_parallel import SharedPass, over_heads
 from areal_trainer.model.experts import LoadBalance, routers
+from areal_trainer.model.gathering import balanced, gathered
 from areal_trainer.model.layout import Cost, Layout
 from areal_trainer.model.lora import add_adapters, merged_parameters, write_adapters
 from areal_trainer.model.onednn_linear import use_faster_linear
@@ -160,23 +161,36 @@ class LanguageModel(nn.Module):
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every parameter unsharded, in ``dtype``, under its Hugging Face name; tied ones once. Collective.
 
-        Experts, one tensor in memory, are a matrix each, as in published files.
-
-        Adapters are merged. Raises ``RuntimeError`` if a parameter is missing or changed its shape, which servers would
-        not notice.
+        Only rank 0 gets them: on the others the iterator is empty, but must be consumed. Experts, one tensor in memory,
+        are a matrix each, as in published files. Adapters are merged. Raises ``RuntimeError`` if a parameter is missing
+        or changed its shape, which servers would not notice.
         """
-        missing = set(self._shapes)
-        for name, tensor in merged_parameters(self.causal_lm, self._whole, self.dtype):
-            if tensor.shape != self._shapes.get(name):
-                raise RuntimeError(f"{name} is {list(tensor.shape)}, but was loaded as {self._shapes.get(name)}")
-            missing.remove(name)
-            yield from self._names.tensors(name, tensor)
+        return self._named_tensors(dict.fromkeys(self._shapes, 0))
+
+    def named_own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The same, but each tensor on one of the ranks, so that all have about as much. Collective."""
+        sizes = {name: shape.numel() for name, shape in self._shapes.items()}
+        return self._named_tensors(balanced(sizes, self._ranks.world_size))
+
+    def _named_tensors(self, owners: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+        """Yield those parameters that this rank gets by ``owners``. One at a time is gathered, in their order."""
+        parameters = merged_parameters(self.causal_lm)
+        for name, merged in parameters.items():
+            if merged.parameter.shape != self._shapes.get(name):
+                found = list(merged.parameter.shape)
+                raise RuntimeError(f"{name} is {found}, but was loaded as {self._shapes.get(name)}")
+        missing = self._shapes.keys() - parameters.keys()
         if missing:
             raise RuntimeError(f"the model has lost {', '.join(sorted(missing))}")
+        for name, owner in owners.items():
+            gather = partial(gathered, to=owner, device=self.device)
+            tensor = parameters[name].whole(gather, self.dtype)
+            if tensor is not None:
+                yield from self._names.tensors(name, tensor)
 
     def write_adapters(self, directory: Path | None, config: LoRAConfig, *, base: str) -> None:
-        """Write the adapters in PEFT's format. Collective; None writes nothing."""
-        write_adapters(self.causal_lm, self._whole, directory, config, base=base)
+        """Write the adapters in PEFT's format. Collective; ``directory`` is None on all ranks but the first."""
+        write_adapters(self.causal_lm, partial(gathered, to=0, device=self.device), directory, config, base=base)
 
     def save_config(self, directory: Path) -> None:
         """Write config.json, with ``dtype`` as the type of the weights, and the model's own generation_config.json.
@@ -190,16 +204,6 @@ class LanguageModel(nn.Module):
         config.to_json_file(directory / "config.json")
         if self._generation_config is not None:
             (directory / GENERATION_CONFIG_NAME).write_bytes(self._generation_config)
-
-    def _whole(self, tensor: Tensor) -> Tensor:
-        """A tensor gathered from all ranks. Offloaded ones must be gathered on the device."""
-        if not isinstance(tensor, DTensor):
-            return tensor
-        tensor = tensor.to(self.device)
-        for dimension in range(tensor.device_mesh.ndim - 1):  # torch warns of redistributing several at once
-            placements = [Replicate() if i <= dimension else old for i, old in enumerate(tensor.placements)]
-            tensor = tensor.redistribute(placements=placements)
-        return tensor.full_tensor()
 
     def _hidden(self, layout: Layout) -> Tensor:
         """Last hidden states of the P tokens of a pass; of this rank's share if ranks divide it."""

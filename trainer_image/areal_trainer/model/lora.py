@@ -5,7 +5,8 @@ Servers know nothing of adapters: what is published and saved as a model is W + 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ ADAPTER_DIR = "adapter"  # in a saved model
 _NAME = "default"  # of the adapter
 _SEED = 1  # of the random A
 
-Gather = Callable[[Tensor], Tensor]
+Gather = Callable[[Tensor], "Tensor | None"]  # of a sharded tensor the whole one, on a rank that wants it
 
 
 def add_adapters(model: PreTrainedModel, config: LoRAConfig, *, section: str) -> None:
@@ -55,36 +56,53 @@ def target_layers(model: PreTrainedModel, config: LoRAConfig, *, section: str) -
     return [name for name in linear if ALL_LINEAR in chosen or name.rpartition(".")[2] in chosen]
 
 
-def merged_parameters(model: nn.Module, gather: Gather, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter of the model as it was before ``add_adapters``, adapters merged, in ``dtype``.
-
-    ``gather`` makes a whole tensor of a sharded one. Collective. Sums are taken in float32 before they are rounded.
-    """
+def merged_parameters(model: nn.Module) -> dict[str, MergedParameter]:
+    """Every parameter of the model as it was before ``add_adapters``, by its name."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    found: dict[str, MergedParameter] = {}
     for name, parameter in model.named_parameters():
-        layer_name, found, rest = name.rpartition(".base_layer.")
-        if not found:
-            if not is_adapter(name):
-                yield name, gather(parameter.detach().to(dtype))
-        elif rest != "weight":
-            yield f"{layer_name}.{rest}", gather(parameter.detach().to(dtype))
-        else:
-            layer = layers[layer_name]
-            a, b = (gather(matrix[_NAME].weight.detach()).float() for matrix in (layer.lora_A, layer.lora_B))
-            whole = gather(parameter.detach()).float()
-            yield f"{layer_name}.weight", torch.addmm(whole, b, a, alpha=layer.scaling[_NAME]).to(dtype)
+        layer_name, adapted, rest = name.rpartition(".base_layer.")
+        if adapted:
+            found[f"{layer_name}.{rest}"] = MergedParameter(parameter, layers[layer_name] if rest == "weight" else None)
+        elif not is_adapter(name):
+            found[name] = MergedParameter(parameter, None)
+    return found
+
+
+@dataclass(frozen=True)
+class MergedParameter:
+    """A parameter with the adapters that are merged into it, None without."""
+
+    parameter: nn.Parameter
+    layer: LoraLayer | None
+
+    def whole(self, gather: Gather, dtype: torch.dtype) -> Tensor | None:
+        """The tensor in ``dtype`` where ``gather`` makes one of a sharded tensor, and None elsewhere. Collective.
+
+        Sums are taken in float32 before they are rounded.
+        """
+        if self.layer is None:
+            return gather(self.parameter.detach().to(dtype))
+        a, b = (gather(matrix[_NAME].weight.detach()) for matrix in (self.layer.lora_A, self.layer.lora_B))
+        whole = gather(self.parameter.detach())
+        if whole is None or a is None or b is None:
+            return None
+        scaling = self.layer.scaling[_NAME]
+        return torch.addmm(whole.float(), b.float(), a.float(), alpha=scaling).to(dtype)
 
 
 def write_adapters(model: nn.Module, gather: Gather, directory: Path | None, config: LoRAConfig, *, base: str) -> None:
-    """Write the adapters in PEFT's format, for ``PeftModel.from_pretrained``. Collective; None writes nothing.
+    """Write the adapters in PEFT's format, for ``PeftModel.from_pretrained``. Collective.
 
-    ``base`` is the model that they belong to.
+    ``directory`` is None where ``gather`` returns nothing. ``base`` is the model that they belong to.
     """
-    tensors = {
-        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": gather(parameter.detach()).float().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if is_adapter(name)
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            whole = gather(parameter.detach())
+            if whole is not None:
+                saved_name = f"base_model.model.{name.replace(f'.{_NAME}.', '.')}"
+                tensors[saved_name] = whole.float().cpu().contiguous()
     if directory is None:
         return
     directory.mkdir()

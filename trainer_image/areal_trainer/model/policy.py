@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,36 +247,37 @@ class Policy(LogprobModel):
         self._fill_optimizer_state()
 
     def named_full_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor unsharded, on the device, in ``actor.dtype``, by its Hugging Face name; tied ones once.
+        """Yield every tensor unsharded on rank 0, in ``actor.dtype``, under its Hugging Face name; tied ones once.
 
-        Collective: every rank must consume the whole iterator. Only one tensor is gathered at a time.
+        Collective: every rank must consume the whole iterator, which yields nothing on the others. Only one tensor is
+        gathered at a time.
         """
         return self.model.named_full_tensors()
+
+    def named_own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The same, but each tensor on one of the ranks: what this rank writes to files. Collective."""
+        return self.model.named_own_tensors()
 
     def save_model_config(self, directory: Path) -> None:
         """Write config.json and generation_config.json."""
         self.model.save_config(directory)
 
     def save_hf(self, directory: Path) -> None:
-        """Write a Hugging Face checkpoint with tokenizer, in ``actor.dtype``. Collective; rank 0 writes.
+        """Write a Hugging Face checkpoint with tokenizer, in ``actor.dtype``. Collective; every rank writes its part.
 
         With adapters the model has them merged, and ``adapter/`` has them in PEFT's format.
 
         The directory appears under its name when it is complete; an older one of that name is replaced. Raises
-        ``NonFiniteWeightsError`` for weights that are not finite.
+        ``NonFiniteWeightsError`` on every rank for weights that are not finite.
         """
-        if self._ranks.is_first:
-            partial = directory.with_name(f".{directory.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write_model(self, partial, self.model.dtype)
+        first = self._ranks.is_first
+        partial = directory.with_name(f".{directory.name}.partial")
+        write_model(self, partial, dtype=self.model.dtype, ranks=self._ranks)
+        if first:
             load_hf_tokenizer(self.tokenizer_path).save_pretrained(partial)
-            self._write_adapters(partial / ADAPTER_DIR)
+        self._write_adapters(partial / ADAPTER_DIR if first else None)
+        if first:
             replace_directory(partial, directory)
-        else:
-            for _ in self.named_full_tensors():
-                pass
-            self._write_adapters(None)
         self._ranks.barrier()
 
     def state_dict(self) -> dict[str, Any]:

@@ -98,8 +98,9 @@ class ServerControl:
         if self._weights_url is None or not (target.path / MANIFEST).is_file():
             # A path that does not exist here is a name on the Hugging Face hub.
             return str(target.path.absolute() if target.path.exists() else target.path)
-        files = json.loads(await asyncio.to_thread((target.path / MANIFEST).read_text))["files"]
-        body = {"url": self._weights_url, "version": target.path.name, "files": files}
+        manifest = json.loads(await asyncio.to_thread((target.path / MANIFEST).read_text))
+        body = {"url": self._weights_url, "version": target.path.name, "files": manifest["files"]}
+        body["deltas"] = manifest.get("deltas", {})  # an older release wrote none
         answer = await self.post(server, names.SERVER_WEIGHTS_PATH, body, timeout_s=self.limits.weight_load_s)
         return str(answer["path"])
 

@@ -1,6 +1,7 @@
 """Publishing weights to the servers through files.
 
-A version is written to a temporary directory and renamed when complete. Servers only load directories with final names.
+Every rank writes its part of a version to a temporary directory, which is renamed when complete. Servers only load
+directories with final names.
 """
 
 from __future__ import annotations
@@ -8,33 +9,52 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import xxhash
 
 from areal_api import names
+from areal_api.sizing.disk import DELTA_SHARE
+from areal_trainer.ranks import Ranks
 from areal_trainer.weights.broadcast import Broadcast
-from areal_trainer.weights.finite import require_finite
+from areal_trainer.weights.delta import SUFFIX, write_delta
+from areal_trainer.weights.finite import NonFiniteWeightsError, require_finite
 from areal_trainer.weights.safetensors_writer import save_file
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
-SHARD_BYTES = 2 << 30  # bounds the host memory of publishing
+SINGLE = "model.safetensors"
+SHARD_BYTES = 2 << 30  # bounds the host memory of publishing on a node
 
 
 class Publishable(Protocol):
     """The part of a policy that publishing uses."""
 
     def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every tensor unsharded, one at a time, under its Hugging Face name. Collective."""
+        """Yield every tensor unsharded on rank 0, one at a time, under its Hugging Face name. Collective."""
+        ...
+
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same, but each tensor on one of the ranks: those that this rank writes. Collective."""
         ...
 
     def save_model_config(self, directory: Path) -> None:
         """Write config.json and generation_config.json."""
         ...
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The files with tensors of one rank."""
+
+    checksums: dict[str, str]  # by file
+    sizes: dict[str, int]  # bytes, by file
+    weight_map: dict[str, str]  # tensor → file
+    tensor_bytes: int
 
 
 @dataclass(frozen=True)
@@ -50,42 +70,59 @@ class WeightUpdate:
             raise ValueError(f"WeightUpdate of version {self.version} has neither path nor broadcast; give one")
 
 
-def publish_to_disk(policy: Publishable, *, run: Path, version: int, dtype: torch.dtype, writes: bool) -> Path:
-    """Write ``weights/v<version>/`` atomically and durably, and return it. Collective over the policy's ranks.
+def publish_to_disk(
+    policy: Publishable, *, run: Path, version: int, dtype: torch.dtype, ranks: Ranks, deltas: bool = False
+) -> Path:
+    """Write ``weights/v<version>/`` atomically and durably, and return it. Collective; every rank writes its part.
 
-    ``writes`` is True on the rank that writes; the others only take part in gathering the tensors. Keeps the last two
-    versions. Raises ``NonFiniteWeightsError``, and publishes nothing, for weights that ``dtype`` cannot hold.
+    ``deltas`` adds to each file what changed since the version before, if that is here and less than ``DELTA_SHARE``.
+    The version is complete once this returns on rank 0. Keeps the last two versions. Raises ``NonFiniteWeightsError``
+    on every rank, and publishes nothing, for weights that ``dtype`` cannot hold; ``OSError`` if a rank cannot write.
     """
     target = names.weights_version_dir(run, version)
-    if not writes:
-        for _ in policy.named_full_tensors():
-            pass
-        return target
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    checksums = write_model(policy, partial, dtype)
-    write_manifest(partial, version, checksums)
-    replace_directory(partial, target)
-    _prune(names.weights_dir(run), keep=(version - 1, version))
+    checksums = write_model(policy, partial, dtype=dtype, ranks=ranks)
+    before = names.weights_version_dir(run, version - 1)
+    changes = _write_deltas(before, partial, ranks) if deltas else {}
+    if ranks.is_first:
+        write_manifest(partial, version, checksums, deltas=changes)
+        replace_directory(partial, target)
+        _prune(names.weights_dir(run), keep=(version - 1, version))
     return target
 
 
-def write_model(policy: Publishable, directory: Path, dtype: torch.dtype) -> dict[str, str]:
-    """Write configuration and tensors of a Hugging Face model; return the checksum of each file with tensors.
+def write_model(policy: Publishable, directory: Path, *, dtype: torch.dtype, ranks: Ranks) -> dict[str, str]:
+    """Write configuration and tensors of a Hugging Face model to a new directory. Collective.
 
-    Raises ``NonFiniteWeightsError`` for weights that are not finite in ``dtype``.
+    Returns on rank 0 the checksum of each file with tensors. Raises on every rank what one of them raised:
+    ``NonFiniteWeightsError`` for weights that are not finite in ``dtype``, or ``OSError``.
     """
-    policy.save_model_config(directory)
-    return _write_shards(policy.named_full_tensors(), directory, dtype)
+    _on_every(ranks, lambda: _empty(directory) if ranks.is_first else None)
+    parts = _on_every(ranks, lambda: _own_files(policy.named_own_tensors(), directory, dtype, ranks))
+
+    def complete() -> dict[str, str]:
+        if not ranks.is_first:
+            return {}
+        _require_written(directory, parts)
+        policy.save_model_config(directory)
+        return _write_index(directory, parts)
+
+    return next(iter(_on_every(ranks, complete)), {})
 
 
 def verify_published(directory: Path) -> None:
-    """Raise ``ValueError`` if a file is missing or differs from the manifest in size or checksum."""
+    """Raise ``ValueError`` for a file that is missing or differs from the manifest in size or checksum.
+
+    Also for tensors that the manifest does not list: servers would load them.
+    """
     manifest = directory / MANIFEST
     if not manifest.is_file():
         raise ValueError(f"{directory} has no {MANIFEST}: it is not a published version")
-    for name, expected in json.loads(manifest.read_text())["files"].items():
+    listed = json.loads(manifest.read_text())["files"]
+    foreign = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in listed)
+    if foreign:
+        raise ValueError(f"{directory / foreign[0]} is not in the manifest: it belongs to another version")
+    for name, expected in listed.items():
         file = directory / name
         size = file.stat().st_size if file.is_file() else None
         if size != expected["size"]:
@@ -123,48 +160,142 @@ def replace_directory(partial: Path, target: Path) -> None:
     _fsync(target.parent)
 
 
-def _write_shards(tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, dtype: torch.dtype) -> dict[str, str]:
-    """Write the tensors; return the checksum of each file."""
+def _on_every(ranks: Ranks, action: Callable[[], T]) -> list[T]:
+    """The results of all ranks, on rank 0. Raises on every rank what one of them raises. Collective."""
+    result: T | Exception
+    try:
+        result = action()
+    except (OSError, NonFiniteWeightsError) as error:
+        result = error
+    results = ranks.gather_from_all(result)
+    failure = ranks.from_first(next((one for one in results if isinstance(one, Exception)), None))
+    if failure is not None:
+        raise failure
+    return results
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _own_files(
+    tensors: Iterator[tuple[str, torch.Tensor]], directory: Path, dtype: torch.dtype, ranks: Ranks
+) -> _Written:
+    """Write the tensors of this rank."""
+    try:
+        return _write_shards(tensors, directory, dtype, ranks)
+    finally:
+        for _ in tensors:  # after a failure, too: the other ranks need this one's part of theirs
+            pass
+
+
+def _write_deltas(before: Path, directory: Path, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """On rank 0 the manifest's entries of all deltas to the version in ``before``. Collective; each rank its files."""
+
+    def own() -> dict[str, dict[str, Any]]:
+        if not (before / MANIFEST).is_file():
+            return {}
+        bases = json.loads((before / MANIFEST).read_text())["files"]
+        files = sorted(directory.glob(f"{_prefix(ranks.rank)}*.safetensors"))
+        if ranks.is_first and (directory / SINGLE).exists():
+            files.append(directory / SINGLE)
+        found: dict[str, dict[str, Any]] = {}
+        for file in files:
+            delta = file.with_name(f"{file.name}{SUFFIX}")
+            if file.name in bases and write_delta(before / file.name, file, delta, limit=DELTA_SHARE):
+                found[file.name] = _described(delta) | {"base": bases[file.name]["xxh3_128"]}
+        return found
+
+    return {name: entry for part in _on_every(ranks, own) for name, entry in part.items()}
+
+
+def _write_shards(
+    tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, dtype: torch.dtype, ranks: Ranks
+) -> _Written:
+    limit = SHARD_BYTES // ranks.local_size
     shard: dict[str, torch.Tensor] = {}
-    checksums: list[str] = []
-    index: dict[str, int] = {}
+    written = _Written({}, {}, {}, 0)
     size = total = 0
+
+    def save() -> None:
+        file = directory / f"{_prefix(ranks.rank)}{len(written.checksums) + 1:05d}.safetensors"
+        written.checksums[file.name] = save_file(shard, file, dtype=dtype)
+        written.sizes[file.name] = file.stat().st_size
+        written.weight_map.update(dict.fromkeys(shard, file.name))
+        shard.clear()
+
     for name, tensor in tensors:
         require_finite(name, tensor, dtype)
-        converts = (
-            tensor.is_floating_point() and tensor.device.type != "cpu"
-        )  # host tensors are converted by the writer
+        # Host tensors are converted by the writer.
+        converts = tensor.is_floating_point() and tensor.device.type != "cpu"
         host = tensor.detach().to(dtype if converts else tensor.dtype).cpu()
         nbytes = host.numel() * (dtype if host.is_floating_point() else host.dtype).itemsize
-        if shard and size + nbytes > SHARD_BYTES:
-            checksums.append(save_file(shard, directory / _shard_name(len(checksums)), dtype=dtype))
-            shard, size = {}, 0
+        if shard and size + nbytes > limit:
+            save()
+            size = 0
         shard[name] = host
-        index[name] = len(checksums)
         size += nbytes
         total += nbytes
-    checksums.append(save_file(shard, directory / _shard_name(len(checksums)), dtype=dtype))
+    if shard:
+        save()
+    return replace(written, tensor_bytes=total)
+
+
+def _prefix(rank: int) -> str:
+    return f"model-{rank + 1:05d}-"
+
+
+def _require_written(directory: Path, written: Sequence[_Written]) -> None:
+    """Raise ``OSError`` for a file that is not what a rank wrote."""
+    for rank, part in enumerate(written):
+        for name, size in part.sizes.items():
+            file = directory / name  # asked for by name: NFS may list a directory as it was a minute ago
+            found = file.stat().st_size if file.is_file() else None
+            if found != size:
+                raise OSError(
+                    f"rank {rank} wrote {size} bytes to {file}, but rank 0 finds {found}; all nodes of the trainer "
+                    "must see the same cluster.fileroot"
+                )
+    expected = {name for part in written for name in part.sizes}
+    foreign = sorted(path.name for path in directory.iterdir() if path.name not in expected)
+    if foreign:
+        raise OSError(f"{directory / foreign[0]} was written by no rank; does another run use this run directory?")
+
+
+def _write_index(directory: Path, written: Sequence[_Written]) -> dict[str, str]:
+    """Write the index, which a single file does not need; return the checksum of each file with tensors."""
+    checksums = {name: checksum for part in written for name, checksum in part.checksums.items()}
     if len(checksums) == 1:
-        (directory / _shard_name(0)).rename(directory / "model.safetensors")
-        return {"model.safetensors": checksums[0]}
-    weight_map = {name: _shard_name(number) for name, number in index.items()}
+        [(name, checksum)] = checksums.items()
+        (directory / name).rename(directory / SINGLE)
+        return {SINGLE: checksum}
+    weight_map = {tensor: file for part in written for tensor, file in part.weight_map.items()}
+    total = sum(part.tensor_bytes for part in written)
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
     (directory / "model.safetensors.index.json").write_text(text)
-    return {_shard_name(number): checksum for number, checksum in enumerate(checksums)}
+    return checksums
 
 
-def _shard_name(number: int) -> str:
-    return f"model-{number + 1:05d}.safetensors"
+def write_manifest(
+    directory: Path,
+    version: int,
+    checksums: Mapping[str, str],
+    *,
+    deltas: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write sizes and checksums of all files. ``checksums``: those that are known already.
+
+    ``deltas``: by file the size and checksum of its delta, and the checksum of the delta's base.
+    """
+    found = {path.name for path in directory.iterdir() if path.is_file() and path.suffix != SUFFIX} | checksums.keys()
+    files = {name: _described(directory / name, checksums.get(name)) for name in sorted(found)}
+    content = {"version": version, "files": files, "deltas": dict(deltas or {})}
+    (directory / MANIFEST).write_text(json.dumps(content, indent=1))
 
 
-def write_manifest(directory: Path, version: int, checksums: Mapping[str, str]) -> None:
-    """Write sizes and checksums of all files. ``checksums``: those that are known already."""
-    files = {
-        path.name: {"size": path.stat().st_size, "xxh3_128": checksums.get(path.name) or _checksum(path)}
-        for path in sorted(directory.iterdir())
-        if path.is_file()
-    }
-    (directory / MANIFEST).write_text(json.dumps({"version": version, "files": files}, indent=1))
+def _described(file: Path, checksum: str | None = None) -> dict[str, Any]:
+    return {"size": file.stat().st_size, "xxh3_128": checksum or _checksum(file)}
 
 
 def _checksum(file: Path) -> str:

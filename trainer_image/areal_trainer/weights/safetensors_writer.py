@@ -49,7 +49,7 @@ def save_file(tensors: Mapping[str, torch.Tensor], file: Path, *, dtype: torch.d
     size = len(head) + sum(tensors[name].numel() * types[name].itemsize for name in names)
     with file.open("wb", buffering=0) as stream:
         handle = stream.fileno()
-        _reserve(handle, size)
+        _reserve(handle, size, file)
         started = written = 0
         for piece in chain([memoryview(head)], _pieces([(tensors[name], types[name]) for name in names])):
             digest.update(piece)
@@ -87,9 +87,12 @@ def _write(handle: int, data: memoryview) -> None:
         data = data[os.write(handle, data) :]
 
 
-def _reserve(handle: int, size: int) -> None:
+def _reserve(handle: int, size: int, file: Path) -> None:
     """Allocate the whole file at once: faster than piecewise, and a full disk fails before any work."""
-    _advise(lambda: _libc.fallocate(handle, 0, 0, size))
+    try:
+        _advise(lambda: _libc.fallocate(handle, 0, 0, size))
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}, for {size} bytes", str(file)) from error
 
 
 def _start_writing_back(handle: int, start: int, end: int) -> None:

@@ -31,10 +31,14 @@ def test_a_missing_script_in_the_file_is_refused(experiment_path: Path, capfd: p
             ["config.rollout.agent.mode=online", "agents=[{name: solver}]"],
             "agents lists solver, which only Kubernetes runs; leave it out (agents=[]), and start the agent yourself",
         ),
+        (
+            ["config.actor.weight_deltas=true", "storage.shared=false"],
+            "actor.weight_deltas is true, but here the servers read published weights from the run directory",
+        ),
         (["tools=[{name: run-python}]"], "set AREAL_TOOL_RUN_PYTHON_URL in trainer.env to its address"),
     ],
 )
-def test_agents_and_tools_in_pods_are_refused_outside_kubernetes(
+def test_what_needs_pods_is_refused_outside_kubernetes(
     experiment_path: Path, capfd: pytest.CaptureFixture[str], overrides: list[str], words: str
 ) -> None:
     assert cli.main(["run", str(experiment_path), *overrides]) == 2

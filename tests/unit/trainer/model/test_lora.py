@@ -15,6 +15,7 @@ from areal_api.actor import PPOActorConfig
 from areal_trainer.batch import PackedBatch, pack
 from areal_trainer.model.lora import ADAPTER_DIR
 from areal_trainer.model.policy import Policy
+from areal_trainer.ranks import Ranks
 from areal_trainer.weights.disk import publish_to_disk
 from support.tiny_policy import KINDS, actor_config, plain_logprobs, plain_model, random_trajectories, save_tiny_model
 
@@ -135,7 +136,7 @@ def test_a_checkpoint_holds_adapters_alone_and_continues(tmp_path: Path) -> None
 
 def test_published_weights_are_merged(tmp_path: Path) -> None:
     policy = trained(save_tiny_model(tmp_path / "model"))
-    published = publish_to_disk(policy, run=tmp_path, version=1, dtype=torch.float32, writes=True)
+    published = publish_to_disk(policy, run=tmp_path, version=1, dtype=torch.float32, ranks=Ranks.current())
     tensors = dict(plain_model(published).named_parameters())
     merged = weights(policy)
     assert merged.keys() == tensors.keys()

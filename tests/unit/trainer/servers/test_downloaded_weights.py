@@ -41,6 +41,17 @@ def test_a_restarted_server_downloads_again(published: Path, tmp_path: Path) -> 
         eventually(lambda: server.weight_version == "v1" and state_of(engine, server) == "current")
 
 
+def test_a_server_downloads_what_changed_since_the_version_that_it_holds(published: Path, tmp_path: Path) -> None:
+    folder, name = tmp_path / "server", "model.safetensors"
+    with ScriptedServer(Script(downloads_to=str(folder))) as server, engine_on(server) as engine:
+        engine.update_weights(WeightUpdate(0, published))
+        path = publish_ones(tmp_path, version=1, deltas=True)
+        whole = (path / name).rename(tmp_path / "whole")  # only the delta can be downloaded
+        engine.update_weights(WeightUpdate(1, path))
+        assert server.weight_version == "v1"
+        assert (Path(server.model_path) / name).read_bytes() == whole.read_bytes()
+
+
 def test_a_failed_download_pauses_nothing_and_is_repeated(published: Path, tmp_path: Path) -> None:
     with ScriptedServer(Script(downloads_to=str(tmp_path / "server"))) as server, engine_on(server) as engine:
         server.add_faults(Fault("status", names.SERVER_WEIGHTS_PATH, status=503, times=1))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from areal_trainer.ranks import Ranks
 from areal_trainer.weights import disk as weights
 from areal_trainer.weights.disk import (
     WeightUpdate,
@@ -32,12 +33,15 @@ class TwoTensors:
         yield "a.weight", torch.full((4, 8), self.value)
         yield "b.weight", torch.full((16,), -self.value)
 
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.named_full_tensors()
+
     def save_model_config(self, directory: Path) -> None:
         (directory / "config.json").write_text("{}")
 
 
 def publish(run: Path, version: int, value: float = 1.0, dtype: torch.dtype = torch.float32) -> Path:
-    return publish_to_disk(TwoTensors(value), run=run, version=version, dtype=dtype, writes=True)
+    return publish_to_disk(TwoTensors(value), run=run, version=version, dtype=dtype, ranks=Ranks.current())
 
 
 def test_a_published_version_has_the_dtype_of_the_servers(tmp_path: Path) -> None:
@@ -96,7 +100,10 @@ def test_large_models_are_sharded_with_an_index(tmp_path: Path, monkeypatch: pyt
     path = publish(tmp_path, 0)
     index = json.loads((path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 192
-    assert index["weight_map"] == {"a.weight": "model-00001.safetensors", "b.weight": "model-00002.safetensors"}
+    assert index["weight_map"] == {
+        "a.weight": "model-00001-00001.safetensors",
+        "b.weight": "model-00001-00002.safetensors",
+    }
     for name, file in index["weight_map"].items():
         assert name in load_file(path / file)
 
