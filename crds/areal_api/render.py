@@ -27,7 +27,7 @@ def config_yaml(config: GRPOConfig) -> str:
 
 @lru_cache(maxsize=128)
 def _section_yaml(section: str) -> str:
-    """The YAML of one top-level key, given as JSON. Most sections of most experiments are the same, and slow to write."""
+    """The YAML of one top-level key, given as JSON. Most experiments share most sections, and writing one is slow."""
     return yaml.dump(json.loads(section), Dumper=_FastDumper, sort_keys=False, allow_unicode=True)
 
 

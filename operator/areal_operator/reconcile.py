@@ -120,7 +120,8 @@ class Reconciler:
             return None
         try:
             after_s = await self._reconcile_object(key, body)
-            return _earlier(after_s, COALESCE_S if key in self._written else None)  # what it led to is planned with once
+            # What a write led to is planned with once.
+            return _earlier(after_s, COALESCE_S if key in self._written else None)
         except _Replaced:
             await self._read_again(key)
             return 0.0

@@ -14,7 +14,7 @@ from areal_api.status import Condition, ExperimentStatus, ServersStatus
 from areal_operator.clock import show
 from areal_operator.diagnosis import Reason, claim_problem, component_problem
 from areal_operator.manifests.shared import created_for, is_created_by_operator
-from areal_operator.observed import Object, Observed, has_condition, is_active, is_ready, is_terminating, label
+from areal_operator.observed import Object, Observed, is_active, is_ready, is_terminating, label
 from areal_operator.outcome import job_nodes, trainer_ended
 
 ConditionStatus = Literal["True", "False", "Unknown"]

@@ -13,8 +13,8 @@ from areal_api.status import ExperimentStatus
 from areal_operator import transitions
 from areal_operator.store import Key
 
-# What is derived again from the observed objects at every reconcile. The stored values decide nothing, but for the Job's
-# UID: without it an operator that is restarted creates a Job again that was deleted within the interval.
+# What is derived again from the observed objects at every reconcile. The stored values decide nothing, except for the
+# UID of the Job: without it an operator that is restarted creates a Job again that was deleted within the interval.
 DERIVED_FIELDS = frozenset(("conditions", "message", "servers", "agents", "job_uid"))
 DERIVED_CONDITIONS = (
     *(conditions.STORAGE_READY, conditions.SERVERS_READY, conditions.TRAINER_RUNNING),

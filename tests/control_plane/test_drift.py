@@ -73,7 +73,8 @@ def test_a_deleted_secret_is_created_again_when_a_pod_waits_for_it(experiment: E
     namespace.behave("server", hang("ContainerCreating", ""))
     api.delete("Secret", namespace.name, name)
     api.delete("Pod", namespace.name, "exp-server-0")
-    api.create(_failed_mount(eventually(lambda: _starting(namespace), "the server's next pod starts"), name), namespace.name)
+    pod = eventually(lambda: _starting(namespace), "the server's next pod starts")
+    api.create(_failed_mount(pod, name), namespace.name)
     eventually(lambda: namespace.names("Secret") == [name], "the Secret exists again")
     (again,) = namespace.list("Secret")
     assert again["data"] == secret["data"]  # running servers use the old key
