@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import time
@@ -310,10 +309,8 @@ class Reconciler:
             return await self._apply(key, state, manifest, job_created=job_created)
 
         for wave in _waves(decided.objects):
-            results = await asyncio.gather(*[write(manifest) for manifest in wave], return_exceptions=True)
+            results = [await write(manifest) for manifest in wave]
             for manifest, result in zip(wave, results, strict=True):
-                if isinstance(result, BaseException):
-                    raise result
                 rejection = rejection or result
                 if result is not None and self._store.get(key, manifest["kind"], manifest["metadata"]["name"]) is None:
                     return rejection

@@ -37,7 +37,7 @@ class Settings:
     workers: int = 4
     resync_s: float = 300.0
     waiting_s: float = 15.0  # how often unwatched objects that experiments wait for are looked at
-    status_s: float = 2.0  # least time between two writes of a status, unless a transition requires one
+    status_s: float = 5.0  # least time between two writes of a status, unless a transition requires one
     json_logs: bool = False  # of this process and of the pods that it creates
     metrics_from: tuple[Mapping[str, Any], ...] = ()  # NetworkPolicy peers that may read the servers' metrics
     fabric: frozenset[str] = frozenset()  # keys of an experiment's fabric sections that the cluster allows

@@ -1,4 +1,4 @@
-"""When a changed status is written: transitions at once, what only tells how far a start has come at most every 2 s.
+"""When a changed status is written: transitions at once, what only tells how far a start has come at most every 5 s.
 
 A start changes a dozen objects within a second, and each change could be another write of the same status.
 """
