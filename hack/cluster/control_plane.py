@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -21,6 +22,7 @@ import yaml
 BUILD = Path(__file__).parent / "build.sh"
 ADMIN = "admin"
 START_S = 60.0
+FIRST_PORT, LAST_PORT = 20_000, 65_535  # of servers in tests
 GANG_API = "scheduling.k8s.io/v1alpha2"
 GANG_GATES = "--feature-gates=GenericWorkload=true,GangScheduling=true"
 PR_SET_PDEATHSIG = 1  # prctl(2): killed tests leave no processes behind
@@ -271,12 +273,27 @@ def die_with_parent() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports on loopback."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Free ports. The kernel gives none of them to an outgoing connection, which would take the port of a process that
+    is about to start, or to start again."""
+    first, last = _outgoing_ports()
+    candidates = [port for port in range(FIRST_PORT, LAST_PORT + 1) if not first <= port <= last]
+    sockets: list[socket.socket] = []
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        for port in random.sample(candidates, len(candidates)):
+            sockets.append(socket.socket())
+            try:
+                sockets[-1].bind(("", port))
+            except OSError:  # in use
+                sockets.pop().close()
+            if len(sockets) == count:
+                return [int(one.getsockname()[1]) for one in sockets]
+        raise RuntimeError(f"fewer than {count} ports outside of {first}-{last} are free")
     finally:
         for one in sockets:
             one.close()
+
+
+def _outgoing_ports() -> tuple[int, int]:
+    """First and last port that the kernel gives to outgoing connections."""
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    return int(first), int(last)
