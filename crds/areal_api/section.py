@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -32,6 +33,7 @@ class Section(BaseModel):
     )
 
     @classmethod
+    @cache
     def keys(cls) -> dict[str, str]:
         """Maps key names in a file to attribute names."""
         return {field.alias or name: name for name, field in cls.model_fields.items()}

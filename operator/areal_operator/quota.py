@@ -24,6 +24,8 @@ Amounts = Mapping[str, Decimal]
 
 def within_quota(build: Build, quotas: Sequence[Object]) -> ConditionUpdate | None:
     """The condition WithinQuota; None if no quota of the namespace limits what the run requests."""
+    if not quotas:
+        return None
     needed = demand(build)
     compared: list[str] = []
     for quota in sorted(quotas, key=lambda one: str(one["metadata"]["name"])):

@@ -32,6 +32,7 @@ Key = tuple[str, str]  # namespace and name of an experiment
 FINGERPRINT = "areal.dev/fingerprint"
 LAST_MANAGER = "areal.dev/last-manager"
 OWNED = "areal.dev/owned"  # compressed fieldsV1 of the operator
+GENERATION = "areal.dev/generation"  # of an object whose kind has generations
 DIGITS = 16  # of digests in memory
 MAX_DELETED = 256  # per experiment
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "deletionTimestamp")
@@ -60,9 +61,9 @@ class Store:
 
     def put_slim(self, obj: Object) -> None:
         """Add or update a child of which ``slim`` has already kept the fields."""
-        self._put(obj, lambda slimmed: slimmed)
+        self._put(obj, lambda slimmed, _: slimmed)
 
-    def _put(self, obj: Object, slim_of: Callable[[Object], Object]) -> Key | None:
+    def _put(self, obj: Object, slim_of: Callable[[Object, Object | None], Object]) -> Key | None:
         metadata = obj["metadata"]
         uid = metadata["uid"]
         key = self._key_by_uid.get(uid) or key_of(obj)
@@ -75,7 +76,7 @@ class Store:
             return None
         if old is not None and old["metadata"]["uid"] != uid:
             self._keep_deleted(key, old, DELETION_MISSED)
-        new = children[obj["kind"], metadata["name"]] = _merged(old, obj, slim_of(obj))
+        new = children[obj["kind"], metadata["name"]] = _merged(old, obj, slim_of(obj, old))
         return key if old is None or _without_version(old) != _without_version(new) else None
 
     def remove(self, obj: Object) -> Key | None:
@@ -169,18 +170,27 @@ def owner_uid(obj: Object) -> str | None:
     return next((str(owner["uid"]) for owner in owners if owner.get("controller")), None)
 
 
-def slim(obj: Object) -> Object:
-    """The fields that decisions need, and a fingerprint of those that the operator owns."""
+def slim(obj: Object, old: Object | None = None) -> Object:
+    """The fields that decisions need, and a fingerprint of those that the operator owns.
+
+    ``old``: what an earlier version led to. Most versions differ in the status alone and have the same fingerprint.
+    """
     kind, metadata = obj["kind"], _shared(_only(obj["metadata"], _METADATA))
     annotations = obj["metadata"].get("annotations") or {}
     kept_annotations = {key: value for key, value in annotations.items() if key.startswith(_ANNOTATIONS)}
     metadata["annotations"] = _shared(kept_annotations)
     owners = obj["metadata"].get("ownerReferences") or ()
     metadata["ownerReferences"] = [_shared(_only(owner, _OWNER)) for owner in owners]
-    kept: Object = {"kind": kind, "metadata": metadata, FINGERPRINT: fingerprint(obj)}
     if kind == "Pod":
-        return {**kept, "status": _pod_status(obj)}
-    kept |= {LAST_MANAGER: last_other_manager(obj), OWNED: zlib.compress(json.dumps(_owned_fields(obj)).encode())}
+        return {"kind": kind, "metadata": metadata, FINGERPRINT: "", "status": _pod_status(obj)}
+    fields = _owned_fields(obj)
+    owned = json.dumps(fields).encode()
+    kept: Object = {"kind": kind, "metadata": metadata, GENERATION: obj["metadata"].get("generation")}
+    kept[LAST_MANAGER] = last_other_manager(obj)
+    if old is not None and fields and _same_spec(old, kept) and zlib.decompress(old[OWNED]) == owned:
+        kept |= {FINGERPRINT: old[FINGERPRINT], OWNED: old[OWNED]}
+    else:
+        kept |= {FINGERPRINT: fingerprint(obj), OWNED: zlib.compress(owned)}
     if kind == "PersistentVolumeClaim":
         metadata["ownerReferences"] = obj["metadata"].get("ownerReferences") or []
         kept |= {"spec": obj["spec"], "status": _only(obj.get("status"), ("phase",))}
@@ -192,6 +202,16 @@ def slim(obj: Object) -> Object:
     if kind == "Job":
         kept |= {"spec": _only(obj.get("spec"), _JOB_SPEC), "status": {"conditions": _conditions(obj)}}
     return kept
+
+
+def _same_spec(old: Object, new: Object) -> bool:
+    """Whether two versions of an object have the same spec and the same metadata of ours.
+
+    Whoever else changes a label or an annotation of ours takes over its ownership.
+    """
+    names = ("uid", "labels", "annotations", "ownerReferences")
+    same = all(old["metadata"].get(name) == new["metadata"].get(name) for name in names)
+    return same and new[GENERATION] is not None and old.get(GENERATION) == new[GENERATION]
 
 
 def _pod_status(pod: Object) -> Object:
@@ -219,7 +239,7 @@ def _shared(value: Any) -> Any:
 
 
 def _without_version(obj: Object) -> Object:
-    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": None}}
+    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": None}, GENERATION: None}
 
 
 def fingerprint(obj: Object) -> str:

@@ -48,6 +48,28 @@ def test_a_change_that_no_decision_depends_on_is_not_reported() -> None:
     assert store.put(trainer_pod(9, "Succeeded")) == KEY
 
 
+def test_a_version_that_differs_in_the_status_keeps_the_fingerprint_and_no_other() -> None:
+    ours = (resource_names.OPERATOR, {"f:spec": {"f:replicas": {}}, "f:metadata": {"f:labels": {"f:a": {}}}})
+
+    def version(number: int, generation: int, replicas: int, a: str, fields: Any = ours) -> Object:
+        obj = owned(child(number, spec={"replicas": replicas}, status={"ready": number}), fields)
+        obj["metadata"] |= {"generation": generation, "labels": {**resource_names.labels("exp"), "a": a}}
+        return obj
+
+    store = Store()
+    store.put(version(5, 1, replicas=1, a="x"))
+    first = known(store)[0][FINGERPRINT]
+    assert store.put(version(6, 1, replicas=1, a="x")) is None
+    assert known(store)[0][FINGERPRINT] == first
+    assert store.put(version(7, 2, replicas=3, a="x")) == KEY
+    assert known(store)[0][FINGERPRINT] == fingerprint(version(7, 2, replicas=3, a="x")) != first
+    assert store.put(version(8, 2, replicas=3, a="y")) == KEY
+    assert known(store)[0][FINGERPRINT] == fingerprint(version(8, 2, replicas=3, a="y"))
+    lost = (resource_names.OPERATOR, {"f:metadata": {"f:labels": {"f:a": {}}}})
+    assert store.put(version(9, 2, replicas=3, a="y", fields=lost)) == KEY
+    assert known(store)[0][FINGERPRINT] == fingerprint(version(9, 2, replicas=3, a="y", fields=lost))
+
+
 def test_an_older_list_does_not_bring_back_a_deleted_object() -> None:
     store = Store()
     store.put(child(5))
