@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -22,8 +23,10 @@ from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.reward.weighted import Reward
 from areal_trainer.rollout.agent_workflow import AgentError, AgentRunner
 from areal_trainer.rollout.make_workflow import Workflows
+from areal_trainer.routing import Routing
 from areal_trainer.trajectory import Trajectory
 from support.engines import engine_on
+from support.scripted_answers import routed_experts
 from support.scripted_server import Script, ScriptedServer
 
 MODEL = Path(__file__).parents[2] / "examples/tiny/model"
@@ -119,6 +122,25 @@ def test_each_completion_of_each_session_is_a_sample_with_its_reward(trainer: Tr
     assert second.input_ids[: len(first)].tolist() == first.input_ids.tolist()
     assert set(second.versions[second.loss_mask].tolist()) == {0}
     assert first.prompt_len < second.prompt_len
+
+
+@pytest.mark.parametrize("style", ["individual", "concat"])
+def test_samples_of_agents_have_the_experts_of_their_tokens(style: str) -> None:
+    routing, shape = Routing(layers=2, with_experts=(1,), top_k=2, experts=300), (2, 2, 300)
+    script = Script(vocab_size=256, context_length=128, experts=shape)
+    with ScriptedServer(script) as server, engine_on(server, routing=routing) as engine:
+        trainer = Trainer(engine, configuration(export_style=style))
+        try:
+            samples = trainer.episode("number")
+        finally:
+            trainer.workflows.close()
+    assert len(samples) == (4 if style == "individual" else 2)
+    for sample in samples:
+        tokens = sample.input_ids.tolist()[:-1]
+        expected = routing.decode(routed_experts(shape, tokens, 0), len(tokens))
+        assert sample.experts is not None
+        assert sample.experts.dtype == np.uint16
+        assert np.array_equal(sample.experts, expected)
 
 
 @pytest.mark.parametrize(("outcome", "rewards"), [("dictionary", [0.75, 0.5]), ("over HTTP", [0.75, 0.75])])

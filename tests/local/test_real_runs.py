@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from areal_api.load import load_experiment
 from support.rollout_files import read_samples
@@ -82,6 +83,30 @@ def test_weights_are_updated_by_broadcast(tmp_path: Path) -> None:
     lines = assert_valid(run, steps=3, max_staleness=0)
     assert all("grpo_actor/rollout_logprob_diff_current/max" in line for line in lines)
     assert [path.name for path in (run / "weights").iterdir()] == ["v0"]
+
+
+def test_a_mixture_of_experts_trains_with_the_servers_experts(tmp_path: Path) -> None:
+    """The servers compute in float32 and the trainer in bfloat16, whose routers choose some other experts."""
+    tiny = ROOT / "examples/tiny/model"
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    experts = {"num_experts": 16, "num_experts_per_tok": 4, "norm_topk_prob": True, "initializer_range": 0.2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    vocabulary = AutoConfig.from_pretrained(tiny).vocab_size
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(vocab_size=vocabulary, max_position_embeddings=512, **sizes, **heads, **experts, **ends)
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = ("router_replay=true", "router_aux_loss_coef=0.01", "dtype=bfloat16", f"path={tmp_path / 'model'}")
+    run, _ = grpo_run(tmp_path, *(f"config.actor.{setting}" for setting in settings), steps=3)
+    for line in lines_of(run):
+        numbers = {key.removeprefix("grpo_actor/"): value for key, value in line.items()}
+        assert 0 < numbers["experts_replaced"] < 0.2
+        assert numbers["rollout_logprob_diff/avg"] < numbers["rollout_logprob_diff_without_replay/avg"]
+        assert numbers["router_aux_loss/avg"] > 0
+        assert numbers["update_successful"] == 1.0
+    assert_no_processes_left(run)
 
 
 def test_two_ranks_and_two_servers_train(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,6 +61,26 @@ class Routing:
             if any((column == other).any() for other in columns[:k]):
                 raise ValueError("a server chose an expert twice for one token of a layer")
         return chosen_TLK.astype(self.dtype)
+
+
+class EncodedExperts(msgspec.Struct, frozen=True):
+    """Choices of experts as the session gateway carries them."""
+
+    data: bytes
+    layers: int  # L
+    top_k: int
+    item_bytes: int  # of the number of an expert
+
+    @classmethod
+    def of(cls, experts: Experts | None) -> EncodedExperts | None:
+        """Encode choices, if there are any."""
+        if experts is None:
+            return None
+        return cls(experts.tobytes(), *experts.shape[1:], item_bytes=experts.itemsize)
+
+    def decoded(self) -> Experts:
+        """The choices [T, L, K]."""
+        return np.frombuffer(self.data, dtype=f"<u{self.item_bytes}").reshape(-1, self.layers, self.top_k)
 
 
 def recorded_until(parts: list[tuple[int, Experts | None]]) -> Experts | None:

@@ -74,6 +74,15 @@ def _trainer_sizes(
             f"{key}: p{sizes['p']} in {text!r} requests pipeline parallelism, which the trainer does not have: FSDP "
             f"shards the layers over the ranks instead; write d{sizes.get('d', 1) * sizes['p']} and leave p out"
         )
+    experts = max((int(count) for count in re.findall(r"e(\d+)", text)), default=1)
+    if experts > 1:
+        if backend == "fsdp":
+            raise ConfigError(
+                f"{key}: e{experts} in {text!r} requests expert parallelism, which the trainer does not have: FSDP "
+                "shards the experts over all ranks, and gathers those of a layer for its passes; leave e out"
+            )
+        if notes is not None:
+            notes.add(key, "no expert parallelism in the trainer: FSDP shards the experts over all ranks instead")
     instead = "pt" if of_experts else "p"  # experts are not divided
     split = [letter for letter in instead if sizes.get(letter, 1) > 1]
     if notes is not None and split:

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
+from areal_trainer.routing import EncodedExperts
 from areal_trainer.servers.generation import StopReason, TokenLogprob
 
 HEADER = struct.Struct("<I")
@@ -74,6 +75,7 @@ class Sample(msgspec.Struct):
     versions: list[int]
     stop_reason: StopReason
     top_logprobs: list[list[TokenLogprob]] = []  # of each token; empty unless requested
+    experts: EncodedExperts | None = None  # of the tokens of prompt and completion but the last
 
 
 class Result(msgspec.Struct):

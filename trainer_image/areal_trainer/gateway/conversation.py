@@ -18,6 +18,7 @@ from typing import Any
 
 from areal_trainer.gateway.channel import Sample
 from areal_trainer.gateway.messages import Message, canonical, canonical_tools
+from areal_trainer.routing import EncodedExperts, recorded_until
 
 # Stands for an answer while a template renders what follows it.
 _MARK = f"answer-{uuid.uuid4().hex}"
@@ -80,6 +81,7 @@ class Export:
     finish_reason: str
     prompt: str
     completion: str
+    experts: EncodedExperts | None = None  # with actor.router_replay
 
 
 @dataclass
@@ -162,6 +164,7 @@ class ConversationTree:
             self._by_id[interaction.id] = [interaction]
             answers.append(interaction)
             self.size_bytes += _TOKEN_BYTES * (len(prompt.new_ids) + len(sample.tokens)) + len(prompt.text) + len(text)
+            self.size_bytes += len(sample.experts.data) if sample.experts is not None else 0
         self._by_id[completion_id] = answers
         self.interactions += answers
         self._calls += 1
@@ -245,4 +248,10 @@ def _export(path: list[Interaction], trained: set[Interaction], reward: float) -
         finish_reason=last.sample.stop_reason,
         prompt=path[0].prompt,
         completion=last.text,
+        experts=_experts(path),
     )
+
+
+def _experts(path: list[Interaction]) -> EncodedExperts | None:
+    parts = [(one.end, one.sample.experts) for one in path]
+    return EncodedExperts.of(recorded_until([(end, found and found.decoded()) for end, found in parts]))

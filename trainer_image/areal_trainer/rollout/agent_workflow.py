@@ -22,6 +22,7 @@ from areal_trainer.rollout.agent_pool import PooledAgent
 from areal_trainer.rollout.gateway_process import GatewayError, GatewayProcess
 from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow, task_id_of
+from areal_trainer.routing import EncodedExperts
 from areal_trainer.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class ExportedSample(msgspec.Struct):
     finish_reason: str
     prompt: str
     completion: str
+    experts: EncodedExperts | None = None
 
 
 class ExportedSession(msgspec.Struct):
@@ -247,6 +249,7 @@ def make_agent(loaded: Any, *, path: str, kwargs: Mapping[str, Any]) -> Agent:
 def _trajectory(sample: ExportedSample, *, task_id: str) -> Trajectory:
     values = msgspec.structs.asdict(sample)
     del values["interaction_id"]
+    values["experts"] = None if sample.experts is None else sample.experts.decoded()
     return Trajectory.of_lists(**values, task_id=task_id)
 
 

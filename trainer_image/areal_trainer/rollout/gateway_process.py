@@ -31,6 +31,7 @@ from areal_trainer.gateway.settings import GatewaySettings
 from areal_trainer.rollout.agent_statistics import AgentStatistics
 from areal_trainer.rollout.loop import LoopThread
 from areal_trainer.rollout.workflow import GenerationEngine
+from areal_trainer.routing import EncodedExperts
 from areal_trainer.servers.client import ServerRefusedError
 from areal_trainer.servers.generation import ModelRequest
 
@@ -195,6 +196,7 @@ class GatewayProcess:
                 response.output_versions,
                 response.stop_reason,
                 response.top_logprobs,
+                EncodedExperts.of(response.experts),
             )
             for response in responses
         ]

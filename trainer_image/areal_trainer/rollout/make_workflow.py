@@ -50,19 +50,19 @@ class Workflows:
         self.training: RolloutWorkflow
         self.evaluation: RolloutWorkflow
         if config.rollout.agent.mode == "online":
-            _refuse_for_agents(config)
+            _refuse_terms(config)
             self._build_online(config, engine, tokenizer)
             return
         path, kwargs = agent_class(config.workflow)
         if config.rollout.agent.mode == "subproc":
-            _refuse_for_agents(config)
+            _refuse_terms(config)
             template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
             pooled = PooledAgent(path=worker_path(path), kwargs=kwargs, config=config.rollout.agent)
             self._build_agent(config, engine, tokenizer, pooled, template_kwargs).start(pooled)
             return
         loaded = load_object(path, field="workflow.path")
         if is_agent(loaded):
-            _refuse_for_agents(config)
+            _refuse_terms(config)
             template_kwargs = kwargs.pop("chat_template_kwargs", None) or {}
             agent = make_agent(loaded, path=path, kwargs=kwargs)
             self._build_agent(config, engine, tokenizer, agent, template_kwargs)
@@ -125,12 +125,7 @@ class Workflows:
             self.gateway.close()
 
 
-def _refuse_for_agents(config: GRPOConfig) -> None:
-    if config.actor.router_replay:
-        raise ValueError(
-            "actor.router_replay is true, but the episodes are an agent's, and the session gateway does not record "
-            "experts; set it to false, or write the episodes as a RolloutWorkflow"
-        )
+def _refuse_terms(config: GRPOConfig) -> None:
     if config.reward.terms:
         raise ValueError(
             "reward.terms is set, but the episodes are an agent's, which computes its own reward; leave it out and "

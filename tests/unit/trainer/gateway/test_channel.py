@@ -22,6 +22,7 @@ from areal_trainer.gateway.channel import (
     frame,
     read_frame,
 )
+from areal_trainer.routing import EncodedExperts
 from areal_trainer.servers.generation import TokenLogprob
 
 CALLS: list[Call] = [
@@ -32,7 +33,9 @@ CALLS: list[Call] = [
     Counted({"calls": 3}),
 ]
 RESULTS = [
-    Result(1, samples=[Sample([7], [-0.1], [4], "stop", [[TokenLogprob(-0.1, 7)]])]),
+    Result(
+        1, samples=[Sample([7], [-0.1], [4], "stop", [[TokenLogprob(-0.1, 7)]], EncodedExperts(b"\x00\x01", 1, 2, 1))]
+    ),
     Result(2, parsed={"normal_text": "", "calls": []}),
     Result(3, kind="refused", error="too long"),
 ]

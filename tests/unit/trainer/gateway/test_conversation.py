@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from areal_trainer.gateway.channel import Sample
 from areal_trainer.gateway.conversation import ConversationTree, Export
+from areal_trainer.routing import EncodedExperts
 from support.chat_tokenizer import END, ChatTokenizer
 from support.gateway_app import render
 
@@ -44,7 +46,9 @@ class Talk:
         for answer in answers:
             tokens = TOKENIZER.encode(answer) + [END] * stop
             values = [-float(version)] * len(tokens), [version] * len(tokens)
-            samples.append((Sample(tokens, *values, "stop" if stop else "length"), answer, said(answer)))
+            experts = np.full((len(prompt.input_ids) + len(tokens) - 1, 1, 2), version, dtype=np.uint16)
+            sample = Sample(tokens, *values, "stop" if stop else "length", experts=EncodedExperts.of(experts))
+            samples.append((sample, answer, said(answer)))
         name = f"c{version}"
         self.tree.add(prompt, name, samples)
         return name
@@ -91,6 +95,20 @@ def test_a_tool_call_is_recognised_whatever_ids_and_spaces_its_copy_has() -> Non
     assert TOKENIZER.decode(continued.input_ids, False).endswith(
         f"{raw}<|im_end|>\n<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_tokens_keep_the_experts_of_the_call_that_processed_them_first() -> None:
+    talk = Talk()
+    talk.ask([ASKED], "3")
+    talk.ask([ASKED, said("3"), user("No.")], "2")
+    first, second = talk.export("individual")
+    [whole] = talk.export("concat")
+    assert first.experts is not None
+    assert second.experts is not None
+    assert whole.experts is not None
+    known, length = len(first.input_ids) - 1, len(whole.input_ids) - 1
+    assert whole.experts.decoded()[:, 0, 1].tolist() == [1] * known + [2] * (length - known)
+    assert second.experts.decoded()[:, 0, 0].tolist() == [2] * length
 
 
 def test_an_edited_answer_is_a_branch_from_the_last_answer_before_the_edit() -> None:
