@@ -76,7 +76,8 @@ class EncodedExperts(msgspec.Struct, frozen=True):
         """Encode choices, if there are any."""
         if experts is None:
             return None
-        return cls(experts.tobytes(), *experts.shape[1:], item_bytes=experts.itemsize)
+        _, layers, top_k = experts.shape
+        return cls(experts.tobytes(), layers, top_k, experts.itemsize)
 
     def decoded(self) -> Experts:
         """The choices [T, L, K]."""

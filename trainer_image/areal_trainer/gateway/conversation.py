@@ -253,5 +253,5 @@ def _export(path: list[Interaction], trained: set[Interaction], reward: float) -
 
 
 def _experts(path: list[Interaction]) -> EncodedExperts | None:
-    parts = [(one.end, one.sample.experts) for one in path]
-    return EncodedExperts.of(recorded_until([(end, found and found.decoded()) for end, found in parts]))
+    found = [(one.end, one.sample.experts) for one in path]
+    return EncodedExperts.of(recorded_until([(end, None if one is None else one.decoded()) for end, one in found]))
