@@ -91,6 +91,14 @@ class ParallelConfig(Section):
         "as in Ulysses); tensor × context must divide the model's attention heads.",
     )
 
+    expert: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Ranks that divide the experts of every layer and send tokens to them (expert parallelism). They "
+        "are consecutive data-parallel or context-parallel ranks; it must divide their number and the model's experts.",
+    )
+
     @property
     def ranks(self) -> int:
         """Ranks that share their sequences."""
@@ -346,6 +354,18 @@ class PPOActorConfig(TrainEngineConfig):
         description="Largest mean |log-prob of the server − log-prob of the trainer| a token; above it the run stops.",
         json_schema_extra={"unit": "nats"},
     )
+
+    @model_validator(mode="after")
+    def _experts_can_be_divided(self) -> Self:
+        if self.parallel.expert == 1:
+            return self
+        if self.parallel.tensor > 1 or self.lora is not None:
+            other = "lora" if self.parallel.tensor == 1 else f"parallel.tensor {self.parallel.tensor}"
+            raise ValueError(
+                f"parallel.expert is {self.parallel.expert}, which does not combine with {other}; set it to 1, or "
+                f"leave {other.partition(' ')[0]} out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _variants_are_whole(self) -> Self:

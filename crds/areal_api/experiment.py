@@ -340,6 +340,13 @@ def _sharing_problems(spec: ExperimentSpec) -> list[str]:
     replicas = actor.replicas_problem(ranks, tensor=actor.parallel.tensor)
     if replicas is not None:
         problems.append(replicas)
+    copies, expert = actor.fsdp.replicas or 1, actor.parallel.expert
+    if replicas is None and ranks % (copies * expert):
+        problems.append(
+            f"actor.parallel.expert is {expert}, which does not divide the {ranks} ranks of the trainer "
+            f"(trainer.nodes × trainer.processesPerNode{f' ÷ actor.fsdp.replicas {copies}' if copies > 1 else ''}); "
+            "choose a divisor"
+        )
     return problems
 
 

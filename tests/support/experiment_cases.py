@@ -67,6 +67,40 @@ CASES = [
         "trainer.processesPerNode) ÷ actor.parallel.tensor 2",
         "actor.fsdp.replicas",
     ),
+    Case(
+        "experts that the ranks cannot divide",
+        {f"{_ACTOR}.parallel": {"expert": 3}, "spec.trainer.processesPerNode": 4},
+        "actor.parallel.expert is 3, which does not divide the 4 ranks of the trainer (trainer.nodes × "
+        "trainer.processesPerNode); choose a divisor",
+        "actor.parallel.expert",
+    ),
+    Case(
+        "experts that the ranks of a copy cannot divide",
+        {
+            f"{_ACTOR}.parallel": {"expert": 4},
+            f"{_ACTOR}.fsdp": {"replicas": 2},
+            "spec.trainer.processesPerNode": 4,
+        },
+        "actor.parallel.expert is 4, which does not divide the 4 ranks of the trainer (trainer.nodes × "
+        "trainer.processesPerNode ÷ actor.fsdp.replicas 2)",
+        "actor.parallel.expert",
+    ),
+    Case(
+        "experts divided over ranks that share their prompts",
+        {f"{_ACTOR}.parallel": {"expert": 4, "context": 2}, "spec.trainer.processesPerNode": 8},
+    ),
+    Case(
+        "experts and layers that ranks divide",
+        {f"{_ACTOR}.parallel": {"expert": 2, "tensor": 2}, "spec.trainer.processesPerNode": 4},
+        "parallel.expert is 2, which does not combine with parallel.tensor 2",
+        "actor.parallel.expert",
+    ),
+    Case(
+        "experts that ranks divide, with adapters",
+        {f"{_ACTOR}.parallel": {"expert": 2}, f"{_ACTOR}.lora": {}, "spec.trainer.processesPerNode": 4},
+        "parallel.expert is 2, which does not combine with lora",
+        "actor.parallel.expert",
+    ),
     Case("a copy of the model per node", {f"{_ACTOR}.fsdp": {"replicas": 2}, "spec.trainer.nodes": 2}),
     Case(
         "a broadcast between devices",

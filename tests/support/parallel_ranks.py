@@ -47,8 +47,10 @@ REPLAYED = "short"  # the case in which models with experts replay given ones
 
 def layout(text: str) -> tuple[int, ParallelConfig]:
     """Number of ranks and their layout."""
-    sizes = dict.fromkeys("dtc", 1) | {letter: int(count) for letter, count in re.findall(r"([dtc])(\d+)", text)}
-    return sizes["d"] * sizes["t"] * sizes["c"], ParallelConfig(tensor=sizes["t"], context=sizes["c"])
+    sizes = dict.fromkeys("dtce", 1) | {letter: int(count) for letter, count in re.findall(r"([dtce])(\d+)", text)}
+    return sizes["d"] * sizes["t"] * sizes["c"], ParallelConfig(
+        tensor=sizes["t"], context=sizes["c"], expert=sizes["e"]
+    )
 
 
 def make_policy(model: Path, name: str, parallel: ParallelConfig, **changes: Any) -> Policy:
@@ -61,7 +63,7 @@ def make_policy(model: Path, name: str, parallel: ParallelConfig, **changes: Any
 
 def has_experts(model: Path) -> bool:
     """Whether the model is a mixture of experts."""
-    return "num_experts" in json.loads((model / "config.json").read_text())
+    return json.loads((model / "config.json").read_text())["model_type"] in ("qwen3_moe", "mixtral")
 
 
 def share(trajectories: list[Trajectory], ranks: Ranks, first: int) -> list[Trajectory]:

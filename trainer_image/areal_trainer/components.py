@@ -178,7 +178,10 @@ def _reference(config: GRPOConfig, ranks: Ranks) -> ReferenceModel | None:
     if config.actor.kl_ctl == 0:
         return None
     reference = ReferenceModel(
-        config.ref or config.actor, temperature=config.actor.temperature, device=ranks.device.type
+        config.ref or config.actor,
+        temperature=config.actor.temperature,
+        device=ranks.device.type,
+        expert_ranks=config.actor.parallel.expert,
     )
     reference.check_exactness()
     return reference

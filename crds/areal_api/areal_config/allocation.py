@@ -20,11 +20,12 @@ Role = Literal["servers", "trainer"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """``data`` replicas with ``tensor`` × ``context`` GPUs each."""
+    """``data`` replicas with ``tensor`` × ``context`` GPUs each; ``expert`` GPUs divide the experts of a layer."""
 
     data: int
     tensor: int
     context: int = 1
+    expert: int = 1
 
 
 def parse_part(text: str, *, role: Role, key: str, notes: Notes | None = None) -> Sizes:
@@ -74,22 +75,20 @@ def _trainer_sizes(
             f"{key}: p{sizes['p']} in {text!r} requests pipeline parallelism, which the trainer does not have: FSDP "
             f"shards the layers over the ranks instead; write d{sizes.get('d', 1) * sizes['p']} and leave p out"
         )
-    experts = max((int(count) for count in re.findall(r"e(\d+)", text)), default=1)
-    if experts > 1:
-        if backend == "fsdp":
-            raise ConfigError(
-                f"{key}: e{experts} in {text!r} requests expert parallelism, which the trainer does not have: FSDP "
-                "shards the experts over all ranks, and gathers those of a layer for its passes; leave e out"
-            )
-        if notes is not None:
-            notes.add(key, "no expert parallelism in the trainer: FSDP shards the experts over all ranks instead")
-    instead = "pt" if of_experts else "p"  # experts are not divided
+    expert = max((int(count) for count in re.findall(r"e(\d+)", text)), default=1)
+    of_experts = of_experts or (expert > 1 and backend != "fsdp")
+    instead = "pt" if of_experts else "p"  # layers and experts are not both divided
     split = [letter for letter in instead if sizes.get(letter, 1) > 1]
     if notes is not None and split:
         kinds = ", ".join(_PARALLELISM[letter] for letter in split)
         notes.add(key, f"no {kinds} parallelism in the trainer: FSDP shards the model over all ranks instead")
     data = math.prod(sizes.get(letter, 1) for letter in f"d{instead}")
-    return Sizes(data, tensor=1 if of_experts else sizes.get("t", 1), context=sizes.get("c", 1))
+    tensor, context = 1 if of_experts else sizes.get("t", 1), sizes.get("c", 1)
+    if data * context % expert:
+        raise ConfigError(
+            f"{key}: e{expert} in {text!r} does not divide the {data * context} ranks of the trainer; choose a divisor"
+        )
+    return Sizes(data, tensor=tensor, context=context, expert=expert)
 
 
 def parse_allocation_mode(text: str, notes: Notes | None = None) -> tuple[Sizes, Sizes]:

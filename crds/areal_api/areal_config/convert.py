@@ -127,7 +127,7 @@ def _convert_allocation(config: Tree, spec: Tree, notes: Notes) -> None:
         notes.add("ref.backend", "the reference model runs in the trainer's ranks")
     set_in(spec, "servers.replicas", servers.data)
     set_in(spec, "servers.tensorParallel", servers.tensor)
-    for kind, size in (("tensor", trainer.tensor), ("context", trainer.context)):
+    for kind, size in (("tensor", trainer.tensor), ("context", trainer.context), ("expert", trainer.expert)):
         if size > 1:
             set_in(config, f"actor.parallel.{kind}", size)
     data = _usable_ranks(config, trainer.data, notes, key="actor.backend" if not mode else "allocation_mode")

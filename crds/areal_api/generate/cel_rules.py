@@ -176,6 +176,13 @@ RULES = (
     ),
     Rule(
         "spec",
+        f"{_RANKS} % ({_PARALLEL}.expert * "
+        f"(({_is_set('self.config.actor.fsdp.replicas')}) ? self.config.actor.fsdp.replicas : 1)) == 0",
+        "actor.parallel.expert does not divide the ranks, trainer.nodes × trainer.processesPerNode, ÷ "
+        "actor.fsdp.replicas",
+    ),
+    Rule(
+        "spec",
         "self.config.actor.weight_update_mode != 'distributed' || self.servers.device == self.trainer.device",
         "actor.weight_update_mode distributed needs one device for servers and trainer; set it to disk",
     ),
@@ -365,6 +372,11 @@ RULES = (
         "spec.config",
         "!self.actor.use_cispo_loss || self.actor.importance_sampling_level == 'token'",
         "actor.use_cispo_loss is defined by tokens; leave actor.importance_sampling_level out",
+    ),
+    Rule(
+        "spec.config",
+        f"self.actor.parallel.expert == 1 || (self.actor.parallel.tensor == 1 && !({_is_set('self.actor.lora')}))",
+        "actor.parallel.expert does not combine with actor.parallel.tensor and actor.lora; set it to 1",
     ),
     Rule(
         "spec.config",

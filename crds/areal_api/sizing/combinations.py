@@ -49,6 +49,12 @@ def _layout_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:
             f"actor.parallel.context is {context}, which divides packed tokens, but actor.attn_impl is "
             f"{actor.attn_impl}; leave attn_impl out, or set it to sdpa or varlen"
         )
+    expert = actor.parallel.expert
+    if expert > 1 and (not shape.experts or shape.experts % expert):
+        yield (
+            f"actor.parallel.expert is {expert}, which does not divide the model's {shape.experts} experts; choose a "
+            "divisor, or 1 for a model without experts"
+        )
     if tensor == 1:
         return
     mlp = tensor if shape.experts else shape.intermediate  # experts are not divided

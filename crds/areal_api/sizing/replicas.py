@@ -33,6 +33,9 @@ def model_replicas(
         if problem is not None:
             raise ValueError(problem)
         return config.fsdp.replicas
+    expert = config.parallel.expert if isinstance(config, PPOActorConfig) else 1
+    if (ranks // nodes) % expert:
+        return 1
     if nodes == 1 or ranks % nodes or (ranks // tensor) % nodes or gpu_bytes is None or config.fsdp.offload_params:
         return 1
     frozen = isinstance(config, PPOActorConfig) and config.lora is not None

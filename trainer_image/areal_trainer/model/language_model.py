@@ -29,6 +29,7 @@ from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
 from areal_trainer.model.context_parallel import SharedPass, over_heads
+from areal_trainer.model.expert_parallel import divide_experts, experts_of
 from areal_trainer.model.experts import LoadBalance, routers
 from areal_trainer.model.gathering import balanced, gathered
 from areal_trainer.model.layout import Cost, Layout
@@ -43,6 +44,7 @@ from areal_trainer.ranks import CONTEXT, DATA, TENSOR, Ranks
 logger = logging.getLogger(__name__)
 
 SHARD, REPLICATE, OF_COPY = "shard", "replicate", "shard_of_copy"  # dimensions of meshes
+SAME_EXPERTS, EXPERT = "same_experts", "expert"
 
 SEGMENT_ATTENTIONS = {
     attention.NAME: over_heads(attention.segment_attention),
@@ -67,8 +69,12 @@ class LanguageModel(nn.Module):
         lora: LoRAConfig | None = None,
         replays: bool = False,
         balances: bool = False,
+        expert_ranks: int = 1,
     ) -> None:
-        """``replays``: routers use the experts of a pass's layout. ``balances``: ``balance_loss`` is called."""
+        """``replays``: routers use the experts of a pass's layout. ``balances``: ``balance_loss`` is called.
+
+        ``expert_ranks`` is ``actor.parallel.expert``.
+        """
         super().__init__()
         self.device = device
         self.dtype = getattr(torch, config.dtype)
@@ -80,6 +86,7 @@ class LanguageModel(nn.Module):
         self._longest = _longest_exact(self.causal_lm.config)
         self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         self._ranks = Ranks.current()
+        self._expert_ranks = expert_ranks
         self._shared = None if self._ranks.mesh is None else SharedPass.of(self._ranks.mesh)
         if self._shared is not None:
             check_division(
@@ -301,6 +308,16 @@ class LanguageModel(nn.Module):
             assert self._ranks.mesh is not None
             divide(self.causal_lm, self._ranks.mesh[TENSOR])
         offload = CPUOffloadPolicy() if self.offloads else OffloadPolicy()
+        for experts in experts_of(self.causal_lm, self._expert_ranks) if self._expert_ranks > 1 else ():
+            of_experts = _mesh_of_experts(mesh, self._expert_ranks)
+            divide_experts(experts, of_experts[EXPERT])
+            fully_shard(
+                experts,
+                mesh=of_experts[SAME_EXPERTS] if mesh.ndim == 1 else of_experts[REPLICATE, SAME_EXPERTS],
+                mp_policy=policy,
+                offload_policy=offload,
+                reshard_after_forward=config.fsdp.reshard_after_forward,
+            )
         for router in routers(self.causal_lm):  # a rounded logit can choose another expert
             exact = MixedPrecisionPolicy(torch.float32, reduce_dtype=torch.float32, output_dtype=self.dtype)
             fully_shard(router, mesh=mesh, mp_policy=exact, offload_policy=offload)
@@ -345,6 +362,17 @@ class LanguageModel(nn.Module):
         else:
             flat = mesh[DATA, CONTEXT]._flatten(SHARD)
         return flat if replicas == 1 else flat._unflatten(0, (replicas, shards), (REPLICATE, OF_COPY))
+
+
+def _mesh_of_experts(mesh: DeviceMesh, size: int) -> DeviceMesh:
+    """The ranks of ``mesh``, in groups of ``size`` consecutive ones that divide the experts of a layer."""
+    shards = mesh.size(mesh.ndim - 1)
+    if shards % size:
+        raise ValueError(
+            f"actor.parallel.expert is {size}, which does not divide the {shards} ranks of a copy of the model; "
+            "choose a divisor, or set fsdp.replicas"
+        )
+    return mesh._unflatten(mesh.ndim - 1, (shards // size, size), (SAME_EXPERTS, EXPERT))
 
 
 def node_count(world_size: int) -> int:

@@ -72,6 +72,7 @@ class LogprobModel:
         lora: LoRAConfig | None = None,
         replays: bool = False,
         balances: bool = False,
+        expert_ranks: int = 1,
     ) -> None:
         place = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
         self._mb_spec = config.mb_spec
@@ -84,6 +85,7 @@ class LogprobModel:
             lora=lora,
             replays=replays,
             balances=balances,
+            expert_ranks=expert_ranks,
         )
 
     def logprobs(self, batch: PackedBatch) -> Tensor:
@@ -109,8 +111,11 @@ class LogprobModel:
 class ReferenceModel(LogprobModel):
     """The frozen model of the KL penalty."""
 
-    def __init__(self, config: TrainEngineConfig, *, device: str, temperature: float = 1.0) -> None:
-        super().__init__(config, section="ref", device=device, temperature=temperature)
+    def __init__(
+        self, config: TrainEngineConfig, *, device: str, temperature: float = 1.0, expert_ranks: int = 1
+    ) -> None:
+        """``expert_ranks``: ``actor.parallel.expert``."""
+        super().__init__(config, section="ref", device=device, temperature=temperature, expert_ranks=expert_ranks)
         self.model.requires_grad_(False)
 
 
@@ -146,6 +151,7 @@ class Policy(LogprobModel):
             lora=config.lora,
             replays=config.router_replay,
             balances=config.router_aux_loss_coef > 0,
+            expert_ranks=config.parallel.expert,
         )
         torch.manual_seed(seed + self._ranks.rank)  # for dropout, the only randomness of an update
         if config.disable_dropout:

@@ -140,7 +140,7 @@ def test_a_configuration_without_areals_keys_is_kept() -> None:
         ("sglang:d4t2", "'sglang:d4t2' has servers and no trainer, so this file does not train"),
         ("a+b+c", "'a+b+c' is not of the form servers+trainer; write for example sglang:d4t1+fsdp:d4"),
         ("sglang:d4+eval", "'eval' is not a backend with its sizes; write for example fsdp:d4"),
-        ("sglang:d4+fsdp:d4e2", "e2 in 'fsdp:d4e2' requests expert parallelism, which the trainer does not have"),
+        ("sglang:d4+fsdp:d4e3", "e3 in 'fsdp:d4e3' does not divide the 4 ranks of the trainer"),
         ("sglang:d0+d1", "are not letters d, p, t with counts of at least 1"),
     ],
 )
@@ -191,7 +191,8 @@ def test_all_problems_of_a_file_are_reported_at_once() -> None:
 KINDS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     # keys of the file; keys of the experiment; words of a note
     ({"allocation_mode": "sglang:d2t4+megatron:(attn:d2p2t2+ffn:d4e2)"}, {"trainer.processesPerNode": 8}, "megatron"),
-    ({"allocation_mode": "sglang:d2+megatron:d4e2"}, {"trainer.processesPerNode": 4}, "no expert parallelism"),
+    ({"allocation_mode": "sglang:d2+fsdp:d4e2"}, {"config.actor.parallel.expert": 2}, "allocation"),
+    ({"allocation_mode": "sglang:d2+megatron:(attn:d2t2|ffn:e4)"}, {"config.actor.parallel.expert": 4}, "megatron"),
     ({"allocation_mode": "megatron[actor]:(attn:d1p4|ffn:e4)+sglang[rollout]:d2"}, {"servers.replicas": 2}, "pipeline"),
     (
         {"allocation_mode": "vllm:d1p2t2+fsdp:d2"},

@@ -20,12 +20,18 @@ from support.policy_ranks import train, weights
 from support.tiny_policy import random_trajectories, save_tiny_model
 
 # With 4 heads and 2 key-value heads: c4 gives ranks the same key-value heads, /2 keeps two copies of the model.
+# With e2 two ranks divide the experts; of d4e2 two ranks have the same ones, as shards or as copies.
 LAYOUTS = [
     *(("qwen3", text) for text in ("d1c2", "d1t2", "d2t2", "d2c2", "d1t2c2", "d1c4", "d2t2/2", "d2c2/4")),
-    *(("qwen3_moe", text) for text in ("d2", "d1c2")),
+    *(("qwen3_moe", text) for text in ("d2", "d1c2", "d2e2", "d1c2e2", "d4e2", "d4e2/2")),
+    ("mixtral", "d2e2"),
 ]
 OF_PASSES = re.compile("/expert|without_replay")
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "tied": False}
+EXPERTS: dict[str, dict[str, Any]] = {
+    # Three experts for each of two ranks, which two shards do not divide.
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "tied": False},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "tied": False},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for kind in dict(LAYOUTS):
         folder = found[kind] = tmp_path_factory.mktemp(kind)
-        save_tiny_model(folder / "model", kind, **(EXPERTS if kind == "qwen3_moe" else {}))
+        save_tiny_model(folder / "model", kind, **EXPERTS.get(kind, {}))
         run(folder, "d1")
         (folder / "d1").rename(folder / "one")
     return found

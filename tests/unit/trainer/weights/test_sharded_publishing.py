@@ -19,10 +19,11 @@ from support import publishing_ranks
 from support.publishing_ranks import DIES, FAILURES, SHARD_BYTES
 from support.tiny_policy import plain_model, save_tiny_model
 
-# Rows that 4 ranks do not divide, and as in test_parallel_ranks.py two copies of the model, divided layers and experts.
+# Rows that 4 ranks do not divide, and as in test_parallel_ranks.py two copies of the model, divided layers and experts
+# (e2).
 LAYOUTS = {
     "qwen3": ["d2", "d4", "d4/2:bfloat16", "d1t2", "d2t2", "d4/2:lora"],
-    "qwen3_moe": ["d4", "d4/2:bfloat16"],
+    "qwen3_moe": ["d4", "d4/2:bfloat16", "d2e2", "d4e2", "d4e2/2:bfloat16"],
 }
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 14}
 CASES = [(kind, text) for kind, texts in LAYOUTS.items() for text in texts]
