@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from areal_api.actor import PPOActorConfig
 from areal_server.download_weights import DownloadedWeights
@@ -116,7 +117,9 @@ def main(model: Path, run: Path, rounds: int, *, deltas: bool) -> None:
         def change() -> None:
             with torch.no_grad():
                 for parameter in policy.model.parameters():
-                    parameter.add_(torch.randn_like(parameter).sign_(), alpha=STEP)
+                    assert isinstance(parameter, DTensor)
+                    mine = parameter.to_local()
+                    mine.add_(torch.randn_like(mine).sign_(), alpha=STEP)
 
         def publish() -> None:
             publish_to_disk(policy, run=run, version=version, dtype=DTYPE, ranks=ranks, deltas=deltas)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from areal_api import names
+from areal_trainer.ranks import Ranks
 from areal_trainer.servers.fleet import NoServerError
 from areal_trainer.weights.broadcast import Broadcast
-from areal_trainer.weights.disk import MANIFEST, WeightUpdate, write_manifest
+from areal_trainer.weights.disk import MANIFEST, WeightUpdate, publish_to_disk, write_manifest
 from areal_trainer.weights.file_server import FileServer
 from support.engines import engine_on
 from support.real_server import RealServer
@@ -140,6 +142,47 @@ async def test_weights_that_a_server_has_downloaded_take_effect(
     await update(sglang, Path(response.json()["path"]), "v1")
     answer = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     assert max_difference({"v1": other_model}, answer) < 1e-4
+
+
+class PartlyChanged:
+    """A policy of the tensors of ``model``, of which the layers are those of ``other`` once ``changed`` is set."""
+
+    def __init__(self, model: Path, other: Path) -> None:
+        self.model, self.other, self.changed = model, other, False
+
+    def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        tensors, others = (load_file(path / "model.safetensors") for path in (self.model, self.other))
+        for name, tensor in tensors.items():
+            yield name, others[name] if self.changed and name.endswith("down_proj.weight") else tensor
+
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.named_full_tensors()
+
+    def save_model_config(self, directory: Path) -> None:
+        shutil.copyfile(self.model / "config.json", directory / "config.json")
+
+
+@pytest.mark.real
+async def test_a_delta_of_the_weights_that_a_server_has_downloaded_takes_effect(
+    sglang: Server, model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    policy = PartlyChanged(model, other_model)
+    with FileServer(tmp_path / "weights", port=0, api_key=KEY) as files:
+        for version in (1, 2):
+            policy.changed = version == 2
+            ranks = Ranks.current()
+            path = publish_to_disk(policy, run=tmp_path, version=version, dtype=torch.float32, ranks=ranks, deltas=True)
+            manifest = json.loads((path / MANIFEST).read_text())
+            whole = (path / "model.safetensors").rename(tmp_path / "whole") if version == 2 else None
+            request = {"url": f"http://127.0.0.1:{files.port}", "version": path.name, "files": manifest["files"]}
+            response = await sglang.post(names.SERVER_WEIGHTS_PATH, {**request, "deltas": manifest["deltas"]})
+            assert response.status_code == 200, response.text
+            await update(sglang, Path(response.json()["path"]), path.name)
+    assert whole is not None
+    whole.rename(path / "model.safetensors")
+    answer = await sglang.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+    assert [span["version"] for span in answer["meta_info"]["weight_versions"]] == ["v2"]
+    assert max_difference({"v2": path}, answer) < 1e-4
 
 
 @pytest.mark.real
