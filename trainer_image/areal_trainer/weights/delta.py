@@ -70,7 +70,9 @@ def _changes(
 
 def _compressed(numbers: NDArray[Any]) -> bytes:
     planes = numbers.view(np.uint8).reshape(len(numbers), numbers.itemsize).T
-    return zlib.compress(planes.tobytes(), LEVEL)
+    # Planes have runs but no repeated words, for which the default strategy searches in vain.
+    compressor = zlib.compressobj(LEVEL, strategy=zlib.Z_RLE)
+    return compressor.compress(planes.tobytes()) + compressor.flush()
 
 
 def _blocks(head: bytes) -> Iterator[tuple[str, int, int, int]]:
