@@ -25,8 +25,8 @@ from hack.testbed.kube_api import Api, Object, eventually
 from hack.testbed.operator_process import OperatorProcess
 
 KINDS = (
-    *("ConfigMap", "Secret", "ServiceAccount", "PersistentVolumeClaim", "NetworkPolicy", "Service"),
-    *("StatefulSet", "PodDisruptionBudget", "Job"),
+    *("Secret", "ServiceAccount", "PersistentVolumeClaim", "NetworkPolicy", "Service"),
+    *("StatefulSet", "Job"),
 )
 IDLE_S = 60.0
 

@@ -120,19 +120,15 @@ def tools_policy(experiment: str) -> str:
     return f"{experiment}-tools"
 
 
-def config_map(experiment: str, digest: str) -> str:
-    """ConfigMap of the resolved configuration with this digest."""
-    return f"{experiment}-config-{digest}"
-
-
 def code_config_map(experiment: str, digest: str) -> str:
     """ConfigMap of the packed code with this digest, which ``grpo run`` creates."""
     return f"{experiment}-code-{digest}"
 
 
-def api_key_secret(experiment: str, uid: str) -> str:
-    """Secret with the servers' API key. The UID tells it from that of an earlier experiment of the same name."""
-    return f"{experiment}-{uid[:8]}-api-key"
+def run_secret(experiment: str, uid: str, digest: str) -> str:
+    """Secret with the resolved configuration of this digest and the servers' API key. The UID tells it from that of an
+    earlier experiment of the same name."""
+    return f"{experiment}-{uid[:8]}-{digest}-api-key"
 
 
 def volume_claim(experiment: str) -> str:

@@ -19,6 +19,7 @@ import yaml
 from areal_api import resource_names
 from areal_api.areal_config.tree import set_in
 from areal_operator.manifests.pod import API_KEY_FILE
+from areal_operator.manifests.shared import CONFIG_KEY
 from areal_operator.observed import is_active, is_terminating
 from hack.cluster.kind_cluster import KindCluster
 from hack.cluster.node_pods import ask, kill_process
@@ -175,9 +176,9 @@ class ClusterRun:
     @cached_property
     def api_key(self) -> str:
         """The API key of the run's servers."""
-        uid = str(json.loads(self.kubectl("get", "grpo", self.name, "--output", "json"))["metadata"]["uid"])
-        name = resource_names.api_key_secret(self.name, uid)
-        secret = json.loads(self.kubectl("get", "secret", name, "--output", "json"))
+        labels = resource_names.selector(resource_names.labels(self.name))
+        found = json.loads(self.kubectl("get", "secret", "--selector", labels, "--output", "json"))["items"]
+        secret = next(one for one in found if CONFIG_KEY in one["data"])
         return base64.b64decode(secret["data"]["api-key"]).decode()
 
     def stats(self) -> list[Object]:

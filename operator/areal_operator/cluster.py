@@ -40,7 +40,6 @@ UNDECLARED = re.compile(r"\.status\.(\w+)\S*: field not declared in schema")
 
 # Kinds of children that are watched, in the order of their dependencies. Secrets are only created, never read.
 CHILD_KINDS: dict[str, tuple[str, str]] = {
-    "ConfigMap": ("v1", "configmaps"),
     "ServiceAccount": ("v1", "serviceaccounts"),
     "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
     "Service": ("v1", "services"),

@@ -416,8 +416,7 @@ def _common_objects(inputs: PlanInputs) -> tuple[Manifest, ...]:
     build, name = inputs.build(inputs.status.attempt), inputs.state.name
     claim = shared.volume_claim(build, inputs.claim())
     return (
-        shared.config_map(build),
-        shared.api_key_secret(build),
+        shared.run_secret(build),
         shared.service_account(build),
         *(() if claim is None else (claim,)),
         shared.network_policy(build),

@@ -300,12 +300,13 @@ class Reconciler:
             if child is not None:
                 await self._cluster.delete(kind, state.namespace, name, uid=child["metadata"]["uid"])
         rejection: Reason | None = None
+        new_pods = self._makes_other_pods(key, decided.objects)
         job_created = decided.status.job_uid is not None
 
         async def write(manifest: Manifest) -> Reason | None:
             if manifest["kind"] == SECRET:
                 missing = _is_missing(manifest["metadata"]["name"], decided.status)
-                return await self._ensure_secret(key, state, manifest, missing=missing)
+                return await self._ensure_secret(key, manifest, new_pods=new_pods, missing=missing)
             return await self._apply(key, state, manifest, job_created=job_created)
 
         for wave in _waves(decided.objects):
@@ -356,17 +357,26 @@ class Reconciler:
         applied[kind, name] = (wanted, new[FINGERPRINT])
         return None
 
-    async def _ensure_secret(
-        self, key: Key, state: ExperimentState, manifest: Manifest, *, missing: bool
-    ) -> Reason | None:
-        """Create the Secret before the servers, and again if a pod cannot start without it.
+    def _makes_other_pods(self, key: Key, manifests: Sequence[Manifest]) -> bool:
+        """Whether an object that makes pods does not exist, or was last applied from another manifest."""
+        for manifest in manifests:
+            if manifest["kind"] in CREATE_PODS:
+                known = self._store.get(key, manifest["kind"], manifest["metadata"]["name"])
+                if known is None or annotation(known, DIGEST) != manifest["metadata"]["annotations"][DIGEST]:
+                    return True
+        return False
+
+    async def _ensure_secret(self, key: Key, manifest: Manifest, *, new_pods: bool, missing: bool) -> Reason | None:
+        """Create the Secret before what makes pods that mount it, and again if a pod cannot start without it.
 
         The operator cannot read Secrets. An existing one is ours: its name contains our UID.
         """
         name = manifest["metadata"]["name"]
         known_at = self._secret_at.setdefault(key, {})
-        fresh = time.monotonic() - known_at.get(name, float("-inf")) < self._settings.waiting_s
-        if fresh or (self._store.objects(key, state.uid).get("StatefulSet") and not missing):
+        at = known_at.get(name)
+        if missing and at is not None and time.monotonic() - at < self._settings.waiting_s:
+            return None
+        if not missing and (at is not None or not new_pods):
             return None
         try:
             await self._cluster.create(manifest)

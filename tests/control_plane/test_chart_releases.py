@@ -337,7 +337,7 @@ FORBIDDEN = [
     ("delete", "persistentvolumeclaims"),
     ("create", "pods"),
     ("create", "pods", "--subresource=exec"),
-    ("delete", "configmaps"),
+    ("list", "configmaps"),
     ("create", "serviceaccounts", "--subresource=token"),
     ("create", "roles.rbac.authorization.k8s.io"),
     ("update", "grpoexperiments"),
@@ -382,8 +382,8 @@ TOKEN, FOR_DEFAULT = "kubernetes.io/service-account-token", {"kubernetes.io/serv
 HOST_PATH = {"volumes": [{"name": "h", "hostPath": {"path": "/"}}]}
 PRIVILEGED = {"securityContext": {"privileged": True}}
 ATTACKS: list[tuple[Object, str]] = [
-    ({"kind": "ConfigMap", "metadata": {"labels": {}}}, "must have the labels"),
-    ({"kind": "ConfigMap", "metadata": {"labels": LABELS}}, "must be owned by an experiment"),
+    ({"kind": "ServiceAccount", "metadata": {"labels": {}}}, "must have the labels"),
+    ({"kind": "ServiceAccount", "metadata": {"labels": LABELS}}, "must be owned by an experiment"),
     ({"kind": "Secret", "type": TOKEN, "metadata": {**OURS, "annotations": FOR_DEFAULT}}, "Secrets of type Opaque"),
     ({"kind": "Secret", "type": "Opaque"}, "Secrets of type Opaque"),
     ({"kind": "ServiceAccount"}, "service accounts of experiments"),
@@ -418,12 +418,13 @@ def test_a_hijacked_operator_can_only_write_objects_of_experiments(
         eventually(lambda n=name, g=given, e=expected: e in answer(n, g), f"{given} is refused: {expected}", 30.0)
     assert "created" in answer("good", {"kind": "Job", "spec": trainer_job_with({}, {})})
     assert "created" in answer("x-1-api-key", {"kind": "Secret", "type": "Opaque"})
-    plane.kubectl("create", "configmap", "mine", "--namespace=default")
+    plane.kubectl("create", "serviceaccount", "mine", "--namespace=default")
     change = json.dumps({"metadata": OURS})
     with pytest.raises(subprocess.CalledProcessError) as refusal:
-        plane.kubectl("patch", "configmap/mine", f"--as={account}", "--namespace=default", "-p", change)
+        plane.kubectl("patch", "serviceaccount/mine", f"--as={account}", "--namespace=default", "-p", change)
     assert "may only change and delete objects that it manages" in refusal.value.stderr
-    plane.kubectl("delete", "jobs,secrets,configmaps", "--all", "--namespace=default")
+    plane.kubectl("delete", "jobs,secrets", "--all", "--namespace=default")
+    plane.kubectl("delete", "serviceaccount/mine", "--namespace=default")
 
 
 def test_what_helm_template_prints_is_applied_twice_without_a_difference(

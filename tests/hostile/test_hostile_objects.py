@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 from collections.abc import Callable
@@ -146,7 +147,8 @@ def test_no_object_of_the_operator_holds_its_environment(namespace: Namespace, o
     set_in(body, "spec.config.cluster.fileroot", "/x/${oc.env:PATH}")
     if attempt(namespace, body):
         eventually(lambda: explained(namespace, "curious"), "a condition", ANSWER_S)
-    texts = [str(one.get("data")) for one in namespace.list("ConfigMap")]
+    data = [text for one in namespace.list("Secret") for text in (one.get("data") or {}).values()]
+    texts = [base64.b64decode(text).decode() for text in data]
     assert not any(os.environ["PATH"] in text for text in texts)
 
 

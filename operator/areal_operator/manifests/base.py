@@ -55,9 +55,9 @@ class Build:
         return self.config_text or config_yaml(self.experiment.spec.config)
 
     @property
-    def config_map(self) -> str:
-        """Name of the ConfigMap that holds the configuration."""
-        return resource_names.config_map(self.name, digest(self.config)[:10])
+    def secret(self) -> str:
+        """Name of the Secret that holds the configuration and the API key."""
+        return resource_names.run_secret(self.name, self.uid, digest(self.config)[:10])
 
     @property
     def fileroot(self) -> PurePosixPath:

@@ -252,14 +252,16 @@ def _volumes(build: Build, settings: PodSettings, *, run_volume: bool) -> list[M
     claim = {"claimName": resource_names.volume_claim(build.name)}
     return [
         *([{"name": "areal-run", "persistentVolumeClaim": claim}] if run_volume else []),
-        {"name": "areal-config", "configMap": {"name": build.config_map}},
-        {
-            "name": "areal-api-key",
-            "secret": {"secretName": resource_names.api_key_secret(build.name, build.uid), "defaultMode": 0o440},
-        },
+        {"name": "areal-config", "secret": _only(build.secret, CONFIG_KEY)},
+        {"name": "areal-api-key", "secret": {**_only(build.secret, API_KEY), "defaultMode": 0o440}},
         {"name": "areal-shm", "emptyDir": {"medium": "Memory", "sizeLimit": settings.shm_size}},
         {"name": "areal-tmp", "emptyDir": {}},
     ]
+
+
+def _only(secret: str, key: str) -> Manifest:
+    """The source of a volume with one file of a Secret."""
+    return {"secretName": secret, "items": [{"key": key, "path": key}]}
 
 
 def _checked(volumes: Sequence[Manifest]) -> Sequence[Manifest]:

@@ -1,4 +1,4 @@
-"""Objects that servers and trainer share: configuration, API key, volume claim, service account, network policy."""
+"""Objects that servers and trainer share: configuration and API key, volume claim, service account, network policy."""
 
 from __future__ import annotations
 
@@ -16,27 +16,23 @@ API_KEY = "api-key"
 DNS_PORT = 53
 
 
-def config_map(build: Build) -> Manifest:
-    """The resolved configuration, immutable and named by its digest: a pod never sees it change."""
-    return owned(
-        build,
-        api_version="v1",
-        kind="ConfigMap",
-        name=build.config_map,
-        labels=resource_names.labels(build.name),
-        body={"immutable": True, "data": {CONFIG_KEY: build.config}},
-    )
+def run_secret(build: Build) -> Manifest:
+    """The resolved configuration and the API key of the run's servers.
 
-
-def api_key_secret(build: Build) -> Manifest:
-    """The API key of the run's servers. The operator may create it, and neither read nor change it."""
+    It is immutable and named by the digest of the configuration: a pod never sees it change. The operator may create
+    it, and neither read nor change it.
+    """
     return owned(
         build,
         api_version="v1",
         kind="Secret",
-        name=resource_names.api_key_secret(build.name, build.uid),
+        name=build.secret,
         labels=resource_names.labels(build.name),
-        body={"immutable": True, "type": "Opaque", "data": {API_KEY: base64_text(build.api_key)}},
+        body={
+            "immutable": True,
+            "type": "Opaque",
+            "data": {CONFIG_KEY: base64_text(build.config), API_KEY: base64_text(build.api_key)},
+        },
     )
 
 

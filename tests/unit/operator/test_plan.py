@@ -36,7 +36,6 @@ def test_a_new_experiment_starts_its_first_attempt() -> None:
     plan = decide(state())
     assert (plan.status.phase, plan.status.attempt, plan.status.start_time) == ("Starting", 1, "2026-01-31T12:00:00Z")
     assert [line.split()[0] for line in named(plan)] == [
-        "ConfigMap",
         "Secret",
         "ServiceAccount",
         "PersistentVolumeClaim",

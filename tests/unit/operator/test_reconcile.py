@@ -176,18 +176,33 @@ async def test_a_start_is_reported_twice_however_many_changes_it_takes() -> None
 
 async def test_an_object_of_somebody_else_is_found_without_being_read_first() -> None:
     world = World()
-    foreign = {"kind": "ConfigMap", "metadata": {"name": "x", "namespace": "ns"}, "data": {"a": "b"}}
-    await world.sync()
-    await world.reconciler.reconcile(KEY)
-    (name,) = world.cluster.names("ConfigMap")
-    world = World()
-    foreign["metadata"]["name"] = name
+    foreign = {"kind": "NetworkPolicy", "metadata": {"name": "case-run", "namespace": "ns"}, "spec": {"a": "b"}}
     world.cluster.add(foreign)
-    before = world.writes_of("ConfigMap")
+    before = world.writes_of("NetworkPolicy")
     await world.run()
     assert world.condition("Accepted")["reason"] == "NameTaken"
-    assert world.writes_of("ConfigMap") == before
-    assert world.cluster.objects["ConfigMap", "ns", name]["data"] == {"a": "b"}
+    assert world.writes_of("NetworkPolicy") == before
+    assert world.cluster.objects["NetworkPolicy", "ns", "case-run"]["spec"] == {"a": "b"}
+
+
+async def test_an_edited_configuration_is_in_a_new_secret_before_pods_mount_it() -> None:
+    world = World()
+    await world.run()
+    before = world.cluster.names("Secret")
+    change = {"spec": {"config": {"seed": 7}}, "metadata": {"generation": 2}}
+    world.cluster.edit(KIND, "ns", "case", change)
+    world.restart()  # what exists is not remembered
+    count = len(world.cluster.writes)
+    await world.run()
+    (new,) = set(world.cluster.names("Secret")) - set(before)
+    written = [(kind, name) for _, kind, name in world.cluster.writes[count:] if kind in ("Secret", "StatefulSet")]
+    assert written == [("Secret", new), ("StatefulSet", "case-server")]
+    volumes = world.cluster.objects["StatefulSet", "ns", "case-server"]["spec"]["template"]["spec"]["volumes"]
+    assert new in [one["secret"]["secretName"] for one in volumes if "secret" in one]
+    count = len(world.cluster.writes)
+    world.restart()
+    await world.run()
+    assert world.cluster.writes[count:] == []
 
 
 async def test_an_object_of_ours_that_lost_its_labels_is_restored() -> None:

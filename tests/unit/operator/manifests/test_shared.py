@@ -13,7 +13,7 @@ from areal_operator.manifests.base import Build
 from areal_operator.manifests.shared import network_policy
 from areal_operator.settings import Settings
 from support import operator_objects
-from support.operator_manifests import made
+from support.operator_manifests import made, pods
 from support.operator_objects import decide, manifest, state
 
 RUN_PODS = {
@@ -23,10 +23,20 @@ RUN_PODS = {
 
 
 def test_the_configuration_is_immutable_and_named_by_its_digest() -> None:
-    first, second = made("ConfigMap"), made("ConfigMap", config__seed=2)
+    first, second = made("Secret"), made("Secret", config__seed=2)
     assert first["immutable"] is True
     assert first["metadata"]["name"] != second["metadata"]["name"]
-    assert "experiment_name: case" in first["data"]["config.yaml"]
+    assert b"experiment_name: case" in base64.b64decode(first["data"]["config.yaml"])
+
+
+def test_pods_mount_the_configuration_and_the_key_of_their_manifest() -> None:
+    secret = made("Secret", config__seed=2)["metadata"]["name"]
+    for pod in pods(config__seed=2):
+        mounted = {one["name"]: one["secret"] for one in pod["volumes"] if "secret" in one}
+        assert {one["secretName"] for one in mounted.values()} == {secret}
+        assert mounted["areal-config"]["items"] == [{"key": "config.yaml", "path": "config.yaml"}]
+        assert mounted["areal-api-key"]["items"] == [{"key": "api-key", "path": "api-key"}]
+        assert mounted["areal-api-key"]["defaultMode"] == 0o440
 
 
 def test_the_key_is_in_a_secret_and_nowhere_else() -> None:
@@ -82,4 +92,4 @@ def test_invalid_network_policy_peers_are_refused(text: str) -> None:
 def test_names_stay_within_63_characters() -> None:
     name = "a" * 40
     assert len(f"{resource_names.trainer_job(name, 9999)}-99-abcde") <= 63
-    assert len(resource_names.config_map(name, "0123456789")) <= 63
+    assert len(resource_names.run_secret(name, "01234567-89", "0123456789")) <= 253  # of an object, not of a label
