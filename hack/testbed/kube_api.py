@@ -14,6 +14,7 @@ from areal_operator.cluster import KINDS, path_of
 Object = dict[str, Any]
 T = TypeVar("T")
 KINDS_OF_TESTS = {
+    "ConfigMap": ("v1", "configmaps"),
     "TrainJob": ("trainer.kubeflow.org/v1alpha1", "trainjobs"),
     "RayCluster": ("ray.io/v1", "rayclusters"),
     "Node": ("v1", "nodes"),
