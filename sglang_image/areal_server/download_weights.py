@@ -54,17 +54,16 @@ class DownloadedWeights:
         url, version, files, deltas = _checked(request)
         with self._lock:
             target = self._folder / version
-            listing = json.dumps(files, sort_keys=True)
-            if target.is_dir() and (target / LISTING).read_text(encoding="utf-8") == listing:
+            if _listing_of(target) == files and all(_has(target / name, files[name]["xxh3_128"]) for name in files):
                 return target
             partial = self._folder / f".{version}.partial"
             held = self._take_held(partial)
             for name in held.keys() - files.keys():
-                (partial / name).unlink()
+                (partial / name).unlink(missing_ok=True)
             base_url = f"{url.rstrip('/')}/{version}"
             for name, expected in files.items():
                 checksum = expected["xxh3_128"]
-                if held.get(name) == checksum:
+                if held.get(name) == checksum and _has(partial / name, checksum):
                     continue
                 delta = deltas.get(name)
                 if delta is not None and held.get(name) == delta["base"]:
@@ -74,7 +73,7 @@ class DownloadedWeights:
                     except (ValueError, OSError) as error:
                         logger.warning("%s of %s is downloaded as a whole: %s", name, version, error)
                 self._download(f"{base_url}/{name}", partial / name, expected)
-            (partial / LISTING).write_text(listing, encoding="utf-8")
+            (partial / LISTING).write_text(json.dumps(files), encoding="utf-8")
             partial.rename(target)
             return target
 
@@ -83,7 +82,7 @@ class DownloadedWeights:
 
         A crash then leaves no version that looks complete.
         """
-        found = [path for path in self._folder.glob("v*") if (path / LISTING).is_file()]
+        found = [path for path in self._folder.glob("v*") if _listing_of(path)]
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
             if path not in found[:1]:
@@ -91,7 +90,7 @@ class DownloadedWeights:
         if not found:
             partial.mkdir()
             return {}
-        held = json.loads((found[0] / LISTING).read_text(encoding="utf-8"))
+        held = _listing_of(found[0])
         found[0].rename(partial)
         (partial / LISTING).unlink()
         return {name: str(entry["xxh3_128"]) for name, entry in held.items()}
@@ -104,7 +103,7 @@ class DownloadedWeights:
             apply_delta(downloaded, file)
         finally:
             downloaded.unlink(missing_ok=True)
-        if checksum_of(file) != checksum:
+        if not _has(file, checksum):
             raise ValueError(f"{url} does not lead to the file that the manifest lists")
 
     def _download(self, url: str, file: Path, expected: dict[str, Any]) -> None:
@@ -119,6 +118,20 @@ class DownloadedWeights:
                 output.write(chunk)
         if left or digest.hexdigest() != expected["xxh3_128"]:
             raise ValueError(f"{url} differs from its manifest: {left} bytes are missing, or the checksum is another")
+
+
+def _listing_of(version: Path) -> Files:
+    """What a downloaded version consists of; empty if that cannot be read."""
+    try:
+        files: Files = json.loads((version / LISTING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def _has(file: Path, checksum: str) -> bool:
+    """Whether the file is there with this checksum: what was downloaded may have been damaged or deleted since."""
+    return file.is_file() and checksum_of(file) == checksum
 
 
 def checksum_of(file: Path) -> str:

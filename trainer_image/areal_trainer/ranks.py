@@ -55,7 +55,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which runs the rollouts and writes all files."""
+        """Whether this is rank 0, which runs the rollouts and names what the ranks have written."""
         return self.rank == 0
 
     @property

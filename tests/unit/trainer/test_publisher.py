@@ -60,6 +60,18 @@ def test_after_a_failed_broadcast_weights_are_published_through_files(tmp_path: 
     assert policy.gathered == 4  # twice for the broadcast, although one was not sent, and twice for the files
 
 
+def test_versions_have_deltas_if_they_are_asked_for(tmp_path: Path) -> None:
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    for deltas in (False, True):
+        run = tmp_path / str(deltas)
+        publisher = Publisher(
+            CountingPolicy(), None, mode="disk", run=run, dtype=torch.float32, ranks=ranks, deltas=deltas
+        )
+        publisher.publish(1, wait=True)
+        publisher.publish(2, wait=True)
+        assert (run / "weights/v2/model.safetensors.delta").exists() is deltas
+
+
 class EngineWithOneBehind(BreakingEngine):
     """One server missed the last broadcast."""
 

@@ -27,6 +27,11 @@ def test_three_weight_versions_three_recovery_checkpoints_and_the_last_model() -
     assert use.total_bytes == (6 + 36 + 2) * P + LOGS_BYTES
 
 
+def test_deltas_need_up_to_half_more_for_published_weights() -> None:
+    use = disk_use(SHAPE, config(actor={"path": "m", "weight_deltas": True}), steps_per_epoch=None, from_hub=False)
+    assert use.weights_bytes == 9 * P
+
+
 def test_a_model_of_the_hub_is_cached_too() -> None:
     use = disk_use(SHAPE, config(), steps_per_epoch=None, from_hub=True)
     assert use.model_cache_bytes == 2 * P

@@ -249,6 +249,26 @@ def test_an_interrupted_delta_leaves_nothing_that_looks_complete(
 
 
 @pytest.mark.parametrize(
+    "harm",
+    [Path.unlink, lambda file: file.write_bytes(b"x"), lambda file: (file.parent / "files.json").write_text("{")],
+    ids=["deleted", "damaged", "unknown"],
+)
+def test_a_held_file_that_was_damaged_or_deleted_since_is_downloaded_again(
+    tmp_path: Path, two_versions: tuple[Path, Path], harm: Callable[[Path], object]
+) -> None:
+    first, second = two_versions
+    there = DownloadedWeights(tmp_path / "there", api_key=None)
+    with FileServer(first.parent, port=0, api_key=None) as server:
+        for file in (NAME, "config.json"):
+            for version in (first, second):  # the version that is held, and the next one
+                held = there.fetch(request(server, first))
+                harm(held / file)
+                path = there.fetch(request(server, version))
+                for name in (NAME, "config.json"):
+                    assert (path / name).read_bytes() == (version / name).read_bytes()
+
+
+@pytest.mark.parametrize(
     "entry",
     [
         {"../a": {"size": 1, "xxh3_128": "0", "base": "0"}},
