@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -85,7 +86,10 @@ def test_weights_are_updated_by_broadcast(tmp_path: Path) -> None:
     assert [path.name for path in (run / "weights").iterdir()] == ["v0"]
 
 
-def test_a_mixture_of_experts_trains_with_the_servers_experts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "setting"), [("experiment.yaml", "seed=1"), ("two-by-two.yaml", "actor.parallel.expert=2")]
+)
+def test_a_mixture_of_experts_trains_with_the_servers_experts(tmp_path: Path, experiment: str, setting: str) -> None:
     """The servers compute in float32 and the trainer in bfloat16, whose routers choose some other experts."""
     tiny = ROOT / "examples/tiny/model"
     tokenizer = AutoTokenizer.from_pretrained(tiny)
@@ -99,7 +103,8 @@ def test_a_mixture_of_experts_trains_with_the_servers_experts(tmp_path: Path) ->
     Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     settings = ("router_replay=true", "router_aux_loss_coef=0.01", "dtype=bfloat16", f"path={tmp_path / 'model'}")
-    run, _ = grpo_run(tmp_path, *(f"config.actor.{setting}" for setting in settings), steps=3)
+    overrides = [f"config.{setting}", *(f"config.actor.{one}" for one in settings)]
+    run, _ = grpo_run(tmp_path, *overrides, steps=3, experiment=experiment)
     for line in lines_of(run):
         numbers = {key.removeprefix("grpo_actor/"): value for key, value in line.items()}
         assert 0 < numbers["experts_replaced"] < 0.2

@@ -139,7 +139,7 @@ def train_step(parts: Components, batch: PackedBatch, timings: Timings, *, step:
 def _dump_rollouts(parts: Components, batch: PackedBatch, advantages_T: Tensor, *, step: int) -> dict[str, float]:
     """Write the samples of all ranks in the background; statistics on rank 0. Collective."""
     advantages = np.split(advantages_T.numpy(), batch.cu_seqlens[1:-1].numpy())[: len(batch)]
-    shares = parts.ranks.objects_to_first((batch.trajectories, advantages))
+    shares = parts.ranks.objects_to_first(([one.without_experts() for one in batch.trajectories], advantages))
     if parts.rollouts is None:
         return {}
     return parts.rollouts.add(

@@ -85,6 +85,10 @@ class Trajectory(msgspec.Struct, frozen=True, eq=False, gc=False):
     def _version_at(self, position: int) -> int:
         return int(self.versions[position]) if self.loss_mask[position] else -1
 
+    def without_experts(self) -> Trajectory:
+        """A copy for the files of samples, which have no experts."""
+        return self if self.experts is None else msgspec.structs.replace(self, experts=None)
+
     def in_group(self, group: int) -> Trajectory:
         """A copy with the episode number ``group``."""
         return msgspec.structs.replace(self, group=group)

@@ -58,6 +58,7 @@ def test_experts_of_a_trajectory_cover_what_precedes_its_trained_tokens(covered:
 
     if fits:
         assert make().in_group(3).experts is not None
+        assert make().without_experts().experts is None
     else:
         with pytest.raises(ValueError, match=f"cover {covered} tokens; they must cover the 3"):
             make()

@@ -181,7 +181,7 @@ class Executor:
         if accepted:
             episode.trajectories = trajectories
         elif trajectories and len(self._rejected_kept) < self._max_rejected_kept:
-            self._rejected_kept.append(trajectories)
+            self._rejected_kept.append([trajectory.without_experts() for trajectory in trajectories])
         return accepted
 
     # Finishing

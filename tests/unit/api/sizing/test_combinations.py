@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -53,14 +54,15 @@ def test_heads_divide_over_gpus_and_key_value_heads_divide_or_are_replicated() -
         ({"parallel": {"tensor": 7}}, "qwen2", "tensor is 7, which does not divide the model's key-value heads 4"),
         ({"parallel": {"tensor": 2}}, "phi3", "no plan that the trainer can follow for dividing the layers of phi3"),
         ({"parallel": {"tensor": 2}, "lora": {}}, "qwen2", "adapters (actor.lora) are not divided"),
+        ({"parallel": {"expert": 4}}, "qwen2", "expert is 4, which does not divide the model's 0 experts"),
         ({"parallel": {"context": 2}, "attn_impl": "eager"}, "qwen2", "but actor.attn_impl is eager"),
     ],
 )
 def test_a_layout_that_does_not_divide_the_model_is_refused_by_name(
     keys: dict[str, Any], kind: str, reason: str
 ) -> None:
-    parallel = {"tensor": 1, "context": 1} | keys["parallel"]
-    ranks = parallel["tensor"] * parallel["context"]
+    parallel = {"tensor": 1, "context": 1, "expert": 1} | keys["parallel"]
+    ranks = math.prod(parallel.values())
     problems = list(
         combination_problems(spec(actor(**keys), trainer={"processesPerNode": ranks}), replace(SHAPE, kind=kind))
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from areal_api.actor import TrainEngineConfig
+from areal_api.actor import PPOActorConfig, TrainEngineConfig
 from areal_api.sizing.gpus import GPUS
 from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.replicas import model_replicas
@@ -26,6 +26,12 @@ def test_by_default_small_models_are_sharded_within_a_node_and_large_ones_over_a
     assert replicas("Qwen2.5-32B") == 1  # 65 GB
     assert replicas("Qwen2.5-7B", nodes=1) == 1
     assert replicas("Qwen2.5-7B", gpu_bytes=None) == 1
+
+
+def test_a_copy_per_node_has_all_experts() -> None:
+    for expert, copies in ((8, 2), (16, 1)):
+        config = PPOActorConfig.model_validate({"path": "m", "parallel": {"expert": expert}})
+        assert model_replicas(config, parameters=10**9, nodes=2, ranks=16, gpu_bytes=H100) == copies
 
 
 def test_the_key_takes_precedence_and_must_divide_the_ranks() -> None:
