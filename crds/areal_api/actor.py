@@ -72,8 +72,8 @@ class FSDPConfig(Section):
 class ParallelConfig(Section):
     """Ranks that share their sequences: the rest of the ranks, tensor × context times fewer, is data parallel.
 
-    Consecutive ranks form a tensor-parallel group, and consecutive groups of those a context-parallel one. The
-    reference model is laid out in the same way.
+    Consecutive ranks form a tensor-parallel group, and consecutive groups of those a context-parallel one. Ranks that
+    divide experts keep their sequences. The reference model is laid out in the same way.
     """
 
     tensor: int = Field(
