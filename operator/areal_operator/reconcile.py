@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -40,6 +41,7 @@ from areal_operator.warning_events import NamespaceWarnings
 from areal_operator.work_queue import COALESCE_S
 
 logger = logging.getLogger(__name__)
+PARALLEL_WRITES = 3  # of one experiment; each needs a connection, which takes memory and CPU time
 CREATE_PODS = ("StatefulSet", "Job")
 CLAIM = "PersistentVolumeClaim"
 SECRET = "Secret"
@@ -310,8 +312,13 @@ class Reconciler:
             return await self._apply(key, state, manifest, job_created=job_created)
 
         for wave in _waves(decided.objects):
-            results = [await write(manifest) for manifest in wave]
+            results: list[Reason | BaseException | None] = []
+            for start in range(0, len(wave), PARALLEL_WRITES):
+                part = wave[start : start + PARALLEL_WRITES]
+                results += await asyncio.gather(*[write(manifest) for manifest in part], return_exceptions=True)
             for manifest, result in zip(wave, results, strict=True):
+                if isinstance(result, BaseException):
+                    raise result
                 rejection = rejection or result
                 if result is not None and self._store.get(key, manifest["kind"], manifest["metadata"]["name"]) is None:
                     return rejection
