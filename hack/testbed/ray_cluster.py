@@ -65,6 +65,7 @@ class RayCluster:
         self.mark = self.directory.name
         self.address = ""
         self.dashboard = ""  # URL, if there is one
+        self._agents: list[psutil.Process] = []  # of killed raylets; the titles they set hide their environment
 
     def __enter__(self) -> RayCluster:
         try:
@@ -85,7 +86,12 @@ class RayCluster:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        for process in self.processes():
+            if name_of(process) == "raylet":
+                self._agents += children_of(process)
         self._kill(lambda process: True)
+        for agent in self._agents:
+            send(agent, signal.SIGKILL)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def host(self, index: int) -> str:
@@ -111,6 +117,7 @@ class RayCluster:
             for process in self.processes()
             if name_of(process) == "raylet" and f"--node_ip_address={self.host(index)}" in arguments(process)
         ]
+        self._agents += children_of(raylet)
         send(raylet, signal.SIGKILL)
         raylet.wait(START_TIMEOUT_S)
 
@@ -207,6 +214,14 @@ def environment_of(process: psutil.Process) -> Mapping[str, str]:
         return {} if process.status() == psutil.STATUS_ZOMBIE else process.environ()
     except (psutil.NoSuchProcess, psutil.AccessDenied, OSError):
         return {}
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    """The processes that it started; none if it has ended."""
+    try:
+        return list(process.children())
+    except psutil.NoSuchProcess:
+        return []
 
 
 def name_of(process: psutil.Process) -> Any:
