@@ -65,7 +65,7 @@ class _Pods:
         finally:
             cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=240s")
         # Exclude the first step and those during which the server was missing.
-        self.rate = 1 / statistics.median(line["seconds_per_step"] for line in lines[1:])
+        self.rate = 1 / statistics.fmean(line["seconds_per_step"] for line in lines[1:])
 
     def _replace_server(self) -> float:
         """Seconds until the replacement of a killed pod holds weights that the trainer has published."""

@@ -37,8 +37,8 @@ class Record:
 
     @property
     def step_s(self) -> float:
-        """Median seconds of the steps after the first."""
-        return statistics.median(self.seconds[1:] or self.seconds)
+        """Mean seconds of the steps after the first. Asynchronous steps alternate between short and long ones."""
+        return statistics.fmean(self.seconds[1:] or self.seconds)
 
     @property
     def collapsed(self) -> bool:

@@ -96,7 +96,7 @@ def _comparisons(
 
 
 def _rates(records: list[Record]) -> list[float]:
-    """Steps per second of each run: 1 ÷ the median seconds of all steps but the first."""
+    """Steps per second of each run: 1 ÷ the mean seconds of all steps but the first."""
     return [1 / record.step_s for record in records]
 
 

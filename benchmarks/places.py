@@ -51,7 +51,7 @@ class Measured:
     """One run, in seconds but for ``rate``."""
 
     first_step_s: float
-    rate: float  # steps per second: 1 ÷ the median of all steps but the first, before anything is killed
+    rate: float  # steps per second: 1 ÷ the mean of all steps but the first, before anything is killed
     server_s: float  # from the kill of a server to the readiness of its replacement
     trainer_s: float  # from the kill of a rank to the next new step
 
@@ -158,7 +158,7 @@ def measure(place: Place, environment: Mapping[str, str], work: Path, steps: int
         kill(directory, "areal_trainer.train")
         last = steps_done(directory)  # a step may have ended before the kill
         until(lambda: steps_done(directory) > last, "a new step")
-        return Measured(first_step_s, 1 / statistics.median(seconds[1:]), server_s, time.monotonic() - killed)
+        return Measured(first_step_s, 1 / statistics.fmean(seconds[1:]), server_s, time.monotonic() - killed)
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Steps per second: 1 ÷ the median seconds of all steps but the first."""
-        return 1 / statistics.median(self.seconds[1:])
+        """Steps per second: 1 ÷ the mean seconds of all steps but the first."""
+        return 1 / statistics.fmean(self.seconds[1:])
 
     @property
     def first_rate(self) -> float:
