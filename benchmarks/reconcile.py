@@ -124,7 +124,7 @@ def _bare(kind: str, obj: Object, namespace: str) -> Object:
     if kind == "Job":  # set by the Job controller
         spec.pop("selector", None)
         spec["template"]["metadata"].get("labels", {}).clear()
-    version = {"StatefulSet": "apps/v1", "Job": "batch/v1", "PodDisruptionBudget": "policy/v1"}
+    version = {"StatefulSet": "apps/v1", "Job": "batch/v1"}
     version["NetworkPolicy"] = "networking.k8s.io/v1"
     return {"apiVersion": version.get(kind, "v1"), "kind": kind, "metadata": metadata, **kept}
 
