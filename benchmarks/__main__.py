@@ -14,7 +14,7 @@ from benchmarks.learning_options import FOLDER, MODES, PEERS, SETTINGS, TASKS, O
 from benchmarks.measure import machine
 
 NAMES = ("rollout", "rewards", "trainer", "weights", "memory", "executor", "freshness", "peers", "learning")
-NAMES += ("gateway", "affinity", "reconcile", "faults", "page", "dump", "elastic")
+NAMES += ("gateway", "affinity", "reconcile", "faults", "page", "dump", "elastic", "ingestion")
 NAMED = ("cluster", "places", "operators")  # run only by name: need `make cluster`, Slurm, and builds of the peers
 
 
