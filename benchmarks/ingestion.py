@@ -56,7 +56,12 @@ def run(*, small: bool, rounds: int) -> list[Comparison]:
     """Million tokens per CPU second of the trainer's process, with all of its threads."""
     gc.freeze()  # otherwise a collection of all loaded modules is charged to the side that happens to be running
     with ExitStack() as stack:
-        script = {"answer": "benchmarks.scripted:fixed_answer", "logprob": -1.0, "vocab_size": VOCABULARY}
+        script = {
+            "answer": "benchmarks.scripted:fixed_answer",
+            "logprob": -1.0,
+            "vocab_size": VOCABULARY,
+            "context_length": 65_536,
+        }
         addresses = [stack.enter_context(scripted_server(**script)) for _ in range(SERVERS)]
         return [_compare(size, addresses, rounds) for size in (SMALL if small else SIZES)]
 
