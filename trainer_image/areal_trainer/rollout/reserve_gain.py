@@ -18,7 +18,7 @@ MEASURED = 12  # steps, several times as many as a burst has
 EARLY = 8  # steps after which a clear result is enough
 NEEDED = 0.2  # part of the largest possible gain in speed, below which a reserve is not worth its staleness
 LEAST = 0.01  # gain in speed
-UNCERTAIN = 0.5  # part of the largest possible gain; a larger standard error leaves the decision to the measured wait
+UNCERTAIN = 0.5  # part of the largest possible gain; with a larger standard error any measured gain is enough
 CLEAR = 2.0  # standard errors between the gain and what is needed, for a clear result
 LAGS = 4  # steps whose correlation counts for the error
 SMALL_SAMPLE = 2.0  # so much larger is the true variance of so few independent steps
@@ -133,4 +133,4 @@ def is_useful(low: tuple[float, float], high: tuple[float, float], *, possible: 
     needed = max(LEAST, NEEDED * possible)
     if not final and abs(gain - needed) <= CLEAR * error + NEEDED * possible:
         return None
-    return error > UNCERTAIN * possible or gain >= needed
+    return gain >= needed or (gain > 0 and error > UNCERTAIN * possible)

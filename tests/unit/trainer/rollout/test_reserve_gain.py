@@ -57,7 +57,9 @@ def test_the_gain_is_limited_by_the_episodes_in_flight_and_by_the_training_time(
         ((1.10, 0.01), False, False),
         ((0.90, 0.01), False, None),  # 0.105: clear only after more steps
         ((0.90, 0.01), True, True),
-        ((1.00, 0.30), True, True),  # nothing can be seen: the trainer's wait decides
+        ((0.97, 0.30), True, True),  # nothing is certain, but steps were faster
+        ((1.00, 0.30), True, False),
+        ((1.05, 0.30), True, False),  # nor if they were slower: samples stay fresh
         ((1.00, 0.30), False, None),
     ],
 )
