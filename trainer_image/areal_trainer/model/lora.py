@@ -17,11 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from areal_api.actor import LoRAConfig
+from areal_trainer.model.experts import routers
 
 ALL_LINEAR = "all-linear"
 ADAPTER_DIR = "adapter"  # in a saved model
 _NAME = "default"  # of the adapter
 _SEED = 1  # of the random A
+# Matrices of experts in files. PEFT turns targets of these names into adapters of all experts, also where they name a
+# dense layer or a shared expert.
+_EXPERT_MATRICES = frozenset(("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"))
 
 Gather = Callable[[Tensor], "Tensor | None"]  # of a sharded tensor the whole one, on a rank that wants it
 
@@ -42,9 +46,14 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, *, section: str) ->
 
 
 def target_layers(model: PreTrainedModel, config: LoRAConfig, *, section: str) -> list[str]:
-    """Names of the linear layers that ``config`` selects. Raises ``ValueError`` as ``add_adapters`` does."""
+    """Names of the linear layers that ``config`` selects. Raises ``ValueError`` as ``add_adapters`` does.
+
+    In a mixture of experts the dense layers and the shared experts get no adapters.
+    """
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    if routers(model):
+        linear = [name for name in linear if name.rpartition(".")[2] not in _EXPERT_MATRICES]
     kinds = {name.rpartition(".")[2] for name in linear}
     for wanted in config.target_modules:
         if wanted != ALL_LINEAR and wanted not in kinds:
