@@ -17,6 +17,17 @@ from areal_api.experiment import API_VERSION, KIND, GRPOExperiment
 from areal_api.render import config_yaml
 from areal_api.status import ExperimentStatus
 from areal_operator import transitions
+from areal_operator.applied import (
+    CLAIM,
+    CREATE_PODS,
+    UNPROCESSABLE,
+    digest_of,
+    is_applied,
+    may_change,
+    name_taken,
+    names_another_object,
+    waves,
+)
 from areal_operator.cluster import QUOTA, ApiError, Cluster, is_transient
 from areal_operator.corrections import PAUSE_S, Corrections
 from areal_operator.diagnosis import Reason
@@ -24,8 +35,7 @@ from areal_operator.elastic import Loads
 from areal_operator.events import event
 from areal_operator.experiments import Experiments
 from areal_operator.manifests import pod_groups
-from areal_operator.manifests.base import DIGEST, Manifest, digest
-from areal_operator.manifests.shared import is_created_by_operator
+from areal_operator.manifests.base import DIGEST, Manifest
 from areal_operator.observed import ExperimentState, Object, Observed, annotation
 from areal_operator.parsing import UnknownPhaseError, parsed_spec, status_of
 from areal_operator.patches import changes_of, is_unchanged, mutable_part
@@ -36,17 +46,15 @@ from areal_operator.queueing.positions import Positions
 from areal_operator.settings import Settings
 from areal_operator.status import find, pending, status_to_write
 from areal_operator.status_pace import StatusPace
-from areal_operator.store import DIGITS, FINGERPRINT, Key, Store, owner_uid, owns_all, slim
+from areal_operator.store import FINGERPRINT, Key, Store, owner_uid, slim
 from areal_operator.warning_events import NamespaceWarnings
 from areal_operator.work_queue import COALESCE_S
 
 logger = logging.getLogger(__name__)
 PARALLEL_WRITES = 3  # of one experiment; each needs a connection, which takes memory and CPU time
-CREATE_PODS = ("StatefulSet", "Job")
-CLAIM = "PersistentVolumeClaim"
 SECRET = "Secret"
 NAME_TAKEN_RETRY_S = 2.0  # an earlier experiment's objects of the same name are about to be collected
-CONFLICT, UNPROCESSABLE = 409, 422
+CONFLICT = 409
 MAX_QUOTAS = 256  # namespaces whose quotas are kept
 MAX_PARSED = 128  # parsed specs that are kept; parsing one again takes a few milliseconds
 
@@ -311,7 +319,7 @@ class Reconciler:
                 return await self._ensure_secret(key, manifest, new_pods=new_pods, missing=missing)
             return await self._apply(key, state, manifest, job_created=job_created)
 
-        for wave in _waves(decided.objects):
+        for wave in waves(decided.objects):
             results: list[Reason | BaseException | None] = []
             for start in range(0, len(wave), PARALLEL_WRITES):
                 part = wave[start : start + PARALLEL_WRITES]
@@ -326,22 +334,22 @@ class Reconciler:
 
     async def _apply(self, key: Key, state: ExperimentState, manifest: Manifest, *, job_created: bool) -> Reason | None:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        wanted, known = _digest_of(manifest), self._store.get(key, kind, name)
+        wanted, known = digest_of(manifest), self._store.get(key, kind, name)
         if kind == "Job" and known is None and job_created:
             raise _Replaced  # deleted after the plan was made: it must not be created a second time
         applied = self._applied.setdefault(key, {})
         before = applied.get((kind, name))
         if known is not None and before == (wanted, known[FINGERPRINT]):
             return None
-        if known is not None and before is None and _is_applied(manifest, known):
+        if known is not None and before is None and is_applied(manifest, known):
             applied[kind, name] = (wanted, known[FINGERPRINT])  # by this process's predecessor
             return None
-        if known is not None and kind == CLAIM and _may_change(known, state) and is_unchanged(manifest, known):
+        if known is not None and kind == CLAIM and may_change(known, state) and is_unchanged(manifest, known):
             return None
-        if known is not None and not _may_change(known, state):
+        if known is not None and not may_change(known, state):
             known = await self._existing(manifest)
-            if known is not None and not _may_change(known, state):
-                return _name_taken(manifest)
+            if known is not None and not may_change(known, state):
+                return name_taken(manifest)
         if known is not None and before is not None and before[0] == wanted:
             if self._corrections.must_wait(key, known):
                 return None
@@ -349,7 +357,7 @@ class Reconciler:
         try:
             obj = await self._write(key, state, manifest, known)
         except ApiError as error:
-            if kind == "Job" and known is not None and _names_another_object(error):  # deleted since it was observed
+            if kind == "Job" and known is not None and names_another_object(error):  # deleted since it was observed
                 raise _Replaced from error
             if is_transient(error):
                 raise
@@ -431,7 +439,7 @@ class Reconciler:
         if manifest["kind"] == CLAIM and key not in self._unwatched_claims:
             self._unwatched_claims.add(key)
             raise _Replaced  # the manifest depends on an existing claim
-        return _Existing(existing) if _may_change(existing, state) else _name_taken(manifest)
+        return _Existing(existing) if may_change(existing, state) else name_taken(manifest)
 
     async def _existing(self, manifest: Manifest) -> Object | None:
         metadata = manifest["metadata"]
@@ -473,45 +481,6 @@ def _earlier(one: float | None, other: float | None) -> float | None:
     return min((delay for delay in (one, other) if delay is not None), default=None)
 
 
-def _name_taken(manifest: Manifest) -> Reason:
-    text = (
-        f"{manifest['kind']} {manifest['metadata']['name']} exists and is not this experiment's; delete or rename one"
-    )
-    return Reason(conditions.NAME_TAKEN, text)
-
-
 def _is_missing(secret: str, status: ExperimentStatus) -> bool:
     """Whether a pod waits for a Secret that does not exist, as its container or a warning event says."""
     return any(one.reason == conditions.MISSING_SECRET and secret in one.message for one in status.conditions)
-
-
-def _waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
-    """First what pods need, then what creates pods, so that no pod waits for its configuration or its claim."""
-    needed = [manifest for manifest in manifests if manifest["kind"] not in CREATE_PODS]
-    return [needed, [manifest for manifest in manifests if manifest["kind"] in CREATE_PODS]]
-
-
-def _is_applied(manifest: Manifest, known: Object) -> bool:
-    """Whether an object is what applying ``manifest`` leads to: applied from it, and still owned in every field."""
-    digest_of = annotation(known, DIGEST)
-    same = digest_of is not None and digest_of == manifest["metadata"].get("annotations", {}).get(DIGEST)
-    return same and owns_all(known, manifest)
-
-
-def _digest_of(manifest: Manifest) -> str:
-    """A digest of ``manifest``. Its annotations contain one of everything else, unless it is a volume claim."""
-    annotations = manifest["metadata"].get("annotations", {})
-    return digest(annotations if DIGEST in annotations else manifest)[:DIGITS]
-
-
-def _names_another_object(error: ApiError) -> bool:
-    """Whether an update failed because no object, or another one, has this name and uid."""
-    return error.status in (404, 409) or (error.status == UNPROCESSABLE and "metadata.uid" in str(error))
-
-
-def _may_change(obj: Object, state: ExperimentState) -> bool:
-    """Whether an object belongs to this experiment: it owns it, or it is a claim that no other experiment owns."""
-    owner = owner_uid(obj)
-    if obj["kind"] == CLAIM:
-        return owner in (None, state.uid) and is_created_by_operator(obj)
-    return owner == state.uid
