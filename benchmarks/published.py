@@ -29,6 +29,10 @@ class ModelPolicy:
         """All of them: there is one rank."""
         return self.named_full_tensors()
 
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """None: every tensor is a parameter."""
+        return {}
+
     def save_model_config(self, directory: Path) -> None:
         """Write config.json."""
         self.model.config.save_pretrained(directory)

@@ -105,6 +105,9 @@ class Weights:
     def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         return self.named_full_tensors()
 
+    def buffers(self) -> dict[str, torch.Tensor]:
+        return {}
+
     def save_model_config(self, directory: Path) -> None:
         self._model.config.save_pretrained(directory)
 

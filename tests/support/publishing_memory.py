@@ -35,6 +35,9 @@ class LargeModel:
     def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         return self.named_full_tensors()
 
+    def buffers(self) -> dict[str, torch.Tensor]:
+        return {}
+
     def save_model_config(self, directory: Path) -> None:
         (directory / "config.json").write_text("{}")
 

@@ -63,6 +63,7 @@ class Failing:
     def __init__(self, policy: Policy, case: str, partial: Path) -> None:
         self.policy, self.case, self.partial = policy, case, partial
         self.save_model_config = policy.save_model_config
+        self.buffers = policy.buffers
         self.named_full_tensors = policy.named_full_tensors
 
     def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -39,6 +39,11 @@ KINDS: dict[str, tuple[type, type]] = {
     "glm4_moe": (Glm4MoeConfig, Glm4MoeForCausalLM),
     "mixtral": (MixtralConfig, MixtralForCausalLM),
 }
+# Sizes of tiny mixtures of experts.
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
 
 
 def save_tiny_model(directory: Path, kind: str = "qwen3", *, tied: bool = True, **changes: Any) -> Path:

@@ -264,6 +264,15 @@ class Policy(LogprobModel):
         """The same, but each tensor on one of the ranks: what this rank writes to files. Collective."""
         return self.model.named_own_tensors()
 
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors that are not trained but belong to the model's files, by their Hugging Face names.
+
+        Examples are correction biases of routers. Every rank has all of them.
+        """
+        model = self.model.causal_lm
+        saved = model.state_dict().keys()
+        return {name: buffer for name, buffer in model.named_buffers() if name in saved}
+
     def save_model_config(self, directory: Path) -> None:
         """Write config.json and generation_config.json."""
         self.model.save_config(directory)

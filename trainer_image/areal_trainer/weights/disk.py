@@ -28,6 +28,7 @@ from areal_trainer.weights.safetensors_writer import save_file
 T = TypeVar("T")
 MANIFEST = "manifest.json"
 SINGLE = "model.safetensors"
+BUFFERS = "model-buffers.safetensors"
 SHARD_BYTES = 2 << 30  # bounds the host memory of publishing on a node
 
 
@@ -40,6 +41,10 @@ class Publishable(Protocol):
 
     def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The same, but each tensor on one of the ranks: those that this rank writes. Collective."""
+        ...
+
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        """Tensors of the model that are not trained but belong to its files, by their Hugging Face names."""
         ...
 
     def save_model_config(self, directory: Path) -> None:
@@ -94,8 +99,9 @@ def publish_to_disk(
 def write_model(policy: Publishable, directory: Path, *, dtype: torch.dtype, ranks: Ranks) -> dict[str, str]:
     """Write configuration and tensors of a Hugging Face model to a new directory. Collective.
 
-    Returns on rank 0 the checksum of each file with tensors. Raises on every rank what one of them raised:
-    ``NonFiniteWeightsError`` for weights that are not finite in ``dtype``, or ``OSError``.
+    Buffers keep their values, whatever ``dtype`` is. Returns on rank 0 the checksum of each file with tensors.
+    Raises on every rank what one of them raised: ``NonFiniteWeightsError`` for weights that are not finite in
+    ``dtype``, or ``OSError``.
     """
     _on_every(ranks, lambda: _empty(directory) if ranks.is_first else None)
     parts = _on_every(ranks, lambda: _own_files(policy.named_own_tensors(), directory, dtype, ranks))
@@ -105,7 +111,7 @@ def write_model(policy: Publishable, directory: Path, *, dtype: torch.dtype, ran
             return {}
         _require_written(directory, parts)
         policy.save_model_config(directory)
-        return _write_index(directory, parts)
+        return _write_index(directory, [*parts, *_write_buffers(policy.buffers(), directory)])
 
     return next(iter(_on_every(ranks, complete)), {})
 
@@ -240,6 +246,16 @@ def _write_shards(
     if shard:
         save()
     return replace(written, tensor_bytes=total)
+
+
+def _write_buffers(buffers: Mapping[str, torch.Tensor], directory: Path) -> list[_Written]:
+    """Write them in float32, which holds every value of the model's files; nothing without any."""
+    if not buffers:
+        return []
+    file, host = directory / BUFFERS, {name: tensor.detach().cpu() for name, tensor in buffers.items()}
+    checksum = save_file(host, file, dtype=torch.float32)
+    size = sum(tensor.numel() * (4 if tensor.is_floating_point() else tensor.itemsize) for tensor in host.values())
+    return [_Written({BUFFERS: checksum}, {BUFFERS: file.stat().st_size}, dict.fromkeys(host, BUFFERS), size)]
 
 
 def _prefix(rank: int) -> str:

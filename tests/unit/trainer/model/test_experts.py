@@ -16,12 +16,7 @@ from areal_trainer.model.policy import Policy
 from areal_trainer.model.published_names import PublishedNames
 from areal_trainer.ranks import joined
 from support.policy_ranks import train
-from support.tiny_policy import actor_config, plain_logprobs, plain_model, random_trajectories, save_tiny_model
-
-EXPERTS: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-}
+from support.tiny_policy import EXPERTS, actor_config, plain_logprobs, plain_model, random_trajectories, save_tiny_model
 
 
 @pytest.fixture(params=EXPERTS)

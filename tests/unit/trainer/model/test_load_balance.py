@@ -20,12 +20,7 @@ from areal_trainer.model.policy import Policy
 from areal_trainer.trajectory import Trajectory
 from support import balance_ranks
 from support.balance_ranks import FIRST, gradient_step
-from support.tiny_policy import actor_config, plain_model, random_trajectories, save_tiny_model, with_experts
-
-EXPERTS: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-}
+from support.tiny_policy import EXPERTS, actor_config, plain_model, random_trajectories, save_tiny_model, with_experts
 
 
 @pytest.fixture(params=EXPERTS)

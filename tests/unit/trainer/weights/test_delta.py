@@ -42,6 +42,9 @@ class Weights:
     def named_own_tensors(self) -> object:
         return iter(self._tensors.items())
 
+    def buffers(self) -> dict[str, torch.Tensor]:
+        return {}
+
     def save_model_config(self, directory: Path) -> None:
         (directory / "config.json").write_text("{}")
 
