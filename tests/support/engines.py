@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,12 +33,28 @@ FAST = ServerTimings(probe_period_s=0.05, max_backoff_s=0.05, retry_wait_s=0.01)
 
 def publish_ones(run: Path, *, version: int = 0, deltas: bool = False) -> Path:
     """A directory of weights as published by the trainer: ones, plus the version."""
-    policy: Any = SimpleNamespace(
-        named_own_tensors=lambda: iter([("a.weight", torch.ones(4) + version)]),
-        save_model_config=lambda directory: None,
+    return publish_to_disk(
+        _Ones(version), run=run, version=version, dtype=torch.float32, ranks=Ranks.current(), deltas=deltas
     )
-    ranks = Ranks.current()
-    return publish_to_disk(policy, run=run, version=version, dtype=torch.float32, ranks=ranks, deltas=deltas)
+
+
+class _Ones:
+    """A policy of one tensor: ones, plus the version."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "a.weight", torch.ones(4) + self.version
+
+    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.named_full_tensors()
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def save_model_config(self, directory: Path) -> None:
+        pass
 
 
 @contextmanager
