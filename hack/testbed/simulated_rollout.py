@@ -34,6 +34,7 @@ class Workload:
     max_staleness: int = 2
     slots: int | None = None  # episodes that the servers decode at a time; None for all
     shared: float = 0.0  # part of an episode's time that is proportional to the number of episodes decoded at a time
+    recomputed: float = 0.0  # part of an episode's time so far that it takes again after new weights; needs ``shared``
     publish: float = 0.02  # time until the servers hold new weights
     train_sigma: float = 0.0  # of the log-normal factor on the training time
     rejected: float = 0.0  # fraction of the episodes that the workflow rejects
@@ -84,8 +85,12 @@ class _Servers(RolloutWorkflow):
         """Take ``seconds``, scaled by the number of running episodes relative to a batch as far as time is shared."""
         shared, tokens = self._load.shared, TOKENS if self._load.shared else 1
         self._running += 1
-        for _ in range(tokens):
-            await asyncio.sleep(seconds / tokens * (1 - shared + shared * self._running / self._load.batch_size))
+        version = self.version
+        for done in range(tokens):
+            work = 1 + (0.0 if self.version == version else self._load.recomputed * done)
+            version = self.version
+            load = 1 - shared + shared * self._running / self._load.batch_size
+            await asyncio.sleep(seconds / tokens * work * load)
         self._running -= 1
 
 
@@ -126,6 +131,7 @@ async def run_steps(
     waited, began = 0.0, 0.0
 
     async def publish(version: int) -> None:
+        await executor.hold_weights(version)
         await asyncio.sleep(load.publish)
         servers.version = version
         executor.set_version(version)

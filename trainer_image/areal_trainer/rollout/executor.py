@@ -7,6 +7,7 @@ these are all that were started, in the order of their prompts, so a synchronous
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -116,6 +117,7 @@ class Executor:
     def pause(self) -> None:
         """Start no more episodes."""
         self._paused = True
+        self._changed.set()
 
     def resume(self) -> None:
         """Start episodes again."""
@@ -127,6 +129,28 @@ class Executor:
         self.gate.set_version(version)
         self._start_allowed()
         self._changed.set()
+
+    async def hold_weights(self, version: int) -> None:
+        """Wait before the servers load ``version``, if the pacer chooses so: until the batch to train it is finished.
+
+        Call it when the trainer has finished a step. Returns at once if the batch needs episodes that do not run yet.
+        """
+        if self._pacer is None or self.step != version:
+            return
+        self._note_request()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pacer.hold_s(asyncio.get_running_loop().time())):
+                await self._wait_for_running(version)
+
+    async def _wait_for_running(self, version: int) -> None:
+        """Return once the batch of the step ``version`` is finished, or needs more episodes than those that run."""
+        count = self._awaited or self.gate.batch_size
+        while self.step == version and self._error is None and not self._paused:
+            missing = count - len(self._finished)
+            if missing <= 0 or missing > len(self._running):
+                return
+            self._changed.clear()
+            await self._changed.wait()
 
     def prompts_wanted(self) -> int:
         """Prompts missing for the episodes the gate allows now and, in asynchronous training, at the next version.
@@ -384,6 +408,7 @@ class Executor:
             self.gate.finished(accepted=False)
         self._running.clear()
         self._tasks.clear()
+        self._changed.set()
 
     async def close(self) -> None:
         """Cancel all episodes."""

@@ -217,6 +217,7 @@ class RolloutSession:
 
     async def _update(self, update: WeightUpdate) -> None:
         try:
+            await self._executor.hold_weights(update.version)
             with span("weight_update", version=update.version, broadcast=update.broadcast is not None):
                 await self._updater.publish(update)
             self._version = update.version

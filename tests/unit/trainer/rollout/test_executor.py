@@ -153,6 +153,72 @@ async def test_a_pacer_starts_the_next_batch_as_episodes_end():
     assert list(runs.workflow.running) == [3]  # the batch in training and the next
 
 
+class Holding(Pacer):
+    """Holds new weights for up to so many seconds."""
+
+    seconds = 100.0
+
+    def hold_s(self, now):
+        return self.seconds
+
+
+async def holding_weights(*rows, seconds=Holding.seconds):
+    """A run in its first step, with the next batch running, and a task that holds the weights of the next version."""
+    pacer = Holding(batch_size=2, max_staleness=1)
+    pacer.seconds = seconds
+    runs = Set(batch=2, eta=1, pacer=pacer)
+    runs.feed(*rows)
+    await runs.end(0)
+    await runs.end(1)
+    assert await runs.take() == [0, 1]
+    holding = asyncio.ensure_future(runs.executor.hold_weights(1))
+    await settle()
+    return runs, holding
+
+
+async def test_new_weights_wait_for_the_running_batch_and_nothing_else_starts():
+    runs, holding = await holding_weights(*range(8))
+    await runs.end(2)
+    assert not holding.done()
+    assert list(runs.workflow.running) == [3]
+    await runs.end(3)
+    assert holding.done()
+    assert await runs.take() == [2, 3]
+
+
+async def test_new_weights_wait_for_a_batch_that_the_trainer_takes_meanwhile_and_for_no_other():
+    runs, holding = await holding_weights(*range(8))
+    taking = asyncio.ensure_future(runs.take())
+    await runs.end(2)
+    await runs.end(3)
+    assert await taking == [2, 3]
+    assert holding.done()
+    async with asyncio.timeout(1):
+        await runs.executor.hold_weights(1)  # too late: the batch is in training
+
+
+async def test_new_weights_do_not_wait_for_an_episode_that_hangs():
+    _, holding = await holding_weights(*range(8), seconds=0.01)
+    async with asyncio.timeout(5):
+        await holding
+
+
+async def test_new_weights_do_not_wait_for_episodes_that_cannot_start_before():
+    runs, holding = await holding_weights(*range(4))
+    await runs.end(2, "reject")  # and no prompt is left to replace it
+    assert holding.done()
+
+
+@pytest.mark.parametrize("action", ["discard", "pause", "close"])
+async def test_new_weights_do_not_wait_for_episodes_that_are_cancelled_or_paused(action):
+    runs, holding = await holding_weights(*range(8))
+    result = getattr(runs.executor, action)()
+    if result is not None:
+        await result
+    await settle()
+    assert holding.done()
+
+
 async def test_no_server_stops_the_run_at_once():
     class Unserved(RolloutWorkflow):
         async def arun_episode(self, engine, data):

@@ -9,7 +9,9 @@ import random
 import pytest
 
 from areal_trainer.rollout.reserve_gain import (
+    EARLY,
     FIRST_PAUSE,
+    HOLD,
     MEASURED,
     SETTLE,
     ReserveCeiling,
@@ -18,15 +20,17 @@ from areal_trainer.rollout.reserve_gain import (
     possible_gain,
 )
 
+HELD = SETTLE + EARLY + 1  # steps until weights that wait are first compared with others
+
 
 def run(ceiling: ReserveCeiling, steps: int, *, seconds: dict[int, float], wanted: int = 32) -> list[int]:
-    """The reserve of each step, if a step with a reserve takes the ``seconds`` of the largest key up to it."""
-    reserves, now = [], 0.0
+    """The level of each step, if a step at a level takes the ``seconds`` of the largest key up to it."""
+    levels, now = [], 0.0
     for _ in range(steps):
-        reserves.append(ceiling.reserve)
-        now += seconds[max(key for key in seconds if key <= ceiling.reserve)]
-        ceiling.delivered(now, wanted=wanted, training_s=0.4)
-    return reserves
+        levels.append(HOLD if ceiling.holds_weights else ceiling.reserve)
+        now += seconds[max(key for key in seconds if key <= levels[-1])]
+        ceiling.delivered(now, late=wanted > 0, wanted=wanted, training_s=0.4)
+    return levels
 
 
 def test_regular_steps_have_their_pace_without_an_error() -> None:
@@ -66,44 +70,62 @@ def test_the_gain_is_limited_by_the_episodes_in_flight_and_by_the_training_time(
 def test_a_reserve_is_useful_if_it_brings_a_fifth_of_what_is_possible(
     high: tuple[float, float], final: bool, useful: bool | None
 ) -> None:
-    assert is_useful((1.0, 0.01), high, possible=0.4, final=final) is useful
+    assert is_useful((1.0, 0.01), high, part=0.08, possible=0.4, final=final) is useful
 
 
-def test_a_reserve_that_changes_nothing_is_given_up_and_tried_again_later() -> None:
-    reserves = run(ReserveCeiling(batch_size=32, max_reserve=32), 160, seconds={0: 1.0})
-    starts = [step for step in range(1, 160) if reserves[step] == 32 != reserves[step - 1]]
-    first = SETTLE + MEASURED + 1
-    assert starts[0] == first
-    assert set(reserves[:first]) == {8}  # a quarter of a batch
+def test_weights_wait_while_that_is_as_fast_and_the_alternative_is_tried_at_times() -> None:
+    levels = run(ReserveCeiling(batch_size=32, max_reserve=32), 160, seconds={HOLD: 1.0})
+    starts = [step for step in range(1, 160) if levels[step] == 8 != levels[step - 1]]
+    assert starts[0] == HELD
+    assert set(levels) == {HOLD, 8}
     assert len(starts) == 2
     assert starts[1] - starts[0] > FIRST_PAUSE
-    assert reserves.count(32) <= 2 * (SETTLE + MEASURED + 1)
+    assert levels.count(8) <= 2 * (SETTLE + MEASURED + 1)
+
+
+def test_weights_that_wait_in_vain_do_so_no_longer_even_without_a_reserve() -> None:
+    levels = run(ReserveCeiling(batch_size=32, max_reserve=0), 100, seconds={HOLD: 1.2, 0: 1.0})
+    assert levels[:HELD] == [HOLD] * HELD
+    assert set(levels[HELD:]) == {0}
+
+
+def test_a_reserve_that_changes_nothing_is_given_up() -> None:
+    levels = run(ReserveCeiling(batch_size=32, max_reserve=32), 160, seconds={HOLD: 2.0, 0: 1.0})
+    first = levels.index(32)
+    assert set(levels[HELD:first]) == {8}  # a quarter of a batch
+    assert levels[first:].count(32) <= 2 * (SETTLE + MEASURED + 1)
+    assert set(levels[first:]) == {8, 32}
 
 
 def test_a_reserve_that_makes_steps_faster_is_kept() -> None:
-    reserves = run(ReserveCeiling(batch_size=32, max_reserve=32), 300, seconds={0: 1.2, 20: 0.9, 32: 0.7})
-    assert set(reserves[20:50]) == {32}
-    assert reserves[60:].count(32) > 0.85 * 240  # smaller ones are tried at times
+    levels = run(ReserveCeiling(batch_size=32, max_reserve=32), 300, seconds={HOLD: 2.0, 0: 1.2, 20: 0.9, 32: 0.7})
+    assert set(levels[50:80]) == {32}
+    assert levels[90:].count(32) > 0.85 * 210  # smaller ones are tried at times
 
 
 def test_the_smallest_useful_reserve_is_approached_from_above() -> None:
-    reserves = run(ReserveCeiling(batch_size=32, max_reserve=32), 200, seconds={0: 1.2, 20: 0.7})
-    assert set(reserves[40:80]) == {32}
-    assert set(reserves[110:]) == {20}
+    levels = run(ReserveCeiling(batch_size=32, max_reserve=32), 230, seconds={HOLD: 2.0, 0: 1.2, 20: 0.7})
+    assert set(levels[60:100]) == {32}
+    assert set(levels[140:]) == {20}
 
 
 def test_a_small_reserve_needs_no_comparison() -> None:
-    assert set(run(ReserveCeiling(batch_size=32, max_reserve=32), 100, seconds={0: 1.0}, wanted=4)) == {8}
+    levels = run(ReserveCeiling(batch_size=32, max_reserve=32), 100, seconds={HOLD: 2.0, 0: 1.0}, wanted=4)
+    assert set(levels[HELD:]) == {8}
+
+
+def test_a_trainer_that_does_not_wait_needs_no_comparison() -> None:
+    assert set(run(ReserveCeiling(batch_size=32, max_reserve=32), 100, seconds={HOLD: 1.0}, wanted=0)) == {HOLD}
 
 
 def test_the_ceiling_is_within_the_staleness_bound() -> None:
-    assert set(run(ReserveCeiling(batch_size=32, max_reserve=0), 100, seconds={0: 1.0}, wanted=0)) == {0}
-    assert max(run(ReserveCeiling(batch_size=32, max_reserve=3), 100, seconds={0: 1.0}, wanted=3)) == 3
+    assert max(run(ReserveCeiling(batch_size=32, max_reserve=0), 100, seconds={HOLD: 1.2, 0: 1.0})) == 0
+    assert max(run(ReserveCeiling(batch_size=32, max_reserve=3), 100, seconds={HOLD: 1.2, 0: 1.0}, wanted=3)) == 3
 
 
 def test_a_resumed_run_measures_again() -> None:
     ceiling = ReserveCeiling(batch_size=32, max_reserve=32)
-    run(ceiling, SETTLE + MEASURED + 3, seconds={0: 1.0})
-    assert ceiling.reserve == 32
+    run(ceiling, HELD + 2, seconds={HOLD: 1.0})
+    assert ceiling.reserve == 8
     ceiling.reset()
-    assert set(run(ceiling, SETTLE + MEASURED, seconds={0: 1.0})) == {8}
+    assert set(run(ceiling, HELD, seconds={HOLD: 1.0})) == {HOLD}
