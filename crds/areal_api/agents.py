@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from areal_api.code import CodeSpec
 from areal_api.pod_fields import NetworkPeer, Resources, Shape
 from areal_api.pods import PodBasics
 from areal_api.section import CamelSection
@@ -32,6 +34,11 @@ class AgentPod(PodBasics):
     )
     command: Words = Field(default_factory=list, description="Command, as in a pod; empty is the image's entry point.")
     args: Words = Field(default_factory=list, description="Arguments, as in a pod; empty are the image's.")
+    code: bool = Field(
+        False,
+        description="Whether the pods get spec.code: an init container with the trainer's image prepares it, and it is "
+        "first on PYTHONPATH. What must be fetched or installed needs externalNetwork.",
+    )
     replicas: int = Field(1, ge=0, le=MAX_REPLICAS, description="Number of pods; may be changed during the run.")
     resources: Annotated[dict[str, Any], Shape(Resources)] = Field(
         default={"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
@@ -69,3 +76,32 @@ class GatewaySpec(CamelSection):
         description="Who may connect to the gateway besides spec.agents, as peers of a NetworkPolicy: podSelector, "
         "namespaceSelector or ipBlock.",
     )
+
+
+def code_problems(key: str, pods: Sequence[AgentPod], code: CodeSpec) -> list[str]:
+    """Why pods of ``key`` (``agents`` or ``tools``) cannot have ``spec.code``; ``generate/cel_rules.py`` has the same
+    rules."""
+    return [
+        f"{key}[{index}].code is true for {pod.name}, {problem}"
+        for index, pod in enumerate(pods)
+        if pod.code and (problem := _code_problem(pod, code)) is not None
+    ]
+
+
+def _code_problem(pod: AgentPod, code: CodeSpec) -> str | None:
+    if not code.is_used:
+        return "but spec.code is empty; set code.directory or code.git, or code: false"
+    if not pod.command:
+        return "whose command is empty: the code is added to the PYTHONPATH of a command; set command"
+    if pod.image is not None and code.needs_packages:
+        return (
+            "which has an image: code.requirements are installed for the trainer's Python; leave image out, or install "
+            "them in the image"
+        )
+    if code.needs_network and not (isinstance(pod, AgentSpec) and pod.external_network):
+        fix = "set externalNetwork: true, or use" if isinstance(pod, AgentSpec) else "use"
+        return (
+            "but its pods reach no network that code.git, code.requirements and the bucket of a large directory need; "
+            f"{fix} a directory of at most 700 KiB compressed without requirements"
+        )
+    return None

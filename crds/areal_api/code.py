@@ -57,7 +57,8 @@ class CodeArchive(CamelSection):
 
 
 class CodeSpec(CamelSection):
-    """Python code that is added to the trainer's PYTHONPATH, and packages that it needs."""
+    """Python code that is added to the PYTHONPATH of the trainer, and of agents and tools with code: true; and packages
+    that it needs."""
 
     directory: str | None = Field(
         None,
@@ -103,6 +104,12 @@ class CodeSpec(CamelSection):
     def needs_packages(self) -> bool:
         """Whether packages must be installed."""
         return bool(self.requirements) or self.requirements_file is not None
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether pods must fetch the code or its packages: unlike that of a ConfigMap, which the kubelet mounts."""
+        in_bucket = self.archive is not None and self.archive.config_map is None
+        return self.git is not None or in_bucket or self.needs_packages
 
     @property
     def identity(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from areal_api.agents import MAX_AGENTS, MAX_NAMES_LENGTH, AgentSpec, GatewaySpec, ToolSpec
+from areal_api.agents import MAX_AGENTS, MAX_NAMES_LENGTH, AgentSpec, GatewaySpec, ToolSpec, code_problems
 from areal_api.autoscale import AutoscaleSpec, autoscale_problems
 from areal_api.bounds import FreeForm
 from areal_api.bucket import BucketSpec
@@ -387,6 +387,7 @@ def _agent_problems(spec: ExperimentSpec) -> list[str]:
         twice = sorted({name for name in listed if listed.count(name) > 1})
         if twice:
             problems.append(f"{kind} has several entries with the name {twice[0]}; give each its own")
+        problems += code_problems(kind, entries, spec.code)
     mode = spec.config.rollout.agent.mode
     if mode != "online" and (spec.agents or spec.gateway.allow_from):
         key = "agents is not empty" if spec.agents else "gateway.allowFrom is not empty"

@@ -8,6 +8,7 @@ from hack.testbed.experiments import Experiment
 from hack.testbed.fake_kubelet import end, hang, run
 from hack.testbed.kube_api import eventually
 
+ARCHIVE = {"configMap": "exp-code-0123456789", "sha256": "b" * 64}
 AGENTS: dict[str, Any] = {
     "config.rollout.agent.mode": "online",
     "agents": [{"name": "solver", "image": "solver:1", "replicas": 2}, {"name": "critic", "image": "critic:1"}],
@@ -84,3 +85,40 @@ def test_a_crashing_agent_is_reported_and_the_run_continues(experiment: Experime
     experiment.namespace.behave("agent", run)
     agents_run(experiment, "4/4")
     experiment.until_reason("AgentsReady", "Ready")
+
+
+def test_code_is_prepared_in_pods_of_agents_and_tools_and_a_change_replaces_them(experiment: Experiment) -> None:
+    namespace = experiment.namespace
+    program = {"command": ["python3", "-m", "solver"], "code": True}
+    experiment.changes = {
+        **AGENTS,
+        "agents": [{"name": "solver", **program}, {"name": "critic", "image": "critic:1"}],
+        "tools": [{"name": "python", "image": "python:1", **program}],
+        "code": {"archive": ARCHIVE},
+    }
+    experiment.apply()
+    agents_run(experiment, "3/3")
+
+    def prepared(sha256: str) -> list[str]:
+        return [
+            pod["metadata"]["name"]
+            for pod in sorted(namespace.list("Pod"), key=lambda pod: str(pod["metadata"]["name"]))
+            if pod["metadata"]["name"].startswith(("exp-agent-", "exp-tool-"))
+            and sha256 in str(pod["spec"].get("initContainers"))
+        ]
+
+    assert prepared("b" * 64) == ["exp-agent-solver-0", "exp-tool-python-0"]
+    experiment.edit(code={"archive": {**ARCHIVE, "sha256": "c" * 64}})
+    eventually(lambda: len(prepared("c" * 64)) == 2, "the pods have the new code")
+    agents_run(experiment, "3/3")
+
+
+def test_code_that_cannot_be_fetched_is_reported_with_its_sentence(experiment: Experiment) -> None:
+    line = "error: code.archive: ConfigMap exp-code-0123456789 has no key code.tar.gz"
+    last = {"terminated": {"exitCode": 2, "reason": "Error", "message": line}}
+    failing = hang("CrashLoopBackOff", "back-off 10s restarting failed container", restarts=2, last=last)
+    experiment.namespace.behave("tool", failing)
+    tool = {"name": "python", "command": ["python3", "-m", "tool"], "code": True}
+    experiment.changes = {"tools": [tool], "code": {"archive": ARCHIVE}}
+    experiment.apply()
+    assert line in experiment.until_reason("AgentsReady", "CrashLoop")["message"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from areal_api.bounds import MAX_ENTRIES, MAX_FREE_FORM_DEPTH, MAX_ITEMS, MAX_TEXT
 from hack.testbed.experiment_case import Case, nested
+from support.agent_cases import AGENT_CASES
 from support.layout_cases import LAYOUT_CASES
 from support.pod_cases import POD_CASES
 from support.server_cases import SERVER_CASES
 
-_ONLINE = {"spec.config.rollout.agent.mode": "online"}
 _CONFIG, _ACTOR, _CLUSTER = "spec.config", "spec.config.actor", "spec.config.cluster"
 
 CASES = [
@@ -321,47 +321,7 @@ CASES = [
     Case("an endless quantity", {"spec.servers.resources": {"limits": {"cpu": "1e400"}}}, "match"),
     Case("8 million servers", {"spec.servers.maxReplicas": 8_000_000}, "8000000 is above 1024"),
     Case("a million nodes", {"spec.trainer.nodes": 1_000_000}, "1000000 is above 1024"),
-    Case("an agent in online mode", {**_ONLINE, "spec.agents": [{"name": "a", "image": "x"}]}),
-    Case(
-        "an agent without online mode",
-        {"spec.agents": [{"name": "a"}]},
-        "agents is not empty, and rollout.agent.mode is inline",
-        "need rollout.agent.mode online",
-    ),
-    Case(
-        "peers of a gateway without online mode",
-        {"spec.gateway.allowFrom": [{"podSelector": {}}]},
-        "gateway.allowFrom is not empty, and rollout.agent.mode is inline",
-        "need rollout.agent.mode online",
-    ),
-    Case("peers of a gateway", {**_ONLINE, "spec.gateway.allowFrom": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}),
-    Case("a tool without online mode", {"spec.tools": [{"name": "a", "port": 8080}]}),
-    *(
-        case
-        for key in ("agents", "tools")
-        for case in (
-            Case(
-                f"two {key} with one name",
-                {**_ONLINE, f"spec.{key}": [{"name": "a"}, {"name": "a"}]},
-                f"{key} has several entries with the name a",
-                "several entries with one name",
-            ),
-            Case(
-                f"{key} with long names",
-                {**_ONLINE, f"spec.{key}": [{"name": "a" * 24}], "metadata.name": "b" * 22},
-                "together more than 45 characters",
-                "together more than 45 characters",
-            ),
-            Case(
-                f"{key} with the longest names",
-                {**_ONLINE, f"spec.{key}": [{"name": "a" * 24}], "metadata.name": "b" * 21},
-            ),
-            Case(f"{key} without image", {**_ONLINE, f"spec.{key}": [{"name": "a", "image": ""}]}, "shorter than 1"),
-            Case(f"a million {key}", {**_ONLINE, f"spec.{key}": [{"name": "a", "replicas": 10**6}]}, "is above 256"),
-            Case(f"17 {key}", {**_ONLINE, f"spec.{key}": [{"name": f"a{n}"} for n in range(17)]}, "too many items"),
-            Case(f"{key} with a bad name", {**_ONLINE, f"spec.{key}": [{"name": "A_b"}]}, "does not match"),
-        )
-    ),
+    *AGENT_CASES,
     Case("a list as a key of a toleration", {"spec.trainer.tolerations": [{"key": ["a"]}]}, "['a'] is not text"),
     Case(
         "tolerations, affinity, volumes and variables",

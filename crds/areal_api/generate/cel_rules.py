@@ -28,6 +28,13 @@ def _is_set(field: str) -> str:
 
 
 _CODE_SOURCES = ", ".join(_is_set(f"self.code.{source}") for source in ("directory", "git", "archive"))
+_HAS_SOURCE = f"(has(self.code) && [{_CODE_SOURCES}].exists(one, one))"
+_HAS_PACKAGES = (
+    "(has(self.code) && ((has(self.code.requirements) && size(self.code.requirements) > 0) || "
+    f"({_is_set('self.code.requirementsFile')})))"
+)
+_IN_BUCKET = f"{_is_set('self.code.archive')} && !({_is_set('self.code.archive.configMap')})"
+_CODE_NEEDS_NETWORK = f"(has(self.code) && (({_is_set('self.code.git')}) || ({_IN_BUCKET}))) || {_HAS_PACKAGES}"
 _CLUSTER = "self.config.cluster"
 _SERVER_GPUS = "(self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0)"
 _TRAINER_GPUS = "(self.trainer.device == 'cuda' ? self.trainer.nodes * self.trainer.processesPerNode : 0)"
@@ -110,6 +117,30 @@ def _autoscale_rules() -> list[Rule]:
             f"!({started}) || !({_HAS_AUTOSCALE}) || self.spec.servers.replicas == oldSelf.spec.servers.replicas",
             "servers.replicas does not change: with servers.autoscale the operator chooses the number of servers; "
             "change servers.autoscale.max",
+        ),
+    ]
+
+
+def _code_rules(key: str) -> list[Rule]:
+    has = f"({_HAS_SOURCE} || {_HAS_PACKAGES})"
+    external = " || one.externalNetwork" if key == "agents" else ""
+    fix = "set externalNetwork: true, or use" if key == "agents" else "use"
+
+    def rule(needed: str, message: str) -> Rule:
+        return Rule("spec", f"!has(self.{key}) || self.{key}.all(one, !one.code || {needed})", message)
+
+    return [
+        rule(has, f"code is true in {key}, but spec.code is empty; set code.directory or code.git, or code: false"),
+        rule("has(one.command) && size(one.command) > 0", f"code is true in {key} without a command; set command"),
+        rule(
+            f"!({_is_set('one.image')}) || !{_HAS_PACKAGES}",
+            f"code is true in {key} with an image, and code.requirements are installed for the trainer's Python; leave "
+            "image out, or install them in the image",
+        ),
+        rule(
+            f"!({_CODE_NEEDS_NETWORK}){external}",
+            f"code is true in {key} without the network that code.git, code.requirements and the bucket of a large "
+            f"directory need; {fix} a directory of at most 700 KiB compressed without requirements",
         ),
     ]
 
@@ -253,6 +284,7 @@ RULES = (
                 f"!has(self.{key}) || self.{key}.all(one, self.{key}.exists_one(other, other.name == one.name))",
                 f"{key} has several entries with one name; give each its own",
             ),
+            *_code_rules(key),
         )
     ),
     Rule(

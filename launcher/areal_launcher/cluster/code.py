@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from areal_api import names, resource_names
+from areal_api.agents import code_problems
 from areal_api.code import CodeSpec
 from areal_api.commands import BUCKET_CODE_MODULE, bucket_env, literal_env
 from areal_api.experiment import API_VERSION, KIND, ExperimentSpec, GRPOExperiment
@@ -51,6 +52,9 @@ def pack_code(experiment: GRPOExperiment) -> tuple[GRPOExperiment, PackedCode | 
     kept = spec.code.model_dump(by_alias=True, exclude_unset=True, exclude={"directory"})
     source = {"sha256": archive.sha256, **({"configMap": name} if name else {})}
     code = CodeSpec.model_validate({**kept, "archive": source})
+    problems = [*code_problems("agents", spec.agents, code), *code_problems("tools", spec.tools, code)]
+    if problems:
+        raise ValueError(f"code.directory: {directory} is too large for a ConfigMap; {'; '.join(problems)}")
     packed = experiment.model_copy(update={"spec": spec.model_copy(update={"code": code})})
     return packed, PackedCode(archive, name)
 

@@ -1,13 +1,16 @@
 """Pods of agents and tools, the Services of gateway and tools, and the network policies between them.
 
 Agents reach the gateway, tools and DNS; tools are reached by agents and the trainer, and reach nothing. Neither has a
-token of the service account, a volume of the run, or the servers' API key.
+token of the service account, a volume of the run, or the servers' API key. The init containers of ``code: true`` have
+the trainer's environment, which may contain credentials; they have ended when the program starts.
 """
 
 from __future__ import annotations
 
 from areal_api import names, resource_names
 from areal_api.agents import AgentPod, AgentSpec, ToolSpec
+from areal_api.commands import bucket_env, with_code
+from areal_operator.manifests import code
 from areal_operator.manifests.base import Build, Manifest, owned
 from areal_operator.manifests.pod import (
     environment,
@@ -15,7 +18,9 @@ from areal_operator.manifests.pod import (
     scheduling_gates,
     security_context,
     unprivileged,
+    without_devices,
 )
+from areal_operator.manifests.servers import PYTHON
 from areal_operator.manifests.shared import API_KEY, base64_text, dns_rule
 
 ATTEMPT = "areal.dev/attempt"  # annotation of an agent's StatefulSet: the attempt of the trainer that it was started in
@@ -205,15 +210,19 @@ def _set(build: Build, pod: AgentPod, container: Manifest, *, annotations: Manif
 
 def _pod_spec(build: Build, pod: AgentPod, container: Manifest) -> Manifest:
     spec: Manifest = {
+        "initContainers": _code_containers(build, pod) if pod.code else [],
         "containers": [container],
         "serviceAccountName": resource_names.service_account(build.name),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": security_context(pod),
         "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
-        "volumes": [{"name": "areal-tmp", "emptyDir": {"sizeLimit": TMP_SIZE}}],
+        "volumes": [
+            {"name": "areal-tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
+            *(code.volumes(build) if pod.code else []),
+        ],
         "tolerations": [*node_tolerations(pod), *pod.tolerations],
-        "imagePullSecrets": pod.image_pull_secrets or _trainers_pull_secrets(build, pod),
+        "imagePullSecrets": _pull_secrets(build, pod),
         "nodeSelector": pod.node_selector,
         "priorityClassName": pod.priority_class_name,
         "runtimeClassName": pod.runtime_class_name,
@@ -222,16 +231,36 @@ def _pod_spec(build: Build, pod: AgentPod, container: Manifest) -> Manifest:
     return {key: value for key, value in spec.items() if value not in (None, {}, [])}
 
 
+def _code_containers(build: Build, pod: AgentPod) -> list[Manifest]:
+    """The init containers that prepare ``spec.code``, as the trainer's do. They have the resources of the program."""
+    spec = build.experiment.spec
+    result: Manifest = {
+        "image": build.image("trainer"),
+        "workingDir": str(names.IMAGE_ROOT),
+        "env": environment(build, spec.trainer, bucket_env(spec), []),
+        "resources": without_devices(pod.resources),
+        "volumeMounts": [{"name": "areal-tmp", "mountPath": "/tmp"}, *code.mounts_to_prepare(build)],
+        "imagePullPolicy": spec.trainer.image_pull_policy,
+        **unprivileged(),
+    }
+    shared = {key: value for key, value in result.items() if value not in (None, {}, [])}
+    return [
+        {"name": name, "command": [word.replace("$(", "$$(") for word in [PYTHON, *command]], **shared}
+        for name, command in code.commands(build, layers=code.layers_of_pod())
+    ]
+
+
 def _container(build: Build, pod: AgentPod, name: str) -> Manifest:
     """The container. Command and arguments are the user's, so Kubernetes replaces ``$(NAME)`` in them."""
     own_image = pod.image is not None
+    mounted = code.mounts_to_use(build) if pod.code else []
     result: Manifest = {
         "name": name,
         "image": pod.image if own_image else build.image("trainer"),
-        "command": list(pod.command),
+        "command": with_code(list(pod.command), code.paths(build) if pod.code else None),
         "args": list(pod.args),
         "resources": pod.resources,
-        "volumeMounts": [{"name": "areal-tmp", "mountPath": "/tmp"}],
+        "volumeMounts": [{"name": "areal-tmp", "mountPath": "/tmp"}, *mounted],
         "imagePullPolicy": pod.image_pull_policy
         or (None if own_image else build.experiment.spec.trainer.image_pull_policy),
         **unprivileged(),
@@ -239,5 +268,10 @@ def _container(build: Build, pod: AgentPod, name: str) -> Manifest:
     return {key: value for key, value in result.items() if value not in (None, {}, [])}
 
 
-def _trainers_pull_secrets(build: Build, pod: AgentPod) -> list[Manifest]:
-    return build.experiment.spec.trainer.image_pull_secrets if pod.image is None else []
+def _pull_secrets(build: Build, pod: AgentPod) -> list[Manifest]:
+    """Those of the pod, and those of the trainer where the pod uses its image."""
+    trainers = build.experiment.spec.trainer.image_pull_secrets
+    if pod.image is None:
+        return pod.image_pull_secrets or trainers
+    more = [one for one in trainers if one not in pod.image_pull_secrets] if pod.code else []
+    return [*pod.image_pull_secrets, *more]

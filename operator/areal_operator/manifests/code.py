@@ -1,4 +1,5 @@
-"""The user's code in the trainer's pods: an init container fetches it, so the operator never reads or unpacks it."""
+"""The user's code in the pods of trainer, agents and tools: an init container fetches it, so the operator never reads
+or unpacks it."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ VOLUME_SIZE = "1Gi"
 ARCHIVE_FOLDER = PurePosixPath("/etc/areal/code")
 LAYERS = ".packages"  # on the run's volume: later attempts and other runs on it install nothing again
 PREPARE_MODULE = "areal_api.user_code.prepare"
+DOWNLOAD_CONTAINER, CONTAINER = "download-code", "code"
 CODE = "areal.dev/code"  # annotation of the Job: what it runs, for the status
 
 
@@ -25,21 +27,37 @@ def job_annotations(build: Build) -> dict[str, str]:
 
 
 def paths(build: Build) -> CodePaths | None:
-    """Where the trainer finds the code."""
+    """Where the pods find the code."""
     return CodePaths.below(FOLDER, _code(build))
 
 
-def command(build: Build) -> list[str] | None:
+def layers_of_run(build: Build) -> PurePosixPath:
+    """Folder of the packages on the run's volume."""
+    return build.fileroot / LAYERS
+
+
+def layers_of_pod() -> PurePosixPath:
+    """Folder of the packages in a pod without the run's volume."""
+    return FOLDER / LAYERS
+
+
+def commands(build: Build, *, layers: PurePosixPath) -> list[tuple[str, list[str]]]:
+    """Names of the init containers that prepare the code, and their arguments of Python; empty without code."""
+    named = ((DOWNLOAD_CONTAINER, _download_command(build)), (CONTAINER, _command(build, layers)))
+    return [(name, command) for name, command in named if command is not None]
+
+
+def _command(build: Build, layers: PurePosixPath) -> list[str] | None:
     """Arguments of Python that prepare the code; None without code."""
     code = _code(build)
     if not code.is_used:
         return None
     spec = code.model_dump_json(by_alias=True, exclude_defaults=True)
-    words = ["-m", PREPARE_MODULE, spec, str(FOLDER), "--layers", str(build.fileroot / LAYERS)]
+    words = ["-m", PREPARE_MODULE, spec, str(FOLDER), "--layers", str(layers)]
     return words if code.archive is None else [*words, "--archive", str(_archive(code.archive))]
 
 
-def download_command(build: Build) -> list[str] | None:
+def _download_command(build: Build) -> list[str] | None:
     """Arguments of Python that get the archive from the bucket; None if it is elsewhere."""
     archive = _code(build).archive
     if archive is None or archive.config_map is not None:
@@ -59,7 +77,9 @@ def volumes(build: Build) -> list[Manifest]:
 
 
 def mounts_to_prepare(build: Build) -> list[Manifest]:
-    """Mounts of the init container."""
+    """Mounts of the init containers."""
+    if not _code(build).is_used:
+        return []
     result: list[Manifest] = [{"name": VOLUME, "mountPath": str(FOLDER)}]
     archive = _code(build).archive
     if archive is not None and archive.config_map is not None:
@@ -68,7 +88,7 @@ def mounts_to_prepare(build: Build) -> list[Manifest]:
 
 
 def mounts_to_use(build: Build) -> list[Manifest]:
-    """Mounts of the trainer."""
+    """Mounts of the container that uses the code."""
     return [{"name": VOLUME, "mountPath": str(FOLDER), "readOnly": True}] if _code(build).is_used else []
 
 

@@ -38,8 +38,8 @@ TOKEN_S = 3600  # the kubelet renews the token
 SERVERS = "areal.dev/servers"  # annotation: number of servers whose addresses the trainer was started with
 HUB_CACHE = ".huggingface"  # on the run's volume: trainer pods and later attempts download nothing again
 CONTAINER, INIT_CONTAINER = "trainer", "prepare"
-BUCKET_CONTAINER, DOWNLOAD_CONTAINER, CODE_CONTAINER = "bucket", "download-code", "code"
-OWN_CONTAINERS = (INIT_CONTAINER, BUCKET_CONTAINER, DOWNLOAD_CONTAINER, CODE_CONTAINER, CONTAINER)
+BUCKET_CONTAINER = "bucket"
+OWN_CONTAINERS = (INIT_CONTAINER, BUCKET_CONTAINER, code.DOWNLOAD_CONTAINER, code.CONTAINER, CONTAINER)
 DISRUPTED = "DisruptionTarget"
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
@@ -147,10 +147,8 @@ def _check_bucket(build: Build) -> list[Manifest]:
 
 def _code(build: Build) -> list[Manifest]:
     """Fetches the user's code and installs its packages; no container without ``spec.code``."""
-    download, command = code.download_command(build), code.command(build)
-    mounted = code.mounts_to_prepare(build) if command is not None else []
-    commands = [(DOWNLOAD_CONTAINER, download), (CODE_CONTAINER, command)]
-    return [_preparing(build, name, [PYTHON, *one], mounted) for name, one in commands if one is not None]
+    mounted, commands = code.mounts_to_prepare(build), code.commands(build, layers=code.layers_of_run(build))
+    return [_preparing(build, name, [PYTHON, *command], mounted) for name, command in commands]
 
 
 def _preparing(build: Build, name: str, command: list[str], mounted: list[Manifest]) -> Manifest:

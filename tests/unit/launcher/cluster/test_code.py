@@ -38,6 +38,24 @@ def test_a_directory_that_no_config_map_holds_is_refused(tmp_path: Path) -> None
         pack_code(experiment(tmp_path))
 
 
+def test_a_large_directory_is_refused_for_agents_that_reach_no_bucket(tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(os.urandom(800 * 1024))
+    agent = {"name": "solver", "command": ["python3", "-m", "solver"], "code": True}
+    spec = {
+        "config": {
+            "actor": {"path": "m"},
+            "train_dataset": {"path": "d", "batch_size": 8},
+            "rollout": {"agent": {"mode": "online"}},
+        },
+        "code": {"directory": str(tmp_path)},
+        "storage": {"bucket": {"url": "s3://team/runs"}},
+        "agents": [agent],
+    }
+    given = GRPOExperiment.model_validate({"metadata": {"name": "case"}, "spec": spec})
+    with pytest.raises(ValueError, match=r"too large for a ConfigMap; agents\[0\]\.code is true for solver"):
+        pack_code(given)
+
+
 def test_a_large_directory_goes_into_the_bucket_of_the_run(tmp_path: Path) -> None:
     store = S3Server(tmp_path / "s3")
     folder = store.create_bucket("team")

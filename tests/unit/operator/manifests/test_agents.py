@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,8 @@ from support.operator_objects import SETTINGS, UID, experiment
 
 ONLINE = {"config__rollout__agent__mode": "online"}
 GATEWAY = {"areal.dev/component": "trainer", "batch.kubernetes.io/job-completion-index": "0"}
+PROGRAM = {"name": "solver", "command": ["python3", "-m", "solver"], "code": True}
+ARCHIVE = {"configMap": "case-code-0123456789", "sha256": "b" * 64}
 GATEWAY_URL = "http://case-gateway.ns.svc:8400"
 
 
@@ -167,6 +170,60 @@ def test_the_gateway_has_a_headless_service_of_the_pod_with_rank_0() -> None:
     spec = agents.gateway_service(build())["spec"]
     assert (spec["clusterIP"], spec["ports"][0]["port"]) == ("None", 8400)
     assert spec["selector"] == {**LABELS, **GATEWAY}
+
+
+def test_code_in_a_config_map_is_prepared_without_network_or_volume_of_the_run_and_is_first_on_the_path() -> None:
+    made = build(agents=[{**PROGRAM, "args": ["--fast"]}], code={"archive": ARCHIVE})
+    manifest = agents.program_set(made, made.experiment.spec.agents[0])
+    pod = pod_of(manifest)
+    (fetch,), [container] = pod["initContainers"], pod["containers"]
+    assert (fetch["name"], fetch["image"], fetch["command"][-5:]) == (
+        "code",
+        "trainer:cuda",
+        ["/opt/areal-code", "--layers", "/opt/areal-code/.packages", "--archive", "/etc/areal/code/code.tar.gz"],
+    )
+    assert pod["volumes"][1:] == [
+        {"name": "areal-code", "emptyDir": {"sizeLimit": "1Gi"}},
+        {"name": "areal-code-archive", "configMap": {"name": ARCHIVE["configMap"]}},
+    ]
+    assert {"name": "areal-code", "mountPath": "/opt/areal-code", "readOnly": True} in container["volumeMounts"]
+    assert (container["command"][-3:], container["args"]) == (["python3", "-m", "solver"], ["--fast"])
+    shown = [*container["command"][:-3], "/bin/sh", "-c", "echo $PYTHONPATH"]
+    done = subprocess.run(shown, env={"PYTHONPATH": "/opt/areal"}, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "/opt/areal-code/source:/opt/areal"
+    assert "areal.dev/external-network" not in manifest["spec"]["template"]["metadata"]["labels"]
+
+
+def test_the_containers_that_prepare_code_have_the_trainers_credentials_and_the_bounds_of_the_agent() -> None:
+    secret = {"name": "AREAL_GIT_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "git", "key": "token"}}}
+    trainer = {"trainer__env": [secret], "trainer__fabric": {"ipcLock": True}}
+    limits = {"limits": {"cpu": "1", "memory": "2Gi", "nvidia.com/gpu": "1"}}
+    agent = {**PROGRAM, "externalNetwork": True, "resources": limits}
+    archive = {"archive": {"sha256": "b" * 64}, "requirements": ["a"]}
+    made = build(agents=[agent], code=archive, storage__bucket={"url": "s3://team"}, **trainer)
+    pod = pod_of(agents.program_set(made, made.experiment.spec.agents[0]))
+    assert [one["name"] for one in pod["initContainers"]] == ["download-code", "code"]
+    for one in pod["initContainers"]:
+        assert secret in one["env"]
+        assert one["resources"] == {"limits": {"cpu": "1", "memory": "2Gi"}}
+        assert one["securityContext"] == pod["containers"][0]["securityContext"]
+        assert "areal-run" not in str(one)
+    assert "AREAL_GIT_PASSWORD" not in str(pod["containers"])
+
+
+def test_pods_without_code_true_get_no_code() -> None:
+    made = build(agents=[{"name": "solver"}], tools=[{"name": "python"}], code={"archive": ARCHIVE})
+    for one in (*made.experiment.spec.agents, *made.experiment.spec.tools):
+        assert "code" not in json.dumps(pod_of(agents.program_set(made, one)))
+
+
+def test_code_in_an_image_of_the_user_needs_the_pull_secrets_of_both_images() -> None:
+    trainer = {"trainer__imagePullSecrets": [{"name": "a"}, {"name": "b"}]}
+    tool = {**PROGRAM, "image": "x:1", "imagePullSecrets": [{"name": "b"}, {"name": "c"}]}
+    made = build(tools=[tool], code={"archive": ARCHIVE}, **trainer)
+    pod = pod_of(agents.program_set(made, made.experiment.spec.tools[0]))
+    assert pod["imagePullSecrets"] == [{"name": "b"}, {"name": "c"}, {"name": "a"}]
+    assert (pod["initContainers"][0]["image"], pod["containers"][0]["image"]) == ("trainer:cuda", "x:1")
 
 
 def test_the_longest_names_fit_into_labels() -> None:
