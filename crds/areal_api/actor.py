@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from areal_api.section import Section
 
 Level = Literal["batch", "group"]
+# bfloat16 has 8 significant bits: a change by less than 0.4 % of a value may be lost.
+MAX_BFLOAT16_BETA = 0.99
 
 
 class NormConfig(Section):
@@ -54,6 +56,35 @@ class OptimizerConfig(Section):
     gradient_clipping: float = Field(
         1.0, gt=0, description="Largest norm of the gradient; above it the gradient is scaled down."
     )
+    state_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Adam: type in which the moments are kept. bfloat16 halves their memory and needs beta1 and beta2 "
+        "of at most 0.99.",
+    )
+    offload: bool = Field(
+        False, description="Adam: keep the moments in host memory and move them through the GPU at each step."
+    )
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of state per parameter."""
+        if self.type == "sgd":
+            return 0
+        return 8 if self.state_dtype == "float32" else 4
+
+    @model_validator(mode="after")
+    def _state_can_be_kept_so(self) -> Self:
+        if self.type == "sgd" and (self.offload or self.state_dtype != "float32"):
+            key, value = ("offload", "true") if self.offload else ("state_dtype", self.state_dtype)
+            raise ValueError(f"{key} is {value}, but type sgd keeps no state; leave {key} out")
+        for key in ("beta1", "beta2"):
+            beta = getattr(self, key)
+            if self.state_dtype == "bfloat16" and beta > MAX_BFLOAT16_BETA:
+                raise ValueError(
+                    f"state_dtype is bfloat16, which rounds away the changes of a moment with {key} {beta}; set {key} "
+                    f"to at most {MAX_BFLOAT16_BETA}, or state_dtype to float32"
+                )
+        return self
 
 
 class FSDPConfig(Section):
@@ -354,6 +385,15 @@ class PPOActorConfig(TrainEngineConfig):
         description="Largest mean |log-prob of the server − log-prob of the trainer| a token; above it the run stops.",
         json_schema_extra={"unit": "nats"},
     )
+
+    @model_validator(mode="after")
+    def _state_is_offloaded_once(self) -> Self:
+        if self.optimizer.offload and self.fsdp.offload_params:
+            raise ValueError(
+                "optimizer.offload is true, but fsdp.offload_params already keeps the optimizer in host memory; set "
+                "one of them to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _experts_can_be_divided(self) -> Self:

@@ -190,6 +190,28 @@ CASES = [
         "min_new_tokens",
     ),
     Case(
+        "moments in bfloat16",
+        {f"{_ACTOR}.optimizer": {"state_dtype": "bfloat16", "beta2": 0.95, "offload": True}},
+    ),
+    Case(
+        "moments in bfloat16 that never change",
+        {f"{_ACTOR}.optimizer": {"state_dtype": "bfloat16"}},
+        "state_dtype is bfloat16, which rounds away the changes of a moment with beta2 0.999",
+        "state_dtype bfloat16 needs",
+    ),
+    Case(
+        "state of an optimizer without one",
+        {f"{_ACTOR}.optimizer": {"type": "sgd", "offload": True}},
+        "offload is true, but type sgd keeps no state",
+        "actor.optimizer.offload",
+    ),
+    Case(
+        "an optimizer that is offloaded twice",
+        {f"{_ACTOR}.optimizer": {"offload": True}, f"{_ACTOR}.fsdp": {"offload_params": True}},
+        "fsdp.offload_params already keeps the optimizer in host memory",
+        "actor.optimizer.offload",
+    ),
+    Case(
         "SAPO with the decoupled loss",
         {f"{_ACTOR}.use_sapo_loss": True, f"{_ACTOR}.use_decoupled_loss": True},
         "use_sapo_loss and use_decoupled_loss exclude each other",

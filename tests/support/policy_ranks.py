@@ -35,6 +35,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "sequence_level": {"first": 5, "optimizer": SGD, "importance_sampling_level": "sequence"},
     "checkpointed": {"first": 6, "optimizer": SGD, "gradient_checkpointing": True},
     "adam": {"first": 7, "optimizer": {"lr": 1e-2, "eps": 1e-2}},
+    "compact_adam": {
+        "first": 7,
+        "optimizer": {"lr": 1e-2, "eps": 1e-2, "beta2": 0.95, "state_dtype": "bfloat16", "offload": True},
+    },
     "bfloat16": {"first": 6, "optimizer": SGD, "dtype": "bfloat16"},
     "lora": {"first": 7, "optimizer": {"lr": 1e-2, "eps": 1e-2}, "lora": {"rank": 4}},
     "lora_bfloat16": {"first": 6, "optimizer": SGD, "dtype": "bfloat16", "lora": {"rank": 4}},
@@ -122,6 +126,9 @@ def main(model: Path, out: Path) -> None:
         full = weights(policy)
         if ranks.is_first:
             torch.save(full, out / "of_two_continued.pt")
+        policy = make_policy(model, "compact_adam")
+        train(policy, _my_part(trajectories, 7))
+        dcp.save(policy.state_dict(), checkpoint_id=out / "compact_of_two")
         policy = make_policy(model, "adam")
         policy.check_exactness()  # as a run does before it resumes
         policy.logprobs(pack(_my_part(trajectories, 7)))

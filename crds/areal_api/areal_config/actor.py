@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from areal_api.actor import MAX_BFLOAT16_BETA
 from areal_api.areal_config.rejection import convert_rejection
 from areal_api.areal_config.tree import Notes, Tree, get, pop, set_in
 from areal_api.errors import ConfigError, shown
@@ -172,7 +173,10 @@ def _convert_engine(config: Tree, notes: Notes) -> None:
             notes.add(f"{section}.attn_impl", f"{kernel} is not used; the default is")
     if get(config, "actor.optimizer.type") == "adam_bf16":
         set_in(config, "actor.optimizer.type", "adam")
-        notes.add("actor.optimizer.type", "adam_bf16 becomes adam, whose state is in float32")
+        dtype = "float32" if get(config, "actor.optimizer.beta2", 0.999) > MAX_BFLOAT16_BETA else "bfloat16"
+        set_in(config, "actor.optimizer.state_dtype", dtype)
+        why = "" if dtype == "bfloat16" else f", because bfloat16 needs a beta2 of at most {MAX_BFLOAT16_BETA}"
+        notes.add("actor.optimizer.type", f"adam_bf16 becomes adam with state_dtype {dtype}{why}")
 
 
 def _convert_lora(config: Tree, notes: Notes) -> None:

@@ -226,7 +226,7 @@ _FOREIGN = _table(
         ),
         ("microbatches are packed without padding", None, _both("pad_to_maximum")),
         ("gradients are reduced in float32", ("float32",), _both("grad_reduce_dtype")),
-        ("use actor.fsdp.offload_params", (False,), [*_both("offload"), "actor.optimizer.offload"]),
+        ("use actor.fsdp.offload_params", (False,), _both("offload")),
         (_MEGATRON, None, _both("megatron", "archon", "mindspeed")),
         (_MEGATRON + ", which shards the model over all ranks", None, _both("fsdp.ulysses_sp_size")),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from areal_api.actor import MAX_BFLOAT16_BETA
 from areal_api.agents import MAX_NAMES_LENGTH
 from areal_api.experiment import MAX_NAME_LENGTH, MAX_PODS
 from areal_api.generation import WHOLE_VOCABULARY
@@ -374,6 +375,23 @@ RULES = (
         "!self.actor.overlong_reward_penalty || "
         f"({_is_set('self.actor.overlong_tokens')} && {_is_set('self.actor.overlong_penalty_factor')})",
         "actor.overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both",
+    ),
+    Rule(
+        "spec.config",
+        "self.actor.optimizer.type == 'adam' || (!self.actor.optimizer.offload && "
+        "self.actor.optimizer.state_dtype == 'float32')",
+        "actor.optimizer.type sgd keeps no state; leave actor.optimizer.offload and state_dtype out",
+    ),
+    Rule(
+        "spec.config",
+        "self.actor.optimizer.state_dtype == 'float32' || (self.actor.optimizer.beta1 <= "
+        f"{MAX_BFLOAT16_BETA} && self.actor.optimizer.beta2 <= {MAX_BFLOAT16_BETA})",
+        f"actor.optimizer.state_dtype bfloat16 needs beta1 and beta2 of at most {MAX_BFLOAT16_BETA}",
+    ),
+    Rule(
+        "spec.config",
+        "!(self.actor.optimizer.offload && self.actor.fsdp.offload_params)",
+        "actor.fsdp.offload_params already keeps the optimizer in host memory; set actor.optimizer.offload to false",
     ),
     Rule(
         "spec.config",

@@ -121,6 +121,8 @@ def useless_settings(spec: ExperimentSpec) -> Iterator[str]:
     config, trainer = spec.config, spec.trainer
     if config.actor.fsdp.offload_params and trainer.device == "cpu":
         yield "actor.fsdp.offload_params has no effect with trainer.device cpu: parameters are in host memory already"
+    if config.actor.optimizer.offload and trainer.device == "cpu":
+        yield "actor.optimizer.offload has no effect with trainer.device cpu: the state is in host memory already"
     if not config.actor.fsdp.reshard_after_forward and trainer.ranks == 1:
         yield "actor.fsdp.reshard_after_forward has no effect with one rank, which gathers nothing"
     if config.ref is not None and config.actor.kl_ctl == 0:

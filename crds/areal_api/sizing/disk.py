@@ -13,8 +13,7 @@ from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 
 PUBLISHED_VERSIONS = 3  # two are kept while a third is being written
 DELTA_SHARE = 0.5  # of a file: a larger delta is not kept
-RECOVERY_BYTES = 12  # per parameter: float32 weight and Adam's two moments
-RECOVERY_BYTES_SGD = 4
+MASTER_BYTES = 4  # of a float32 weight in recovery checkpoints, beside the optimizer's state
 LOGS_BYTES = 256 * 2**20  # logs and statistics of an ordinary run
 
 
@@ -45,7 +44,7 @@ def disk_use(shape: ModelShape, config: GRPOConfig, *, steps_per_epoch: int | No
     published = PUBLISHED_VERSIONS * model if config.actor.weight_update_mode == "disk" else model
     if config.actor.weight_deltas:
         published += int(DELTA_SHARE * published)
-    per_parameter = RECOVERY_BYTES if config.actor.optimizer.type == "adam" else RECOVERY_BYTES_SGD
+    per_parameter = MASTER_BYTES + config.actor.optimizer.state_bytes
     recovery = 0
     if config.recover.mode != "disabled":
         lora = config.actor.lora

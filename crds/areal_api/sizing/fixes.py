@@ -16,6 +16,7 @@ from areal_api.sizing.trainer_memory import trainer_memory
 MAX_RANKS_TRIED = 1024
 TOKENS_ROUNDED_TO = 1024
 CHECKPOINTING = "config.actor.gradient_checkpointing=true"
+OFFLOAD = "config.actor.optimizer.offload"
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,19 @@ def changes(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu) -> Iterator[Chang
         if least:
             yield Change((with_fsdp(divided, **least),), ranks, (*keys, *least_keys))
     yield from more_ranks(spec, shape, gpu, common)
-    offloaded = with_fsdp(actor, offload_params=True)
-    note = ", which keeps the optimizer in host memory"
-    yield Change((offloaded,), ranks, (*common, fsdp_key("offload_params", True)), note)
+    yield from offloading_changes(actor, ranks, common)
+
+
+def offloading_changes(actor: PPOActorConfig, ranks: int, common: tuple[str, ...]) -> Iterator[Change]:
+    """The optimizer's state in host memory, and then everything that is sharded."""
+    if actor.optimizer.type == "adam" and not (actor.optimizer.offload or actor.fsdp.offload_params):
+        moments = actor.model_copy(update={"optimizer": actor.optimizer.model_copy(update={"offload": True})})
+        note = ", which keeps the optimizer's state in host memory"
+        yield Change((moments,), ranks, (*common, f"{OFFLOAD}=true"), note)
+    optimizer = actor.optimizer.model_copy(update={"offload": False})
+    offloaded = with_fsdp(actor.model_copy(update={"optimizer": optimizer}), offload_params=True)
+    keys = (fsdp_key("offload_params", True), *((f"{OFFLOAD}=false",) if actor.optimizer.offload else ()))
+    yield Change((offloaded,), ranks, (*common, *keys), ", which keeps the whole optimizer in host memory")
 
 
 def more_ranks(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, common: tuple[str, ...]) -> Iterator[Change]:

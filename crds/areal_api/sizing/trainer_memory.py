@@ -18,7 +18,6 @@ from areal_api.sizing.model_shape import ModelShape
 from areal_api.sizing.server_memory import BYTES_OF_DTYPE
 
 MASTER_BYTES = 4  # float32 weights and gradients
-ADAM_BYTES = 8  # two float32 moments
 LOGITS_CHUNK_BYTES = 256 * 2**20  # algo.logprobs.DEFAULT_CHUNK_BYTES
 BROADCAST_BUCKET_BYTES = 512 * 2**20
 
@@ -66,7 +65,7 @@ def trainer_memory(
         frozen, trained = shape.parameters, shape.layers * adapter_parameters(shape, config.lora)
     on_gpu = 0 if config.fsdp.offload_params else 1
     frozen_share, share = (on_gpu * -(-count // shards) for count in (frozen, trained))
-    adam = ADAM_BYTES if config.optimizer.type == "adam" else 0
+    moments_bytes = 0 if config.optimizer.offload else config.optimizer.state_bytes
     moments = (
         _logits_peak(shape, config, size, tokens),
         _layer_peak(shape, config, size, tokens),
@@ -76,7 +75,7 @@ def trainer_memory(
     return TrainerMemory(
         parameters=share * MASTER_BYTES + frozen_share * size,
         gradients=share * MASTER_BYTES,
-        optimizer=share * adam,
+        optimizer=share * moments_bytes,
         **max(moments, key=lambda moment: sum(moment.values())),
         reference=_reference_bytes(shape, ref or config, shards=shards, ranks=ranks) if config.kl_ctl > 0 else 0,
     )

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from areal_api.actor import OptimizerConfig
+from areal_trainer.model.compact_adamw import CompactAdamW
 from areal_trainer.ranks import Ranks
 
 AnyTensor = TypeVar("AnyTensor", bound=Tensor)
@@ -34,14 +35,15 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) 
     groups: list[dict[str, Any]] = [{"params": together} for together in by_mesh(parameters)]
     if config.type == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    options: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    if config.offload or config.state_dtype != "float32":
+        return CompactAdamW(groups, dtype=getattr(torch, config.state_dtype), offload=config.offload, **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def by_mesh(tensors: Iterable[AnyTensor]) -> list[list[AnyTensor]]:

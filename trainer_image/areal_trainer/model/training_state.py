@@ -11,7 +11,6 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
 
 
@@ -37,12 +36,14 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def restore_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore a state that was read into the result of ``training_state``. Collective."""
+    """Restore a state that was read into the result of ``training_state``. Collective.
+
+    Moments keep their type and device: ``Optimizer.load_state_dict`` would give them those of the parameters.
+    """
     # Not strict: tied names and frozen parameters are missing.
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
-    current = get_optimizer_state_dict(model, optimizer)
-    current["state"] = {
-        name: {key: tensor.reshape(()) if key == "step" else tensor for key, tensor in tensors.items()}
-        for name, tensors in state["optimizer"]["state"].items()
-    }
-    set_optimizer_state_dict(model, optimizer, current)
+    current = get_optimizer_state_dict(model, optimizer)["state"]
+    for name, tensors in state["optimizer"]["state"].items():
+        for key, tensor in tensors.items():
+            kept = current[name][key]
+            kept.copy_(tensor.reshape(kept.shape) if not kept.dim() else tensor)

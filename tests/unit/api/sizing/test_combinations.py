@@ -125,6 +125,7 @@ def test_heads_that_the_default_kernel_does_not_take_are_refused_on_cuda_alone()
     ("config", "sections", "expected"),
     [
         (actor(fsdp={"offload_params": True}), {"trainer": {"device": "cpu"}}, "offload_params has no effect"),
+        (actor(optimizer={"offload": True}), {"trainer": {"device": "cpu"}}, "optimizer.offload has no effect"),
         (actor(fsdp={"reshard_after_forward": False}), {}, "reshard_after_forward has no effect"),
         ({"ref": {"path": "r"}}, {}, "ref has no effect"),
         ({"evaluator": {"freq_steps": 5}}, {}, "evaluator has no effect"),

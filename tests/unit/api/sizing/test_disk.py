@@ -42,6 +42,11 @@ def test_without_recovery_none_is_counted() -> None:
     assert use.recovery_bytes == 0
 
 
+def test_recovery_checkpoints_hold_the_moments_in_their_type() -> None:
+    compact = config(actor={"path": "m", "optimizer": {"state_dtype": "bfloat16", "beta2": 0.95}})
+    assert disk_use(SHAPE, compact, steps_per_epoch=None, from_hub=False).recovery_bytes == 3 * 8 * P
+
+
 def test_recovery_checkpoints_hold_adapters_alone() -> None:
     actor = {"path": "m", "lora": {"rank": 16, "target_modules": ["q_proj", "down_proj"]}}
     use = disk_use(SHAPE, config(actor=actor), steps_per_epoch=None, from_hub=False)

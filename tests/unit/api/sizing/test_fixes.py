@@ -99,7 +99,7 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
             "reshard_after_forward": draw(BOOL),
         },
         "kl_ctl": draw(st.sampled_from([0.0, 0.1])),
-        "optimizer": {"type": draw(st.sampled_from(["adam", "sgd"]))},
+        "optimizer": draw(st.sampled_from([{}, {"type": "sgd"}, {"state_dtype": "bfloat16", "beta2": 0.95}])),
         "lora": draw(st.sampled_from([None, None, {"rank": 32}])),
         "ppo_n_minibatches": draw(st.integers(1, 2)),
     }

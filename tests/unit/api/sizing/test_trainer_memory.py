@@ -257,6 +257,19 @@ def test_offloading_leaves_no_sharded_part_on_the_gpu() -> None:
     assert (memory.parameters, memory.gradients, memory.optimizer) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_per_parameter"),
+    [({}, 8), ({"state_dtype": "bfloat16", "beta2": 0.95}, 4), ({"offload": True}, 0)],
+)
+def test_moments_count_in_their_type_and_not_in_host_memory(
+    optimizer: dict[str, Any], bytes_per_parameter: int
+) -> None:
+    config = PPOActorConfig.model_validate({"path": ".", "optimizer": optimizer})
+    memory = trainer_memory(shape(), config, ranks=1, tokens=1000)
+    assert memory.optimizer == bytes_per_parameter * shape().parameters
+    assert memory.parameters == memory.gradients == 4 * shape().parameters
+
+
 def test_sgd_has_no_moments_and_a_kl_penalty_adds_a_reference_model() -> None:
     sgd = PPOActorConfig(path=".", optimizer=OptimizerConfig(type="sgd"))
     assert trainer_memory(shape(), sgd, ranks=1, tokens=10).optimizer == 0

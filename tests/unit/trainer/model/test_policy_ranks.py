@@ -66,6 +66,18 @@ def test_one_rank_resumes_from_the_checkpoint_of_two(folder: Path) -> None:
     assert_same(weights(policy), torch.load(folder / "of_two_continued.pt"))
 
 
+def test_moments_in_bfloat16_are_those_of_one_rank_to_their_precision(folder: Path) -> None:
+    policy, of_two = (make_policy(folder / "model", "compact_adam") for _ in range(2))
+    train(policy, random_trajectories())
+    assert_same(torch.load(folder / "compact_adam.pt"), weights(policy), 1e-2 * 2**-7)  # lr × the rounding of a moment
+    load(of_two, folder / "compact_of_two")
+    exact, found = (one.state_dict()["optimizer"]["state"] for one in (policy, of_two))
+    for name, tensors in exact.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert found[name][key].dtype == torch.bfloat16
+            torch.testing.assert_close(found[name][key], tensors[key], rtol=2**-7, atol=1e-9)
+
+
 def test_two_ranks_resume_from_the_checkpoint_of_one(folder: Path) -> None:
     assert_same(torch.load(folder / "of_one_continued.pt"), torch.load(folder / "continued.pt"))
 
