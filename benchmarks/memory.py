@@ -157,7 +157,7 @@ def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
     from torch.distributed.device_mesh import DeviceMesh
 
     from areal_trainer.algo import logprobs
-    from areal_trainer.model import language_model, lora
+    from areal_trainer.model import language_model, loading, lora
     from areal_trainer.model.attention import Bucket, SegmentIndex
     from areal_trainer.model.context_parallel import SharedPass
 
@@ -184,8 +184,7 @@ def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
         patch.object(logprobs, "_CPU_CHUNK_BYTES", logprobs.DEFAULT_CHUNK_BYTES),
         patch.object(language_model, "use_faster_linear", lambda model: None),
         patch.object(language_model, "init_device_mesh", lambda *_, **__: mesh),
-        patch.object(language_model, "set_model_state_dict", lambda *_, **__: None),
-        patch.object(language_model.AutoModelForCausalLM, "from_pretrained", from_config),
+        patch.object(loading, "ModelFiles", NoFiles),
         patch.object(lora, "inject_adapter_in_model", inject_without_moves),
         patch.object(SegmentIndex, "of", staticmethod(fake_index)),
         patch.object(SharedPass, "predictions", even_share),
@@ -208,13 +207,14 @@ def inject_without_moves(config: Any, model: Any, *, adapter_name: str) -> None:
         inject_adapter_in_model(config, model, adapter_name=adapter_name)
 
 
-def from_config(path: str, *, config: Any, **options: Any) -> Any:
-    """In place of ``from_pretrained``: rank 0 would read weights that do not exist."""
-    from transformers import AutoModelForCausalLM
+class NoFiles:
+    """In place of a model's files, which do not exist."""
 
-    del path
-    options.pop("generation_config", None)
-    return AutoModelForCausalLM.from_config(config, **options)
+    def __init__(self, path: str, model: Any) -> None:
+        pass
+
+    def read(self, model: Any, parameters: Any) -> None:
+        """Leave the parameters undefined."""
 
 
 def packed(tokens: int, sequences: int) -> Any:

@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers import AttentionInterface
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from areal_api.actor import LoRAConfig, TrainEngineConfig
 from areal_api.sizing.replicas import model_replicas
-from areal_api.sizing.trained_types import LOGIT_CHANGES, NOT_COMPUTED
 from areal_trainer.algo.logprobs import token_logprobs
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
@@ -33,6 +31,7 @@ from areal_trainer.model.expert_parallel import divide_experts, experts_of
 from areal_trainer.model.experts import LoadBalance, routers
 from areal_trainer.model.gathering import balanced, gathered
 from areal_trainer.model.layout import Cost, Layout
+from areal_trainer.model.loading import generation_config, load, longest_exact
 from areal_trainer.model.lora import add_adapters, merged_parameters, write_adapters
 from areal_trainer.model.onednn_linear import use_faster_linear
 from areal_trainer.model.published_names import PublishedNames
@@ -80,12 +79,24 @@ class LanguageModel(nn.Module):
         self.dtype = getattr(torch, config.dtype)
         self.attention = attention_implementation(config, section, device)
         self.temperature = temperature
-        self.causal_lm = _load(config.path, section, self.attention, torch.float32 if lora is None else self.dtype)
-        self._names = PublishedNames(self.causal_lm, section=section)
-        self._generation_config = _generation_config(config.path)
-        self._longest = _longest_exact(self.causal_lm.config)
-        self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         self._ranks = Ranks.current()
+        # On a CPU all parameters are in host memory already.
+        self.offloads = config.fsdp.offload_params and device.type == "cuda"
+        self.sharded = self._ranks.world_size > 1 or self.dtype != torch.float32 or self.offloads
+        for name, function in SEGMENT_ATTENTIONS.items():
+            AttentionInterface.register(name, function)
+        self.causal_lm, self._files = load(
+            config.path,
+            section=section,
+            implementation=self.attention,
+            packed=self.attention in SEGMENT_ATTENTIONS,
+            dtype=torch.float32 if lora is None else self.dtype,
+            in_parts=self.sharded,
+        )
+        self._names = PublishedNames(self.causal_lm, section=section)
+        self._generation_config = generation_config(config.path)
+        self._longest = longest_exact(self.causal_lm.config)
+        self._shapes = {name: parameter.shape for name, parameter in self.causal_lm.named_parameters()}  # unsharded
         self._expert_ranks = expert_ranks
         self._shared = None if self._ranks.mesh is None else SharedPass.of(self._ranks.mesh)
         if self._shared is not None:
@@ -105,9 +116,6 @@ class LanguageModel(nn.Module):
         if config.recomputes_activations(device.type):
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.cost = self._cost() if self.attention in SEGMENT_ATTENTIONS else None
-        # On a CPU all parameters are in host memory already.
-        self.offloads = config.fsdp.offload_params and device.type == "cuda"
-        self.sharded = self._ranks.world_size > 1 or self.dtype != torch.float32 or self.offloads
         if self.sharded:
             self._shard(config, section)
         else:
@@ -303,7 +311,7 @@ class LanguageModel(nn.Module):
         layers = [m for m in self.causal_lm.modules() if type(m).__name__ in (self.causal_lm._no_split_modules or ())]
         policy = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=torch.float32)
         mesh = self._mesh(config, section)
-        whole = self.causal_lm.state_dict() if self._ranks.is_first else {}
+        whole = self.causal_lm.state_dict() if self._ranks.is_first and self._files is None else {}
         if self._ranks.size_of(TENSOR) > 1:
             assert self._ranks.mesh is not None
             divide(self.causal_lm, self._ranks.mesh[TENSOR])
@@ -330,7 +338,10 @@ class LanguageModel(nn.Module):
                 reshard_after_forward=config.fsdp.reshard_after_forward,
             )
         fully_shard(self, mesh=mesh, mp_policy=policy, offload_policy=offload)
-        if self._ranks.world_size > 1:
+        if self._files is not None:
+            merged = merged_parameters(self.causal_lm)
+            self._files.read(self.causal_lm, {name: one.parameter for name, one in merged.items()})
+        elif self._ranks.world_size > 1:
             from_first = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
             set_model_state_dict(self.causal_lm, whole, options=from_first)
         for buffer in self.buffers():
@@ -430,60 +441,6 @@ def require_flash_attention(section: str) -> None:
             f"{section}.attn_impl is flash_attention_2, but flash-attn 2 cannot be imported ({error}); leave attn_impl "
             "out to use PyTorch's own kernel, or install flash-attn"
         ) from error
-
-
-def _load(path: str, section: str, implementation: str, dtype: torch.dtype) -> PreTrainedModel:
-    for name, function in SEGMENT_ATTENTIONS.items():
-        AttentionInterface.register(name, function)
-    try:
-        config = AutoConfig.from_pretrained(path)
-        if Ranks.current().is_first:
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                generation_config=GenerationConfig(),  # the trainer does not generate; see save_config
-                dtype=dtype,
-                attn_implementation=implementation,
-            )
-        else:
-            # Untouched memory is never allocated: until sharding, only rank 0 holds the whole model.
-            with no_init_weights():
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=implementation)
-            model.tie_weights()
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{section}.path is {path!r}, but no model can be loaded from it: {reason}") from error
-    except KeyError as error:
-        if error.args != (implementation,):
-            raise
-        model = None  # it looks implementations up in its own table
-    if implementation in SEGMENT_ATTENTIONS and (model is None or not model._supports_attention_backend):
-        kind = config.model_type if model is None else type(model).__name__
-        raise ValueError(f"{section}.path: {kind} implements its own attention; set {section}.attn_impl: eager")
-    head = model.get_output_embeddings()
-    text = config.get_text_config()  # of a model with several parts
-    changes = [key for key in LOGIT_CHANGES if getattr(text, key, None) not in (None, 1, 1.0)]
-    if getattr(head, "bias", None) is not None or changes:
-        what = ", ".join(changes) or "a bias of the output embedding"
-        raise ValueError(f"{section}.path: {type(model).__name__} has {what}, {NOT_COMPUTED}")
-    return model
-
-
-def _longest_exact(config: Any) -> int | None:
-    """Tokens up to which rotary embeddings do not depend on the longest sequence of a pass; None without a limit."""
-    text = config.get_text_config()
-    found = getattr(text, "rope_parameters", None) or {}
-    limits: list[int] = []
-    for rope in (found, *found.values()):  # of all layers, or by type of layer
-        if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
-            limits.append(int(rope.get("original_max_position_embeddings") or text.max_position_embeddings))
-    return min(limits, default=None)
-
-
-def _generation_config(path: str) -> bytes | None:
-    """The model's generation_config.json, if it has one."""
-    file = cached_file(path, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
-    return None if file is None else Path(file).read_bytes()
 
 
 def _varlen(layout: Layout, device: torch.device) -> dict[str, Any]:

@@ -31,9 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(policy, random_trajectories())
     torch.save(weights(policy), folder / "continued.pt")
     script = Path(policy_ranks.__file__)
+    path = os.pathsep.join([str(script.parent.parent), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [*TORCHRUN, str(script), str(folder / "model"), str(folder)],
-        env=os.environ | {"PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
