@@ -130,6 +130,10 @@ def simulated_peak(
             {"path": folder, "attn_impl": "sdpa", "gradient_checkpointing": checkpointing, **keys}
         )
         model = LanguageModel(actor, section="actor", device=cpu, temperature=1.0, lora=actor.lora)
+        if checkpointing:
+            model.causal_lm.gradient_checkpointing_enable(
+                {"use_reentrant": False}, every_n_layers=actor.checkpoint_every, offload=actor.offload_activations
+            )
         disable_dropout(model)
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -155,6 +159,7 @@ def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
     import torch
     from torch._subclasses.fake_tensor import unset_fake_temporarily
     from torch.distributed.device_mesh import DeviceMesh
+    from transformers import modeling_utils
 
     from areal_trainer.algo import logprobs
     from areal_trainer.model import language_model, loading, lora
@@ -185,6 +190,7 @@ def as_on_gpu(fake: Any, mesh: Any) -> Iterator[None]:
         patch.object(language_model, "use_faster_linear", lambda model: None),
         patch.object(language_model, "init_device_mesh", lambda *_, **__: mesh),
         patch.object(loading, "ModelFiles", NoFiles),
+        patch.object(modeling_utils, "save_on_cpu", in_host_memory),
         patch.object(lora, "inject_adapter_in_model", inject_without_moves),
         patch.object(SegmentIndex, "of", staticmethod(fake_index)),
         patch.object(SharedPass, "predictions", even_share),
@@ -205,6 +211,15 @@ def inject_without_moves(config: Any, model: Any, *, adapter_name: str) -> None:
 
     with patch.object(torch.nn.Module, "to", lambda module, *_, **__: module):
         inject_adapter_in_model(config, model, adapter_name=adapter_name)
+
+
+def in_host_memory(**_: Any) -> Any:
+    """In place of ``save_on_cpu``: tensors leave the simulated device, and return as new ones."""
+    import torch
+
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (tensor.shape, tensor.dtype), lambda kept: torch.empty(kept[0], dtype=kept[1])
+    )
 
 
 class NoFiles:

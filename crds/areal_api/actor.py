@@ -292,6 +292,18 @@ class PPOActorConfig(TrainEngineConfig):
     parallel: ParallelConfig = Field(
         default_factory=ParallelConfig, description="Ranks that divide weights and tokens instead of sequences."
     )
+    checkpoint_every: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="With gradient_checkpointing: recompute the activations of every n-th layer. The others keep "
+        "theirs.",
+    )
+    offload_activations: bool = Field(
+        False,
+        description="With gradient_checkpointing: keep what the recomputation starts from, a layer's input, in host "
+        "memory.",
+    )
     disable_dropout: bool = Field(False, description="Set every dropout probability of the model to 0.")
     temperature: float = Field(
         1.0, gt=0, description="Temperature applied to the trainer's logits; equal to gconfig.temperature."
@@ -385,6 +397,19 @@ class PPOActorConfig(TrainEngineConfig):
         description="Largest mean |log-prob of the server − log-prob of the trainer| a token; above it the run stops.",
         json_schema_extra={"unit": "nats"},
     )
+
+    @model_validator(mode="after")
+    def _checkpointing_is_on(self) -> Self:
+        if self.gradient_checkpointing is not False:
+            return self
+        for key, default in (("checkpoint_every", 1), ("offload_activations", False)):
+            value = getattr(self, key)
+            if value != default:
+                raise ValueError(
+                    f"{key} is {str(value).lower()}, which needs gradient_checkpointing, but that is false; leave "
+                    f"{key} out, or set gradient_checkpointing to true"
+                )
+        return self
 
     @model_validator(mode="after")
     def _state_is_offloaded_once(self) -> Self:

@@ -190,6 +190,22 @@ CASES = [
         "min_new_tokens",
     ),
     Case(
+        "checkpointing of some layers, offloaded",
+        {f"{_ACTOR}.checkpoint_every": 2, f"{_ACTOR}.offload_activations": True},
+    ),
+    Case(
+        "checkpointing of some layers without checkpointing",
+        {f"{_ACTOR}.checkpoint_every": 2, f"{_ACTOR}.gradient_checkpointing": False},
+        "checkpoint_every is 2, which needs gradient_checkpointing, but that is false",
+        "checkpoint_every",
+    ),
+    Case(
+        "offloaded activations without checkpointing",
+        {f"{_ACTOR}.offload_activations": True, f"{_ACTOR}.gradient_checkpointing": False},
+        "offload_activations is true, which needs gradient_checkpointing, but that is false",
+        "offload_activations",
+    ),
+    Case(
         "moments in bfloat16",
         {f"{_ACTOR}.optimizer": {"state_dtype": "bfloat16", "beta2": 0.95, "offload": True}},
     ),

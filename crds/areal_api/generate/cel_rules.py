@@ -390,6 +390,12 @@ RULES = (
     ),
     Rule(
         "spec.config",
+        f"(self.actor.checkpoint_every == 1 && !self.actor.offload_activations) || "
+        f"!({_is_set('self.actor.gradient_checkpointing')}) || self.actor.gradient_checkpointing",
+        "actor.checkpoint_every and offload_activations need gradient_checkpointing; set it to true",
+    ),
+    Rule(
+        "spec.config",
         "!(self.actor.optimizer.offload && self.actor.fsdp.offload_params)",
         "actor.fsdp.offload_params already keeps the optimizer in host memory; set actor.optimizer.offload to false",
     ),

@@ -24,6 +24,12 @@ def combination_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[st
     refused = training_problem(shape.kind, attn_impl=spec.config.actor.attn_impl, logit_changes=shape.logit_changes)
     if refused is not None:
         yield refused
+    every = spec.config.actor.checkpoint_every
+    if every > shape.layers:
+        yield (
+            f"actor.checkpoint_every is {every}, but the model has {shape.layers} layers; lower it, or set "
+            "config.actor.gradient_checkpointing=false and leave it out"
+        )
     yield from _layout_problems(spec, shape)
     yield from _attention_problems(spec, shape)
 
@@ -121,6 +127,11 @@ def useless_settings(spec: ExperimentSpec) -> Iterator[str]:
     config, trainer = spec.config, spec.trainer
     if config.actor.fsdp.offload_params and trainer.device == "cpu":
         yield "actor.fsdp.offload_params has no effect with trainer.device cpu: parameters are in host memory already"
+    recomputes = config.actor.recomputes_activations(trainer.device)
+    if config.actor.checkpoint_every > 1 and not recomputes:
+        yield "actor.checkpoint_every has no effect: with trainer.device cpu gradient_checkpointing is false by default"
+    if config.actor.offload_activations and trainer.device == "cpu":
+        yield "actor.offload_activations has no effect with trainer.device cpu: activations are in host memory already"
     if config.actor.optimizer.offload and trainer.device == "cpu":
         yield "actor.optimizer.offload has no effect with trainer.device cpu: the state is in host memory already"
     if not config.actor.fsdp.reshard_after_forward and trainer.ranks == 1:

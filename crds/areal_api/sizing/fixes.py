@@ -16,6 +16,7 @@ from areal_api.sizing.trainer_memory import trainer_memory
 MAX_RANKS_TRIED = 1024
 TOKENS_ROUNDED_TO = 1024
 CHECKPOINTING = "config.actor.gradient_checkpointing=true"
+CHECKPOINT_ALL = "config.actor.checkpoint_every=1"
 OFFLOAD = "config.actor.optimizer.offload"
 
 
@@ -61,8 +62,15 @@ def changes(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu) -> Iterator[Chang
     ranks, actor = spec.trainer.ranks, with_replicas(spec, shape, gpu)
     for key, value in sharding_changes(actor, ranks):
         yield Change((with_fsdp(actor, **{key: value}),), ranks, (fsdp_key(key, value),), fewer_tokens=False)
-    common = () if actor.recomputes_activations("cuda") else (CHECKPOINTING,)
-    actor = actor.model_copy(update={"gradient_checkpointing": True})
+    common = tuple(
+        key
+        for key, missing in (
+            (CHECKPOINTING, not actor.recomputes_activations("cuda")),
+            (CHECKPOINT_ALL, actor.checkpoint_every > 1),
+        )
+        if missing
+    )
+    actor = with_checkpointing(actor)
     if common:
         yield Change((actor,), ranks, common, fewer_tokens=False)
     # The least that sharding can take: one copy of the model, and no gathered layers kept.
@@ -74,6 +82,9 @@ def changes(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu) -> Iterator[Chang
         yield Change((divided,), ranks, keys)
         if least:
             yield Change((with_fsdp(divided, **least),), ranks, (*keys, *least_keys))
+    if not actor.offload_activations:
+        waiting = actor.model_copy(update={"offload_activations": True})
+        yield Change((waiting,), ranks, (*common, "config.actor.offload_activations=true"))
     yield from more_ranks(spec, shape, gpu, common)
     yield from offloading_changes(actor, ranks, common)
 
@@ -93,7 +104,7 @@ def offloading_changes(actor: PPOActorConfig, ranks: int, common: tuple[str, ...
 def more_ranks(spec: ExperimentSpec, shape: ModelShape, gpu: Gpu, common: tuple[str, ...]) -> Iterator[Change]:
     """More ranks, which shards parameters further: with the copies of the model that any division into nodes keeps by
     default, or with one copy."""
-    actor = spec.config.actor.model_copy(update={"gradient_checkpointing": True})
+    actor = with_checkpointing(spec.config.actor)
     parallel, batch = actor.parallel, spec.config.train_dataset.batch_size
     for shares in range(spec.trainer.ranks // parallel.ranks + 1, min(batch, MAX_RANKS_TRIED) + 1):
         if batch % shares:
@@ -135,6 +146,11 @@ def contexts(actor: PPOActorConfig, shape: ModelShape, ranks: int) -> Iterator[i
     for larger in range(2 * context, ranks // tensor + 1, context):
         if ranks % (tensor * larger) == 0 and shape.heads % (tensor * larger) == 0:
             yield larger
+
+
+def with_checkpointing(actor: PPOActorConfig) -> PPOActorConfig:
+    """``actor`` with the activations of every layer recomputed."""
+    return actor.model_copy(update={"gradient_checkpointing": True, "checkpoint_every": 1})
 
 
 def with_fsdp(actor: PPOActorConfig, **changed: int | bool) -> PPOActorConfig:

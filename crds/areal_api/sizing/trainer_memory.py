@@ -120,7 +120,7 @@ def _layer_peak(shape: ModelShape, config: PPOActorConfig, size: int, tokens: in
     """One layer goes backward while the next is gathered and the last one's gradient is reduced in float32."""
     layers = 2 if config.fsdp.reshard_after_forward else shape.layers
     gradients = size * (_mlp_elements(shape, tensors=shape.family.mlp_gradients) + shape.hidden)
-    recomputed = layer_bytes_per_token(shape, size=size) if config.recomputes_activations("cuda") else 0
+    recomputed = recomputed_bytes_per_token(shape, config, size=size)
     kept = kept_bytes_per_token(shape, config, size=size)
     trained = shape.layer if config.lora is None else adapter_parameters(shape, config.lora)
     return {
@@ -153,10 +153,20 @@ def _broadcast_peak(shape: ModelShape, config: PPOActorConfig, size: int) -> dic
 
 
 def kept_bytes_per_token(shape: ModelShape, config: PPOActorConfig, *, size: int) -> int:
-    """What all layers keep of a token after the forward pass: with checkpointing only their inputs."""
-    if config.recomputes_activations("cuda"):
-        return shape.layers * size * shape.hidden
-    return shape.layers * layer_bytes_per_token(shape, size=size)
+    """What all layers keep of a token after the forward pass: those with checkpointing only their inputs, if at all."""
+    if not config.recomputes_activations("cuda"):
+        return shape.layers * layer_bytes_per_token(shape, size=size)
+    checkpointed = -(-shape.layers // config.checkpoint_every)
+    inputs = 0 if config.offload_activations else checkpointed * size * shape.hidden
+    return inputs + (shape.layers - checkpointed) * layer_bytes_per_token(shape, size=size)
+
+
+def recomputed_bytes_per_token(shape: ModelShape, config: PPOActorConfig, *, size: int) -> int:
+    """What the last layer computes again of a token. If it is not checkpointed, others are freed before one that is."""
+    if not config.recomputes_activations("cuda") or (shape.layers - 1) % config.checkpoint_every:
+        return 0
+    loaded = size * shape.hidden if config.offload_activations else 0
+    return loaded + layer_bytes_per_token(shape, size=size)
 
 
 def layer_bytes_per_token(shape: ModelShape, *, size: int) -> int:

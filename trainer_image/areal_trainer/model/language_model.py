@@ -24,6 +24,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from areal_api.actor import LoRAConfig, TrainEngineConfig
 from areal_api.sizing.replicas import model_replicas
 from areal_trainer.algo.logprobs import token_logprobs
+from areal_trainer.cores import share_of_cores
 from areal_trainer.model import attention, varlen_attention
 from areal_trainer.model.attention import SegmentIndex
 from areal_trainer.model.context_parallel import SharedPass, over_heads
@@ -83,6 +84,8 @@ class LanguageModel(nn.Module):
         # On a CPU all parameters are in host memory already.
         self.offloads = config.fsdp.offload_params and device.type == "cuda"
         self.sharded = self._ranks.world_size > 1 or self.dtype != torch.float32 or self.offloads
+        if self.offloads:  # the optimizer runs on the CPU, in as many threads
+            torch.set_num_threads(share_of_cores(self._ranks.local_size))
         for name, function in SEGMENT_ATTENTIONS.items():
             AttentionInterface.register(name, function)
         self.causal_lm, self._files = load(
@@ -113,8 +116,6 @@ class LanguageModel(nn.Module):
             add_adapters(self.causal_lm, lora, section=section)
         if device.type == "cpu" and self._ranks.size_of(TENSOR) == 1:  # oneDNN takes no DTensor
             use_faster_linear(self.causal_lm)
-        if config.recomputes_activations(device.type):
-            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         self.cost = self._cost() if self.attention in SEGMENT_ATTENTIONS else None
         if self.sharded:
             self._shard(config, section)
@@ -164,6 +165,12 @@ class LanguageModel(nn.Module):
         targets = torch.cat([target_N.new_zeros(1), target_N])
         index_N = torch.arange(1, len(targets), device=self.device)
         return token_logprobs(hidden_NH, weight_VH, targets, index_N, temperature=self.temperature)
+
+    def recompute_activations(self, *, every: int, offload: bool) -> None:
+        """Compute every ``every``-th layer again in the backward pass. ``offload``: its input waits in host memory."""
+        self.causal_lm.gradient_checkpointing_enable(
+            {"use_reentrant": False}, every_n_layers=every, offload=offload and self.device.type == "cuda"
+        )
 
     def release(self) -> None:
         """Free what a forward pass without a backward pass leaves gathered: FSDP keeps the root's parameters whole.

@@ -153,6 +153,8 @@ class Policy(LogprobModel):
             balances=config.router_aux_loss_coef > 0,
             expert_ranks=config.parallel.expert,
         )
+        if config.recomputes_activations(device):
+            self.model.recompute_activations(every=config.checkpoint_every, offload=config.offload_activations)
         torch.manual_seed(seed + self._ranks.rank)  # for dropout, the only randomness of an update
         if config.disable_dropout:
             disable_dropout(self.model)

@@ -121,10 +121,17 @@ def test_heads_that_the_default_kernel_does_not_take_are_refused_on_cuda_alone()
     assert list(combination_problems(spec(actor(attn_impl="sdpa"), trainer={"device": "cuda"}), odd)) == []
 
 
+def test_checkpointing_of_more_layers_than_the_model_has_is_refused() -> None:
+    (problem,) = combination_problems(spec(actor(checkpoint_every=SHAPE.layers + 1)), SHAPE)
+    assert f"checkpoint_every is {SHAPE.layers + 1}, but the model has {SHAPE.layers} layers" in problem
+
+
 @pytest.mark.parametrize(
     ("config", "sections", "expected"),
     [
         (actor(fsdp={"offload_params": True}), {"trainer": {"device": "cpu"}}, "offload_params has no effect"),
+        (actor(checkpoint_every=2), {"trainer": {"device": "cpu"}}, "checkpoint_every has no effect"),
+        (actor(offload_activations=True), {"trainer": {"device": "cpu"}}, "offload_activations has no effect"),
         (actor(optimizer={"offload": True}), {"trainer": {"device": "cpu"}}, "optimizer.offload has no effect"),
         (actor(fsdp={"reshard_after_forward": False}), {}, "reshard_after_forward has no effect"),
         ({"ref": {"path": "r"}}, {}, "ref has no effect"),

@@ -87,7 +87,17 @@ def experiments(draw: st.DrawFn) -> dict[str, Any]:
         "path": "m",
         "dtype": draw(st.sampled_from(["bfloat16", "float32"])),
         "attn_impl": draw(st.sampled_from([None, "sdpa", "eager"])),
-        "gradient_checkpointing": draw(st.sampled_from([None, True, False])),
+        **draw(
+            st.sampled_from(
+                [
+                    {},
+                    {"gradient_checkpointing": True},
+                    {"gradient_checkpointing": False},
+                    {"checkpoint_every": 2},
+                    {"offload_activations": True},
+                ]
+            )
+        ),
         "mb_spec": {
             "max_tokens_per_mb": draw(st.sampled_from([None, 16_384, 131_072])),
             "n_mbs": draw(st.integers(1, 4)),
@@ -131,7 +141,8 @@ def with_fix(experiment: dict[str, Any], fix: str) -> list[dict[str, Any]]:
     if (found := re.search(r"use (\d+) ranks", fix)) is None:
         return [changed]
     ranks = int(found[1])
-    layouts = [(nodes, ranks // nodes) for nodes in range(1, ranks + 1) if ranks % nodes == 0]
+    most = 64  # ranks of a node
+    layouts = [(n, ranks // n) for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= most]
     return [changed | {"trainer": {"device": "cuda", "nodes": n, "processesPerNode": m}} for n, m in layouts]
 
 

@@ -98,6 +98,23 @@ def test_the_peak_is_within_3_percent_of_the_simulated_one(
     assert memory.total / GB == pytest.approx(simulated_gb, rel=0.03)
 
 
+# Layers of Qwen2.5-7B on eight ranks, keys of the section actor, simulated peak in GB; 16,384 tokens.
+CHECKPOINTED: list[tuple[int, dict[str, Any], float]] = [
+    (4, {"checkpoint_every": 2}, 18.82),
+    (5, {"checkpoint_every": 2}, 22.00),
+    (6, {"offload_activations": True}, 15.43),
+]
+
+
+@pytest.mark.parametrize(("layers", "keys", "simulated_gb"), CHECKPOINTED)
+def test_the_peak_of_checkpointing_some_layers_or_offloading_is_within_4_percent(
+    layers: int, keys: dict[str, Any], simulated_gb: float
+) -> None:
+    config = PPOActorConfig.model_validate({"path": ".", "gradient_checkpointing": True, **keys})
+    memory = trainer_memory(shape("Qwen2.5-7B", layers), config, ranks=8, tokens=16_384)
+    assert memory.total / GB == pytest.approx(simulated_gb, rel=0.04)
+
+
 QWEN3_8B = {
     "model_type": "qwen3",
     "hidden_size": 4096,

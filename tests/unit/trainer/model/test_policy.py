@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, modeling_utils
 
 from areal_api.actor import OptimizerConfig
 from areal_trainer.algo.corrections import behaviour_kl_penalty
@@ -87,6 +87,47 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     for policy in (plain, checkpointed):
         policy.update(batch, advantages_T=random_advantages(batch))
     assert_same(weights(plain), weights(checkpointed), 1e-6)
+
+
+def test_a_part_of_the_layers_is_recomputed_and_changes_nothing(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path, num_hidden_layers=5)
+    batch = pack(random_trajectories())
+    plain = policy_of(path, optimizer=SGD)
+    every_second = policy_of(path, optimizer=SGD, gradient_checkpointing=True, checkpoint_every=2)
+    calls = [0] * 5
+    for number, layer in enumerate(every_second.model.causal_lm.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, n=number: calls.__setitem__(n, calls[n] + 1))
+    for policy in (plain, every_second):
+        policy.update(batch, advantages_T=random_advantages(batch))
+    assert_same(weights(plain), weights(every_second), 1e-6)
+    assert [count > min(calls) for count in calls] == [True, False, True, False, True]
+
+
+def test_offloaded_activations_are_the_inputs_of_layers_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny_model(tmp_path, num_hidden_layers=3)
+    batch = pack(random_trajectories())
+    plain, offloading = policy_of(path, optimizer=SGD), policy_of(path, optimizer=SGD)
+    shapes: list[tuple[int, ...]] = []
+
+    def on_host(**_: Any) -> Any:
+        def pack_tensor(tensor: Tensor) -> Tensor:
+            shapes.append(tuple(tensor.shape))
+            return tensor.clone()
+
+        return torch.autograd.graph.saved_tensors_hooks(pack_tensor, lambda kept: kept.clone())
+
+    monkeypatch.setattr(modeling_utils, "save_on_cpu", on_host)
+    offloading.model.device = torch.device("cuda")  # without one, nothing is offloaded
+    offloading.model.recompute_activations(every=1, offload=True)
+    offloading.model.device = torch.device("cpu")
+    for policy in (plain, offloading):
+        policy.update(batch, advantages_T=random_advantages(batch))
+    assert_same(weights(plain), weights(offloading), 1e-6)
+    assert [shape for shape in shapes if shape[-1] == 32] == shapes
+    assert len(shapes) % 3 == 0
+    assert len(set(shapes)) == 1
 
 
 def test_dropout_is_active_unless_disabled(tmp_path: Path) -> None:
