@@ -232,8 +232,9 @@ _FOREIGN = _table(
         (
             "every decoder layer is one FSDP unit",
             None,
-            _both("fsdp.wrap_policy", "fsdp.memory_efficient_load", "fsdp.shard_vision_across_sp"),
+            _both("fsdp.wrap_policy", "fsdp.shard_vision_across_sp"),
         ),
+        ("every rank reads its part of the model", None, _both("fsdp.memory_efficient_load")),
         ("optimizer steps are not streamed", (False,), _both("fsdp.per_layer_optim_step")),
         ("optimizer steps are not streamed", None, _both("fsdp.optim_step_prefetch_layers")),
         (
