@@ -1,7 +1,7 @@
 """``torchrun … loading_memory.py MODEL OUT`` loads a model on all ranks; each writes its peak of anonymous memory.
 
 The peak is the growth in bytes while the policy is built. Pages of the files are not anonymous: they belong to the page
-cache. A third argument ``whole`` loads the model on rank 0, as for files that ranks cannot read in parts.
+cache.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from pathlib import Path
-from unittest.mock import patch
 
-from areal_trainer.model import loading
-from areal_trainer.model.model_files import UnreadableFilesError
 from areal_trainer.model.policy import LogprobModel
 from areal_trainer.ranks import joined
 from support.tiny_policy import actor_config
@@ -57,9 +54,5 @@ def load(model: Path) -> int:
 
 if __name__ == "__main__":
     with joined("cpu") as ranks:
-        if sys.argv[3:] == ["whole"]:
-            with patch.object(loading, "ModelFiles", side_effect=UnreadableFilesError("for comparison")):
-                grown = load(Path(sys.argv[1]))
-        else:
-            grown = load(Path(sys.argv[1]))
+        grown = load(Path(sys.argv[1]))
         (Path(sys.argv[2]) / str(ranks.rank)).write_text(str(grown))

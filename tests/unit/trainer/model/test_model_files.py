@@ -85,8 +85,7 @@ def test_a_damaged_file_is_an_error_that_names_the_model(tmp_path: Path) -> None
         load(str(path), section="actor", implementation="eager", packed=False, dtype=torch.float32, in_parts=True)
 
 
-@pytest.mark.parametrize("mode", ["parts", "whole"])
-def test_ranks_that_read_their_parts_hold_no_whole_model(tmp_path: Path, mode: str) -> None:
+def test_ranks_that_read_their_parts_hold_no_whole_model(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path / "model", tied=False, **LARGE)
     save_tiny_model(path / "tiny", tied=False)
     # As published: in half the bytes. transformers does not copy tensors that have their type already.
@@ -96,15 +95,12 @@ def test_ranks_that_read_their_parts_hold_no_whole_model(tmp_path: Path, mode: s
     script = Path(loading_memory.__file__)
     python_path = os.pathsep.join([str(script.parent.parent), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
-        [*TORCHRUN, str(script), str(path), str(tmp_path), *(["whole"] if mode == "whole" else [])],
+        [*TORCHRUN, str(script), str(path), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    first, second = (int((tmp_path / str(rank)).read_text()) / size for rank in range(2))
-    if mode == "parts":
-        assert max(first, second) < 0.7  # half of the model, and the tensor that is being read
-    else:
-        assert first > 1.0 > second  # what the measurement shows otherwise
+    grown = [int((tmp_path / str(rank)).read_text()) / size for rank in range(2)]
+    assert max(grown) < 0.7  # half of the model, and the tensor that is being read
