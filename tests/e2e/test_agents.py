@@ -51,7 +51,7 @@ def test_an_agent_of_packed_code_trains_with_a_sandboxed_tool_although_its_pod_i
         run.kubectl("exec", tool, "--", "touch", "/opt/areal/x")
     run.kill_pod("agent")
     run.until_phase("Succeeded", timeout_s=600.0)
-    rewards = [line["task_reward"] for line in run.stats()]
+    rewards = [line["task_reward/avg"] for line in run.stats()]
     print(rewards)
     assert len(rewards) == STEPS
     assert mean(rewards[-5:]) > mean(rewards[:5])
