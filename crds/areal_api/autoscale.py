@@ -25,8 +25,8 @@ class AutoscaleSpec(CamelSection):
     )
     priority_class_name: Name | None = Field(
         None,
-        description="Priority class of the borrowed servers, for example a low one, so that they give way to others; "
-        "null is servers.priorityClassName.",
+        description="PriorityClass of the borrowed servers, for example a low one, so that they give way to others; "
+        "null is servers.priorityClassName. In a queue of Kueue it is also that of their Workloads.",
     )
 
 

@@ -9,7 +9,7 @@ COMPONENT = "areal.dev/component"
 ATTEMPT = "areal.dev/attempt"
 SERVER = "server"
 TRAINER = "trainer"
-BORROWED = "areal.dev/borrowed"  # label of the pods of servers above servers.autoscale.min: "true"
+BORROWED = "areal.dev/borrowed"  # label of all objects of a server above servers.autoscale.min: its number
 AGENT = "agent"
 TOOL = "tool"
 PROGRAM = "areal.dev/program"  # label of the pods of agents and tools: their name in the spec
@@ -44,20 +44,29 @@ def servers(experiment: str) -> str:
     return f"{experiment}-server"
 
 
-def borrowed_servers(experiment: str) -> str:
-    """StatefulSet of the servers above ``servers.autoscale.min``. Their numbers continue those of the others."""
-    return f"{experiment}-borrowed"
+def borrowed_server(experiment: str, number: int) -> str:
+    """StatefulSet of one server above ``servers.autoscale.min``, and its Workload in a queue of Kueue."""
+    return f"{experiment}-borrow-{number}"
 
 
-def server_host(experiment: str, namespace: str, pod: int | str, *, borrowed: bool = False) -> str:
-    """DNS name of one of the servers' pods; stays the same when it is replaced."""
-    owner = borrowed_servers(experiment) if borrowed else servers(experiment)
+def borrowed_labels(experiment: str, number: int) -> dict[str, str]:
+    """Labels of the pods of one server above ``servers.autoscale.min``."""
+    return {**component_labels(experiment, SERVER), BORROWED: str(number)}
+
+
+def server_host(experiment: str, namespace: str, pod: int | str, *, borrowed: int | None = None) -> str:
+    """DNS name of one of the servers' pods; stays the same when it is replaced.
+
+    ``pod``: its number among the pods of all servers. ``borrowed``: the number of its server, if that is borrowed.
+    """
+    owner = servers(experiment) if borrowed is None else borrowed_server(experiment, borrowed)
     return f"{owner}-{pod}.{servers(experiment)}.{namespace}.svc"
 
 
 def server_address(experiment: str, namespace: str, index: int, *, nodes: int = 1, borrowed: bool = False) -> str:
     """``host:port`` of one server of ``nodes`` pods: of its first one."""
-    return f"{server_host(experiment, namespace, index * nodes, borrowed=borrowed)}:{SERVER_PORT}"
+    host = server_host(experiment, namespace, index * nodes, borrowed=index if borrowed else None)
+    return f"{host}:{SERVER_PORT}"
 
 
 def trainer(experiment: str) -> str:

@@ -55,6 +55,15 @@ class AutoscaleStatus(StatusSection):
     reason: Text = Field("", description="Why it was changed last, as one CamelCase word; empty before a change.")
     message: Text = Field("", description="The change and what was measured, as a sentence.")
     since: Text | None = Field(None, description="Time of the last change.")
+    admitted: int | None = Field(
+        None, ge=0, description="Borrowed servers that the queue has admitted; absent without a queue."
+    )
+    queue: Text = Field("", description="Why another borrowed server is not admitted; empty if none waits.")
+
+    @property
+    def decision(self) -> tuple[int, str, str | None]:
+        """What the operator has decided, without what the queue did."""
+        return self.servers, self.reason, self.since
 
 
 class AgentsStatus(StatusSection):

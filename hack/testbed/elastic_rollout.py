@@ -138,7 +138,7 @@ async def _run(load: Workload, fleet: Fleet, *, growth: float) -> ElasticOutcome
         now, idle = loop.time(), servers.take_idle_share()
         share, began = waited / (now - began or 1.0), now
         sample = Sample(min(1.0, share), idle) if servers.all_serve else None
-        history = history.reported(step + 1, sample)
+        history = history.reported(step + 1, sample, servers=number)
         at_s = now * STEP_S
         choice = choose_servers(history, at_s, servers=number, least=fleet.least, most=fleet.most, pending=Pending())
         if choice is not None:

@@ -124,6 +124,13 @@ class Queues:
         self._api.create({**body, "value": value})
         return full
 
+    def pod_priority(self, name: str, value: int) -> str:
+        """Create a PriorityClass of Kubernetes; returns its name."""
+        full = self.named(name)
+        body = {"kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": full}}
+        self._api.create({**body, "value": value})
+        return full
+
     def _create(self, kind: str, name: str, spec: Object) -> str:
         full = self.named(name)
         body = {"kind": kind, "apiVersion": "kueue.x-k8s.io/v1beta2", "metadata": {"name": full}, "spec": spec}

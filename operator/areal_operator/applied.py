@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from areal_api import conditions
+from areal_api import conditions, resource_names
 from areal_operator.cluster import ApiError
 from areal_operator.diagnosis import Reason
 from areal_operator.manifests.base import DIGEST, Manifest, digest
 from areal_operator.manifests.shared import is_created_by_operator
-from areal_operator.observed import ExperimentState, Object, annotation
+from areal_operator.observed import ExperimentState, Object, annotation, label
+from areal_operator.queueing import kueue
 from areal_operator.store import DIGITS, owner_uid, owns_all
 
 CREATE_PODS = ("StatefulSet", "Job")
@@ -26,9 +27,16 @@ def name_taken(manifest: Manifest) -> Reason:
 
 
 def waves(manifests: Sequence[Manifest]) -> list[list[Manifest]]:
-    """First what pods need, then what creates pods, so that no pod waits for its configuration or its claim."""
-    needed = [manifest for manifest in manifests if manifest["kind"] not in CREATE_PODS]
-    return [needed, [manifest for manifest in manifests if manifest["kind"] in CREATE_PODS]]
+    """First what pods need, then what creates pods, so that no pod waits for its configuration or its claim.
+
+    Workloads of borrowed servers come last: nothing waits for them while Kueue is down.
+    """
+
+    def wave(manifest: Manifest) -> int:
+        borrowed = manifest["kind"] == kueue.WORKLOAD and label(manifest, resource_names.BORROWED) is not None
+        return 2 if borrowed else 1 if manifest["kind"] in CREATE_PODS else 0
+
+    return [[manifest for manifest in manifests if wave(manifest) == number] for number in range(3)]
 
 
 def is_applied(manifest: Manifest, known: Object) -> bool:

@@ -39,10 +39,13 @@ NO_ROOM = 5.0  # so many times longer servers may be unschedulable before they a
 RETRY = 15.0  # so many times longer it takes until servers that were given back are requested again
 MAX_CHANGES = 64  # that are remembered
 
-Cause = Literal["TrainerWaits", "NoGain", "ServersIdle", "FewerTried", "TrainerWaitsAgain", "NoRoom", "OutOfBounds"]
-CAUSES: dict[str, Cause] = {cause: cause for cause in get_args(Cause)}
-INCREASES: tuple[Cause, ...] = ("TrainerWaits", "TrainerWaitsAgain")
-DECREASES: tuple[Cause, ...] = ("ServersIdle", "FewerTried")
+Increased = Literal["TrainerWaits", "TrainerWaitsAgain"]
+Decreased = Literal["ServersIdle", "FewerTried"]
+GivenBack = Literal["NoGain", "NoRoom", "NotNeeded", "OutOfBounds"]
+Cause = Increased | Decreased | GivenBack
+INCREASES: tuple[Cause, ...] = get_args(Increased)
+DECREASES: tuple[Cause, ...] = get_args(Decreased)
+CAUSES: dict[str, Cause] = {cause: cause for cause in (*INCREASES, *DECREASES, *get_args(GivenBack))}
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,19 @@ class History:
     samples: tuple[Sample, ...] = ()  # since the last change: the first and the last ones, in order
     settling: int = SETTLE  # steps that are not measured yet
     changes: tuple[Change, ...] = ()
+    servers: int = 0  # that were measured; 0 before the first report
 
-    def reported(self, step: int, sample: Sample | None) -> History:
-        """With the report of a step. ``sample``: None if servers were missing, so that it is not comparable.
+    def reported(self, step: int, sample: Sample | None, *, servers: int) -> History:
+        """With the report of a step. ``sample``: None if some of ``servers`` were missing: it is not comparable.
 
-        A lower step than before means that the policy was rolled back: what was measured is forgotten.
+        A lower step than before means that the policy was rolled back: what was measured is forgotten. So are the
+        samples of another number of servers, which a queue may have admitted or evicted.
         """
         if step < self.step:
-            return History(self.since_s, step)
+            return History(self.since_s, step, servers=servers)
+        if servers != self.servers:
+            other = replace(self, samples=(), settling=SETTLE, servers=servers)
+            return other.reported(step, sample, servers=servers)
         if step == self.step or sample is None:
             return replace(self, step=step)
         if self.settling:
@@ -94,7 +102,7 @@ class History:
         """After ``choice`` was made: measuring begins again."""
         measured = self.wait(MEASURED), self.idle(MEASURED)
         change = Change(at_s, self.step, before, choice.servers, choice.cause, *measured)
-        return History(self.since_s, self.step, changes=(*self.changes, change)[-MAX_CHANGES:])
+        return replace(self, samples=(), settling=SETTLE, changes=(*self.changes, change)[-MAX_CHANGES:])
 
     def wait(self, count: int) -> float:
         """The mean wait of the last ``count`` samples."""
@@ -116,11 +124,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Pending:
-    """Servers that no node has room for."""
+    """Borrowed servers that do not run."""
 
-    last: int = 0  # how many of those with the highest numbers
+    unschedulable: int = 0  # that no node has room for
     all: int = 0
-    since_s: float = math.inf  # since when the last ones are
+    queued: int = 0  # that wait in a queue, where they stay until there is quota
+    since_s: float = math.inf  # since when the last of the unschedulable ones is
 
 
 def choose_servers(
@@ -128,24 +137,32 @@ def choose_servers(
 ) -> Choice | None:
     """Another number of servers than ``servers``, between ``least`` and ``most``; None to keep it.
 
+    Servers that wait in a queue are part of ``servers``, but of none of what was measured: they wait as long as the
+    trainer does, and are not given back because nodes lack room.
+
     ``now``: a time in seconds, on the clock of the history. ``pace_s``: least time between two changes.
     """
     bounded = min(max(servers, least), most)
     if bounded != servers:
         return Choice(bounded, "OutOfBounds", f"servers.autoscale allows {least} to {most}")
-    if pending.last and now - pending.since_s >= NO_ROOM * pace_s:
-        text = f"no node had room for {_count(pending.last)} for {now - pending.since_s:.0f} s"
-        return Choice(max(least, servers - pending.last), "NoRoom", text) if servers > least else None
-    changes, count = history.changes, len(history.samples)
+    if pending.unschedulable and now - pending.since_s >= NO_ROOM * pace_s:
+        text = f"no node had room for {_count(pending.unschedulable)} for {now - pending.since_s:.0f} s"
+        return Choice(max(least, servers - pending.unschedulable), "NoRoom", text) if servers > least else None
+    changes, count, granted = history.changes, len(history.samples), servers - pending.queued
     if not history.samples or now - (changes[-1].at_s if changes else history.since_s) < pace_s:
         return None
     if changes and changes[-1].cause == "TrainerWaits" and count >= EARLY:
-        undone = _without_gain(changes[-1], history.samples[:MEASURED])
+        undone = _without_gain(changes[-1], history.samples[:MEASURED], servers=granted)
         if undone is not None:
             return undone if count >= MEASURED else None
     if _is_long(history.samples):
         return None if pending.all else _more(history, now, servers=servers, most=most, pace_s=pace_s)
     if count >= SUSTAINED and history.wait(SUSTAINED) < HARDLY:
+        if pending.queued:
+            text = (
+                f"the trainer waited for {history.wait(SUSTAINED):.1%} of a step: none of those in the queue is needed"
+            )
+            return Choice(granted, "NotNeeded", text)
         return _fewer(history, servers=servers, least=least)
     return None
 
@@ -164,17 +181,22 @@ def _error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def _without_gain(last: Change, samples: Sequence[Sample]) -> Choice | None:
-    """Back to the number before an increase, if steps are hardly faster: speed is proportional to 1 - wait."""
+def _without_gain(last: Change, samples: Sequence[Sample], *, servers: int) -> Choice | None:
+    """Back to the number before an increase, if steps are hardly faster: speed is proportional to 1 - wait.
+
+    ``servers``: how many there are, of those that were requested.
+    """
+    if servers <= last.before:
+        return None
     waits = [sample.wait for sample in samples]
     wait, error = statistics.fmean(waits), _error(waits)
     before = 1 - min(last.wait, 0.9)
-    possible = min(last.after / last.before, 1 / before) - 1
+    possible = min(servers / last.before, 1 / before) - 1
     gain = (1 - wait) / before - 1
     if gain + error / before >= NEEDED * possible:
         return None
     text = (
-        f"{_count(last.after)} instead of {last.before} made steps {max(0.0, gain):.0%} faster, {possible:.0%} were "
+        f"{_count(servers)} instead of {last.before} made steps {max(0.0, gain):.0%} faster, {possible:.0%} were "
         f"possible: the trainer waits for something else (for {wait:.0%} of a step)"
     )
     return Choice(last.before, "NoGain", text)

@@ -50,8 +50,9 @@ class KueueObjects:
     """What the admission of an experiment depends on besides its Workload."""
 
     refused: str | None = None  # why Workloads cannot be read
-    flavors: Mapping[str, Object] = field(default_factory=dict)  # those that the Workload was assigned, by name
+    flavors: Mapping[str, Object] = field(default_factory=dict)  # those that its Workloads were assigned, by name
     priority: int | None = None  # value of the priority class that the experiment names; None: there is none
+    borrowed_priority: int | None = None  # value of servers.autoscale.priorityClassName; None: it does not exist
     position: int | None = None  # in the LocalQueue, from 1, as far as Kueue tells it
 
 

@@ -7,14 +7,15 @@ restarted at any point continues from there, and a Job is never created twice. S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from areal_api import conditions, resource_names
 from areal_api.status import TERMINAL_PHASES, AttemptOutcome, ExperimentStatus, Phase
 from areal_operator import elastic, programs
 from areal_operator import status as report
+from areal_operator.borrowing import Borrowing, borrowing
 from areal_operator.clock import seconds_since, show
 from areal_operator.diagnosis import Reason, claim_problem
 from areal_operator.gangs import MissingApiError
@@ -54,6 +55,7 @@ class Plan:
     requeue_after_s: float | None = None
     delete: bool = False  # delete the experiment: its TTL has expired
     workload: Report | None = None  # what to report to Kueue, after everything else
+    borrowed: Mapping[int, Report] = field(default_factory=dict)  # and about borrowed servers, by number
 
 
 def plan(
@@ -75,7 +77,7 @@ def plan(
     inputs = PlanInputs(state, observed, now, settings, api_key, gateway_key, rejection, contested)
     inputs = inputs.with_status(without_future_times(state.status, now))
     try:
-        return _decide(elastic.scaled(inputs.through_gate(), addressed=_addressed_servers(inputs)))
+        return _decide(elastic.scaled(inputs.through_gate()))
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         problem = str(error) if isinstance(error, ValueError) else f"the spec cannot be processed: {error!r}"
         missing = isinstance(error, MissingApiError)
@@ -233,7 +235,7 @@ def _running_plan(
     wanted = programs.wanted(inputs, trainer_update)
     updates = [
         report.storage(state.experiment, observed, uid=state.uid),
-        report.servers(state.experiment, observed, addressed=_addressed_servers(inputs)),
+        report.servers(state.experiment, observed, addressed=inputs.addressed()),
         trainer_update,
         *programs.ready(state.experiment, observed, wanted=wanted),
     ]
@@ -247,20 +249,29 @@ def _running_plan(
         servers=report.servers_status(state.experiment, observed, desired=inputs.spec.servers.replicas),
         agents=programs.numbers(state.experiment, observed, wanted=(*inputs.spec.agents, *inputs.spec.tools)),
     )
-    objects = (*_attempt_objects(inputs, job=job), *programs.manifests(inputs, wanted))
+    borrowed = borrowing(inputs, servers=inputs.spec.servers.replicas)
+    objects = (*_attempt_objects(inputs, borrowed, job=job), *programs.manifests(inputs, wanted))
     waits = [_deadline_s(inputs, phase), wait_s]
-    if inputs.rejection is not None or inputs.contested is not None or _changes_unseen(inputs):
+    if inputs.rejection is not None or inputs.contested is not None or _changes_unseen(inputs, borrowed):
         waits.append(inputs.settings.waiting_s)
     due = [wait for wait in waits if wait is not None]
     pods_ready = all(update.status == "True" for update in updates[1:3])
-    needed = max(inputs.spec.servers.pods, len(report.active_pods(observed, resource_names.SERVER)))
     return Plan(
         status,
         objects,
-        (*to_prune(inputs, objects), *_discarded(inputs)),
+        (*to_prune(inputs, objects, kept=borrowed.kept), *_discarded(inputs)),
         max(0.1, min(due)) if due else None,
-        workload=Report(pods_ready=pods_ready, servers=needed),
+        workload=Report(pods_ready=pods_ready, servers=_quota_needed(inputs)),
+        borrowed=borrowed.reports,
     )
+
+
+def _quota_needed(inputs: PlanInputs) -> int | None:
+    """Pods of servers that need the quota of the gang; None: all of it, which is that of ``servers.autoscale.min``."""
+    servers = inputs.spec.servers
+    if servers.autoscale is not None:
+        return None
+    return max(servers.pods, len(report.active_pods(inputs.observed, resource_names.SERVER)))
 
 
 def _code(inputs: PlanInputs) -> str | None:
@@ -269,13 +280,13 @@ def _code(inputs: PlanInputs) -> str | None:
     return inputs.spec.code.identity or None if job is None else annotation(job, code.CODE)
 
 
-def _changes_unseen(inputs: PlanInputs) -> bool:
-    """Whether the run waits for something that the operator does not watch: the volume claim of somebody else, or room
-    for a borrowed server."""
+def _changes_unseen(inputs: PlanInputs, borrowed: Borrowing) -> bool:
+    """Whether the run waits for something that the operator does not watch: the volume claim of somebody else, or for a
+    borrowed server room, a priority class or a flavor."""
     claim = inputs.claim()
     foreign = claim is not None and not shared.is_created_by_operator(claim)
     unbound = foreign and claim_problem(claim, inputs.observed) is not None
-    return unbound or elastic.pending(inputs).last > 0
+    return unbound or borrowed.unwatched or elastic.pending(inputs, borrowed).unschedulable > 0
 
 
 def _stop(inputs: PlanInputs) -> Plan:
@@ -403,11 +414,11 @@ def _lingering_job(inputs: PlanInputs) -> str | None:
     return str(job["metadata"]["name"])
 
 
-def _attempt_objects(inputs: PlanInputs, *, job: bool) -> tuple[Manifest, ...]:
+def _attempt_objects(inputs: PlanInputs, borrowed: Borrowing, *, job: bool) -> tuple[Manifest, ...]:
     build = inputs.attempt_build(inputs.status.attempt)
     guaranteed = inputs.spec.servers.guaranteed
     objects = [*_common_objects(inputs), *pod_groups.manifests(build), *servers.disruption_budget(build)]
-    objects += [servers.server_set(build, guaranteed), *servers.borrowed_set(build)]
+    objects += [servers.server_set(build, guaranteed), *borrowed.manifests(build)]
     return (*objects, *_job(inputs, build)) if job else tuple(objects)
 
 
@@ -443,13 +454,6 @@ def _pods_to_wait_for(inputs: PlanInputs) -> list[str]:
     ]
 
 
-def _addressed_servers(inputs: PlanInputs) -> int:
-    """Number of servers whose addresses the running trainer has."""
-    job = inputs.job()
-    text = None if job is None else annotation(job, trainer.SERVERS)
-    return int(text) if text and text.isascii() and text.isdecimal() else int(inputs.spec.max_replicas)
-
-
 def _deadline_s(inputs: PlanInputs, phase: Phase) -> float | None:
     """Seconds until the nearest deadline."""
     policy, status = inputs.spec.run_policy, inputs.status
@@ -466,7 +470,7 @@ def _why_not_running(inputs: PlanInputs, trainer_update: ConditionUpdate) -> Rea
         return inputs.rejection
     if trainer_update.status != "True":
         return trainer_update.reason
-    return report.servers(inputs.state.experiment, inputs.observed, addressed=_addressed_servers(inputs)).reason
+    return report.servers(inputs.state.experiment, inputs.observed, addressed=inputs.addressed()).reason
 
 
 def _message(updates: Sequence[ConditionUpdate], contested: Reason | None, phase: Phase) -> str:

@@ -8,14 +8,16 @@ from datetime import datetime
 from typing import Any
 
 from areal_api import conditions, resource_names
+from areal_api.experiment import GRPOExperiment
 from areal_api.status import TERMINAL_PHASES, AttemptOutcome, ExperimentStatus, shortened
 from areal_operator import status as report
 from areal_operator.clock import not_after, show
 from areal_operator.diagnosis import Reason
 from areal_operator.fit import fit
 from areal_operator.gangs import gang_of
+from areal_operator.manifests import trainer
 from areal_operator.manifests.base import Build
-from areal_operator.observed import ExperimentState, Object, Observed
+from areal_operator.observed import ExperimentState, Object, Observed, annotation
 from areal_operator.outcome import attempt_outcome
 from areal_operator.queueing import kueue
 from areal_operator.queueing.gate import Gate, gate_of
@@ -36,6 +38,12 @@ class PlanInputs:
     rejection: Reason | None = None  # by the API server, when the objects were last applied
     contested: Reason | None = None  # another controller keeps changing an object
     gate: Gate = field(default_factory=Gate)
+    written: GRPOExperiment | None = None  # the experiment as its user wrote it; None: as in the state
+
+    @property
+    def requested(self) -> GRPOExperiment:
+        """The experiment as its user wrote it, before Kueue has placed its pods."""
+        return self.written or self.state.experiment
 
     @property
     def status(self) -> ExperimentStatus:
@@ -75,6 +83,12 @@ class PlanInputs:
     def claim(self) -> Object | None:
         """The volume claim."""
         return self.observed.get("PersistentVolumeClaim", resource_names.volume_claim(self.state.name))
+
+    def addressed(self) -> int:
+        """Number of servers whose addresses the running trainer has; without one, that the next one gets."""
+        job = self.job()
+        text = None if job is None else annotation(job, trainer.SERVERS)
+        return int(text) if text and text.isascii() and text.isdecimal() else int(self.spec.max_replicas)
 
     def outcome(self) -> AttemptOutcome | None:
         """How the current attempt ended: as recorded, else as observed now."""
@@ -136,7 +150,8 @@ class PlanInputs:
             suspended=self.spec.run_policy.suspend,
             labels=state.experiment.metadata.labels,
         )
-        return replace(self, gate=gate, state=replace(state, experiment=gate.placement.placed(state.experiment)))
+        placed = gate.placement.placed(state.experiment)
+        return replace(self, gate=gate, state=replace(state, experiment=placed), written=state.experiment)
 
     def updated(self, updates: Sequence[ConditionUpdate] = (), **changes: Any) -> ExperimentStatus:
         """The status with ``changes`` and condition ``updates``."""

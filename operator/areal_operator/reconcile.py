@@ -178,13 +178,21 @@ class Reconciler:
         return 0.0  # the status has to show it
 
     async def _report_to_queue(self, key: Key, state: ExperimentState, decided: Plan) -> None:
-        workload = self._store.get(key, kueue.WORKLOAD, resource_names.workload(state.name))
-        if decided.workload is None or workload is None or owner_uid(workload) != state.uid:
-            return
-        written = await self._queue.report(workload, decided.workload, experiment=state.name, now=self._now())
-        if written is not None:
-            self._store.put_slim(slim(written))
-            self._written.add(key)
+        name = state.name
+        reports = [
+            (resource_names.borrowed_server(name, number), report, resource_names.borrowed_labels(name, number))
+            for number, report in decided.borrowed.items()
+        ]
+        if decided.workload is not None:
+            reports.append((resource_names.workload(name), decided.workload, resource_names.labels(name)))
+        for workload_name, report, pods in reports:
+            workload = self._store.get(key, kueue.WORKLOAD, workload_name)
+            if workload is None or owner_uid(workload) != state.uid:
+                continue
+            written = await self._queue.report(workload, report, pods=pods, now=self._now())
+            if written is not None:
+                self._store.put_slim(slim(written))
+                self._written.add(key)
 
     def _requeue_after_s(self, key: Key, decided: Plan) -> float | None:
         contested = self._corrections.contested(key) is not None

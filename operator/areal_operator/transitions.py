@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from areal_api import conditions
-from areal_api.status import Condition, ExperimentStatus
+from areal_api.status import AutoscaleStatus, Condition, ExperimentStatus
 from areal_operator.status import find
 
 
@@ -27,9 +27,7 @@ def between(before: ExperimentStatus, after: ExperimentStatus) -> list[Transitio
     if after.phase != before.phase and after.phase not in ("Pending", "Starting"):
         kind: Literal["Normal", "Warning"] = "Warning" if after.phase == "Failed" else "Normal"
         result.append(Transition(kind, after.phase, after.message or f"the experiment is {after.phase}"))
-    scaled = after.autoscale
-    if scaled is not None and scaled.reason and scaled != before.autoscale:
-        result.append(Transition("Normal", "Autoscaled", scaled.message))
+    result += _scaled(before.autoscale, after.autoscale)
     for name in (
         *conditions.HEALTH,
         conditions.ADMITTED,
@@ -41,6 +39,25 @@ def between(before: ExperimentStatus, after: ExperimentStatus) -> list[Transitio
         old, new = find(before.conditions, name), find(after.conditions, name)
         if new is not None and _is_trouble(new) and (old is None or old.reason != new.reason):
             result.append(Transition("Warning", new.reason, new.message))
+    return result
+
+
+def _scaled(before: AutoscaleStatus | None, after: AutoscaleStatus | None) -> list[Transition]:
+    """Another number of servers, and borrowed servers that a queue has admitted or evicted."""
+    if after is None:
+        return []
+    result: list[Transition] = []
+    if after.reason and after.decision != (before and before.decision):
+        result.append(Transition("Normal", "Autoscaled", after.message))
+    admitted = (before.admitted or 0) if before is not None else 0
+    if after.admitted is None or after.admitted == admitted:
+        return result
+    why = f"; {after.queue}" if after.queue else ""
+    text = f"{after.admitted} instead of {admitted} borrowed servers are admitted{why}"
+    if after.admitted > admitted:
+        result.append(Transition("Normal", "BorrowedAdmitted", text))
+    elif before is not None and after.servers >= before.servers:  # else the operator gave them back
+        result.append(Transition("Normal", "BorrowedEvicted", text))
     return result
 
 

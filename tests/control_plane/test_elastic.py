@@ -51,13 +51,13 @@ def replicas(experiment: Experiment) -> dict[str, int]:
 
 def test_the_number_of_servers_follows_what_the_trainer_reports(elastic: Experiment, operator: OperatorProcess) -> None:
     namespace, trainer = elastic.namespace, Trainer(elastic, operator)
-    assert replicas(elastic) == {"exp-server": 1, "exp-borrowed": 1}
+    assert replicas(elastic) == {"exp-server": 1, "exp-borrow-1": 1}
     status = trainer.until(lambda now: now["autoscale"]["servers"] == 4, "more", rolloutWait=0.5, serversIdle=0.0)
     text = "4 servers instead of 2: the trainer waited for rollouts for 50.0% of a step"
     assert (status["autoscale"]["reason"], status["autoscale"]["message"]) == ("TrainerWaits", text)
     elastic.until(lambda now: now["servers"]["summary"] == "4/4", "four servers")
-    assert replicas(elastic) == {"exp-server": 1, "exp-borrowed": 3}
-    assert {f"exp-borrowed-{number}" for number in (1, 2, 3)} <= set(namespace.names("Pod"))
+    assert replicas(elastic) == {"exp-server": 1, **{f"exp-borrow-{number}": 1 for number in (1, 2, 3)}}
+    assert {f"exp-borrow-{number}-{number}" for number in (1, 2, 3)} <= set(namespace.names("Pod"))
     (event,) = eventually(lambda: namespace.events("Autoscaled"), "an Event explains it")
     assert event["message"] == text
     trainer.until(lambda now: now["autoscale"]["servers"] < 4, "fewer", rolloutWait=0.0, serversIdle=0.9)
@@ -81,11 +81,11 @@ def test_a_lost_borrowed_server_is_replaced_and_the_run_goes_on(elastic: Experim
     namespace = elastic.namespace
 
     def uid() -> str | None:
-        pod = namespace.api.get("Pod", namespace.name, "exp-borrowed-1")
+        pod = namespace.api.get("Pod", namespace.name, "exp-borrow-1-1")
         return None if pod is None else str(pod["metadata"]["uid"])
 
     before = uid()
-    namespace.api.delete("Pod", namespace.name, "exp-borrowed-1")
+    namespace.api.delete("Pod", namespace.name, "exp-borrow-1-1")
     eventually(lambda: uid() not in (None, before), "another pod")
     elastic.until(lambda now: now["servers"]["summary"] == "2/2", "it is ready")
     assert (elastic.status["attempt"], elastic.condition("ServersReady")["status"]) == (1, "True")
@@ -100,4 +100,4 @@ def test_a_run_starts_without_borrowed_servers_that_are_refused(experiment: Expe
     assert status["servers"]["summary"] == "1/2"
     message = experiment.condition("ServersReady")["message"]
     assert message == "1 of 1 servers are ready, and 0 of 1 borrowed ones"
-    assert "exp-borrowed-1" not in experiment.namespace.names("Pod")
+    assert "exp-borrow-1-1" not in experiment.namespace.names("Pod")

@@ -112,9 +112,10 @@ def test_children_are_not_queued_a_second_time(
 ) -> None:
     cluster_queue = queues.cluster_queue("all", 6, flavors=(queues.flavor(),))
     queues.local_queue(namespace.name, cluster_queue, "default")  # the default of everything that names no queue
-    experiment = make("one", "default", servers__replicas=2)
-    experiment.until_phase("Running")
-    assert [obj["metadata"]["name"] for obj in namespace.list("Workload")] == ["one-run"]
+    experiment = make("one", "default", servers__replicas=2, servers__autoscale={"min": 1, "max": 2})
+    experiment.until(lambda now: now["servers"]["summary"] == "2/2", "it runs")
+    names = [obj["metadata"]["name"] for obj in namespace.list("Workload")]
+    assert sorted(names) == ["one-borrow-1", "one-run"]
     for kind in ("Job", "StatefulSet", "Pod"):
         for obj in namespace.list(kind):
             assert "kueue.x-k8s.io/queue-name" not in (obj["metadata"].get("labels") or {})

@@ -176,12 +176,12 @@ def _parsed(path: str) -> tuple[str, str, str, str]:
     return kind, namespace, parts[1] if len(parts) > 1 else "", parts[2] if len(parts) > 2 else ""
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def _fields(value: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
     """fieldsV1 of an object; lists are atomic."""
     if not isinstance(value, dict):
         return {}
-    skipped = ("kind", "apiVersion", "name", "namespace", "uid")
-    return {f"f:{key}": _fields(below) for key, below in value.items() if key not in skipped}
+    skipped = {(): ("kind", "apiVersion"), ("metadata",): ("name", "namespace", "uid")}.get(path, ())
+    return {f"f:{key}": _fields(below, (*path, key)) for key, below in value.items() if key not in skipped}
 
 
 def _merge(target: Object, changes: Object) -> None:

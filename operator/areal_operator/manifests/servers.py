@@ -36,33 +36,33 @@ def server_set(build: Build, replicas: int) -> Manifest:
 
     OnDelete: an edit of the spec never restarts a server that a trainer is using.
     """
-    return _set(build, replicas, borrowed=False)
+    return _set(build, replicas)
 
 
-def borrowed_set(build: Build) -> tuple[Manifest, ...]:
-    """The StatefulSet of the servers above ``servers.autoscale.min``; nothing without ``servers.autoscale``.
+def borrowed_set(build: Build, number: int) -> Manifest:
+    """The StatefulSet of one server above ``servers.autoscale.min``, so that any of them can be given back.
 
-    Their numbers continue those of the others. They are no members of the pods that start together.
+    Its pods continue the numbers of those before. They are no members of the pods that start together.
     """
     spec = build.experiment.spec
-    scale = spec.servers.autoscale
-    if scale is None:
-        return ()
     servers = spec.servers
-    if scale.priority_class_name is not None:
-        servers = servers.model_copy(update={"priority_class_name": scale.priority_class_name})
+    if servers.autoscale is not None and servers.autoscale.priority_class_name is not None:
+        servers = servers.model_copy(update={"priority_class_name": servers.autoscale.priority_class_name})
     changed = spec.model_copy(update={"servers": servers})
     build = replace(build, experiment=build.experiment.model_copy(update={"spec": changed}), gang=None)
-    manifest = _set(build, servers.replicas - servers.guaranteed, borrowed=True)
-    manifest["spec"]["ordinals"] = {"start": scale.min * servers.nodes_per_server}
-    return (manifest,)
+    return _set(build, 1, borrowed=number)
 
 
-def _set(build: Build, replicas: int, *, borrowed: bool) -> Manifest:
-    labels = resource_names.component_labels(build.name, resource_names.SERVER)
-    if borrowed:
-        labels[resource_names.BORROWED] = "true"
-    servers = build.experiment.spec.servers
+def _set(build: Build, replicas: int, *, borrowed: int | None = None) -> Manifest:
+    name, labels = (
+        resource_names.servers(build.name),
+        resource_names.component_labels(build.name, resource_names.SERVER),
+    )
+    servers, ordinals = build.experiment.spec.servers, {}
+    if borrowed is not None:
+        name = resource_names.borrowed_server(build.name, borrowed)
+        labels = resource_names.borrowed_labels(build.name, borrowed)
+        ordinals = {"ordinals": {"start": borrowed * servers.nodes_per_server}}
     group = None if build.gang is None else build.gang.servers
     containers = {"initContainers": _prefetch(build), "containers": [_server(build, borrowed=borrowed)]}
     template = pod_template(
@@ -78,12 +78,13 @@ def _set(build: Build, replicas: int, *, borrowed: bool) -> Manifest:
         build,
         api_version="apps/v1",
         kind="StatefulSet",
-        name=(resource_names.borrowed_servers if borrowed else resource_names.servers)(build.name),
+        name=name,
         labels=labels,
         annotations={} if group is None else {MEMBERS: group},
         body={
             "spec": {
                 "replicas": replicas * servers.nodes_per_server,
+                **ordinals,
                 "serviceName": resource_names.servers(build.name),
                 "podManagementPolicy": "Parallel",
                 "updateStrategy": {"type": "OnDelete"},
@@ -119,7 +120,7 @@ def disruption_budget(build: Build) -> tuple[Manifest, ...]:
     return (budget,)
 
 
-def _server(build: Build, *, borrowed: bool) -> Manifest:
+def _server(build: Build, *, borrowed: int | None) -> Manifest:
     servers = build.experiment.spec.servers
     index = f"$({names.SERVER_INDEX})"
     command = server_command(

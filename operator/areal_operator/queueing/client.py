@@ -46,31 +46,32 @@ class Queue:
         if refused is not None and workload is None:
             return replace(observed, kueue=KueueObjects(refused))
         flavors: dict[str, Object] = {}
-        for name in sorted(flavors_of(workload)) if workload is not None else ():
+        for name in sorted(set[str]().union(*map(flavors_of, observed.objects.get(kueue.WORKLOAD, ())))):
             flavor = await self._cached(kueue.FLAVOR, name)
             if flavor is not None:
                 flavors[name] = flavor
-        class_name = labels.get(kueue.PRIORITY_LABEL)
-        priority_class = None if class_name is None else await self._cached(kueue.PRIORITY_CLASS, class_name)
-        priority = None if priority_class is None else int(priority_class["value"])
+        scale = state.experiment.spec.servers.autoscale
+        priority = await self._value(kueue.PRIORITY_CLASS, labels.get(kueue.PRIORITY_LABEL))
+        lower = None if scale is None else scale.priority_class_name
+        borrowed = await self._value(kueue.POD_PRIORITY_CLASS, lower)
         position = None
         if workload is None or not has_condition(workload, kueue.QUOTA_RESERVED):
             position = self._positions.of(key, queue)
         else:
             self._positions.forget(key)
-        return replace(observed, kueue=KueueObjects(refused, flavors, priority, position))
+        return replace(observed, kueue=KueueObjects(refused, flavors, priority, borrowed, position))
 
-    async def report(self, workload: Object, report: Report, *, experiment: str, now: datetime) -> Object | None:
+    async def report(self, workload: Object, report: Report, *, pods: dict[str, str], now: datetime) -> Object | None:
         """Write a report; returns the Workload that results from it, None if nothing was written.
 
-        Raises ``ApiError`` if Kueue refuses it.
+        ``pods``: labels of the pods that its quota is for. Raises ``ApiError`` if Kueue refuses it.
         """
         metadata = workload["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         named = {"kind": kueue.WORKLOAD, "metadata": {"namespace": namespace, "name": name}}
         for attempt in range(ATTEMPTS):
             patch = status_patch(workload, report, now)
-            if patch is None or (report.hand_back and await self._has_pods(namespace, experiment)):
+            if patch is None or (report.hand_back and await self._has_pods(namespace, pods)):
                 return None
             try:
                 return {**await self._cluster.patch(named, patch, subresource="status"), "kind": kueue.WORKLOAD}
@@ -85,10 +86,15 @@ class Queue:
             workload = fresh
         return None
 
-    async def _has_pods(self, namespace: str, experiment: str) -> bool:
-        """Whether pods of an experiment may run. Asks the API server: the watch of pods may be behind another one."""
-        selector = resource_names.selector(resource_names.labels(experiment))
+    async def _has_pods(self, namespace: str, labels: dict[str, str]) -> bool:
+        """Whether pods with ``labels`` may run. Asks the API server: the watch of pods may be behind another one."""
+        selector = resource_names.selector(labels)
         return any(is_active(pod) for pod in (await self._cluster.list("Pod", namespace, selector)).items)
+
+    async def _value(self, kind: str, name: str | None) -> int | None:
+        """The value of a priority class; None if it does not exist, or none is named."""
+        found = None if name is None else await self._cached(kind, name)
+        return None if found is None else int(found["value"])
 
     async def _cached(self, kind: str, name: str) -> Object | None:
         """A cluster-scoped object as it was at most ``waiting_s`` ago."""

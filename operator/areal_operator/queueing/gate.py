@@ -16,7 +16,7 @@ from areal_operator.manifests.base import Build, Manifest
 from areal_operator.observed import Object, Observed, annotation, condition_of, has_condition, is_terminating
 from areal_operator.queueing import kueue
 from areal_operator.queueing.placement import Placement, flavors_of, placement_of
-from areal_operator.queueing.workload import GANG, SERVERS, workload
+from areal_operator.queueing.workload import GANG, SERVERS, Priority, workload
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,6 @@ def gate_of(build: Build, observed: Observed, *, supported: bool, suspended: boo
     _refuse_queued_pods(build.experiment.spec)
     existing = observed.get(kueue.WORKLOAD, resource_names.workload(build.name))
     queue = labels.get(kueue.QUEUE_LABEL)
-    if queue and build.experiment.spec.servers.autoscale is not None:
-        raise ValueError(
-            f"the experiment has the label {kueue.QUEUE_LABEL}, and servers.autoscale: Kueue admits a fixed number of "
-            "servers; remove one of them"
-        )
     if not queue:
         return Gate(workload=existing, discard=existing is not None)
     if suspended:
@@ -69,13 +64,19 @@ def gate_of(build: Build, observed: Observed, *, supported: bool, suspended: boo
         text = f"WorkloadPriorityClass {priority_class} does not exist; create it, or correct the label "
         reason = Reason(conditions.NO_PRIORITY_CLASS, f"{text}{kueue.PRIORITY_LABEL}")
         return Gate(queue, open=False, reason=reason, workload=existing)
-    wanted = workload(build, queue, priority_class=priority_class, priority=observed.kueue.priority)
+    wanted = workload(build, queue, priority=priority_of(labels, observed))
     if existing is None or not has_quota(existing) or has_condition(existing, kueue.FINISHED):
         return _without_quota(queue, existing, wanted, position=observed.kueue.position)
     if annotation(existing, GANG) != wanted["metadata"]["annotations"][GANG]:
         text = "the queue, or what the pods request, was changed: the run stops and waits in its queue again"
         return Gate(queue, open=False, reason=Reason(conditions.GANG_CHANGED, text), workload=existing, discard=True)
     return _with_quota(queue, existing, build, observed)
+
+
+def priority_of(labels: Mapping[str, str], observed: Observed) -> Priority | None:
+    """The priority class that an experiment with these labels names."""
+    name = labels.get(kueue.PRIORITY_LABEL)
+    return None if name is None else Priority(kueue.PRIORITY_CLASS, name, observed.kueue.priority)
 
 
 def has_quota(workload: Object) -> bool:
@@ -119,7 +120,7 @@ def _admitted(existing: Object, spec: ExperimentSpec, placement: Placement) -> R
     cluster_queue = ((existing.get("status") or {}).get("admission") or {}).get("clusterQueue")
     text = f"admitted by ClusterQueue {cluster_queue}"
     granted = placement.counts.get(SERVERS, spec.servers.pods) // spec.servers.nodes_per_server
-    wanted = spec.servers.replicas
+    wanted = spec.servers.guaranteed
     if granted < wanted:
         text += f" with {granted} of {wanted} servers; the others need another admission, for example after runPolicy."
         text += "suspend was true"

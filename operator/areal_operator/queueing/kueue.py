@@ -21,10 +21,13 @@ TOPOLOGY_ANNOTATIONS = {
 WORKLOAD = "Workload"
 FLAVOR = "ResourceFlavor"
 PRIORITY_CLASS = "WorkloadPriorityClass"
+POD_PRIORITY_CLASS = "PriorityClass"  # Kubernetes' own, which Workloads may name as well
+PRIORITY_GROUPS = {PRIORITY_CLASS: "kueue.x-k8s.io", POD_PRIORITY_CLASS: "scheduling.k8s.io"}
 KINDS: dict[str, tuple[str, str]] = {
     WORKLOAD: (API_VERSION, "workloads"),
     FLAVOR: (API_VERSION, "resourceflavors"),
     PRIORITY_CLASS: (API_VERSION, "workloadpriorityclasses"),
+    POD_PRIORITY_CLASS: ("scheduling.k8s.io/v1", "priorityclasses"),
 }
 
 # Condition types of a Workload.

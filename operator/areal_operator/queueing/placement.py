@@ -42,8 +42,9 @@ class Placement:
             return experiment
         spec = experiment.spec
         granted = self.counts.get(SERVERS, spec.servers.pods) // spec.servers.nodes_per_server
-        servers = self._section(SERVERS, spec.servers)
-        servers = servers.model_copy(update={"replicas": max(1, min(spec.servers.replicas, granted))})
+        guaranteed = spec.servers.guaranteed
+        replicas = max(1, min(guaranteed, granted)) + spec.servers.replicas - guaranteed
+        servers = self._section(SERVERS, spec.servers).model_copy(update={"replicas": replicas})
         changes = {
             "servers": servers,
             "trainer": self._section(TRAINER, spec.trainer),

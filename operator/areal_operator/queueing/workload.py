@@ -1,7 +1,12 @@
-"""The Workload of an experiment: one pod set each for servers, trainer, and every agent and tool. Pure."""
+"""The Workload of an experiment: one pod set each for servers, trainer, and every agent and tool. Pure.
+
+Servers above ``servers.autoscale.min`` have a Workload each, so that Kueue can take them back one by one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from areal_api import resource_names
@@ -17,27 +22,68 @@ _INDEX_LABELS = {TRAINER: "batch.kubernetes.io/job-completion-index"}  # else St
 _SET_INDEX = "apps.kubernetes.io/pod-index"
 
 
-def workload(build: Build, queue: str, *, priority_class: str | None, priority: int | None) -> Manifest:
-    """The Workload, built before any flavor was assigned. Raises ``ValueError`` for more pod sets than Kueue takes.
+@dataclass(frozen=True)
+class Priority:
+    """A priority class, and its value, which Kueue requires beside the name."""
 
-    ``priority`` is the value of ``priority_class``, which Kueue requires beside its name.
-    """
+    kind: str
+    name: str
+    value: int | None  # None: the class does not exist
+
+    @property
+    def reference(self) -> Manifest:
+        """The class as Workloads name it."""
+        return {"group": kueue.PRIORITY_GROUPS[self.kind], "kind": self.kind, "name": self.name}
+
+
+def workload(build: Build, queue: str, *, priority: Priority | None) -> Manifest:
+    """The Workload, built before any flavor was assigned. Raises ``ValueError`` for more pod sets than Kueue takes."""
     pod_sets = _pod_sets(build)
     if len(pod_sets) > kueue.MAX_POD_SETS:
         raise ValueError(
             f"agents and tools are {len(pod_sets) - 2}, and in a queue of Kueue at most {kueue.MAX_POD_SETS - 2} "
             "are possible; remove some, or use one pod for several"
         )
+    labels = resource_names.labels(build.name)
+    return _workload(build, resource_names.workload(build.name), queue, pod_sets, labels=labels, priority=priority)
+
+
+def borrowed_workloads(
+    build: Build, numbers: Sequence[int], queue: str, *, priority: Priority | None
+) -> dict[int, Manifest]:
+    """The Workloads of servers above ``servers.autoscale.min``, by number. They request the same."""
+    if not numbers:
+        return {}
+    servers_spec = build.experiment.spec.servers
+    template = servers.borrowed_set(build, numbers[0])
+    pod_set = _pod_set(SERVERS, template, servers_spec.nodes_per_server, servers_spec.pod_annotations)
+    if "topologyRequest" in pod_set:
+        del pod_set["topologyRequest"]["podIndexLabel"]  # Kueue expects the first pod to have the index 0
+    return {
+        number: _workload(
+            build,
+            resource_names.borrowed_server(build.name, number),
+            queue,
+            [pod_set],
+            labels={**resource_names.labels(build.name), resource_names.BORROWED: str(number)},
+            priority=priority,
+        )
+        for number in numbers
+    }
+
+
+def _workload(
+    build: Build, name: str, queue: str, pod_sets: list[Manifest], *, labels: Manifest, priority: Priority | None
+) -> Manifest:
     spec: Manifest = {"queueName": queue, "podSets": pod_sets}
-    if priority_class is not None:
-        reference = {"group": "kueue.x-k8s.io", "kind": kueue.PRIORITY_CLASS, "name": priority_class}
-        spec |= {"priorityClassRef": reference, "priority": priority}
+    if priority is not None:
+        spec |= {"priorityClassRef": priority.reference, "priority": priority.value}
     return owned(
         build,
         api_version=kueue.API_VERSION,
         kind=kueue.WORKLOAD,
-        name=resource_names.workload(build.name),
-        labels=resource_names.labels(build.name),
+        name=name,
+        labels=labels,
         annotations={GANG: _gang(queue, pod_sets)},
         body={"spec": spec},
     )
@@ -50,7 +96,7 @@ def pod_set_of(program: AgentPod) -> str:
 
 def _pod_sets(build: Build) -> list[Manifest]:
     spec = build.experiment.spec
-    wanted, least = spec.servers.pods, spec.servers.min_pods
+    wanted, least = spec.servers.guaranteed * spec.servers.nodes_per_server, spec.servers.min_pods
     owner = servers.server_set(build, spec.servers.replicas)
     server_pods = _pod_set(SERVERS, owner, wanted, spec.servers.pod_annotations)
     if least < wanted:

@@ -87,17 +87,17 @@ def test_a_clear_wait_needs_few_steps_and_everything_else_many() -> None:
 def test_steps_after_a_change_and_with_missing_servers_are_not_measured() -> None:
     history = History(0.0)
     for step in range(1, SETTLE + 1):
-        history = history.reported(step, Sample(0.5, 0.0))
+        history = history.reported(step, Sample(0.5, 0.0), servers=4)
     assert history.samples == ()
-    history = history.reported(SETTLE + 1, None).reported(SETTLE + 2, Sample(0.5, 0.0))
+    history = history.reported(SETTLE + 1, None, servers=4).reported(SETTLE + 2, Sample(0.5, 0.0), servers=4)
     assert len(history.samples) == 1
-    assert history.reported(SETTLE + 2, Sample(0.5, 0.0)) == history  # the same report again
+    assert history.reported(SETTLE + 2, Sample(0.5, 0.0), servers=4) == history  # the same report again
     assert history.changed(Choice(8, "TrainerWaits", ""), before=4, at_s=7.0).samples == ()
 
 
 def test_a_rollback_forgets_what_was_measured() -> None:
     history = measured(0.5, changes=(change(4, 8, "TrainerWaits", wait=0.5),))
-    assert history.reported(3, Sample(0.5, 0.0)) == History(0.0, 3)
+    assert history.reported(3, Sample(0.5, 0.0), servers=4) == History(0.0, 3, servers=4)
 
 
 def test_changes_keep_their_distance_in_time() -> None:
@@ -164,7 +164,7 @@ def test_pauses_double() -> None:
 
 
 def test_no_server_is_added_while_some_are_pending_and_these_are_given_back() -> None:
-    pending = Pending(last=2, all=3, since_s=1000.0)
+    pending = Pending(unschedulable=2, all=3, since_s=1000.0)
     assert chosen(measured(0.5), 8, now=1000.0 + NO_ROOM * PACE_S - 1, pending=pending) is None
     choice = chosen(measured(0.5), 8, now=1000.0 + NO_ROOM * PACE_S, pending=pending)
     assert choice == Choice(6, "NoRoom", "no node had room for 2 servers for 300 s")
@@ -173,9 +173,32 @@ def test_no_server_is_added_while_some_are_pending_and_these_are_given_back() ->
     assert chosen(returned, 6, now=RETRY * PACE_S) is not None
 
 
+def test_servers_in_a_queue_stay_there_while_the_trainer_waits_and_leave_it_when_it_does_not() -> None:
+    waiting = Pending(all=2, queued=2)
+    for wait in (0.5, 0.02):
+        assert chosen(measured(wait, steps=SUSTAINED), 8, now=1e6, pending=waiting) is None
+    text = "the trainer waited for 0.0% of a step: none of those in the queue is needed"
+    assert chosen(measured(0.0, 0.9, steps=SUSTAINED), 8, now=1e6, pending=waiting) == Choice(6, "NotNeeded", text)
+
+
+def test_an_increase_is_judged_by_the_servers_that_a_queue_has_admitted() -> None:
+    history = measured(0.5, changes=(change(4, 8, "TrainerWaits", wait=0.5),))
+    assert chosen(history, 8, now=1e6, pending=Pending(all=4, queued=4)) is None
+    choice = chosen(history, 8, now=1e6, pending=Pending(all=2, queued=2))
+    assert choice is not None
+    assert (choice.servers, choice.cause) == (4, "NoGain")
+    assert choice.message.startswith("6 servers instead of 4 made steps 0% faster, 50% were possible")
+
+
+def test_what_another_number_of_servers_did_is_forgotten_but_not_the_changes() -> None:
+    history = replace(measured(0.5, changes=(change(4, 8, "TrainerWaits", wait=0.5),)), servers=8)
+    fewer = history.reported(history.step + 1, Sample(0.6, 0.0), servers=7)
+    assert (fewer.samples, fewer.settling, fewer.changes) == ((), SETTLE - 1, history.changes)
+
+
 def test_guaranteed_servers_are_never_given_back() -> None:
-    assert chosen(History(0.0), LEAST, pending=Pending(1, 1, 0.0)) is None
-    assert (choice := chosen(History(0.0), 2, pending=Pending(2, 2, 0.0))) is not None
+    assert chosen(History(0.0), LEAST, pending=Pending(1, 1, since_s=0.0)) is None
+    assert (choice := chosen(History(0.0), 2, pending=Pending(2, 2, since_s=0.0))) is not None
     assert choice.servers == LEAST
 
 
@@ -228,7 +251,7 @@ class Run:
             now += 60.0 * seconds
             shares = (1 - 1 / seconds, 1 - min(1.0, generation / seconds))
             wait, idle = (min(1.0, max(0.0, share + chance.gauss(0, self.noise))) for share in shares)
-            history = history.reported(step, Sample(wait, idle))
+            history = history.reported(step, Sample(wait, idle), servers=number)
             choice = choose_servers(history, now, servers=number, least=LEAST, most=MOST, pending=Pending())
             if choice is not None:
                 history = history.changed(choice, before=number, at_s=now)

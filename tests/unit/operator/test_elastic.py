@@ -17,7 +17,6 @@ from areal_operator.elastic import Loads
 from areal_operator.manifests.base import Manifest
 from areal_operator.observed import ExperimentState, Object, Observed
 from areal_operator.plan import Plan, plan
-from areal_operator.queueing import kueue
 from areal_operator.settings import Settings
 from support.operator_objects import (
     IMAGES,
@@ -29,7 +28,6 @@ from support.operator_objects import (
     decide,
     job,
     later,
-    named,
     pod,
     server_set,
     started,
@@ -45,8 +43,8 @@ KEY = ("ns", "case")
 def borrowed(index: int, **status: Any) -> Object:
     """A pod of the borrowed servers."""
     made = pod(SERVER, index, **status)
-    name = f"case-borrowed-{index}"
-    labels = {**made["metadata"]["labels"], resource_names.BORROWED: "true"}
+    name = f"{resource_names.borrowed_server('case', index)}-{index}"
+    labels = resource_names.borrowed_labels("case", index)
     return {**made, "metadata": {**made["metadata"], "name": name, "uid": name, "labels": labels}, **status}
 
 
@@ -60,6 +58,13 @@ def unschedulable(index: int, since: datetime = NOW) -> Object:
     found = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
     made = borrowed(index)
     return {**made, "status": {"phase": "Pending", "conditions": [{**found, "lastTransitionTime": show(since)}]}}
+
+
+def borrowed_set(index: int) -> Object:
+    """The StatefulSet of a borrowed server."""
+    labels = resource_names.borrowed_labels("case", index)
+    metadata = {"name": resource_names.borrowed_server("case", index), "uid": f"set-{index}", "labels": labels}
+    return {"kind": "StatefulSet", "metadata": metadata, "status": {}}
 
 
 def pods(*more: Object) -> tuple[Object, ...]:
@@ -89,15 +94,20 @@ def sets(made: Plan) -> dict[str, Manifest]:
     return {one["metadata"]["name"]: one for one in made.objects if one["kind"] == "StatefulSet"}
 
 
-def test_borrowed_servers_are_a_set_of_their_own_that_continues_the_numbers() -> None:
+def borrowed_of(made: Plan) -> list[int]:
+    """The numbers of the borrowed servers that have a StatefulSet."""
+    return [one["spec"]["ordinals"]["start"] for one in sets(made).values() if "ordinals" in one["spec"]]
+
+
+def test_each_borrowed_server_is_a_set_that_continues_the_numbers() -> None:
     made = sets(decide(started(**ELASTIC), *pods()))
-    assert list(made) == ["case-server", "case-borrowed"]
+    assert list(made) == ["case-server", "case-borrow-1"]
     guaranteed, more = (one["spec"] for one in made.values())
     assert (guaranteed["replicas"], more["replicas"], more["ordinals"]) == (1, 1, {"start": 1})
     assert more["serviceName"] == "case-server"
     labels = more["template"]["metadata"]["labels"]
     assert more["selector"]["matchLabels"].items() <= labels.items()
-    assert labels[resource_names.BORROWED] == "true"
+    assert labels[resource_names.BORROWED] == "1"
     assert resource_names.BORROWED not in guaranteed["template"]["metadata"]["labels"]
 
 
@@ -107,15 +117,15 @@ def test_the_trainer_has_the_addresses_of_all_servers_that_may_be_borrowed() -> 
     env = {one["name"]: one.get("value") for one in job_made["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert env["AREAL_LLM_SERVER_ADDRS"].split(",") == [
         "case-server-0.case-server.ns.svc:30000",
-        *(f"case-borrowed-{index}.case-server.ns.svc:30000" for index in (1, 2, 3)),
+        *(f"case-borrow-{index}-{index}.case-server.ns.svc:30000" for index in (1, 2, 3)),
     ]
 
 
 def test_servers_on_several_nodes_are_borrowed_whole() -> None:
     nodes = {"servers__tensorParallel": 4, "servers__nodesPerServer": 2, **ELASTIC}
-    more = sets(decide(started(**nodes), *pods()))["case-borrowed"]["spec"]
+    more = sets(decide(started(**nodes), *pods()))["case-borrow-1"]["spec"]
     assert (more["replicas"], more["ordinals"]) == (2, {"start": 2})
-    assert "case-borrowed-{}.case-server.ns.svc" in more["template"]["spec"]["containers"][0]["command"]
+    assert "case-borrow-1-{}.case-server.ns.svc" in more["template"]["spec"]["containers"][0]["command"]
 
 
 def test_borrowed_servers_may_have_a_lower_priority_and_are_no_members_of_the_group() -> None:
@@ -128,7 +138,7 @@ def test_borrowed_servers_may_have_a_lower_priority_and_are_no_members_of_the_gr
     }
     changes |= {"servers__schedulerName": "volcano", "trainer__schedulerName": "volcano"}
     made = decide(state(**changes), settings=settings)
-    guaranteed, more = (one["spec"]["template"] for one in sets(made).values())
+    guaranteed, more, _ = (one["spec"]["template"] for one in sets(made).values())
     assert (guaranteed["spec"]["priorityClassName"], more["spec"]["priorityClassName"]) == ("high", "low")
     (group,) = [one for one in made.objects if one["kind"].startswith("PodGroup")]
     assert group["spec"]["minMember"] == 2  # one server and the trainer
@@ -157,7 +167,7 @@ def test_a_waiting_trainer_gets_servers_with_a_reason_and_an_event() -> None:
     scaled = made.status.autoscale
     assert scaled is not None
     assert (scaled.servers, scaled.reason, scaled.message, scaled.since) == (4, "TrainerWaits", text, show(later(60)))
-    assert sets(made)["case-borrowed"]["spec"]["replicas"] == 3
+    assert borrowed_of(made) == [1, 2, 3]
     assert sets(made)["case-server"]["spec"]["replicas"] == 1
     assert transitions.between(before.status, made.status) == [transitions.Transition("Normal", "Autoscaled", text)]
     assert made.status.servers.desired == 4
@@ -165,8 +175,9 @@ def test_a_waiting_trainer_gets_servers_with_a_reason_and_an_event() -> None:
 
 
 def test_idle_servers_are_given_back_down_to_the_guaranteed_ones() -> None:
-    made = decided(running(), load_of(IDLE), *pods(scheduled(1)), now=later(60))
-    assert sets(made)["case-borrowed"]["spec"]["replicas"] == 0
+    made = decided(running(), load_of(IDLE), *pods(borrowed_set(1), scheduled(1)), now=later(60))
+    assert borrowed_of(made) == []
+    assert ("StatefulSet", "case-borrow-1") in made.prune
     assert sets(made)["case-server"]["spec"]["replicas"] == 1
 
 
@@ -194,15 +205,26 @@ def test_servers_that_no_node_has_room_for_are_given_back() -> None:
     made = decided(running(), load_of(WAITING), *pods(unschedulable(1)), now=later(300))
     assert made.status.autoscale is not None
     assert made.status.autoscale.message == "1 server instead of 2: no node had room for 1 server for 300 s"
-    assert sets(made)["case-borrowed"]["spec"]["replicas"] == 0
+    assert borrowed_of(made) == []
 
 
-def test_a_running_server_with_a_higher_number_keeps_a_pending_one() -> None:
-    """A set removes the highest numbers first: giving back the pending one would take the running one."""
+def test_a_running_server_with_a_higher_number_stays_when_a_pending_one_is_given_back() -> None:
     given = running(servers__replicas=3)
-    made = decided(given, load_of(Sample(0.02, 0.0)), *pods(unschedulable(1), scheduled(2)), now=later(900))
+    observed = (borrowed_set(1), borrowed_set(2), unschedulable(1), scheduled(2))
+    made = decided(given, load_of(Sample(0.02, 0.0)), *pods(*observed), now=later(900))
     assert made.status.autoscale is not None
-    assert made.status.autoscale.servers == 3
+    assert made.status.autoscale.servers == 2
+    assert borrowed_of(made) == [2]
+    assert [name for kind, name in made.prune if kind == "StatefulSet"] == ["case-borrow-1"]
+
+
+def test_no_server_is_borrowed_whose_address_the_trainer_lacks() -> None:
+    given = running(servers__replicas=4)
+    known = job(1)
+    known["metadata"]["annotations"]["areal.dev/servers"] = "3"
+    observed = (server_set(), claim(), known, pod(SERVER), pod(TRAINER), scheduled(1), scheduled(2))
+    made = decided(given, None, *observed, now=later(60))
+    assert borrowed_of(made) == [1, 2]
 
 
 def test_nothing_changes_while_the_trainer_starts_or_the_run_is_being_suspended() -> None:
@@ -223,17 +245,6 @@ def test_a_lower_maximum_holds_at_once() -> None:
     made = decided(edited, None, *pods(scheduled(1), scheduled(2), scheduled(3)), now=later(1))
     assert made.status.autoscale is not None
     assert (made.status.autoscale.servers, made.status.autoscale.reason) == (3, "OutOfBounds")
-
-
-def test_a_run_in_a_queue_has_a_fixed_number_of_servers() -> None:
-    given = state(**ELASTIC)
-    metadata = given.experiment.metadata.model_copy(update={"labels": {kueue.QUEUE_LABEL: "team"}})
-    given = replace(given, experiment=given.experiment.model_copy(update={"metadata": metadata}))
-    made = decide(given, settings=replace(SETTINGS, kueue=True))
-    accepted = condition(made.status, "Accepted")
-    assert accepted.status == "False"
-    assert "servers.autoscale: Kueue admits a fixed number of servers" in accepted.message
-    assert named(made) == []
 
 
 def reported(given: ExperimentState, step: int, **values: Any) -> ExperimentState:
@@ -272,5 +283,5 @@ def test_another_attempt_and_another_experiment_of_the_name_are_measured_from_th
         replace(given, uid="another"),
     ):
         history = loads.observe(KEY, reported(other, 19), later(5))
-        assert history == History(later(5).timestamp(), 19)
+        assert history == History(later(5).timestamp(), 19, servers=2)
     assert loads.observe(KEY, state(), NOW) is None  # a fixed number of servers

@@ -31,10 +31,11 @@ SELECTOR = f"{resource_names.MANAGED_BY}={resource_names.OPERATOR}"
 class World:
     """One experiment in a queue, and an operator that may be restarted."""
 
-    def __init__(self, **labels: str) -> None:
+    def __init__(self, servers: Object | None = None, **labels: str) -> None:
         self.cluster = MemoryCluster()
         self.refused: str | None = None
         body = Case("", {}).experiment()
+        body["spec"]["servers"] = {**body["spec"].get("servers", {}), **(servers or {})}
         named = {"name": "case", "namespace": "ns", "labels": {kueue.QUEUE_LABEL: QUEUE, **labels}}
         self.cluster.add({**body, "kind": KIND, "metadata": named})
         for name, flavor in FLAVORS.items():
@@ -73,13 +74,14 @@ class World:
         """Kueue writes the status of the Workload."""
         self.cluster.edit(kueue.WORKLOAD, "ns", "case-run", {"status": {"conditions": list(conditions), **status}})
 
-    def admits(self, *more: Object) -> None:
-        """Kueue admits the Workload."""
+    def admits(self, *more: Object, name: str = "case-run") -> None:
+        """Kueue admits a Workload."""
         assigned = [
             {"name": one["name"], "count": one["count"], "flavors": {"nvidia.com/gpu": "a100"}}
-            for one in self.workload["spec"]["podSets"]
+            for one in self.cluster.objects[kueue.WORKLOAD, "ns", name]["spec"]["podSets"]
         ]
-        self.says(*ADMITTED, *more, admission={"clusterQueue": "all", "podSetAssignments": assigned})
+        status = {"admission": {"clusterQueue": "all", "podSetAssignments": assigned}, "conditions": [*ADMITTED, *more]}
+        self.cluster.edit(kueue.WORKLOAD, "ns", name, {"status": status})
 
     def adds(self, obj: Object) -> None:
         """Another controller creates a pod."""
@@ -167,7 +169,7 @@ async def test_an_edit_that_kueue_makes_at_the_same_time_is_kept() -> None:
     queue = Queue(world.cluster, ENABLED, lambda kind, namespace: None, world.positions)
     stale = copy.deepcopy(world.workload)
     world.admits(PREEMPTED)
-    written = await queue.report(stale, Report(pods_ready=True), experiment="case", now=NOW)
+    written = await queue.report(stale, Report(pods_ready=True), pods=resource_names.labels("case"), now=NOW)
     assert written is not None
     assert (world.truth(kueue.EVICTED), world.truth(kueue.PODS_READY)) == (("True", "Preempted"), ("True", "Started"))
 
@@ -178,7 +180,9 @@ async def test_quota_is_kept_while_the_api_server_knows_of_a_pod_that_the_watch_
     world.admits(PREEMPTED)
     queue = Queue(world.cluster, ENABLED, lambda kind, namespace: None, world.positions)
     world.adds(pod(resource_names.SERVER))
-    assert await queue.report(world.workload, Report(hand_back=True), experiment="case", now=NOW) is None
+    assert (
+        await queue.report(world.workload, Report(hand_back=True), pods=resource_names.labels("case"), now=NOW) is None
+    )
     assert "admission" in world.workload["status"]
 
 
@@ -189,7 +193,7 @@ async def test_a_report_that_kueue_refuses_is_an_error() -> None:
     world.cluster.check = lambda method, obj: ApiError(500, "InternalError", "failed calling webhook")
     queue = Queue(world.cluster, ENABLED, lambda kind, namespace: None, world.positions)
     with pytest.raises(ApiError, match="failed calling webhook"):
-        await queue.report(world.workload, Report(pods_ready=True), experiment="case", now=NOW)
+        await queue.report(world.workload, Report(pods_ready=True), pods=resource_names.labels("case"), now=NOW)
 
 
 async def test_a_workload_that_kueue_refuses_is_shown_and_tried_again() -> None:
@@ -230,3 +234,51 @@ async def test_an_experiment_without_a_queue_reads_nothing_of_kueue() -> None:
     await world.run()
     assert not {kind for _, kind, name in world.cluster.requests if name} & {kueue.FLAVOR, kueue.PRIORITY_CLASS}
     assert world.status["attempt"] == 1
+
+
+async def test_borrowed_servers_are_queued_once_and_hand_their_quota_back_one_by_one() -> None:
+    world = World({"replicas": 3, "autoscale": {"min": 1, "max": 3, "priorityClassName": "spot"}})
+    named = {"name": "spot", "namespace": ""}
+    world.cluster.add({"kind": kueue.POD_PRIORITY_CLASS, "metadata": named, "value": -5})
+    await world.run()
+    world.admits()
+    await world.run()
+    assert world.cluster.names(kueue.WORKLOAD) == ["case-borrow-1", "case-borrow-2", "case-run"]
+    world.admits(name="case-borrow-1")
+    await world.run()
+    assert world.cluster.names("StatefulSet") == ["case-borrow-1", "case-server"]
+    before = len(world.cluster.writes)
+    world.restart()
+    await world.run()
+    assert world.cluster.writes[before:] == []
+    borrowed = pod(resource_names.SERVER)
+    labels = resource_names.borrowed_labels("case", 1)
+    world.adds({**borrowed, "metadata": {**borrowed["metadata"], "name": "case-borrow-1-1", "labels": labels}})
+    world.adds(pod(resource_names.SERVER))
+    world.admits(PREEMPTED, name="case-borrow-1")
+    await world.run()
+    assert world.cluster.names("StatefulSet") == ["case-server"]
+    assert "admission" in world.cluster.objects[kueue.WORKLOAD, "ns", "case-borrow-1"]["status"]
+    world.cluster.remove("Pod", "ns", "case-borrow-1-1")
+    await world.run()
+    status = world.cluster.objects[kueue.WORKLOAD, "ns", "case-borrow-1"]["status"]
+    assert "admission" not in status
+    assert world.truth(kueue.ADMITTED) == ("True", "Admitted")  # that of the gang
+    events = {one["reason"] for (kind, _, _), one in world.cluster.objects.items() if kind == "Event"}
+    assert {"BorrowedAdmitted", "BorrowedEvicted"} <= events
+
+
+async def test_a_borrowed_server_that_kueue_refuses_holds_up_nothing() -> None:
+    world = World({"replicas": 2, "autoscale": {"min": 1, "max": 2}})
+    await world.run()
+    world.admits()
+    world.cluster.check = lambda method, obj: (
+        ApiError(500, "InternalError", "failed calling webhook")
+        if (method, obj["metadata"].get("name")) == ("APPLY", "case-borrow-1")
+        else None
+    )
+    await world.run()
+    assert (world.cluster.names("Job"), world.cluster.names("StatefulSet")) == (["case-trainer-1"], ["case-server"])
+    world.cluster.check = lambda method, obj: None
+    await world.run()
+    assert world.cluster.names(kueue.WORKLOAD) == ["case-borrow-1", "case-run"]

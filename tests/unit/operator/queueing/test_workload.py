@@ -16,7 +16,7 @@ ONLINE = {"config__rollout__agent__mode": "online"}
 
 def made(queue: str = "q", **changes: Any) -> Manifest:
     build = Build(experiment(**changes), "ns", UID, 1, "key", "key", SETTINGS)
-    return workload(build, queue, priority_class=None, priority=None)
+    return workload(build, queue, priority=None)
 
 
 def gang(**changes: Any) -> str:
