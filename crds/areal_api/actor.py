@@ -394,7 +394,9 @@ class PPOActorConfig(TrainEngineConfig):
     max_logprob_diff: float = Field(
         1.0,
         gt=0,
-        description="Largest mean |log-prob of the server − log-prob of the trainer| a token; above it the run stops.",
+        description="Largest mean |log-prob of the server − log-prob of the trainer| a token, of the samples of the "
+        "weights in training; above it the run stops. Older samples also differ by the updates since then, which "
+        "on_collapse is for.",
         json_schema_extra={"unit": "nats"},
     )
 

@@ -446,17 +446,17 @@ class Policy(LogprobModel):
 
     def _checked(self, mine: Stats) -> Stats:
         stats = merged_over_ranks(mine)
-        for name, which in ((CURRENT_DIFF, f"tokens of version {self.version}"), (LOGPROB_DIFF, "trained tokens")):
-            total, count, _, largest = stats[name].tolist()
-            # Written so that NaN is refused as well.
-            if count and not total / count <= self.config.max_logprob_diff:
-                raise RuntimeError(
-                    f"servers and trainer disagree: on {count:.0f} {which} their log-probs differ by "
-                    f"{total / count:.3g} nats per token (at most {largest:.3g}), above actor.max_logprob_diff "
-                    f"{self.config.max_logprob_diff}. Check that the servers run this model (sglang.model_path, "
-                    "tokenizer) with a dtype like actor.dtype and sample at actor.temperature, and that training has "
-                    "not diverged (actor.optimizer.lr)"
-                )
+        total, count, *_ = stats[LOGPROB_DIFF].tolist()
+        if not math.isfinite(total):
+            raise RuntimeError(f"log-probs of the servers or the trainer are not finite, on {count:.0f} trained tokens")
+        total, count, _, largest = stats[CURRENT_DIFF].tolist()
+        if count and total / count > self.config.max_logprob_diff:
+            raise RuntimeError(
+                f"servers and trainer disagree: on {count:.0f} tokens of version {self.version} their log-probs differ "
+                f"by {total / count:.3g} nats per token (at most {largest:.3g}), above actor.max_logprob_diff "
+                f"{self.config.max_logprob_diff}. Check that the servers run this model (sglang.model_path, tokenizer) "
+                "with a dtype like actor.dtype and sample at actor.temperature"
+            )
         return stats
 
     def _trained(self) -> list[torch.nn.Parameter]:

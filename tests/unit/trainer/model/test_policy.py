@@ -330,11 +330,20 @@ def test_a_large_difference_to_the_server_stops_before_the_weights_change(tmp_pa
     assert_same(weights(policy), before, 0)
 
 
-def test_a_large_difference_on_stale_tokens_stops_too(tmp_path: Path) -> None:
+def test_a_large_difference_on_stale_tokens_is_a_drift_of_the_policy_and_stops_nothing(tmp_path: Path) -> None:
     policy = policy_of(save_tiny_model(tmp_path), max_logprob_diff=0.5)
     policy.version = 7
     batch = pack(random_trajectories(version=6))
-    with pytest.raises(RuntimeError, match="trained tokens"):
+    found = policy.update(batch, advantages_T=random_advantages(batch))
+    assert found["grpo_actor/rollout_logprob_diff/avg"] > 0.5
+
+
+def test_logprobs_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
+    policy = policy_of(save_tiny_model(tmp_path))
+    policy.version = 7
+    batch = pack(random_trajectories(version=6))
+    batch.behav_logp_T[batch.loss_mask_T.nonzero()[0]] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite, on"):
         policy.update(batch, advantages_T=random_advantages(batch))
 
 
