@@ -11,6 +11,7 @@ from support.queued_experiments import MakeExperiment, is_true, workload
 
 PREEMPTING = {"withinClusterQueue": "LowerPriority"}
 SMALL = {"requests": {"cpu": "1"}}
+WITHIN_S = 60.0  # two admissions one after the other
 
 
 @pytest.fixture
@@ -25,8 +26,8 @@ def elastic(queues: Queues, queue: str, make: MakeExperiment) -> Experiment:
     """A run that wants two borrowed servers, and has one of them."""
     scale = {"min": 1, "max": 3, "priorityClassName": queues.pod_priority("spot", -10)}
     experiment = make("low", queue, servers__replicas=3, servers__autoscale=scale)
-    experiment.until_phase("Running")
-    experiment.until(lambda now: now["servers"]["ready"] == 2, "one borrowed server is ready")
+    experiment.until_phase("Running", WITHIN_S)
+    experiment.until(lambda now: now["servers"]["ready"] == 2, "one borrowed server is ready", WITHIN_S)
     return experiment
 
 
@@ -70,7 +71,7 @@ def test_a_preempted_borrowed_server_goes_alone_and_comes_back(
     assert "evicted from queue team: Preempted to accommodate" in event["message"]
     assert uids(borrowed(elastic, "Workload")) == before  # they wait again, and were not created a second time
     high.delete()
-    elastic.until(lambda now: now["servers"]["ready"] == 2, "a borrowed server is back")
+    elastic.until(lambda now: now["servers"]["ready"] == 2, "a borrowed server is back", WITHIN_S)
     assert (elastic.status["attempt"], len(borrowed(elastic))) == (1, 1)
     assert uids(borrowed(elastic, "Workload")) == before
 
@@ -84,7 +85,7 @@ def test_quota_is_not_handed_back_before_the_pods_have_ended(
     eventually(lambda: borrowed(elastic) == {}, "the server is removed at once")
     assert is_true(borrowed(elastic, "Workload")[running], "QuotaReserved")
     namespace.kubelet.stuck.discard(namespace.name)
-    other = elastic.until(lambda now: now["servers"]["ready"] == 2, "the other one is admitted instead")
+    other = elastic.until(lambda now: now["servers"]["ready"] == 2, "the other is admitted", WITHIN_S)
     assert (other["phase"], other["attempt"]) == ("Running", 1)
     assert running not in borrowed(elastic)
 
@@ -96,7 +97,7 @@ def test_no_borrowed_workload_is_left_when_the_run_is_suspended_or_its_gang_evic
     elastic.until_phase("Suspended")
     eventually(lambda: not namespace.list("Workload"), "no Workload is left")
     elastic.edit(runPolicy__suspend=False)
-    elastic.until(lambda now: now["servers"]["ready"] == 2, "it has borrowed again")
+    elastic.until(lambda now: now["servers"]["ready"] == 2, "it has borrowed again", WITHIN_S)
     namespace.api.patch("Workload", namespace.name, "low-run", {"spec": {"active": False}})
     elastic.until_phase("Queued")
     eventually(lambda: borrowed(elastic, "Workload") == {}, "only the gang waits")

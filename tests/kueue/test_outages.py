@@ -113,7 +113,8 @@ def test_children_are_not_queued_a_second_time(
     cluster_queue = queues.cluster_queue("all", 6, flavors=(queues.flavor(),))
     queues.local_queue(namespace.name, cluster_queue, "default")  # the default of everything that names no queue
     experiment = make("one", "default", servers__replicas=2, servers__autoscale={"min": 1, "max": 2})
-    experiment.until(lambda now: now["servers"]["summary"] == "2/2", "it runs")
+    experiment.until_phase("Running")
+    experiment.until(lambda now: now["servers"]["ready"] == 2, "a borrowed server runs, too")
     names = [obj["metadata"]["name"] for obj in namespace.list("Workload")]
     assert sorted(names) == ["one-borrow-1", "one-run"]
     for kind in ("Job", "StatefulSet", "Pod"):
