@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from areal_api import stat_names
@@ -15,15 +17,19 @@ from areal_trainer.engine import ModelRequest, RemoteSGLangEngine
 from areal_trainer.rollout.workflow import GenerationEngine, RolloutWorkflow
 from areal_trainer.trajectory import Trajectory
 from benchmarks.measure import Comparison, by_turns
+from benchmarks.models import save_qwen3
 from benchmarks.scripted import scripted_server
+from benchmarks.servers import configured_server
 
-SERVERS = (2, 4)
+SCRIPTED_SERVERS = (2, 4)
+REAL_SERVERS = 2
 CONVERSATIONS = 128
 CONCURRENT = 32
 TURNS = 6
 INSTRUCTION_TOKENS, QUESTION_TOKENS, NEW_TOKENS = 100, 30, 32
 VOCABULARY = 512
 TOOL_S = 0.2  # the longest time between two calls; otherwise turns at the servers decide where conversations go
+CACHE_TOKENS = 131_072  # of a real server: more than the conversations of one side have
 SCRIPT = {"vocab_size": VOCABULARY, "prefix_cache": True, "token_s": 0.005, "tail_sigma": 0.5}
 
 
@@ -53,7 +59,15 @@ class Conversation(RolloutWorkflow):
 def run(*, small: bool, rounds: int) -> list[Comparison]:
     """Shares in percent, beside those that are possible and those without affinity."""
     conversations = 4 if small else CONVERSATIONS
-    return [comparison for count in SERVERS for comparison in _on(count, conversations, rounds)]
+    result = []
+    for count in SCRIPTED_SERVERS:
+        with ExitStack() as stack:
+            servers = [stack.enter_context(scripted_server(**SCRIPT)) for _ in range(count)]
+            result += _on(servers, "scripted", conversations, rounds)
+    if not small:
+        with _real_servers() as servers:
+            result += _on(servers, "SGLang", conversations, rounds)
+    return result
 
 
 def repeated_share(conversations: Iterable[list[Trajectory]], *, shared: int) -> float:
@@ -85,24 +99,33 @@ def call_of(prompt_len: int, tokens: list[int]) -> Trajectory:
     )
 
 
-def _on(count: int, conversations: int, rounds: int) -> list[Comparison]:
+@contextmanager
+def _real_servers() -> Iterator[list[str]]:
+    """SGLang servers with a small model of random weights, whose caches have room for everything."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        path = Path(folder)
+        save_qwen3(path / "model", layers=2, hidden=128, vocabulary=VOCABULARY)
+        sglang = {"dtype": "float32", "max_total_tokens": CACHE_TOKENS}
+        yield [
+            stack.enter_context(configured_server(path, path / "model", number, **sglang))
+            for number in range(REAL_SERVERS)
+        ]
+
+
+def _on(servers: list[str], kind: str, conversations: int, rounds: int) -> list[Comparison]:
     possible: list[float] = []
-    with ExitStack() as stack:
-        servers = [stack.enter_context(scripted_server(**SCRIPT)) for _ in range(count)]
 
-        def side(*, affinity: bool) -> float:
-            rows = [{"name": f"{len(possible)}.{number}"} for number in range(conversations)]
-            found, most = _shares(servers, rows, Conversation(affinity=affinity))
-            possible.append(most)
-            return found
+    def side(*, affinity: bool) -> float:
+        rows = [{"name": f"{len(possible)}.{number}"} for number in range(conversations)]
+        found, most = _shares(servers, rows, Conversation(affinity=affinity))
+        possible.append(most)
+        return found
 
-        ours, without = by_turns(
-            lambda: side(affinity=True), lambda: side(affinity=False), rounds=rounds, warm_up=False
-        )
+    ours, without = by_turns(lambda: side(affinity=True), lambda: side(affinity=False), rounds=rounds, warm_up=False)
     work = (
-        f"{conversations} conversations of {TURNS} calls, {min(CONCURRENT, conversations)} at a time, on {count} "
-        f"servers; {INSTRUCTION_TOKENS} tokens of shared instructions, then questions of {QUESTION_TOKENS} and answers "
-        f"of at most {NEW_TOKENS} tokens, up to {TOOL_S} s apart"
+        f"{conversations} conversations of {TURNS} calls, {min(CONCURRENT, conversations)} at a time, on "
+        f"{len(servers)} {kind} servers; {INSTRUCTION_TOKENS} tokens of shared instructions, then questions of "
+        f"{QUESTION_TOKENS} and answers of at most {NEW_TOKENS} tokens, up to {TOOL_S} s apart"
     )
     unit, bound = "% of prompt tokens", [sum(possible) / len(possible)] * rounds
     return [
