@@ -65,6 +65,12 @@ async def test_loads_count_running_requests(server: Server) -> None:
     assert await server.running() == 1
 
 
+async def test_server_info_has_the_size_of_the_cache_and_the_parallelism(server: Server) -> None:
+    info = (await server.get("/server_info")).json()
+    assert info["max_total_num_tokens"] > 0
+    assert (info["tp_size"], info["dp_size"]) == (1, 1)
+
+
 async def test_model_info_has_path_and_version(server: Server) -> None:
     info = (await server.get("/model_info")).json()
     assert isinstance(info["model_path"], str)

@@ -60,6 +60,7 @@ class Script:
     token_s: float = 0.0  # per token
     tail_sigma: float = 0.0  # σ of a log-normal factor on durations, drawn from the request
     max_running: int | None = None  # samples decoded concurrently; the others wait in a queue
+    cache_tokens: int = 65536  # that its KV cache would hold
     load_s: float = 0.0  # duration of a weight update
     health_s: float = 0.0  # duration of /health (1.0 for SGLang)
     weight_version: str = "default"

@@ -97,7 +97,7 @@ class ScriptedService:
             "/health_generate": self._health,
             "/ready": self._ready,
             "/model_info": self._model_info,
-            "/server_info": self._model_info,
+            "/server_info": self._server_info,
             "/v1/loads": self._loads,
             "/flush_cache": self._flush_cache,
             "/pause_generation": self._pause,
@@ -330,6 +330,9 @@ class ScriptedService:
 
     async def _model_info(self, body: Any) -> web.StreamResponse:
         return _json({"model_path": self.model_path, "weight_version": self.version, "is_generation": True})
+
+    async def _server_info(self, body: Any) -> web.StreamResponse:
+        return _json({"tp_size": 1, "dp_size": 1, "max_total_num_tokens": self.script.cache_tokens})
 
     async def _loads(self, body: Any) -> web.StreamResponse:
         load = {"num_running_reqs": self._running_samples, "num_waiting_reqs": len(self._queue), "token_usage": 0.0}

@@ -61,6 +61,11 @@ class ServerControl:
         info = await self.client.get(server.url("/model_info"), timeout_s=self.timings.probe_timeout_s)
         return str(info["weight_version"])
 
+    async def learn_capacity(self, server: Server) -> None:
+        """Ask the server how many tokens its KV cache holds, over all of its data-parallel ranks."""
+        info = await self.client.get(server.url("/server_info"), timeout_s=CONTROL_TIMEOUT_S)
+        server.capacity = max(1, int(info["max_total_num_tokens"]) * int(info.get("dp_size", 1)))
+
     async def readiness_error(self, server: Server) -> ServerBusyError | None:
         """Why a server that is not paused accepts no requests: it is starting or draining. None if it does accept."""
         try:

@@ -26,7 +26,8 @@ State = Literal["unknown", "current", "behind", "gone"]
 
 
 MAX_CONVERSATIONS = 65536  # whose server is remembered
-# A conversation leaves a server with more than LOAD_FACTOR times the samples of the least loaded one plus LOAD_SLACK.
+# A conversation leaves a server with more than LOAD_FACTOR times the load of the least loaded one plus LOAD_SLACK,
+# in samples. The load is scaled to the capacity of the conversation's server.
 LOAD_FACTOR, LOAD_SLACK = 1.5, 4
 
 
@@ -63,6 +64,7 @@ class Server:
     version: int = -1  # last version it is known to hold; -1 if unknown
     updating: bool = False  # between pause and continue
     load: int = 0  # samples in flight
+    capacity: int = 1  # tokens that its KV cache holds
     idle: IdleTime = field(default_factory=IdleTime)
     incarnation: int = 0  # incremented whenever it stops being current; broadcast groups are valid for one incarnation
     silent_probes: int = 0  # consecutive probes without an answer
@@ -89,6 +91,10 @@ class Server:
         """Samples are in flight from now on, or no longer if negative."""
         self.count_time()
         self.load += samples
+
+    def load_at(self, other: Server) -> float:
+        """Samples with which ``other`` would have as much load for its capacity."""
+        return self.load * other.capacity / self.capacity
 
     def count_time(self) -> None:
         """Count the time until now as idle or busy."""
@@ -127,7 +133,7 @@ class Fleet:
     # Dispatch
 
     async def acquire(self, avoid: set[Server], conversation: str | None = None) -> Server:
-        """The current server with the least load, preferably outside ``avoid``. Waits for one.
+        """The current server with the least load for its capacity, preferably outside ``avoid``. Waits for one.
 
         Requests of one ``conversation`` get the same server while it is current and not much more loaded than another:
         its prefix cache holds the conversation.
@@ -141,7 +147,7 @@ class Fleet:
 
     def _home(self, conversation: str, least_loaded: Server, avoid: set[Server]) -> Server:
         home = self._homes.pop(conversation, least_loaded)
-        if not home.ready or home in avoid or home.load > LOAD_FACTOR * least_loaded.load + LOAD_SLACK:
+        if not home.ready or home in avoid or home.load > LOAD_FACTOR * least_loaded.load_at(home) + LOAD_SLACK:
             home = least_loaded
         self._homes[conversation] = home
         if len(self._homes) > MAX_CONVERSATIONS:
@@ -274,5 +280,7 @@ class Fleet:
             others = [server for server in ready if server not in avoid] if avoid else ready
             self._turn += 1  # equally loaded servers take turns
             count = len(others)
-            return min((others[(self._turn + i) % count] for i in range(count)), key=lambda s: s.load, default=ready[0])
+            in_turn = (others[(self._turn + i) % count] for i in range(count))
+            # With one more sample: of idle servers, the one with the largest capacity.
+            return min(in_turn, key=lambda s: (s.load + 1) / s.capacity, default=ready[0])
         return ready[0] if ready else None

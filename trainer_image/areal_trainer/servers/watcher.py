@@ -104,6 +104,7 @@ class Watcher:
                 await self._control.sync_weights(server, self._fleet.target)
                 if (refusal := await self._control.readiness_error(server)) is not None:
                     raise refusal
+                await self._control.learn_capacity(server)
             except ServerLostError as error:
                 self._is_lost(server, error)
                 self._fleet.mark_gone(server, error)

@@ -40,6 +40,37 @@ def test_prompts_go_to_the_server_with_the_least_work():
             request.result(TIMEOUT_S)
 
 
+def test_a_server_with_four_times_the_cache_gets_four_times_the_samples():
+    held = (Fault("hold", times=0),)
+    small, large = Script(faults=held, cache_tokens=10_000), Script(faults=held, cache_tokens=40_000)
+    with ScriptedServer(small) as first, ScriptedServer(large) as second, engine_on(first, second) as engine:
+        requests = [start_generating(engine) for _ in range(20)]
+        eventually(lambda: first.counts.get("/generate", 0) + second.counts.get("/generate", 0) == 20)
+        assert (first.counts["/generate"], second.counts["/generate"]) == (4, 16)
+        for server in (first, second):
+            server.release()
+        for request in requests:
+            request.result(TIMEOUT_S)
+
+
+def test_a_server_that_restarts_with_another_cache_gets_its_share():
+    with ScriptedServer(Script(cache_tokens=10_000)) as first, ScriptedServer() as second:
+        with engine_on(first, second) as engine:
+            first.script = Script(cache_tokens=655_360)
+            first.restart()
+            eventually(lambda: [server.incarnation for server in engine.servers()] == [1, 0])
+            eventually(lambda: [server.state for server in engine.servers()] == ["current", "current"])
+            for server in (first, second):
+                server.add_faults(Fault("hold", times=0))
+            requests = [start_generating(engine) for _ in range(11)]
+            eventually(lambda: first.counts.get("/generate", 0) + second.counts.get("/generate", 0) == 11)
+            assert (first.counts["/generate"], second.counts["/generate"]) == (10, 1)
+            for server in (first, second):
+                server.release()
+            for request in requests:
+                request.result(TIMEOUT_S)
+
+
 def test_servers_are_counted_by_what_they_hold(published):
     refusing = Script(faults=(Fault("status", path=LOAD, status=400, body="{}", times=0),))
     with ScriptedServer() as first, ScriptedServer(refusing) as second, ScriptedServer() as third:
@@ -86,6 +117,17 @@ async def test_a_conversation_leaves_a_server_that_is_overloaded_gone_or_failed_
     assert await fleet.acquire({other}, "talk") is home
     home.state = "gone"
     assert await fleet.acquire(set(), "talk") is other
+
+
+async def test_a_conversation_stays_on_a_large_server_with_more_samples_than_a_small_one():
+    fleet = await fleet_of(0, 1)
+    large, small = fleet.servers
+    large.capacity, small.capacity = 4, 1
+    assert await fleet.acquire(set(), "talk") is large
+    large.load = 10  # 1.5 · 4 + 4
+    assert await fleet.acquire(set(), "talk") is large
+    large.load = 11
+    assert await fleet.acquire(set(), "talk") is small
 
 
 async def test_new_weights_free_a_conversation_for_the_least_loaded_server():
