@@ -66,6 +66,7 @@ def server_command(
     python: str | None = None,
     leaders: str | None = None,
     group_port: int = 0,
+    seed_offset: int = 0,
 ) -> Command:
     """Server ``index`` (or a reference to the variable that contains it), listening on ``host:port``.
 
@@ -74,7 +75,8 @@ def server_command(
     its others meet.
 
     ``config_file`` is the resolved configuration, ``gpus`` the visible devices (None: unchanged), ``threads`` the
-    compute threads on cpu, ``python`` the interpreter (None: this one).
+    compute threads on cpu, ``python`` the interpreter (None: this one). ``seed_offset`` and the server's number are
+    added to the seed of the run.
     """
     servers, config = experiment.spec.servers, experiment.spec.config
     argv = [python or sys.executable, "-m", SERVER_MODULE, "--config", str(config_file), "--device", servers.device]
@@ -84,6 +86,8 @@ def server_command(
     if servers.nodes_per_server > 1:
         assert leaders is not None
         argv += ["--nodes", str(servers.nodes_per_server), "--leaders", leaders, "--group-port", str(group_port)]
+    if seed_offset:
+        argv += ["--seed-offset", str(seed_offset)]
     if servers.args:
         argv += ["--args", json.dumps(servers.args, sort_keys=True)]
     if api_key_file is not None:

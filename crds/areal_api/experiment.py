@@ -7,24 +7,22 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from areal_api.agents import MAX_AGENTS, MAX_NAMES_LENGTH, AgentSpec, GatewaySpec, ToolSpec, code_problems
-from areal_api.autoscale import AutoscaleSpec, autoscale_problems
-from areal_api.bounds import FreeForm
+from areal_api.autoscale import autoscale_problems
 from areal_api.bucket import BucketSpec
 from areal_api.code import CodeSpec
 from areal_api.config import GRPOConfig
 from areal_api.pod_containers import Packing
-from areal_api.pod_fields import Name
-from areal_api.pods import PodSettings
+from areal_api.pods import MAX_PODS, MAX_PROCESSES, PodSettings, unknown_claim
 from areal_api.quantities import Size
 from areal_api.section import CamelSection
+from areal_api.server_pools import MAX_POOL_NAMES_LENGTH
 from areal_api.server_rules import server_problems
+from areal_api.servers import ServersSpec
 from areal_api.slurm import SlurmSpec
 from areal_api.status import ExperimentStatus
 
 API_VERSION: Literal["areal.dev/v1alpha1"] = "areal.dev/v1alpha1"
 KIND: Literal["GRPOExperiment"] = "GRPOExperiment"
-MAX_PODS = 1024  # of one component
-MAX_PROCESSES = 64  # of one pod
 MAX_SECONDS = 2**31 - 1
 MAX_NAME_LENGTH = 40  # leaves room for the suffixes of pod names and of StatefulSet labels
 AccessMode = Literal["ReadWriteMany", "ReadWriteOnce"]
@@ -44,88 +42,6 @@ class Metadata(BaseModel):
     namespace: str | None = Field(None, description="Namespace; null is the current namespace.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels.")
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations.")
-
-
-class ModelCache(CamelSection):
-    """A volume with models of the Hugging Face hub that the servers of several experiments share."""
-
-    claim_name: Name = Field(
-        description="PersistentVolumeClaim of the namespace. Every server must be able to mount it: ReadWriteMany, or "
-        "all servers on one node."
-    )
-
-
-class ServersSpec(PodSettings):
-    """SGLang servers."""
-
-    replicas: int = Field(1, ge=1, le=MAX_PODS, description="Number of servers; may be changed during the run.")
-    max_replicas: int | None = Field(
-        None, ge=1, le=MAX_PODS, description="Upper limit of replicas during the run; null is replicas."
-    )
-    min_replicas: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_PODS,
-        description="Number of servers that the run starts with if its queue has no quota for more, only in Kubernetes "
-        "with a queue of Kueue; null is replicas.",
-    )
-    autoscale: AutoscaleSpec | None = Field(
-        None,
-        description="Lets the operator choose the number of servers from how long the trainer and the servers wait; "
-        "the run starts with replicas. Only in Kubernetes, without a queue of Kueue. null keeps replicas.",
-    )
-    tensor_parallel: int = Field(1, ge=1, le=MAX_PROCESSES, description="GPUs per server (on cpu: processes).")
-    nodes_per_server: int = Field(
-        1,
-        ge=1,
-        le=MAX_PROCESSES,
-        description="Pods of each server, on as many nodes, with equal shares of its GPUs; they start, restart and end "
-        "together. Only in Kubernetes.",
-    )
-    termination_grace_period_seconds: int = Field(
-        120,
-        ge=10,
-        le=86400,
-        description="How long a server may finish the requests it has begun.",
-        json_schema_extra={"unit": "s"},
-    )
-    startup_seconds: int = Field(
-        3600,
-        ge=30,
-        le=86400,
-        description="How long the process of a server may take until it is ready, before it is restarted; in a cluster "
-        "the time to pull its image does not count.",
-        json_schema_extra={"unit": "s"},
-    )
-    model_cache: ModelCache | None = Field(
-        None,
-        description="Shared cache of models. An init container downloads the model if the cache lacks it, and the "
-        "server reads it from there; null downloads it in every pod. Only in Kubernetes.",
-    )
-    args: FreeForm = Field(
-        default_factory=dict,
-        description="Additional SGLang arguments, named as in its ServerArgs; they override config.sglang.",
-    )
-
-    @property
-    def processes_per_pod(self) -> int:
-        """GPUs (on cpu: processes) of each of a server's pods."""
-        return self.tensor_parallel // self.nodes_per_server
-
-    @property
-    def pods(self) -> int:
-        """Pods of all servers."""
-        return self.replicas * self.nodes_per_server
-
-    @property
-    def guaranteed(self) -> int:
-        """Servers that are not borrowed."""
-        return self.replicas if self.autoscale is None else min(self.replicas, self.autoscale.min)
-
-    @property
-    def min_pods(self) -> int:
-        """Pods of as many servers as are enough to start."""
-        return min(self.guaranteed, self.min_replicas or self.replicas) * self.nodes_per_server
 
 
 class TrainerSpec(PodSettings):
@@ -257,6 +173,7 @@ class ExperimentSpec(CamelSection):
             *_gpu_problems(self),
             *_agent_problems(self),
             *server_problems(self.config, self.servers.args, device=self.servers.device),
+            *_pool_problems(self),
         ]
         if problems:
             raise ValueError("; ".join(problems))
@@ -269,7 +186,7 @@ class ExperimentSpec(CamelSection):
 
     @property
     def max_replicas(self) -> int:
-        """Number of servers whose addresses the trainer receives at its start."""
+        """Number of servers, without those of pools, whose addresses the trainer receives at its start."""
         scale = self.servers.autoscale
         return scale.max if scale is not None else self.servers.max_replicas or self.servers.replicas
 
@@ -281,7 +198,7 @@ def _packing_problems(spec: ExperimentSpec) -> list[str]:
     return [
         f"packing.topologyKey is {key}, and {section}.affinity has podAffinity, which says where the pods go already; "
         "remove one"
-        for section, pods in (("servers", spec.servers), ("trainer", spec.trainer))
+        for section, pods in (*((one.key, one.servers) for one in spec.servers.groups), ("trainer", spec.trainer))
         if pods.affinity.get("podAffinity")
     ]
 
@@ -311,11 +228,13 @@ def _placement_problems(spec: ExperimentSpec) -> list[str]:
         problems.append(layout)
     else:
         problems += _sharing_problems(spec)
-    if actor.weight_update_mode == "distributed" and servers.device != trainer.device:
-        problems.append(
-            f"actor.weight_update_mode is distributed, servers.device {servers.device}, trainer.device "
+    if actor.weight_update_mode == "distributed":
+        problems += [
+            f"actor.weight_update_mode is distributed, {one.key}.device {one.servers.device}, trainer.device "
             f"{trainer.device}; a broadcast needs one kind of device: set weight_update_mode=disk"
-        )
+            for one in servers.groups
+            if one.servers.device != trainer.device
+        ]
     if actor.weight_deltas and (actor.weight_update_mode != "disk" or spec.storage.shared):
         shared = str(spec.storage.shared).lower()
         problems.append(
@@ -351,32 +270,57 @@ def _sharing_problems(spec: ExperimentSpec) -> list[str]:
 
 
 def _server_nodes_problems(spec: ExperimentSpec) -> list[str]:
-    servers, nodes = spec.servers, spec.servers.nodes_per_server
     problems: list[str] = []
-    if servers.tensor_parallel % nodes:
+    for one in spec.servers.groups:
+        parallel, nodes = one.servers.tensor_parallel, one.servers.nodes_per_server
+        if parallel % nodes:
+            problems.append(
+                f"{one.key}.tensorParallel is {parallel}, not a multiple of {one.key}.nodesPerServer {nodes}; "
+                "make it one"
+            )
+        if nodes > 1 and not spec.storage.shared:
+            problems.append(
+                f"storage.shared is false, {one.key}.nodesPerServer {nodes}; only the first node of a server would "
+                "download published weights: set storage.shared to true"
+            )
+        elif nodes > 1 and "ReadWriteMany" not in spec.storage.access_modes:
+            problems.append(
+                f"storage.accessModes is [ReadWriteOnce], {one.key}.nodesPerServer {nodes}; several nodes need "
+                "ReadWriteMany"
+            )
+    nodes, in_pools = spec.servers.nodes_per_server, sum(one.servers.pods for one in spec.servers.groups[1:])
+    pods = spec.max_replicas * nodes + in_pools
+    if pods > MAX_PODS:
+        more = f" and {in_pools} of servers.pools" if in_pools else ""
         problems.append(
-            f"servers.tensorParallel is {servers.tensor_parallel}, not a multiple of servers.nodesPerServer {nodes}; "
-            "make it one"
+            f"the servers have {pods} pods ({spec.max_replicas} servers × servers.nodesPerServer {nodes}{more}), above "
+            f"{MAX_PODS}; lower one"
         )
-    if nodes > 1 and not spec.storage.shared:
+    return problems
+
+
+def _pool_problems(spec: ExperimentSpec) -> list[str]:
+    """What contradicts ``servers.pools``. ``generate/cel_rules.py`` repeats the rules, except those of SGLang."""
+    servers = spec.servers
+    if not servers.pools:
+        return []
+    problems: list[str] = []
+    listed = [pool.name for pool in servers.pools]
+    twice = sorted({name for name in listed if listed.count(name) > 1})
+    if twice:
+        problems.append(f"servers.pools has several entries with the name {twice[0]}; give each its own")
+    if servers.autoscale is not None:
         problems.append(
-            f"storage.shared is false, servers.nodesPerServer {nodes}; only the first node of a server would download "
-            "published weights: set storage.shared to true"
+            "servers.autoscale is set, and servers.pools is not empty; the operator chooses a number of equal servers: "
+            "remove one"
         )
-    if spec.max_replicas * nodes > MAX_PODS:
-        problems.append(
-            f"the servers have {spec.max_replicas * nodes} pods ({spec.max_replicas} servers × servers.nodesPerServer "
-            f"{nodes}), above {MAX_PODS}; lower one"
-        )
-    if nodes > 1 and not spec.storage.shared:
-        problems.append(
-            f"storage.shared is false, servers.nodesPerServer {nodes}; only the first pod of a server would download "
-            "weights: set storage.shared to true"
-        )
-    elif nodes > 1 and "ReadWriteMany" not in spec.storage.access_modes:
-        problems.append(
-            f"storage.accessModes is [ReadWriteOnce], servers.nodesPerServer {nodes}; several nodes need ReadWriteMany"
-        )
+    known = server_problems(spec.config, servers.args, device=servers.device)
+    for one in servers.groups[1:]:
+        claim = unknown_claim(one.servers)
+        if claim is not None:
+            problems.append(f"{one.key}: {claim}")
+        found = server_problems(spec.config, one.servers.args, device=one.servers.device)
+        problems += [f"{one.key}: {problem}" for problem in found if problem not in known]
     return problems
 
 
@@ -404,7 +348,8 @@ def _gpu_problems(spec: ExperimentSpec) -> list[str]:
     if per_node is None:
         return []
     problems: list[str] = []
-    server_gpus = servers.replicas * servers.tensor_parallel if servers.device == "cuda" else 0
+    groups = [one for one in servers.groups if one.servers.device == "cuda"]
+    server_gpus = sum(one.servers.replicas * one.servers.tensor_parallel for one in groups)
     trainer_gpus = trainer.ranks if trainer.device == "cuda" else 0
     total = None if cluster.n_nodes is None else cluster.n_nodes * per_node
     if total is not None and server_gpus + trainer_gpus > total:
@@ -417,11 +362,12 @@ def _gpu_problems(spec: ExperimentSpec) -> list[str]:
             f"trainer.processesPerNode is {trainer.processes_per_node}, above cluster.n_gpus_per_node {per_node}; "
             "use more trainer.nodes"
         )
-    if server_gpus and servers.processes_per_pod > per_node:
-        problems.append(
-            f"servers.tensorParallel is {servers.tensor_parallel}, above cluster.n_gpus_per_node {per_node} × "
-            f"servers.nodesPerServer {servers.nodes_per_server}; lower it, or raise nodesPerServer"
-        )
+    problems += [
+        f"{one.key}.tensorParallel is {one.servers.tensor_parallel}, above cluster.n_gpus_per_node {per_node} × "
+        f"{one.key}.nodesPerServer {one.servers.nodes_per_server}; lower it, or raise nodesPerServer"
+        for one in groups
+        if one.servers.processes_per_pod > per_node
+    ]
     return problems
 
 
@@ -447,6 +393,12 @@ class GRPOExperiment(CamelSection):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
+        for pool in self.spec.servers.pools:
+            if len(self.name) + len(pool.name) > MAX_POOL_NAMES_LENGTH:
+                raise ValueError(
+                    f"spec.servers.pools: the name {pool.name} and the experiment's name {self.name} have together "
+                    f"more than {MAX_POOL_NAMES_LENGTH} characters; shorten one"
+                )
         for kind, entries in (("agents", self.spec.agents), ("tools", self.spec.tools)):
             for entry in entries:
                 if len(self.name) + len(entry.name) > MAX_NAMES_LENGTH:

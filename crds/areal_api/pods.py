@@ -26,6 +26,8 @@ from areal_api.section import CamelSection
 
 Device = Literal["cuda", "cpu"]
 MAX_CONTAINERS = 8
+MAX_PODS = 1024  # of one component
+MAX_PROCESSES = 64  # of one pod
 
 
 class PodSecurity(CamelSection):
@@ -134,12 +136,20 @@ class PodSettings(PodBasics):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"initContainers has several entries with the name {twice[0]}; give each its own")
-        known = [str(claim["name"]) for claim in self.resource_claims]
-        for resources in (self.resources, *(one.get("resources") or {} for one in self.init_containers)):
-            missing = sorted({str(one["name"]) for one in resources.get("claims") or ()} - set(known))
-            if missing:
-                raise ValueError(
-                    f"resources.claims names {missing[0]}, which resourceClaims lacks ({', '.join(known) or 'empty'}); "
-                    "add it there, with a resourceClaimTemplateName"
-                )
+        claim = unknown_claim(self)
+        if claim is not None:
+            raise ValueError(claim)
         return self
+
+
+def unknown_claim(pods: PodSettings) -> str | None:
+    """A claim that a container uses and ``resourceClaims`` lacks, as a sentence."""
+    known = [str(claim["name"]) for claim in pods.resource_claims]
+    for resources in (pods.resources, *(one.get("resources") or {} for one in pods.init_containers)):
+        missing = sorted({str(one["name"]) for one in resources.get("claims") or ()} - set(known))
+        if missing:
+            return (
+                f"resources.claims names {missing[0]}, which resourceClaims lacks ({', '.join(known) or 'empty'}); "
+                "add it there, with a resourceClaimTemplateName"
+            )
+    return None

@@ -9,6 +9,7 @@ COMPONENT = "areal.dev/component"
 ATTEMPT = "areal.dev/attempt"
 SERVER = "server"
 TRAINER = "trainer"
+POOL = "areal.dev/pool"  # label of the pods of servers.pools: the name of their pool
 BORROWED = "areal.dev/borrowed"  # label of all objects of a server above servers.autoscale.min: its number
 AGENT = "agent"
 TOOL = "tool"
@@ -54,19 +55,22 @@ def borrowed_labels(experiment: str, number: int) -> dict[str, str]:
     return {**component_labels(experiment, SERVER), BORROWED: str(number)}
 
 
-def server_host(experiment: str, namespace: str, pod: int | str, *, borrowed: int | None = None) -> str:
+def pool_servers(experiment: str, pool: str | None) -> str:
+    """StatefulSet of a pool of ``servers.pools``; of None that of the other servers."""
+    return servers(experiment) if pool is None else f"{experiment}-pool-{pool}"
+
+
+def server_host(experiment: str, namespace: str, pod: int | str, *, owner: str | None = None) -> str:
     """DNS name of one of the servers' pods; stays the same when it is replaced.
 
-    ``pod``: its number among the pods of all servers. ``borrowed``: the number of its server, if that is borrowed.
+    ``owner``: its StatefulSet; None is ``servers``. The pods of borrowed servers continue the numbers of the others.
     """
-    owner = servers(experiment) if borrowed is None else borrowed_server(experiment, borrowed)
-    return f"{owner}-{pod}.{servers(experiment)}.{namespace}.svc"
+    return f"{owner or servers(experiment)}-{pod}.{servers(experiment)}.{namespace}.svc"
 
 
-def server_address(experiment: str, namespace: str, index: int, *, nodes: int = 1, borrowed: bool = False) -> str:
+def server_address(experiment: str, namespace: str, index: int, *, nodes: int = 1, owner: str | None = None) -> str:
     """``host:port`` of one server of ``nodes`` pods: of its first one."""
-    host = server_host(experiment, namespace, index * nodes, borrowed=index if borrowed else None)
-    return f"{host}:{SERVER_PORT}"
+    return f"{server_host(experiment, namespace, index * nodes, owner=owner)}:{SERVER_PORT}"
 
 
 def trainer(experiment: str) -> str:

@@ -39,13 +39,24 @@ class Condition(StatusSection):
     observed_generation: int | None = Field(None, description="Generation of the spec that was last processed.")
 
 
+class PoolStatus(StatusSection):
+    """Servers of one pool."""
+
+    name: Text = Field(description="Name of the pool.")
+    ready: int = Field(0, ge=0, description="Servers that accept requests.")
+    desired: int = Field(0, ge=0, description="Desired number of servers.")
+
+
 class ServersStatus(StatusSection):
     """Servers of the run."""
 
     ready: int = Field(0, ge=0, description="Servers that accept requests.")
     desired: int = Field(0, ge=0, description="Desired number of servers.")
     summary: Text = Field("", description="ready/desired.")
-    selector: Text = Field("", description="Label selector of the server pods, for autoscalers.")
+    selector: Text = Field("", description="Label selector of the pods of servers.replicas, for autoscalers.")
+    pools: list[PoolStatus] | None = Field(
+        None, description="Servers of each pool, which ready and desired include; absent without servers.pools."
+    )
 
 
 class AutoscaleStatus(StatusSection):

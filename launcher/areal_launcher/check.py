@@ -50,6 +50,7 @@ def check(request: Request, options: CheckOptions) -> int:
     here = gpu is None and nodes is None and bool(machine.gpus)  # no other place is named
     where = Surroundings(
         gpu=gpu or machine.smallest_gpu if needs_gpu(spec) else None,
+        by_selectors=not here,
         nodes=[len(visible_gpus(os.environ))] if here else nodes,
         free_disk_bytes=free_bytes(names.run_dir(spec.config)) if here else None,
         from_hub=not here and not is_local_path(spec.config.actor.path),
@@ -87,14 +88,14 @@ def print_report(report: Report, gpu: Gpu | None) -> None:
         console.print(f"Microbatches of at most {report.tokens_per_microbatch:,} tokens.", markup=False)
         rows = [(name, gib(size)) for name, size in report.trainer.by_part().items() if size]
         console.print(table("Trainer, per GPU", [*rows, ("total", gib(report.trainer.total))]))
-    if report.server is not None:
-        server = report.server
+    pools = [(f"Server of pool {name}", memory) for name, memory in report.pools.items()]
+    for title, server in [*([] if report.server is None else [("Server", report.server)]), *pools]:
         rows = [
             ("weights per GPU", gib(server.weights_bytes)),
             ("KV cache per GPU", gib(max(0, server.kv_cache_bytes))),
         ]
         rows += [("KV cache tokens", f"{server.kv_tokens:,}"), ("longest sequences at once", f"{server.sequences:,}")]
-        console.print(table("Server", rows))
+        console.print(table(title, rows))
     if report.disk is not None:
         console.print(table("Disk", disk_rows(report.disk)))
     if gpu is not None:

@@ -47,6 +47,7 @@ def fit_here(spec: ExperimentSpec) -> Report:
     machine = this_machine() if needs_gpu(spec) else GpuMachine()
     where = Surroundings(
         gpu=machine.smallest_gpu,
+        by_selectors=False,
         free_disk_bytes=free_bytes(names.run_dir(spec.config)),
         problems=tuple(software_problems(spec, machine, os.environ)),
     )
@@ -85,7 +86,7 @@ def fit_in_cluster(spec: ExperimentSpec) -> Report:
 
 def needs_gpu(spec: ExperimentSpec) -> bool:
     """Whether a process of the experiment runs on a GPU."""
-    return "cuda" in (spec.trainer.device, spec.servers.device)
+    return "cuda" in (spec.trainer.device, *(one.servers.device for one in spec.servers.groups))
 
 
 def local_model(path: str) -> ModelShape | UnknownModel:

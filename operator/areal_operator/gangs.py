@@ -31,7 +31,8 @@ def gang_of(build: Build, observed: Observed) -> Gang | None:
     if name is None:
         return None
     api = pod_groups.APIS[name]
-    group, count = resource_names.pod_group(build.name), spec.servers.pods + spec.trainer.nodes
+    others = spec.trainer.nodes + sum(one.servers.pods for one in spec.servers.groups if one.pool is not None)
+    group, count = resource_names.pod_group(build.name), spec.servers.pods + others
     existing = observed.get(api.kind, group)
     started = observed.get("StatefulSet", resource_names.servers(build.name))
     refused = observed.refused.get(api.kind)
@@ -43,7 +44,7 @@ def gang_of(build: Build, observed: Observed) -> Gang | None:
             f"trainer.schedulerName is {scheduler}, and PodGroups of {api.api_version} cannot be read ({refused}); "
             "install that scheduler with its resource definitions, or remove schedulerName"
         )
-    least = spec.servers.min_pods + spec.trainer.nodes
+    least = spec.servers.min_pods + others
     needed = least if existing is None else _count(existing, default=least)
     if (started is None or annotation(started, MEMBERS) is not None) and count >= needed:
         return Gang(name, servers=group, trainer=group, groups={group: needed})

@@ -211,7 +211,7 @@ def _run(inputs: PlanInputs) -> Plan:
         text = f"attempt {status.attempt} waits until earlier pods have ended: {', '.join(blockers)}"
         text += "; if a node is gone for good, delete its pods with --force"
         update = ConditionUpdate(conditions.TRAINER_RUNNING, "False", Reason(conditions.WAITING_FOR_PODS, text))
-    ready = report.servers_status(state.experiment, inputs.observed, desired=inputs.spec.servers.replicas).ready
+    ready = report.servers_status(state.experiment, inputs.observed, wanted=True).ready
     runs = status.phase == "Running" or (update.status == "True" and ready > 0)
     limit = inputs.spec.run_policy.pre_running_deadline_seconds
     if not runs and limit is not None and seconds_since(status.attempt_since, inputs.now) >= limit:
@@ -246,7 +246,7 @@ def _running_plan(
         message=_message(
             [inputs.acceptance(), *updates, *report.policy_health(inputs.status)], inputs.contested, phase
         ),
-        servers=report.servers_status(state.experiment, observed, desired=inputs.spec.servers.replicas),
+        servers=report.servers_status(state.experiment, observed, wanted=True),
         agents=programs.numbers(state.experiment, observed, wanted=(*inputs.spec.agents, *inputs.spec.tools)),
     )
     borrowed = borrowing(inputs, servers=inputs.spec.servers.replicas)
@@ -271,7 +271,7 @@ def _quota_needed(inputs: PlanInputs) -> int | None:
     servers = inputs.spec.servers
     if servers.autoscale is not None:
         return None
-    return max(servers.pods, len(report.active_pods(inputs.observed, resource_names.SERVER)))
+    return max(servers.pods, report.active_servers(inputs.observed))
 
 
 def _code(inputs: PlanInputs) -> str | None:
@@ -318,7 +318,7 @@ def _stop(inputs: PlanInputs) -> Plan:
         message=text,
         active_since=None,
         attempt_since=None,
-        servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0),
+        servers=report.servers_status(inputs.state.experiment, inputs.observed, wanted=False),
         agents=programs.numbers(inputs.state.experiment, inputs.observed, wanted=()),
     )
     prune = (*to_prune(inputs, objects), *_discarded(inputs))
@@ -381,7 +381,7 @@ def _after_finish(inputs: PlanInputs) -> Plan:
     ttl = inputs.spec.run_policy.ttl_seconds_after_finished
     since_s = seconds_since(inputs.status.completion_time, inputs.now)
     status = inputs.updated(
-        servers=report.servers_status(inputs.state.experiment, inputs.observed, desired=0),
+        servers=report.servers_status(inputs.state.experiment, inputs.observed, wanted=False),
         agents=programs.numbers(inputs.state.experiment, inputs.observed, wanted=()),
     )
     claim = shared.volume_claim(inputs.build(inputs.status.attempt), inputs.claim())
@@ -418,7 +418,7 @@ def _attempt_objects(inputs: PlanInputs, borrowed: Borrowing, *, job: bool) -> t
     build = inputs.attempt_build(inputs.status.attempt)
     guaranteed = inputs.spec.servers.guaranteed
     objects = [*_common_objects(inputs), *pod_groups.manifests(build), *servers.disruption_budget(build)]
-    objects += [servers.server_set(build, guaranteed), *borrowed.manifests(build)]
+    objects += [servers.server_set(build, guaranteed), *servers.pool_sets(build), *borrowed.manifests(build)]
     return (*objects, *_job(inputs, build)) if job else tuple(objects)
 
 

@@ -49,6 +49,7 @@ def demand(build: Build) -> Amounts:
     spec = build.experiment.spec
     sets = (
         (spec.servers.min_pods, servers.server_set(build, spec.servers.replicas)),
+        *((int(pool["spec"]["replicas"]), pool) for pool in servers.pool_sets(build)),
         (spec.trainer.nodes, trainer.trainer_job(build)),
     )
     total: dict[str, Decimal] = {PODS: Decimal(0)}

@@ -10,7 +10,8 @@ from typing import Literal
 
 from areal_api import conditions, health, resource_names
 from areal_api.experiment import GRPOExperiment
-from areal_api.status import Condition, ExperimentStatus, ServersStatus
+from areal_api.servers import ServerGroup
+from areal_api.status import Condition, ExperimentStatus, PoolStatus, ServersStatus
 from areal_operator.clock import show
 from areal_operator.diagnosis import Reason, claim_problem, component_problem
 from areal_operator.manifests.shared import created_for, is_created_by_operator
@@ -96,11 +97,25 @@ def storage(experiment: GRPOExperiment, observed: Observed, *, uid: str) -> Cond
 
 
 def servers(experiment: GRPOExperiment, observed: Observed, *, addressed: int) -> ConditionUpdate:
-    """Whether all desired servers are ready, except borrowed ones.
+    """Whether all desired servers are ready, except borrowed ones; with pools, those of each.
 
-    ``addressed``: number of servers whose addresses the trainer has.
+    ``addressed``: number of servers, without those of pools, whose addresses the trainer has.
     """
-    spec, pods = experiment.spec.servers, observed.pods(resource_names.SERVER)
+    groups = experiment.spec.servers.groups
+    updates = [_group(experiment, group, observed, addressed=addressed) for group in groups]
+    unready = [update for update in updates if update.status != "True"]
+    unsettled = [update for update in updates if update.reason.code != conditions.READY]
+    worst = [*unready, *unsettled, updates[0]][0]
+    texts = [
+        update.reason.message if group.pool is None else f"pool {group.pool}: {update.reason.message}"
+        for group, update in zip(groups, updates, strict=True)
+    ]
+    return _servers(worst.status, worst.reason.code, "; ".join(texts))
+
+
+def _group(experiment: GRPOExperiment, group: ServerGroup, observed: Observed, *, addressed: int) -> ConditionUpdate:
+    """Whether the desired servers of one group are ready."""
+    spec, pods = group.servers, _pods_of(group, observed)
     borrowed = [pod for pod in pods if label(pod, resource_names.BORROWED) is not None]
     pods = [pod for pod in pods if pod not in borrowed]
     desired, wanted = spec.guaranteed, spec.guaranteed * spec.nodes_per_server
@@ -109,7 +124,7 @@ def servers(experiment: GRPOExperiment, observed: Observed, *, addressed: int) -
     if spec.autoscale is not None:
         more = ready_servers(borrowed, nodes=spec.nodes_per_server)
         ratio += f", and {more} of {spec.replicas - desired} borrowed ones"
-    if desired > addressed:
+    if group.pool is None and desired > addressed:
         text = f"{ratio}; the trainer has the addresses of {addressed} until its next attempt: set "
         text += "servers.maxReplicas before starting a run that will be scaled up"
         return _servers("False", conditions.BEYOND_MAX_REPLICAS, text)
@@ -119,12 +134,16 @@ def servers(experiment: GRPOExperiment, observed: Observed, *, addressed: int) -
         draining = -(-(len(pods) - wanted) // spec.nodes_per_server)
         text = f"{draining} servers are draining; {ready} of {desired} are ready"
         return _servers("True" if ready >= desired else "False", conditions.DRAINING, text)
-    owner = observed.get("StatefulSet", resource_names.servers(experiment.name))
+    owner = observed.get("StatefulSet", resource_names.pool_servers(experiment.name, group.pool))
     waiting = [pod for pod in pods if not is_ready(pod)]
     problem = component_problem(observed, owner, waiting, missing=wanted - len(pods))
     if problem is not None:
         return _servers("False", problem.code, f"{ratio}; {problem.message}")
     return _servers("False", conditions.STARTING, f"{ratio}, others are starting")
+
+
+def _pods_of(group: ServerGroup, observed: Observed) -> list[Object]:
+    return [pod for pod in observed.pods(resource_names.SERVER) if label(pod, resource_names.POOL) == group.pool]
 
 
 def trainer(experiment: GRPOExperiment, observed: Observed, *, attempt: int) -> ConditionUpdate:
@@ -146,14 +165,28 @@ def trainer(experiment: GRPOExperiment, observed: Observed, *, attempt: int) -> 
     )
 
 
-def servers_status(experiment: GRPOExperiment, observed: Observed, *, desired: int) -> ServersStatus:
-    """Numbers for the columns and for autoscalers. Surplus servers are draining and are not counted as ready."""
-    pods = observed.pods(resource_names.SERVER)
-    ready = min(ready_servers(pods, nodes=experiment.spec.servers.nodes_per_server), desired)
-    labels = resource_names.component_labels(experiment.name, resource_names.SERVER)
+def servers_status(experiment: GRPOExperiment, observed: Observed, *, wanted: bool) -> ServersStatus:
+    """Numbers for the columns and for autoscalers; ``wanted``: whether any servers should run.
+
+    Surplus servers are draining and are not counted as ready.
+    """
+    counts = [_count(group, observed, wanted=wanted) for group in experiment.spec.servers.groups]
+    ready, desired = sum(one.ready for one in counts), sum(one.desired for one in counts)
+    selector = resource_names.selector(resource_names.component_labels(experiment.name, resource_names.SERVER))
+    pools = counts[1:]
     return ServersStatus(
-        ready=ready, desired=desired, summary=f"{ready}/{desired}", selector=resource_names.selector(labels)
+        ready=ready,
+        desired=desired,
+        summary=f"{ready}/{desired}",
+        selector=f"{selector},!{resource_names.POOL}" if pools else selector,
+        pools=pools or None,
     )
+
+
+def _count(group: ServerGroup, observed: Observed, *, wanted: bool) -> PoolStatus:
+    desired = group.servers.replicas if wanted else 0
+    ready = min(ready_servers(_pods_of(group, observed), nodes=group.servers.nodes_per_server), desired)
+    return PoolStatus(name=group.pool or "", ready=ready, desired=desired)
 
 
 def pending(status: ExperimentStatus) -> list[str]:
@@ -180,6 +213,12 @@ def ordinal(pod: Object) -> int:
 def active_pods(observed: Observed, component: str | None = None) -> list[str]:
     """Names of pods whose containers may still run."""
     return [str(pod["metadata"]["name"]) for pod in observed.pods(component) if is_active(pod)]
+
+
+def active_servers(observed: Observed) -> int:
+    """Number of pods of servers, without those of pools, whose containers may still run."""
+    pods = observed.pods(resource_names.SERVER)
+    return sum(is_active(pod) and label(pod, resource_names.POOL) is None for pod in pods)
 
 
 def status_to_write(status: ExperimentStatus) -> dict[str, object]:

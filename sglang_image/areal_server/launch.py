@@ -268,6 +268,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, required=True, help="port to listen on")
     parser.add_argument("--index", type=int, default=0, help="index of this server, which is added to the run's seed")
+    parser.add_argument("--seed-offset", type=int, default=0, help="number that is added to the run's seed as well")
     parser.add_argument("--model-path", help="model to load; default config.sglang.model_path, then config.actor.path")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs (or CPU processes) of this server")
     parser.add_argument("--nodes", type=int, default=1, help="nodes of each server; --index then counts nodes")
@@ -288,6 +289,11 @@ def member_of(options: argparse.Namespace) -> Member | None:
         return None
     first = options.index - options.index % options.nodes
     return Member(options.nodes, options.index % options.nodes, options.leaders.format(first), options.group_port)
+
+
+def seed_of(options: argparse.Namespace, run_seed: int) -> int:
+    """The seed of this server: no other server of the run has it, and all nodes of a server have the same."""
+    return int(run_seed + options.seed_offset + options.index // options.nodes)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -327,7 +333,7 @@ def main(argv: list[str] | None = None) -> None:
             tensor_parallel=options.tensor_parallel,
             host=host,
             port=options.port,
-            random_seed=config.seed + options.index // options.nodes,
+            random_seed=seed_of(options, config.seed),
             flags=sglang_flags(parser),
             member=member,
             reports_experts=config.actor.router_replay,

@@ -33,6 +33,8 @@ FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     ),
     ({"servers.image": "elsewhere/x"}, "the image"),
     ({"trainer.tolerations": [{"operator": "Exists"}]}, "a toleration"),
+    ({"servers.pools": [{"name": "a", "image": "elsewhere/x"}]}, "the image"),
+    ({"servers.pools": [{"name": "a", "tolerations": [{"operator": "Exists"}]}]}, "a toleration"),
     ({"trainer.env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "db", "key": "k"}}}]}, "a Secret in env"),
     ({**ONLINE, "agents": [{"name": "a", "image": "elsewhere/x"}]}, "the image"),
     ({"tools": [{"name": "a", "tolerations": [{"operator": "Exists"}]}]}, "a toleration"),
@@ -92,5 +94,6 @@ def test_experiments_get_no_more_than_the_lists_allow(policies: None, namespace:
         eventually(lambda n=number, c=changes, t=text: t in refusal(f"bad{n}", c), text, 30.0)
     allowed = {"servers.image": "registry.example.org/x:1", "trainer.tolerations": [{"key": "gpu"}]}
     allowed["trainer.serviceAccountName"] = "s3-team"
+    allowed["servers.pools"] = [{"name": "a", "image": "registry.example.org/x:1", "tolerations": None, "env": None}]
     allowed["servers.initContainers"] = [{"name": "a", "image": "registry.example.org/x:1"}]
     assert refusal("good", allowed) == ""

@@ -7,6 +7,7 @@ from hack.testbed.experiment_case import Case, nested
 from support.agent_cases import AGENT_CASES
 from support.layout_cases import LAYOUT_CASES
 from support.pod_cases import POD_CASES
+from support.pool_cases import POOL_CASES
 from support.server_cases import SERVER_CASES
 
 _CONFIG, _ACTOR, _CLUSTER = "spec.config", "spec.config.actor", "spec.config.cluster"
@@ -17,6 +18,7 @@ CASES = [
     Case("a name of 41 letters", {"metadata.name": "a" * 41}, "longer than 40", "metadata.name"),
     *SERVER_CASES,
     *POD_CASES,
+    *POOL_CASES,
     Case(
         "one volume for one node", {"spec.storage.accessModes": ["ReadWriteOnce"], "spec.trainer.processesPerNode": 8}
     ),

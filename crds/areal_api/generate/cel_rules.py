@@ -2,59 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from areal_api.actor import MAX_BFLOAT16_BETA
 from areal_api.agents import MAX_NAMES_LENGTH
-from areal_api.experiment import MAX_NAME_LENGTH, MAX_PODS
+from areal_api.experiment import MAX_NAME_LENGTH
+from areal_api.generate.pool_rules import POOL_GPUS, POOL_PODS, pool_rules
+from areal_api.generate.rule import Rule, is_set
 from areal_api.generation import WHOLE_VOCABULARY
 from areal_api.pod_containers import OWN_CONTAINERS
+from areal_api.pods import MAX_PODS
 
-
-@dataclass(frozen=True)
-class Rule:
-    """``expression`` must be true for the object at the dotted key ``at`` ("" is the whole object).
-
-    ``at`` has no default: the API server evaluates rules on the default ``{}`` before it fills in nested defaults.
-    """
-
-    at: str
-    expression: str
-    message: str
-
-
-def _is_set(field: str) -> str:
-    # A nullable field may be absent or null; dyn() allows the type checker to compare it with null.
-    return f"has({field}) && dyn({field}) != null"
-
-
-_CODE_SOURCES = ", ".join(_is_set(f"self.code.{source}") for source in ("directory", "git", "archive"))
+_CODE_SOURCES = ", ".join(is_set(f"self.code.{source}") for source in ("directory", "git", "archive"))
 _HAS_SOURCE = f"(has(self.code) && [{_CODE_SOURCES}].exists(one, one))"
 _HAS_PACKAGES = (
     "(has(self.code) && ((has(self.code.requirements) && size(self.code.requirements) > 0) || "
-    f"({_is_set('self.code.requirementsFile')})))"
+    f"({is_set('self.code.requirementsFile')})))"
 )
-_IN_BUCKET = f"{_is_set('self.code.archive')} && !({_is_set('self.code.archive.configMap')})"
-_CODE_NEEDS_NETWORK = f"(has(self.code) && (({_is_set('self.code.git')}) || ({_IN_BUCKET}))) || {_HAS_PACKAGES}"
+_IN_BUCKET = f"{is_set('self.code.archive')} && !({is_set('self.code.archive.configMap')})"
+_CODE_NEEDS_NETWORK = f"(has(self.code) && (({is_set('self.code.git')}) || ({_IN_BUCKET}))) || {_HAS_PACKAGES}"
 _CLUSTER = "self.config.cluster"
-_SERVER_GPUS = "(self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0)"
+_SERVER_GPUS = (
+    f"((self.servers.device == 'cuda' ? self.servers.replicas * self.servers.tensorParallel : 0) + {POOL_GPUS})"
+)
 _TRAINER_GPUS = "(self.trainer.device == 'cuda' ? self.trainer.nodes * self.trainer.processesPerNode : 0)"
-_AUTOSCALE = _is_set("self.servers.autoscale")
-_HAD_AUTOSCALE = _is_set("oldSelf.spec.servers.autoscale")
-_HAS_AUTOSCALE = _is_set("self.spec.servers.autoscale")
+_AUTOSCALE = is_set("self.servers.autoscale")
+_HAD_AUTOSCALE = is_set("oldSelf.spec.servers.autoscale")
+_HAS_AUTOSCALE = is_set("self.spec.servers.autoscale")
 _RANKS = "(self.trainer.nodes * self.trainer.processesPerNode)"
 _PARALLEL = "self.config.actor.parallel"
-_PER_NODE = _is_set(f"{_CLUSTER}.n_gpus_per_node")
+_PER_NODE = is_set(f"{_CLUSTER}.n_gpus_per_node")
 
 
 def _container_rules(section: str) -> list[Rule]:
     containers, claims = f"self.{section}.initContainers", f"self.{section}.resourceClaims"
-    probes = " || ".join(_is_set(f"one.{key}Probe") for key in ("startup", "readiness", "liveness"))
-    sources = [_is_set(f"one.{key}") for key in ("resourceClaimName", "resourceClaimTemplateName")]
+    probes = " || ".join(is_set(f"one.{key}Probe") for key in ("startup", "readiness", "liveness"))
+    sources = [is_set(f"one.{key}") for key in ("resourceClaimName", "resourceClaimTemplateName")]
     known = f"has({claims}) && {claims}.exists(known, known.name == claim.name)"
 
     def claimed(resources: str) -> str:
-        return f"(!({_is_set(f'{resources}.claims')}) || {resources}.claims.all(claim, {known}))"
+        return f"(!({is_set(f'{resources}.claims')}) || {resources}.claims.all(claim, {known}))"
 
     return [
         Rule(
@@ -65,7 +50,7 @@ def _container_rules(section: str) -> list[Rule]:
         ),
         Rule(
             "spec",
-            f"!has({containers}) || {containers}.all(one, ({_is_set('one.restartPolicy')}) || !({probes}))",
+            f"!has({containers}) || {containers}.all(one, ({is_set('one.restartPolicy')}) || !({probes}))",
             f"a probe in {section}.initContainers needs restartPolicy Always; set it, or remove the probe",
         ),
         Rule(
@@ -77,7 +62,7 @@ def _container_rules(section: str) -> list[Rule]:
         Rule(
             "spec",
             f"{claimed(f'self.{section}.resources')} && (!has({containers}) || {containers}.all(one, "
-            f"!({_is_set('one.resources')}) || {claimed('one.resources')}))",
+            f"!({is_set('one.resources')}) || {claimed('one.resources')}))",
             f"resources.claims of {section} names a claim that {section}.resourceClaims lacks; add it there",
         ),
     ]
@@ -99,7 +84,7 @@ def _autoscale_rules() -> list[Rule]:
         ),
         Rule(
             "spec",
-            f"!({_AUTOSCALE}) || !(({_is_set('self.servers.maxReplicas')}) || ({_is_set('self.servers.minReplicas')}))",
+            f"!({_AUTOSCALE}) || !(({is_set('self.servers.maxReplicas')}) || ({is_set('self.servers.minReplicas')}))",
             "servers.maxReplicas or minReplicas is set, and servers.autoscale; remove it: autoscale has min and max",
         ),
         Rule(
@@ -134,7 +119,7 @@ def _code_rules(key: str) -> list[Rule]:
         rule(has, f"code is true in {key}, but spec.code is empty; set code.directory or code.git, or code: false"),
         rule("has(one.command) && size(one.command) > 0", f"code is true in {key} without a command; set command"),
         rule(
-            f"!({_is_set('one.image')}) || !{_HAS_PACKAGES}",
+            f"!({is_set('one.image')}) || !{_HAS_PACKAGES}",
             f"code is true in {key} with an image, and code.requirements are installed for the trainer's Python; leave "
             "image out, or install them in the image",
         ),
@@ -159,15 +144,16 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"!({_is_set('self.servers.maxReplicas')}) || self.servers.replicas <= self.servers.maxReplicas",
+        f"!({is_set('self.servers.maxReplicas')}) || self.servers.replicas <= self.servers.maxReplicas",
         "servers.replicas is above servers.maxReplicas; raise maxReplicas",
     ),
     Rule(
         "spec",
-        f"!({_is_set('self.servers.minReplicas')}) || self.servers.minReplicas <= self.servers.replicas",
+        f"!({is_set('self.servers.minReplicas')}) || self.servers.minReplicas <= self.servers.replicas",
         "servers.minReplicas is above servers.replicas; lower minReplicas",
     ),
     *_autoscale_rules(),
+    *pool_rules(),
     Rule(
         "spec",
         "self.trainer.nodes == 1 || 'ReadWriteMany' in self.storage.accessModes",
@@ -185,7 +171,7 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"!has(self.code) || !({_is_set('self.code.requirementsFile')}) || [{_CODE_SOURCES}].exists(one, one)",
+        f"!has(self.code) || !({is_set('self.code.requirementsFile')}) || [{_CODE_SOURCES}].exists(one, one)",
         "code.requirementsFile needs the code that contains it, code.directory or code.git",
     ),
     Rule(
@@ -201,7 +187,7 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"!({_is_set('self.config.actor.fsdp.replicas')}) || "
+        f"!({is_set('self.config.actor.fsdp.replicas')}) || "
         f"{_RANKS} % (self.config.actor.fsdp.replicas * {_PARALLEL}.tensor) == 0",
         "actor.fsdp.replicas does not divide the ranks, trainer.nodes × trainer.processesPerNode, ÷ "
         "actor.parallel.tensor",
@@ -209,7 +195,7 @@ RULES = (
     Rule(
         "spec",
         f"{_RANKS} % ({_PARALLEL}.expert * "
-        f"(({_is_set('self.config.actor.fsdp.replicas')}) ? self.config.actor.fsdp.replicas : 1)) == 0",
+        f"(({is_set('self.config.actor.fsdp.replicas')}) ? self.config.actor.fsdp.replicas : 1)) == 0",
         "actor.parallel.expert does not divide the ranks, trainer.nodes × trainer.processesPerNode, ÷ "
         "actor.fsdp.replicas",
     ),
@@ -225,7 +211,7 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"!({_is_set(f'{_CLUSTER}.n_nodes')} && {_PER_NODE}) || "
+        f"!({is_set(f'{_CLUSTER}.n_nodes')} && {_PER_NODE}) || "
         f"{_SERVER_GPUS} + {_TRAINER_GPUS} <= {_CLUSTER}.n_nodes * {_CLUSTER}.n_gpus_per_node",
         "servers and trainer need more GPUs than cluster.n_nodes × cluster.n_gpus_per_node",
     ),
@@ -248,8 +234,8 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"(({_AUTOSCALE}) ? self.servers.autoscale.max : ({_is_set('self.servers.maxReplicas')}) ? "
-        f"self.servers.maxReplicas : self.servers.replicas) * self.servers.nodesPerServer <= {MAX_PODS}",
+        f"(({_AUTOSCALE}) ? self.servers.autoscale.max : ({is_set('self.servers.maxReplicas')}) ? "
+        f"self.servers.maxReplicas : self.servers.replicas) * self.servers.nodesPerServer + {POOL_PODS} <= {MAX_PODS}",
         f"the servers have more than {MAX_PODS} pods, servers × servers.nodesPerServer; lower one",
     ),
     Rule(
@@ -266,8 +252,8 @@ RULES = (
     *(rule for section in ("servers", "trainer") for rule in _container_rules(section)),
     Rule(
         "spec",
-        f"!({_is_set('self.packing')}) || (!({_is_set('self.servers.affinity.podAffinity')}) && "
-        f"!({_is_set('self.trainer.affinity.podAffinity')}))",
+        f"!({is_set('self.packing')}) || (!({is_set('self.servers.affinity.podAffinity')}) && "
+        f"!({is_set('self.trainer.affinity.podAffinity')}))",
         "packing and affinity.podAffinity of servers or trainer exclude each other; remove one",
     ),
     *(
@@ -298,24 +284,24 @@ RULES = (
     Rule("spec.config", "size(self.actor.path) > 0", "actor.path is empty; set it to a Hugging Face model"),
     Rule(
         "spec.config",
-        f"!({_is_set('self.ref')}) || size(self.ref.path) > 0",
+        f"!({is_set('self.ref')}) || size(self.ref.path) > 0",
         "ref.path is empty; set it, or leave ref out for the model of actor.path",
     ),
     Rule("spec.config", "size(self.train_dataset.path) > 0", "train_dataset.path is empty; set it to a dataset"),
     Rule(
         "spec.config",
-        f"!({_is_set('self.rollout.consumer_batch_size')}) || "
+        f"!({is_set('self.rollout.consumer_batch_size')}) || "
         "self.rollout.consumer_batch_size == self.train_dataset.batch_size",
         "rollout.consumer_batch_size and train_dataset.batch_size differ; make them equal",
     ),
     Rule(
         "spec.config",
-        f"!({_is_set('self.rollout.queue_size')}) || self.rollout.queue_size >= self.train_dataset.batch_size",
+        f"!({is_set('self.rollout.queue_size')}) || self.rollout.queue_size >= self.train_dataset.batch_size",
         "rollout.queue_size is below train_dataset.batch_size, so no batch could ever complete; raise it",
     ),
     Rule(
         "spec.config",
-        f"!({_is_set('self.rollout.queue_size')}) || !self.async_training || "
+        f"!({is_set('self.rollout.queue_size')}) || !self.async_training || "
         "self.rollout.max_head_offpolicyness <= 1 + (self.rollout.queue_size - 1) / self.train_dataset.batch_size",
         "rollout.max_head_offpolicyness cannot be reached with rollout.queue_size and train_dataset.batch_size; raise "
         "queue_size or lower max_head_offpolicyness",
@@ -341,18 +327,18 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!self.actor.overlong_reward_penalty || !({_is_set('self.actor.overlong_tokens')}) || "
+        f"!self.actor.overlong_reward_penalty || !({is_set('self.actor.overlong_tokens')}) || "
         "self.actor.overlong_tokens <= self.gconfig.max_new_tokens",
         "actor.overlong_tokens is above gconfig.max_new_tokens; lower it",
     ),
     Rule(
         "spec.config",
-        f"!self.sglang.skip_tokenizer_init || !({_is_set('self.gconfig.stop')}) || size(self.gconfig.stop) == 0",
+        f"!self.sglang.skip_tokenizer_init || !({is_set('self.gconfig.stop')}) || size(self.gconfig.stop) == 0",
         "gconfig.stop needs the server's tokenizer; set sglang.skip_tokenizer_init to false",
     ),
     Rule(
         "spec.config",
-        f"!({_is_set('self.rollout.agent.python')}) || self.rollout.agent.mode == 'subproc'",
+        f"!({is_set('self.rollout.agent.python')}) || self.rollout.agent.mode == 'subproc'",
         "rollout.agent.python is for agents in worker processes; set rollout.agent.mode to subproc",
     ),
     Rule(
@@ -367,13 +353,13 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!({_is_set('self.eval_gconfig')}) || self.eval_gconfig.min_new_tokens <= self.eval_gconfig.max_new_tokens",
+        f"!({is_set('self.eval_gconfig')}) || self.eval_gconfig.min_new_tokens <= self.eval_gconfig.max_new_tokens",
         "eval_gconfig.min_new_tokens is above eval_gconfig.max_new_tokens; lower it",
     ),
     Rule(
         "spec.config",
         "!self.actor.overlong_reward_penalty || "
-        f"({_is_set('self.actor.overlong_tokens')} && {_is_set('self.actor.overlong_penalty_factor')})",
+        f"({is_set('self.actor.overlong_tokens')} && {is_set('self.actor.overlong_penalty_factor')})",
         "actor.overlong_reward_penalty needs overlong_tokens and overlong_penalty_factor; set both",
     ),
     Rule(
@@ -391,7 +377,7 @@ RULES = (
     Rule(
         "spec.config",
         f"(self.actor.checkpoint_every == 1 && !self.actor.offload_activations) || "
-        f"!({_is_set('self.actor.gradient_checkpointing')}) || self.actor.gradient_checkpointing",
+        f"!({is_set('self.actor.gradient_checkpointing')}) || self.actor.gradient_checkpointing",
         "actor.checkpoint_every and offload_activations need gradient_checkpointing; set it to true",
     ),
     Rule(
@@ -406,12 +392,12 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!self.actor.use_sapo_loss || !({_is_set('self.actor.c_clip')})",
+        f"!self.actor.use_sapo_loss || !({is_set('self.actor.c_clip')})",
         "actor.use_sapo_loss clips nothing; leave actor.c_clip out",
     ),
     Rule(
         "spec.config",
-        f"!self.actor.use_cispo_loss || ({_is_set('self.actor.eps_clip_higher')} && self.actor.eps_clip_higher > 0)",
+        f"!self.actor.use_cispo_loss || ({is_set('self.actor.eps_clip_higher')} && self.actor.eps_clip_higher > 0)",
         "actor.use_cispo_loss needs actor.eps_clip_higher above 0; set it, for example to 4.0 with eps_clip 1.0",
     ),
     Rule(
@@ -421,7 +407,7 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!self.actor.use_cispo_loss || !({_is_set('self.actor.c_clip')})",
+        f"!self.actor.use_cispo_loss || !({is_set('self.actor.c_clip')})",
         "actor.use_cispo_loss has no dual clip; leave actor.c_clip out",
     ),
     Rule(
@@ -431,12 +417,12 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"self.actor.parallel.expert == 1 || (self.actor.parallel.tensor == 1 && !({_is_set('self.actor.lora')}))",
+        f"self.actor.parallel.expert == 1 || (self.actor.parallel.tensor == 1 && !({is_set('self.actor.lora')}))",
         "actor.parallel.expert does not combine with actor.parallel.tensor and actor.lora; set it to 1",
     ),
     Rule(
         "spec.config",
-        f"!({_is_set('self.actor.m2_threshold')}) || self.actor.use_decoupled_loss || self.actor.recompute_logprob",
+        f"!({is_set('self.actor.m2_threshold')}) || self.actor.use_decoupled_loss || self.actor.recompute_logprob",
         "actor.m2_threshold needs the trainer's own log-probs; set actor.use_decoupled_loss or actor.recompute_logprob",
     ),
     Rule(
@@ -445,7 +431,7 @@ RULES = (
         + " || ".join(
             ["self.actor.correction.truncate", "self.actor.correction.weight_level != 'token'"]
             + [
-                _is_set(f"self.actor.correction.{key}")
+                is_set(f"self.actor.correction.{key}")
                 for key in ("min_weight", "max_binary_kl", "max_prob_diff", "max_sequence_weight", "eps_clip")
             ]
         )
@@ -454,25 +440,25 @@ RULES = (
     ),
     Rule(
         "spec.config",
-        f"!self.actor.correction.truncate || ({_is_set('self.actor.behav_imp_weight_cap')})",
+        f"!self.actor.correction.truncate || ({is_set('self.actor.behav_imp_weight_cap')})",
         "actor.correction.truncate needs a number as actor.behav_imp_weight_cap",
     ),
     Rule(
         "spec.config",
-        f"!({_is_set('self.actor.correction.kl_skip')} && {_is_set('self.actor.correction.kl_budget')}) || "
+        f"!({is_set('self.actor.correction.kl_skip')} && {is_set('self.actor.correction.kl_budget')}) || "
         "self.actor.correction.kl_skip > self.actor.correction.kl_budget",
         "actor.correction.kl_skip is not above kl_budget; raise it",
     ),
     Rule(
         "spec.config",
         "self.actor.on_collapse != 'rollback' || (self.recover.mode == 'auto' && ("
-        + " || ".join(_is_set(f"self.recover.{key}") for key in ("freq_epochs", "freq_steps", "freq_secs"))
+        + " || ".join(is_set(f"self.recover.{key}") for key in ("freq_epochs", "freq_steps", "freq_secs"))
         + "))",
         "actor.on_collapse rollback needs recovery checkpoints; set recover.mode to auto and recover.freq_steps",
     ),
     Rule(
         "spec.config",
-        f"self.actor.correction.weight_level == 'token' || !({_is_set('self.actor.correction.max_sequence_weight')})",
+        f"self.actor.correction.weight_level == 'token' || !({is_set('self.actor.correction.max_sequence_weight')})",
         "actor.correction.weight_level sequence bounds the sequence's weight; leave max_sequence_weight out",
     ),
 )

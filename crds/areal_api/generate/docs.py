@@ -30,7 +30,7 @@ from areal_api.config import GRPOConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.generate.check import check_or_write
 from areal_api.keys import fields, item_section_of, section_of
-from areal_api.section import Section
+from areal_api.section import CamelSection, Section
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "configuration.md"
 
@@ -85,12 +85,14 @@ def configuration_markdown() -> str:
 def _tables(model: type[Section], prefix: str, title: str) -> Iterator[str]:
     yield from (f"### {title}", "", str(model.__doc__).strip().splitlines()[0], "")
     yield from ("| key | type | default | bounds | unit | meaning |", "|---|---|---|---|---|---|")
-    below: list[tuple[str, type[Section]]] = []
+    below: list[tuple[str, str, type[Section]]] = []  # prefix, title
     for key, name in model.keys().items():
         field = model.model_fields[name]
         section = section_of(field.annotation)
         if section is not None:
-            below.append((f"{prefix}{key}", section))
+            below.append((f"{prefix}{key}.", f"{prefix}{key}", section))
+        elif (item := item_section_of(field.annotation)) is not None and issubclass(item, CamelSection):
+            below.append((f"{prefix}{key}[].", f"{prefix}{key} (a list)", item))
         doc = _doc(f"{prefix}{key}", field)
         cells = [f"`{doc.key}`", doc.type or "section", f"`{doc.default}`" if doc.default else "required"]
         yield (
@@ -99,8 +101,8 @@ def _tables(model: type[Section], prefix: str, title: str) -> Iterator[str]:
             + " |"
         )
     yield ""
-    for key, section in below:
-        yield from _tables(section, f"{key}.", key)
+    for start, title, section in below:
+        yield from _tables(section, start, title)
 
 
 def _doc(key: str, field: FieldInfo) -> KeyDoc:

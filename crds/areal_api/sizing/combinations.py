@@ -15,12 +15,13 @@ VARLEN_HEAD_SIZE_MULTIPLE = 8
 def combination_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str]:
     """What SGLang or the trainer refuses once it reads the model."""
     sizes = tensor_parallel_sizes(shape.heads, shape.kv_heads)
-    parallel = spec.servers.tensor_parallel
-    if parallel not in sizes:
-        yield (
-            f"servers.tensorParallel is {parallel}, which does not divide the model's {shape.heads} attention heads "
-            f"and {shape.kv_heads} key-value heads; set it to one of {', '.join(map(str, sizes))}"
-        )
+    for one in spec.servers.groups:
+        parallel = one.servers.tensor_parallel
+        if parallel not in sizes:
+            yield (
+                f"{one.key}.tensorParallel is {parallel}, which does not divide the model's {shape.heads} attention "
+                f"heads and {shape.kv_heads} key-value heads; set it to one of {', '.join(map(str, sizes))}"
+            )
     refused = training_problem(shape.kind, attn_impl=spec.config.actor.attn_impl, logit_changes=shape.logit_changes)
     if refused is not None:
         yield refused
@@ -103,9 +104,14 @@ def _attention_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[str
 
 def server_warnings(spec: ExperimentSpec) -> Iterator[str]:
     """Settings with which SGLang may not start on a GPU."""
-    sglang, others = spec.config.sglang, {name.replace("-", "_") for name in spec.servers.args}
-    chosen = sglang.attention_backend is not None or "attention_backend" in others
-    if spec.servers.device == "cuda" and sglang.dtype == "float32" and not chosen:
+    sglang = spec.config.sglang
+    others = [
+        {name.replace("-", "_") for name in one.servers.args}
+        for one in spec.servers.groups
+        if one.servers.device == "cuda"
+    ]
+    chosen = sglang.attention_backend is not None or all("attention_backend" in names for names in others)
+    if others and sglang.dtype == "float32" and not chosen:
         yield (
             "sglang.dtype is float32, which SGLang's default attention on GPUs does not take; set "
             "config.sglang.dtype=bfloat16, or config.sglang.attention_backend=triton"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from areal_api.config import GRPOConfig, WorkflowConfig
 from areal_api.experiment import ExperimentSpec
@@ -67,7 +68,7 @@ def model_length_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[s
             "rotary embedding of this model depends on the longest sequence of a pass, which ends the run; set "
             f"config.gconfig.max_tokens={shape.longest_packed}"
         )
-    if shape.longest is None or any(entry.get("name") == LONGER_CONTEXT for entry in spec.servers.env):
+    if shape.longest is None or all(_allows_longer_context(one.servers.env) for one in spec.servers.groups):
         return
     if context is not None and context > shape.longest:
         yield (
@@ -79,6 +80,10 @@ def model_length_problems(spec: ExperimentSpec, shape: ModelShape) -> Iterator[s
             f"a sequence can have {longest} tokens ({_length_keys(config)}), but the model was made for "
             f"{shape.longest} (max_position_embeddings); set config.gconfig.max_tokens={shape.longest}"
         )
+
+
+def _allows_longer_context(env: Sequence[Mapping[str, Any]]) -> bool:
+    return any(entry.get("name") == LONGER_CONTEXT for entry in env)
 
 
 def _length_keys(config: GRPOConfig) -> str:

@@ -5,13 +5,14 @@ Everything is computed from the experiment and the models' config.json; no GPU, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from areal_api.config import GRPOConfig
+from areal_api.config import GRPOConfig, SGLangConfig
 from areal_api.experiment import ExperimentSpec
 from areal_api.quantities import quantity_bytes
+from areal_api.servers import ServerGroup, ServersSpec
 from areal_api.sizing.combinations import (
     combination_problems,
     layout_warnings,
@@ -21,7 +22,7 @@ from areal_api.sizing.combinations import (
 )
 from areal_api.sizing.disk import DiskUse, disk_use
 from areal_api.sizing.fixes import trainer_fix
-from areal_api.sizing.gpus import GPUS, Gpu
+from areal_api.sizing.gpus import GPUS, Gpu, gpu_of_labels
 from areal_api.sizing.lengths import (
     length_warnings,
     longest_sequence,
@@ -53,9 +54,14 @@ class Surroundings:
     gpu: Gpu | None = None
     nodes: Sequence[int] | None = None  # free GPUs of each node
     free_disk_bytes: int | None = None  # of the run directory; None takes the volume's size
+    by_selectors: bool = True  # whether nodeSelector has an effect and may name the GPU of servers, before gpu
     steps_per_epoch: int | None = None
     from_hub: bool = False
     problems: Sequence[str] = ()  # of the place itself, such as a driver that is too old
+
+    def gpu_of(self, servers: ServersSpec) -> Gpu | None:
+        """The GPU of these servers."""
+        return (gpu_of_labels(servers.node_selector) if self.by_selectors else None) or self.gpu
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Report:
     trainer: TrainerMemory | None
     server: ServerMemory | None
     disk: DiskUse | None
+    pools: Mapping[str, ServerMemory] = field(default_factory=dict)  # of each pool of servers on GPUs
 
     @property
     def fits(self) -> bool:
@@ -96,6 +103,7 @@ class Report:
             "tokens_per_microbatch": self.tokens_per_microbatch,
             "trainer": trainer,
             "server": None if self.server is None else asdict(self.server),
+            "pools": {name: asdict(memory) for name, memory in self.pools.items()},
             "disk_bytes": None if self.disk is None else self.disk.total_bytes,
             "disk": None if self.disk is None else asdict(self.disk),
         }
@@ -117,18 +125,11 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         )
         reason = f"memory, disk and the model's limits: {model.reason}"
         return Report(problems, warnings, (reason,), tokens, None, None, None)
-    trainer = server = None
+    trainer = None
     if spec.trainer.device == "cuda":
         actor = with_replicas(spec, model, where.gpu)
         trainer = trainer_memory(model, actor, ranks=spec.trainer.ranks, tokens=tokens, ref=config.ref)
-    if spec.servers.device == "cuda":
-        server = server_memory(
-            model,
-            config.sglang,
-            gpu=where.gpu or GPUS[REFERENCE_GPU],
-            tensor_parallel=spec.servers.tensor_parallel,
-            longest=longest_sequence(config),
-        )
+    servers = _servers_memory(spec, model, where)
     disk = disk_use(model, config, steps_per_epoch=where.steps_per_epoch, from_hub=where.from_hub)
     problems = (
         *where.problems,
@@ -136,13 +137,41 @@ def size_up(spec: ExperimentSpec, model: ModelShape | UnknownModel, where: Surro
         *model_length_problems(spec, model),
         *combination_problems(spec, model),
         *trainer_problems(spec, model, trainer, where.gpu),
-        *server_problems(spec, model, server, where.gpu),
+        *(
+            problem
+            for one in spec.servers.groups
+            for problem in server_problems(spec, one, model, servers.get(one.pool), where.gpu_of(one.servers))
+        ),
         *disk_problems(spec, disk, where.free_disk_bytes),
         *placement_problems(spec, where.nodes),
     )
-    compared = where.gpu is not None or (trainer is None and server is None)
-    not_checked = (*(() if compared else (UNKNOWN_GPU,)), *(() if trainer is None else not_counted(config)))
-    return Report(problems, warnings, not_checked, tokens, trainer, server, disk)
+    sized = [one for one in spec.servers.groups if one.pool in servers]
+    unknown = (trainer is not None and where.gpu is None) or any(where.gpu_of(one.servers) is None for one in sized)
+    not_checked = (*((UNKNOWN_GPU,) if unknown else ()), *(() if trainer is None else not_counted(config)))
+    pools = {one.pool: servers[one.pool] for one in sized if one.pool is not None}
+    return Report(problems, warnings, not_checked, tokens, trainer, servers.get(None), disk, pools)
+
+
+def _servers_memory(spec: ExperimentSpec, model: ModelShape, where: Surroundings) -> dict[str | None, ServerMemory]:
+    """Of the servers on GPUs, by pool."""
+    return {
+        one.pool: server_memory(
+            model,
+            _with_arguments(spec.config.sglang, one.servers.args),
+            gpu=where.gpu_of(one.servers) or GPUS[REFERENCE_GPU],
+            tensor_parallel=one.servers.tensor_parallel,
+            longest=longest_sequence(spec.config),
+        )
+        for one in spec.servers.groups
+        if one.servers.device == "cuda"
+    }
+
+
+def _with_arguments(sglang: SGLangConfig, args: Mapping[str, Any]) -> SGLangConfig:
+    """The configuration of servers with what servers.args say about memory. SGLang checks other types of values."""
+    kinds = {"mem_fraction_static": float, "max_total_tokens": int}
+    changed = {name: args[name] for name, kind in kinds.items() if type(args.get(name)) is kind}
+    return sglang.model_copy(update=changed)
 
 
 def not_counted(config: GRPOConfig) -> Iterator[str]:
@@ -168,22 +197,21 @@ def trainer_problems(
 
 
 def server_problems(
-    spec: ExperimentSpec, shape: ModelShape, memory: ServerMemory | None, gpu: Gpu | None
+    spec: ExperimentSpec, group: ServerGroup, shape: ModelShape, memory: ServerMemory | None, gpu: Gpu | None
 ) -> Iterator[str]:
     """Servers whose KV cache cannot hold one sequence."""
     if memory is None or gpu is None or memory.sequences >= 1:
         return
-    longest = longest_sequence(spec.config)
-    sizes = (n for n in tensor_parallel_sizes(shape.heads, shape.kv_heads) if n > spec.servers.tensor_parallel)
+    longest, sglang = longest_sequence(spec.config), _with_arguments(spec.config.sglang, group.servers.args)
+    sizes = (n for n in tensor_parallel_sizes(shape.heads, shape.kv_heads) if n > group.servers.tensor_parallel)
     fitting = (
-        n
-        for n in sizes
-        if server_memory(shape, spec.config.sglang, gpu=gpu, tensor_parallel=n, longest=longest).sequences >= 1
+        n for n in sizes if server_memory(shape, sglang, gpu=gpu, tensor_parallel=n, longest=longest).sequences >= 1
     )
     larger = next(fitting, None)
-    fix = "lower gconfig.max_new_tokens" if larger is None else f"set servers.tensorParallel={larger}"
+    fix = "lower gconfig.max_new_tokens" if larger is None else f"set {group.key}.tensorParallel={larger}"
+    who = "a server" if group.pool is None else f"a server of pool {group.pool}"
     yield (
-        f"a server has {gib(memory.weights_bytes)} of weights per GPU and room for {memory.kv_tokens} tokens of KV "
+        f"{who} has {gib(memory.weights_bytes)} of weights per GPU and room for {memory.kv_tokens} tokens of KV "
         f"cache on {gpu.name}, but a sequence can have {longest} tokens; {fix}"
     )
 

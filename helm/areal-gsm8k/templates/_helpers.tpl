@@ -152,7 +152,7 @@ capabilities:
 
 {{- /* Where experiments refer to Secrets: place, and a CEL expression with %s for the test of a name n. */ -}}
 {{- define "areal.secretReferences" -}}
-env: "variables.pods.all(p, !has(p.env) || p.env.all(e, !has(e.valueFrom) || e.valueFrom == null || !has(e.valueFrom.secretKeyRef) || [e.valueFrom.secretKeyRef.name].all(n, %s)))"
+env: "variables.pods.all(p, !has(p.env) || p.env == null || p.env.all(e, !has(e.valueFrom) || e.valueFrom == null || !has(e.valueFrom.secretKeyRef) || [e.valueFrom.secretKeyRef.name].all(n, %s)))"
 env of init containers: "variables.pods.all(p, !has(p.initContainers) || p.initContainers.all(c, !has(c.env) || c.env.all(e, !has(e.valueFrom) || e.valueFrom == null || !has(e.valueFrom.secretKeyRef) || [e.valueFrom.secretKeyRef.name].all(n, %s))))"
 imagePullSecrets: "variables.pods.all(p, !has(p.imagePullSecrets) || p.imagePullSecrets.all(s, [s.name].all(n, %s)))"
 secret volumes: "variables.pods.all(p, !has(p.volumes) || p.volumes.all(v, !has(v.secret) || [v.secret.secretName].all(n, %s)))"

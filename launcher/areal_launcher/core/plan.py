@@ -60,6 +60,11 @@ def plan_run(
             f"servers.nodesPerServer is {spec.servers.nodes_per_server}; only Kubernetes runs a server on several "
             "nodes: set it to 1, or add --on kubernetes"
         )
+    if spec.servers.pools:
+        raise ValueError(
+            f"servers.pools has {spec.servers.pools[0].name}; only Kubernetes runs servers with different settings: "
+            "remove servers.pools, or add --on kubernetes"
+        )
     if spec.servers.autoscale is not None:
         raise ValueError(
             "servers.autoscale is set; only Kubernetes changes the number of servers by itself: remove it, or add "

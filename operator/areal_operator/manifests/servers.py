@@ -8,6 +8,8 @@ from typing import Any
 
 from areal_api import names, resource_names
 from areal_api.commands import server_command
+from areal_api.pods import MAX_PODS
+from areal_api.servers import ServersSpec
 from areal_api.time_limits import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S, TimeLimits
 from areal_operator.manifests import model_cache
 from areal_operator.manifests.base import Build, Manifest, owned
@@ -36,7 +38,24 @@ def server_set(build: Build, replicas: int) -> Manifest:
 
     OnDelete: an edit of the spec never restarts a server that a trainer is using.
     """
-    return _set(build, replicas)
+    labels = resource_names.component_labels(build.name, resource_names.SERVER)
+    return _set(build, replicas, name=resource_names.servers(build.name), labels=labels)
+
+
+def pool_sets(build: Build) -> tuple[Manifest, ...]:
+    """A StatefulSet for each of ``servers.pools``."""
+    labels = resource_names.component_labels(build.name, resource_names.SERVER)
+    return tuple(
+        _set(
+            _with_servers(build, group.servers),
+            group.servers.replicas,
+            name=resource_names.pool_servers(build.name, group.pool),
+            labels={**labels, resource_names.POOL: group.pool},
+            seed_offset=group.number * MAX_PODS,  # so that no two servers of a run have the same seed
+        )
+        for group in build.experiment.spec.servers.groups
+        if group.pool is not None
+    )
 
 
 def borrowed_set(build: Build, number: int) -> Manifest:
@@ -44,27 +63,36 @@ def borrowed_set(build: Build, number: int) -> Manifest:
 
     Its pods continue the numbers of those before. They are no members of the pods that start together.
     """
-    spec = build.experiment.spec
-    servers = spec.servers
+    servers = build.experiment.spec.servers
     if servers.autoscale is not None and servers.autoscale.priority_class_name is not None:
         servers = servers.model_copy(update={"priority_class_name": servers.autoscale.priority_class_name})
-    changed = spec.model_copy(update={"servers": servers})
-    build = replace(build, experiment=build.experiment.model_copy(update={"spec": changed}), gang=None)
-    return _set(build, 1, borrowed=number)
-
-
-def _set(build: Build, replicas: int, *, borrowed: int | None = None) -> Manifest:
-    name, labels = (
-        resource_names.servers(build.name),
-        resource_names.component_labels(build.name, resource_names.SERVER),
+    return _set(
+        replace(_with_servers(build, servers), gang=None),
+        1,
+        name=resource_names.borrowed_server(build.name, number),
+        labels=resource_names.borrowed_labels(build.name, number),
+        first_pod=number * servers.nodes_per_server,
     )
-    servers, ordinals = build.experiment.spec.servers, {}
-    if borrowed is not None:
-        name = resource_names.borrowed_server(build.name, borrowed)
-        labels = resource_names.borrowed_labels(build.name, borrowed)
-        ordinals = {"ordinals": {"start": borrowed * servers.nodes_per_server}}
+
+
+def _with_servers(build: Build, servers: ServersSpec) -> Build:
+    spec = build.experiment.spec.model_copy(update={"servers": servers})
+    return replace(build, experiment=build.experiment.model_copy(update={"spec": spec}))
+
+
+def _set(
+    build: Build,
+    replicas: int,
+    *,
+    name: str,
+    labels: dict[str, str],
+    first_pod: int | None = None,
+    seed_offset: int = 0,
+) -> Manifest:
+    servers = build.experiment.spec.servers
     group = None if build.gang is None else build.gang.servers
-    containers = {"initContainers": _prefetch(build), "containers": [_server(build, borrowed=borrowed)]}
+    server = _server(build, owner=name, seed_offset=seed_offset)
+    containers = {"initContainers": _prefetch(build), "containers": [server]}
     template = pod_template(
         build,
         servers,
@@ -84,7 +112,7 @@ def _set(build: Build, replicas: int, *, borrowed: int | None = None) -> Manifes
         body={
             "spec": {
                 "replicas": replicas * servers.nodes_per_server,
-                **ordinals,
+                **({} if first_pod is None else {"ordinals": {"start": first_pod}}),
                 "serviceName": resource_names.servers(build.name),
                 "podManagementPolicy": "Parallel",
                 "updateStrategy": {"type": "OnDelete"},
@@ -100,7 +128,7 @@ def disruption_budget(build: Build) -> tuple[Manifest, ...]:
 
     Servers that are not ready may always be evicted: otherwise one that loads for an hour would block a drain.
     """
-    if build.experiment.spec.servers.pods <= 1:
+    if sum(group.servers.pods for group in build.experiment.spec.servers.groups) <= 1:
         return ()
     labels = resource_names.component_labels(build.name, resource_names.SERVER)
     budget = owned(
@@ -120,7 +148,7 @@ def disruption_budget(build: Build) -> tuple[Manifest, ...]:
     return (budget,)
 
 
-def _server(build: Build, *, borrowed: int | None) -> Manifest:
+def _server(build: Build, *, owner: str, seed_offset: int) -> Manifest:
     servers = build.experiment.spec.servers
     index = f"$({names.SERVER_INDEX})"
     command = server_command(
@@ -132,8 +160,9 @@ def _server(build: Build, *, borrowed: int | None) -> Manifest:
         api_key_file=Path(API_KEY_FILE),
         threads=compute_threads(servers, servers.processes_per_pod),
         python=PYTHON,
-        leaders=resource_names.server_host(build.name, build.namespace, "{}", borrowed=borrowed),
+        leaders=resource_names.server_host(build.name, build.namespace, "{}", owner=owner),
         group_port=resource_names.SERVER_GROUP_PORT,
+        seed_offset=seed_offset,
     )
     ordinal = {"fieldRef": {"fieldPath": f"metadata.labels['{resource_names.POD_INDEX}']"}}
     result = container(

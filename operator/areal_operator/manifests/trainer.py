@@ -166,18 +166,13 @@ def _preparing(build: Build, name: str, command: list[str], mounted: list[Manife
 
 
 def _trainer(build: Build) -> Manifest:
-    trainer, servers = build.experiment.spec.trainer, build.experiment.spec.servers
-    most, nodes = build.experiment.spec.max_replicas, servers.nodes_per_server
-    guaranteed = most if servers.autoscale is None else servers.autoscale.min
+    trainer = build.experiment.spec.trainer
     paths = code.paths(build)
     env = trainer_env(
         build.experiment,
         run_dir=Path(build.run_dir),
         config_file=Path(CONFIG_FILE),
-        server_addrs=[
-            resource_names.server_address(build.name, build.namespace, i, nodes=nodes, borrowed=i >= guaranteed)
-            for i in range(most)
-        ],
+        server_addrs=_server_addresses(build),
         api_key_file=Path(API_KEY_FILE),
         threads=compute_threads(trainer, trainer.processes_per_node),
     )
@@ -215,6 +210,27 @@ def _trainer(build: Build) -> Manifest:
         "volumeMounts": mounted,
         "ports": [{"name": "torchrun", "containerPort": resource_names.MASTER_PORT, "protocol": "TCP"}],
     }
+
+
+def _server_addresses(build: Build) -> list[str]:
+    """Of all servers that the run may have, those of pools last."""
+    spec = build.experiment.spec
+    borrowed_from = spec.max_replicas if spec.servers.autoscale is None else spec.servers.autoscale.min
+    addresses: list[str] = []
+    for group in spec.servers.groups:
+        owner = resource_names.pool_servers(build.name, group.pool)
+        for index in range(spec.max_replicas if group.pool is None else group.servers.replicas):
+            borrowed = group.pool is None and index >= borrowed_from
+            addresses.append(
+                resource_names.server_address(
+                    build.name,
+                    build.namespace,
+                    index,
+                    nodes=group.servers.nodes_per_server,
+                    owner=resource_names.borrowed_server(build.name, index) if borrowed else owner,
+                )
+            )
+    return addresses
 
 
 def _gateway_env(build: Build) -> list[Manifest]:

@@ -178,7 +178,7 @@ def _unreadable(observed: Observed, existing: Object | None, *, supported: bool)
 
 def _refuse_queued_pods(spec: ExperimentSpec) -> None:
     """Labels of pods that would make Kueue queue each pod on its own: servers and trainer would wait for each other."""
-    sections = {"servers": spec.servers, "trainer": spec.trainer}
+    sections = {**{one.key: one.servers for one in spec.servers.groups}, "trainer": spec.trainer}
     programs = {f"{kind}[{one.name}]": one for kind in ("agents", "tools") for one in getattr(spec, kind)}
     for path, section in {**sections, **programs}.items():
         for key in section.pod_labels:

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 from areal_api.experiment import GRPOExperiment
 from areal_api.pods import PodBasics
+from areal_api.server_pools import ServerPool
+from areal_api.servers import ServersSpec
 from areal_operator.observed import Object
 from areal_operator.queueing import kueue
-from areal_operator.queueing.workload import SERVERS, TRAINER, pod_set_of
+from areal_operator.queueing.workload import SERVERS, TRAINER, pod_set_of, pod_set_of_pool
 
 Pods = TypeVar("Pods", bound=PodBasics)
+_PLACED = ("node_selector", "tolerations", "pod_labels", "pod_annotations")  # what a placement changes
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Placement:
         granted = self.counts.get(SERVERS, spec.servers.pods) // spec.servers.nodes_per_server
         guaranteed = spec.servers.guaranteed
         replicas = max(1, min(guaranteed, granted)) + spec.servers.replicas - guaranteed
-        servers = self._section(SERVERS, spec.servers).model_copy(update={"replicas": replicas})
+        servers = self._section(SERVERS, spec.servers)
+        servers = servers.model_copy(update={"replicas": replicas, "pools": self._pools(spec.servers)})
         changes = {
             "servers": servers,
             "trainer": self._section(TRAINER, spec.trainer),
@@ -52,6 +56,14 @@ class Placement:
             "tools": [self._section(pod_set_of(one), one) for one in spec.tools],
         }
         return experiment.model_copy(update={"spec": spec.model_copy(update=changes)})
+
+    def _pools(self, servers: ServersSpec) -> list[ServerPool]:
+        """Each pool with where its own pods go: what it has in common with ``servers`` may differ now."""
+        placed = [self._section(pod_set_of_pool(one.pool), one.servers) for one in servers.groups[1:]]
+        return [
+            pool.model_copy(update={field: getattr(section, field) for field in _PLACED})
+            for pool, section in zip(servers.pools, placed, strict=True)
+        ]
 
     def _section(self, pod_set: str, section: Pods) -> Pods:
         assigned = self.pod_sets.get(pod_set)

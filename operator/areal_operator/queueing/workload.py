@@ -1,4 +1,4 @@
-"""The Workload of an experiment: one pod set each for servers, trainer, and every agent and tool. Pure.
+"""The Workload of an experiment: one pod set each for servers, every pool, trainer, agent and tool. Pure.
 
 Servers above ``servers.autoscale.min`` have a Workload each, so that Kueue can take them back one by one.
 """
@@ -41,8 +41,8 @@ def workload(build: Build, queue: str, *, priority: Priority | None) -> Manifest
     pod_sets = _pod_sets(build)
     if len(pod_sets) > kueue.MAX_POD_SETS:
         raise ValueError(
-            f"agents and tools are {len(pod_sets) - 2}, and in a queue of Kueue at most {kueue.MAX_POD_SETS - 2} "
-            "are possible; remove some, or use one pod for several"
+            f"servers.pools, agents and tools are {len(pod_sets) - 2} together, and in a queue of Kueue at most "
+            f"{kueue.MAX_POD_SETS - 2} are possible; remove some"
         )
     labels = resource_names.labels(build.name)
     return _workload(build, resource_names.workload(build.name), queue, pod_sets, labels=labels, priority=priority)
@@ -94,6 +94,11 @@ def pod_set_of(program: AgentPod) -> str:
     return f"{'tool' if isinstance(program, ToolSpec) else 'agent'}-{program.name}"
 
 
+def pod_set_of_pool(pool: str | None) -> str:
+    """The name of the pod set of a pool of servers; of None that of the other servers."""
+    return SERVERS if pool is None else f"pool-{pool}"
+
+
 def _pod_sets(build: Build) -> list[Manifest]:
     spec = build.experiment.spec
     wanted, least = spec.servers.guaranteed * spec.servers.nodes_per_server, spec.servers.min_pods
@@ -101,8 +106,13 @@ def _pod_sets(build: Build) -> list[Manifest]:
     server_pods = _pod_set(SERVERS, owner, wanted, spec.servers.pod_annotations)
     if least < wanted:
         server_pods["minCount"] = least
+    pools = zip(spec.servers.groups[1:], servers.pool_sets(build), strict=True)
     return [
         server_pods,
+        *(
+            _pod_set(pod_set_of_pool(one.pool), owner, one.servers.pods, one.servers.pod_annotations)
+            for one, owner in pools
+        ),
         _pod_set(TRAINER, trainer.trainer_job(build), spec.trainer.nodes, spec.trainer.pod_annotations),
         *(
             _pod_set(pod_set_of(one), agents.program_set(build, one), one.replicas, one.pod_annotations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from areal_api.config import RolloutConfig
-from areal_api.experiment import ServersSpec
+from areal_api.servers import ServersSpec
 from areal_api.time_limits import TimeLimits
 
 GB = 1e9

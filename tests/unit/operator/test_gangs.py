@@ -198,3 +198,13 @@ def test_all_pods_of_servers_on_several_nodes_are_members() -> None:
     fewer = gang_of(build(**on_nodes, servers__minReplicas=1), observed())
     assert fewer is not None
     assert fewer.groups == {"case-run": 3}
+
+
+def test_servers_of_pools_start_with_the_others() -> None:
+    pools = [{"name": "big", "replicas": 2, "tensorParallel": 2, "nodesPerServer": 2}]
+    found = gang_of(build(servers__replicas=3, servers__minReplicas=2, servers__pools=pools), observed())
+    assert found is not None
+    assert found.groups == {"case-run": 2 + 4 + 1}
+    plan = decide(state(servers__pools=pools), settings=GANGS)
+    members = [one["metadata"]["annotations"].get(MEMBERS) for one in plan.objects if one["kind"] == "StatefulSet"]
+    assert members == ["case-run", "case-run"]

@@ -34,6 +34,12 @@ def test_a_run_needs_the_sum_of_its_pods() -> None:
     assert "limits.memory" not in needed
 
 
+def test_servers_of_pools_count() -> None:
+    pools = [{"name": "big", "replicas": 2, "tensorParallel": 8}]
+    needed = demand(build(servers__replicas=3, servers__pools=pools))
+    assert (needed["requests.nvidia.com/gpu"], needed["pods"]) == (3 + 16 + 1, 6)
+
+
 def test_limits_count_as_requests_that_are_not_listed() -> None:
     listed = build(servers__device="cpu", trainer__device="cpu", servers__resources={"limits": {"cpu": "3"}})
     assert demand(listed)["requests.cpu"] == 3

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from areal_api import resource_names
 from areal_api.bounds import MAX_STATUS_TEXT
 from areal_api.resource_names import SERVER, TRAINER
 from areal_api.status import ExperimentStatus
@@ -72,8 +73,42 @@ def test_servers_are_ready_once_all_desired_ones_are(
 
 
 def test_draining_servers_are_not_counted_as_ready() -> None:
-    counted = report.servers_status(experiment(), observed(pod(SERVER, 0), pod(SERVER, 1)), desired=1)
+    counted = report.servers_status(experiment(), observed(pod(SERVER, 0), pod(SERVER, 1)), wanted=True)
     assert (counted.ready, counted.desired, counted.summary) == (1, 1, "1/1")
+    assert counted.pools is None
+    assert counted.selector == resource_names.selector(resource_names.component_labels("case", SERVER))
+
+
+POOLS = [{"name": "big", "replicas": 2}, {"name": "wide", "tensorParallel": 2, "nodesPerServer": 2}]
+
+
+def in_pool(name: str, index: int, **status: Any) -> dict[str, Any]:
+    one = pod(SERVER, index, **status)
+    labels = {**one["metadata"]["labels"], resource_names.POOL: name}
+    return {**one, "metadata": {**one["metadata"], "name": f"case-pool-{name}-{index}", "labels": labels}}
+
+
+def test_servers_of_each_pool_are_counted() -> None:
+    spec = experiment(servers={"replicas": 1, "pools": POOLS})
+    pods = [pod(SERVER, 0), in_pool("big", 0), in_pool("big", 1, conditions=[]), in_pool("wide", 0)]
+    counted = report.servers_status(spec, observed(*pods), wanted=True)
+    assert (counted.ready, counted.desired) == (2, 4)
+    assert [(one.name, one.ready, one.desired) for one in counted.pools or ()] == [("big", 1, 2), ("wide", 0, 1)]
+    labels = resource_names.selector(resource_names.component_labels("case", SERVER))
+    assert counted.selector == f"{labels},!areal.dev/pool"
+
+
+def test_servers_are_ready_once_those_of_every_pool_are() -> None:
+    spec = experiment(servers={"replicas": 1, "pools": POOLS})
+    pods = [pod(SERVER, 0), in_pool("big", 0), in_pool("big", 1), in_pool("wide", 0)]
+    update = report.servers(spec, observed(*pods, server_set()), addressed=1)
+    assert (update.status, update.reason.code) == ("False", "Starting")
+    assert update.reason.message == (
+        "1 of 1 servers are ready; pool big: 2 of 2 servers are ready; "
+        "pool wide: 0 of 1 servers are ready, others are starting"
+    )
+    update = report.servers(spec, observed(*pods, in_pool("wide", 1), server_set()), addressed=1)
+    assert (update.status, update.reason.code) == ("True", "Ready")
 
 
 def test_the_trainer_runs_once_all_pods_of_its_job_do() -> None:
@@ -121,7 +156,7 @@ def test_a_server_on_several_nodes_is_ready_once_all_of_its_pods_are() -> None:
     spec = experiment(servers__replicas=2, servers__tensorParallel=2, servers__nodesPerServer=2)
     observed = Observed({"Pod": [*pods, waiting]})
     assert report.servers(spec, observed, addressed=2).reason.message.startswith("1 of 2 servers are ready")
-    assert report.servers_status(spec, observed, desired=2).summary == "1/2"
+    assert report.servers_status(spec, observed, wanted=True).summary == "1/2"
     ready = Observed({"Pod": [pod(SERVER, index) for index in range(6)]})
     update = report.servers(spec, ready, addressed=2)
     assert (update.reason.code, update.reason.message) == ("Draining", "1 servers are draining; 3 of 2 are ready")

@@ -70,6 +70,15 @@ def test_an_ipv6_port_in_use_is_named() -> None:
             launch.check_machine("cpu", 1, "::1", port)
 
 
+@pytest.mark.parametrize(
+    ("words", "seed"),
+    [("--index 3", 10), ("--index 3 --nodes 2 --leaders s-{}.x", 8), ("--index 3 --seed-offset 1024", 1034)],
+)
+def test_every_server_of_a_run_has_a_seed(words: str, seed: int) -> None:
+    options = launch.parse(["--config", "c", "--device", "cpu", "--port", "1", *words.split()])
+    assert launch.seed_of(options, 7) == seed
+
+
 @pytest.mark.parametrize(("index", "rank", "leader"), [(0, 0, "s-0.x"), (3, 1, "s-2.x"), (4, 0, "s-4.x")])
 def test_the_index_of_a_node_tells_its_server_and_its_rank(index: int, rank: int, leader: str) -> None:
     arguments = ["--config", "c", "--device", "cpu", "--port", "1", "--index", str(index)]

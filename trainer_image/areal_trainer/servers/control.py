@@ -62,9 +62,17 @@ class ServerControl:
         return str(info["weight_version"])
 
     async def learn_capacity(self, server: Server) -> None:
-        """Ask the server how many tokens its KV cache holds, over all of its data-parallel ranks."""
+        """Ask the server how many tokens its KV cache holds, over all of its data-parallel ranks.
+
+        Raises ``ServerRefusedError`` if it does not report a number.
+        """
         info = await self.client.get(server.url("/server_info"), timeout_s=CONTROL_TIMEOUT_S)
-        server.capacity = max(1, int(info["max_total_num_tokens"]) * int(info.get("dp_size", 1)))
+        tokens, ranks = info.get("max_total_num_tokens"), info.get("dp_size", 1)
+        if not isinstance(tokens, int) or not isinstance(ranks, int) or tokens < 1 or ranks < 1:
+            raise ServerRefusedError(
+                f"{server.address}: /server_info has max_total_num_tokens {tokens!r} and dp_size {ranks!r}"
+            )
+        server.capacity = tokens * ranks
 
     async def readiness_error(self, server: Server) -> ServerBusyError | None:
         """Why a server that is not paused accepts no requests: it is starting or draining. None if it does accept."""

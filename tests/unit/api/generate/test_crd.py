@@ -54,7 +54,8 @@ def test_the_definition_is_plain_yaml() -> None:
 
 
 FIXED = (".apiVersion", ".kind")  # known to the API server
-FREE_FORM = re.compile(r"\.spec\.(servers\.args|config\.workflow\.kwargs)")  # keys are limited by the operator
+# Keys are limited by the operator.
+FREE_FORM = re.compile(r"\.spec\.(servers\.args|servers\.pools\[\]\.args|config\.workflow\.kwargs)")
 QUANTITY = re.compile(r"\.(limits|requests)$")
 
 

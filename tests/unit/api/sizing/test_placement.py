@@ -95,3 +95,29 @@ def test_no_packing_places_more(first: int, count: int, second: int, others: int
     numbers = {first: count, second: others}
     found = tuple(sum(pod.gpus == size for pod in left) for size in (large, small))
     assert found == fewest_left(large, numbers[large], small, numbers[small], nodes)
+
+
+def test_pools_are_pods_beside_the_other_servers() -> None:
+    experiment = spec(1, 2, 1, 4)
+    pools = [{"name": "big", "replicas": 2, "tensorParallel": 8}, {"name": "host", "device": "cpu"}]
+    servers = experiment.servers.model_validate({**experiment.servers.model_dump(by_alias=True), "pools": pools})
+    found = pods_of(experiment.model_copy(update={"servers": servers}))
+    assert [(pod.name, pod.gpus) for pod in found] == [
+        ("pool-big-0", 8),
+        ("pool-big-1", 8),
+        ("trainer-0", 4),
+        ("server-0", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nodes", "fits"),
+    [
+        ((8, 4, 2, 1), [8, 7], True),
+        ((8, 4, 2, 1), [8, 6], False),
+        ((5, 3, 2), [5, 5], True),
+        ((5, 3, 2), [4, 2], False),
+    ],
+)
+def test_pods_of_more_than_two_sizes(sizes: tuple[int, ...], nodes: list[int], fits: bool) -> None:
+    assert (unplaced([Pod(str(size), size) for size in sizes], nodes) == []) is fits

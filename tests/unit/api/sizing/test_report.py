@@ -43,6 +43,38 @@ def checked(experiment: ExperimentSpec, *, model: str = "Qwen2.5-1.5B", **where:
     return size_up(experiment, ModelShape.of_config(qwen25(model)), Surroundings(gpu=H100, **where))
 
 
+PRODUCT = "nvidia.com/gpu.product"
+POOLS = [
+    {"name": "big", "tensorParallel": 2, "nodeSelector": {PRODUCT: "NVIDIA-H100-80GB-HBM3"}},
+    {"name": "small", "nodeSelector": {PRODUCT: "NVIDIA-L4"}, "args": {"mem_fraction_static": 0.5}},
+]
+
+
+def test_each_pool_of_servers_is_compared_with_its_gpu() -> None:
+    report = checked(spec(servers={"pools": POOLS}, trainer={"device": "cpu"}), model="Qwen2.5-7B")
+    (problem,) = report.problems
+    assert problem.startswith("a server of pool small has 14.2 GiB of weights per GPU")
+    assert "on L4-24GB" in problem
+    assert problem.endswith("set servers.pools[small].tensorParallel=2")
+    assert report.server is not None
+    assert report.pools["big"].weights_bytes == report.server.weights_bytes // 2
+    assert report.pools["big"].kv_tokens > 2 * report.server.kv_tokens
+    assert set(report.as_json()["pools"]) == {"big", "small"}
+
+
+def test_a_pool_whose_gpu_is_unknown_is_not_checked() -> None:
+    experiment = spec(servers={"pools": POOLS[:1]}, trainer={"device": "cpu"})
+    shape = ModelShape.of_config(qwen25("Qwen2.5-1.5B"))
+    assert "the GPU is unknown" in size_up(experiment, shape, Surroundings()).not_checked[0]
+    named = spec(servers={"pools": POOLS[:1], "nodeSelector": {PRODUCT: "NVIDIA-L40S"}}, trainer={"device": "cpu"})
+    assert size_up(named, shape, Surroundings()).not_checked == ()
+
+
+def test_heads_that_a_pool_cannot_divide_are_named() -> None:
+    report = checked(spec(servers={"pools": [{"name": "odd", "tensorParallel": 5}]}))
+    assert "servers.pools[odd].tensorParallel is 5, which does not divide" in report.problems[0]
+
+
 def test_a_run_that_fits_has_no_problem() -> None:
     report = checked(spec(), nodes=[8])
     assert report.fits

@@ -48,6 +48,12 @@ def test_a_number_of_servers_that_changes_by_itself_is_refused(experiment_path: 
         plan_run(experiment, run=tmp_path, key_file=tmp_path / "key", threads=1)
 
 
+def test_pools_of_servers_are_refused(experiment_path: Path, tmp_path: Path) -> None:
+    experiment = load(experiment_path, "servers.pools=[{name: big}]")
+    with pytest.raises(ValueError, match=r"servers.pools has big; only Kubernetes.*--on kubernetes"):
+        plan_run(experiment, run=tmp_path, key_file=tmp_path / "key", threads=1)
+
+
 def test_a_suspended_experiment_is_refused(experiment_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"runPolicy.suspend is true.*set it to false"):
         plan_run(load(experiment_path, "runPolicy.suspend=true"), run=tmp_path, key_file=tmp_path / "key", threads=1)

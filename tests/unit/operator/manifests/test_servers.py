@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from areal_api import names, resource_names
 from support.operator_manifests import env_of, made, pods
+from support.operator_objects import decide, state
 
 
 def test_grace_periods_and_the_startup_time_are_those_of_the_spec() -> None:
@@ -58,6 +61,71 @@ def test_both_ends_of_a_broadcast_have_the_same_nccl_settings() -> None:
     server, trainer = pods()
     for name in ("NCCL_CUMEM_ENABLE", "NCCL_NVLS_ENABLE"):
         assert env_of(server)[name] == env_of(trainer)[name] == "0"
+
+
+POOLS = [
+    {
+        "name": "h100",
+        "replicas": 2,
+        "tensorParallel": 4,
+        "nodeSelector": {"gpu": "h100"},
+        "args": {"schedule_policy": "lpm"},
+    },
+    {"name": "wide", "replicas": 3, "tensorParallel": 16, "nodesPerServer": 2, "image": "other:1"},
+]
+WITH_POOLS = {"servers__replicas": 2, "servers__nodeSelector": {"gpu": "l40s"}, "servers__pools": POOLS}
+
+
+def sets(**changes: Any) -> dict[str, Any]:
+    found = [one for one in decide(state(**changes)).objects if one["kind"] == "StatefulSet"]
+    return {one["metadata"]["name"]: one for one in found}
+
+
+def test_each_pool_is_a_stateful_set_with_its_settings() -> None:
+    made = sets(**WITH_POOLS)
+    assert {name: one["spec"]["replicas"] for name, one in made.items()} == {
+        "case-server": 2,
+        "case-pool-h100": 2,
+        "case-pool-wide": 6,
+    }
+    templates = {name: one["spec"]["template"]["spec"] for name, one in made.items()}
+    assert [pod["nodeSelector"]["gpu"] for pod in templates.values()] == ["l40s", "h100", "l40s"]
+    containers = [pod["containers"][0] for pod in templates.values()]
+    assert [one["resources"]["limits"]["nvidia.com/gpu"] for one in containers] == ["1", "4", "8"]
+    assert [one["image"] for one in containers] == ["server:cuda", "server:cuda", "other:1"]
+    assert ["--args" in one["command"] for one in containers] == [False, True, False]
+    for name, one in made.items():
+        selector = one["spec"]["selector"]["matchLabels"]
+        assert selector.get(resource_names.POOL) == {"case-pool-h100": "h100", "case-pool-wide": "wide"}.get(name)
+        assert selector.items() <= one["spec"]["template"]["metadata"]["labels"].items()
+        assert one["spec"]["serviceName"] == "case-server"
+
+
+def test_no_two_servers_of_a_run_have_the_same_seed() -> None:
+    commands = [one["spec"]["template"]["spec"]["containers"][0]["command"] for one in sets(**WITH_POOLS).values()]
+    offsets = [int(words[words.index("--seed-offset") + 1]) if "--seed-offset" in words else 0 for words in commands]
+    assert offsets == [0, 1024, 2048]
+
+
+def test_the_trainer_has_the_addresses_of_all_pools() -> None:
+    trainer = made("Job", servers__maxReplicas=3, **WITH_POOLS)["spec"]["template"]["spec"]
+    hosts = [f"case-server-{i}" for i in range(3)] + ["case-pool-h100-0", "case-pool-h100-1"]
+    hosts += [f"case-pool-wide-{i}" for i in (0, 2, 4)]
+    assert env_of(trainer)[names.SERVER_ADDRS] == ",".join(f"{host}.case-server.ns.svc:30000" for host in hosts)
+
+
+def test_pods_of_a_server_of_a_pool_meet_at_its_first_one() -> None:
+    server = sets(**WITH_POOLS)["case-pool-wide"]["spec"]["template"]["spec"]["containers"][0]
+    command = server["command"]
+    assert command[command.index("--leaders") + 1] == "case-pool-wide-{}.case-server.ns.svc"
+
+
+def test_one_server_and_a_pool_have_a_disruption_budget() -> None:
+    assert made("PodDisruptionBudget", servers__pools=[{"name": "a"}])["spec"]["maxUnavailable"] == 1
+
+
+def test_without_pools_nothing_differs_from_an_empty_list() -> None:
+    assert decide(state(servers__pools=[])).objects == decide(state()).objects
 
 
 ON_NODES = {"servers__replicas": 3, "servers__tensorParallel": 16, "servers__nodesPerServer": 2}

@@ -42,6 +42,26 @@ def test_flavors_reach_the_pods_of_every_pod_set_beside_what_the_user_chose() ->
     assert own in templates(placement, servers__tolerations=[own])["servers"]["spec"]["tolerations"]
 
 
+def test_a_pool_gets_its_flavor_and_not_that_of_the_other_servers() -> None:
+    changes: dict[str, Any] = {
+        "servers__replicas": 4,
+        "servers__pools": [{"name": "own", "nodeSelector": {"rack": "2"}}, {"name": "bare", "replicas": 2}],
+    }
+    placement = Placement(
+        {
+            "servers": PodSetPlacement({"gpu": "l40s"}, [{"key": "l40s"}]),
+            "pool-own": PodSetPlacement({"gpu": "h100"}, [{"key": "h100"}], {"a": "b"}),
+            "pool-bare": PodSetPlacement(),
+        },
+        {"servers": 3, "pool-own": 1, "pool-bare": 2, "trainer": 1},
+    )
+    main, own, bare = placement.placed(experiment(**changes)).spec.servers.groups
+    assert (main.servers.replicas, own.servers.replicas, bare.servers.replicas) == (3, 1, 2)
+    assert own.servers.node_selector == {"rack": "2", "gpu": "h100"}
+    assert (own.servers.tolerations, own.servers.pod_labels) == ([{"key": "h100"}], {"a": "b"})
+    assert (bare.servers.node_selector, bare.servers.tolerations) == ({}, [])
+
+
 def test_admission_checks_add_to_the_flavors() -> None:
     update = {
         "name": "trainer",

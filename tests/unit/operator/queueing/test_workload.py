@@ -36,6 +36,26 @@ def test_there_is_a_pod_set_for_servers_trainer_agents_and_tools() -> None:
     assert spec["queueName"] == "q"
 
 
+def test_each_pool_of_servers_is_a_pod_set() -> None:
+    pools = [{"name": "big", "replicas": 2, "tensorParallel": 8, "nodesPerServer": 2, "nodeSelector": {"gpu": "h100"}}]
+    pod_sets = made(servers__replicas=3, servers__minReplicas=1, servers__pools=pools)["spec"]["podSets"]
+    assert [(one["name"], one["count"], one.get("minCount")) for one in pod_sets] == [
+        ("servers", 3, 1),
+        ("pool-big", 4, None),
+        ("trainer", 1, None),
+    ]
+    big = pod_sets[1]["template"]["spec"]
+    assert big["containers"][0]["resources"]["requests"]["nvidia.com/gpu"] == "4"
+    assert big["nodeSelector"] == {"gpu": "h100"}
+
+
+def test_pools_agents_and_tools_have_at_most_six_pod_sets_together() -> None:
+    pools = [{"name": f"p{i}"} for i in range(6)]
+    assert len(made(servers__pools=pools)["spec"]["podSets"]) == kueue.MAX_POD_SETS
+    with pytest.raises(ValueError, match=r"servers.pools, agents and tools are 7 together, .* at most 6"):
+        made(servers__pools=pools, agents=[{"name": "a"}], **ONLINE)
+
+
 def test_requests_are_completed_from_limits_and_commands_are_left_out() -> None:
     servers = made(servers__resources={"limits": {"memory": "9Gi"}, "requests": {"cpu": "1"}})["spec"]["podSets"][0]
     (container,) = servers["template"]["spec"]["containers"]
@@ -73,7 +93,7 @@ def test_two_topologies_are_refused() -> None:
 
 def test_more_programs_than_pod_sets_are_refused() -> None:
     tools = [{"name": f"t{index}", "image": "t"} for index in range(7)]
-    with pytest.raises(ValueError, match="agents and tools are 7, and in a queue of Kueue at most 6"):
+    with pytest.raises(ValueError, match="agents and tools are 7 together, and in a queue of Kueue at most 6"):
         made(tools=tools)
 
 

@@ -53,6 +53,13 @@ def test_a_server_with_four_times_the_cache_gets_four_times_the_samples():
             request.result(TIMEOUT_S)
 
 
+def test_a_server_that_does_not_report_its_cache_gets_no_requests():
+    with ScriptedServer(Script(cache_tokens=0)) as first, ScriptedServer() as second:
+        with engine_on(first, second) as engine:
+            assert [server.state for server in engine.servers()] == ["behind", "current"]
+            assert "max_total_num_tokens 0" in engine.servers()[0].reason
+
+
 def test_a_server_that_restarts_with_another_cache_gets_its_share():
     with ScriptedServer(Script(cache_tokens=10_000)) as first, ScriptedServer() as second:
         with engine_on(first, second) as engine:
