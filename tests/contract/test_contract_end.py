@@ -57,14 +57,14 @@ def observe_shutdown(server: RealServer) -> Shutdown:
     server.process.send_signal(signal.SIGTERM)
     eventually(lambda: client.get("/ready").status_code == 503, "it is not ready")
     end.unready_before_completion = not end.completed
-    for thread in threads:
-        thread.join(LONGEST_S)
-    # The last requests reach a stopped engine, then no server; none may hang.
+    # The first of these requests are sent while others run, the last to a stopped engine. None may hang.
     with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError):
         while server.process.poll() is None:
             client.post("/generate", json=request([5, 9, 14], max_new_tokens=1))
             end.late += 1
             time.sleep(0.2)
+    for thread in threads:
+        thread.join(LONGEST_S)
     end.status = server.process.wait(LONGEST_S)
     end.log = server.log.read_text(errors="replace")
     return end
