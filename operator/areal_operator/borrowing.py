@@ -110,47 +110,64 @@ def _seen(inputs: PlanInputs) -> _Seen:
     return _Seen(pods_by_server(inputs), frozenset(sets), numbered(kueue.WORKLOAD))
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What becomes of one borrowed server in a queue."""
+
+    applies: bool = False  # its Workload is to be applied
+    keeps: bool = True  # its Workload is not deleted
+    placed: GRPOExperiment | None = None  # may have pods
+    report: Report | None = None  # to Kueue
+    waits: str = ""
+    unwatched: bool = False
+
+
 def _queued(inputs: PlanInputs, numbers: tuple[int, ...], seen: _Seen) -> Borrowing:
     """Of a run in a queue: a server may have pods while its Workload is admitted."""
-    queue, priority, nodes = inputs.gate.queue or "", _priority(inputs), inputs.spec.servers.nodes_per_server
+    queue, priority = inputs.gate.queue or "", _priority(inputs)
     build = replace(inputs.build(inputs.status.attempt), experiment=inputs.requested)
     wanted = borrowed_workloads(build, numbers, queue, priority=priority)
-    result, waits = Borrowing(numbers), dict[int, str]()
-    placed, to_apply, kept, reports = dict[int, GRPOExperiment](), list[Manifest](), set[str](), dict[int, Report]()
-    for number in numbers:
-        existing, manifest = seen.workloads.get(number), wanted[number]
-        if existing is None or (not is_terminating(existing) and _waits_for_quota(existing)):
-            if priority is not None and priority.value is None:
-                waits[number] = f"{priority.kind} {priority.name} does not exist; create it, or correct the name"
-                result = replace(result, unwatched=True)
-            else:
-                to_apply.append(manifest)
-                waits[number] = _why_pending(queue, existing)
-            kept.add(manifest["metadata"]["name"])
-            continue
-        changed = annotation(existing, GANG) != manifest["metadata"]["annotations"][GANG]
-        if is_terminating(existing) or not has_quota(existing) or changed:
-            waits[number] = f"Workload {manifest['metadata']['name']} is being replaced"
-            continue
-        kept.add(manifest["metadata"]["name"])
-        pods = [pod for pod in seen.pods.get(number, ()) if is_active(pod)]
-        missing = sorted(flavors_of(existing) - set(inputs.observed.kueue.flavors))
-        if _is_evicted(existing):
-            waits[number] = f"evicted from queue {queue}: {_text(existing, kueue.EVICTED)}"
-            if not pods and number not in seen.sets:
-                reports[number] = Report(hand_back=True)
-        elif not has_condition(existing, kueue.ADMITTED):
-            waits[number] = f"queue {queue}: quota is reserved, admission checks are open"
-        elif missing:
-            waits[number] = f"ResourceFlavor {missing[0]}, which Kueue has assigned, cannot be read; create it again"
-            result = replace(result, unwatched=True)
-        else:
-            placed[number] = placement_of(existing, inputs.observed.kueue.flavors).placed(inputs.requested)
-            reports[number] = Report(pods_ready=sum(is_ready(pod) for pod in pods) >= nodes)
-    evicted = [number for number in waits if _is_evicted(seen.workloads.get(number))]
-    first = next(iter([*evicted, *waits]), None)
-    text = "" if first is None else f"server {first}: {waits[first]}"
-    return replace(result, placed=placed, to_apply=tuple(to_apply), kept=frozenset(kept), reports=reports, waits=text)
+    turns = {number: _turn(inputs, number, wanted[number], seen, queue, priority) for number in numbers}
+    waiting = [number for number, turn in turns.items() if turn.waits]
+    evicted = [number for number in waiting if _is_evicted(seen.workloads.get(number))]
+    first = next(iter([*evicted, *waiting]), None)
+    return Borrowing(
+        numbers,
+        placed={number: turn.placed for number, turn in turns.items() if turn.placed is not None},
+        to_apply=tuple(wanted[number] for number, turn in turns.items() if turn.applies),
+        kept=frozenset(wanted[number]["metadata"]["name"] for number, turn in turns.items() if turn.keeps),
+        reports={number: turn.report for number, turn in turns.items() if turn.report is not None},
+        waits="" if first is None else f"server {first}: {turns[first].waits}",
+        unwatched=any(turn.unwatched for turn in turns.values()),
+    )
+
+
+def _turn(
+    inputs: PlanInputs, number: int, manifest: Manifest, seen: _Seen, queue: str, priority: Priority | None
+) -> _Turn:
+    existing, name = seen.workloads.get(number), manifest["metadata"]["name"]
+    if existing is None or (not is_terminating(existing) and _waits_for_quota(existing)):
+        if priority is not None and priority.value is None:
+            text = f"{priority.kind} {priority.name} does not exist; create it, or correct the name"
+            return _Turn(waits=text, unwatched=True)
+        return _Turn(applies=True, waits=_why_pending(queue, existing))
+    changed = annotation(existing, GANG) != manifest["metadata"]["annotations"][GANG]
+    if is_terminating(existing) or not has_quota(existing) or changed:
+        return _Turn(keeps=False, waits=f"Workload {name} is being replaced")
+    pods = [pod for pod in seen.pods.get(number, ()) if is_active(pod)]
+    if _is_evicted(existing):
+        ended = not pods and number not in seen.sets
+        handed = Report(hand_back=True) if ended else None
+        return _Turn(report=handed, waits=f"evicted from queue {queue}: {_text(existing, kueue.EVICTED)}")
+    if not has_condition(existing, kueue.ADMITTED):
+        return _Turn(waits=f"queue {queue}: quota is reserved, admission checks are open")
+    missing = sorted(flavors_of(existing) - set(inputs.observed.kueue.flavors))
+    if missing:
+        text = f"ResourceFlavor {missing[0]}, which Kueue has assigned, cannot be read; create it again"
+        return _Turn(waits=text, unwatched=True)
+    ready = sum(is_ready(pod) for pod in pods) >= inputs.spec.servers.nodes_per_server
+    placed = placement_of(existing, inputs.observed.kueue.flavors).placed(inputs.requested)
+    return _Turn(placed=placed, report=Report(pods_ready=ready))
 
 
 def _is_admitted(workload: Object) -> bool:

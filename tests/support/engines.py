@@ -34,14 +34,14 @@ FAST = ServerTimings(probe_period_s=0.05, max_backoff_s=0.05, retry_wait_s=0.01)
 def publish_ones(run: Path, *, version: int = 0, deltas: bool = False) -> Path:
     """A directory of weights as published by the trainer: ones, plus the version."""
     return publish_to_disk(
-        _Ones(version), run=run, version=version, dtype=torch.float32, ranks=Ranks.current(), deltas=deltas
+        Ones(version), run=run, version=version, dtype=torch.float32, ranks=Ranks.current(), deltas=deltas
     )
 
 
-class _Ones:
+class Ones:
     """A policy of one tensor: ones, plus the version."""
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int = 0) -> None:
         self.version = version
 
     def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

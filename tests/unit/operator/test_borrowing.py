@@ -1,4 +1,4 @@
-"""Borrowed servers of a run in a queue: which Workloads and StatefulSets they have, and what is said about them."""
+"""Borrowed servers of a run in a queue: their Workloads, their StatefulSets, and the reasons that they wait for."""
 
 from __future__ import annotations
 

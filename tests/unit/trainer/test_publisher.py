@@ -10,27 +10,20 @@ from areal_trainer.publisher import Publisher
 from areal_trainer.ranks import Ranks
 from areal_trainer.servers.weight_update import BroadcastError
 from areal_trainer.weights.disk import WeightUpdate, verify_published
+from support.engines import Ones
 
 
-class CountingPolicy:
+class CountingPolicy(Ones):
     """Two tensors; counts the collective gathers."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.gathered = 0
 
     def named_full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name in ("a.weight", "b.weight"):
             self.gathered += 1
             yield name, torch.ones(4)
-
-    def named_own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return self.named_full_tensors()
-
-    def buffers(self) -> dict[str, torch.Tensor]:
-        return {}
-
-    def save_model_config(self, directory: Path) -> None:
-        pass
 
 
 class BreakingEngine:

@@ -4,6 +4,7 @@
 
 import pytest
 
+from areal_trainer.engine import RemoteSGLangEngine
 from areal_trainer.servers.fleet import Fleet, NoServerError, Target
 from areal_trainer.weights.disk import WeightUpdate
 from support.engines import (
@@ -40,17 +41,24 @@ def test_prompts_go_to_the_server_with_the_least_work():
             request.result(TIMEOUT_S)
 
 
+def shares(engine: RemoteSGLangEngine, first: ScriptedServer, second: ScriptedServer, total: int) -> tuple[int, int]:
+    """How many of ``total`` concurrent requests each of the two servers gets, which hold them meanwhile."""
+    for server in (first, second):
+        server.add_faults(Fault("hold", times=0))
+    requests = [start_generating(engine) for _ in range(total)]
+    eventually(lambda: first.counts.get("/generate", 0) + second.counts.get("/generate", 0) == total)
+    found = first.counts.get("/generate", 0), second.counts.get("/generate", 0)
+    for server in (first, second):
+        server.release()
+    for request in requests:
+        request.result(TIMEOUT_S)
+    return found
+
+
 def test_a_server_with_four_times_the_cache_gets_four_times_the_samples():
-    held = (Fault("hold", times=0),)
-    small, large = Script(faults=held, cache_tokens=10_000), Script(faults=held, cache_tokens=40_000)
+    small, large = Script(cache_tokens=10_000), Script(cache_tokens=40_000)
     with ScriptedServer(small) as first, ScriptedServer(large) as second, engine_on(first, second) as engine:
-        requests = [start_generating(engine) for _ in range(20)]
-        eventually(lambda: first.counts.get("/generate", 0) + second.counts.get("/generate", 0) == 20)
-        assert (first.counts["/generate"], second.counts["/generate"]) == (4, 16)
-        for server in (first, second):
-            server.release()
-        for request in requests:
-            request.result(TIMEOUT_S)
+        assert shares(engine, first, second, 20) == (4, 16)
 
 
 def test_a_server_that_does_not_report_its_cache_gets_no_requests():
@@ -67,15 +75,7 @@ def test_a_server_that_restarts_with_another_cache_gets_its_share():
             first.restart()
             eventually(lambda: [server.incarnation for server in engine.servers()] == [1, 0])
             eventually(lambda: [server.state for server in engine.servers()] == ["current", "current"])
-            for server in (first, second):
-                server.add_faults(Fault("hold", times=0))
-            requests = [start_generating(engine) for _ in range(11)]
-            eventually(lambda: first.counts.get("/generate", 0) + second.counts.get("/generate", 0) == 11)
-            assert (first.counts["/generate"], second.counts["/generate"]) == (10, 1)
-            for server in (first, second):
-                server.release()
-            for request in requests:
-                request.result(TIMEOUT_S)
+            assert shares(engine, first, second, 11) == (10, 1)
 
 
 def test_servers_are_counted_by_what_they_hold(published):
